@@ -1,0 +1,184 @@
+"""`streamattn attend`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+FROM, WHAT, HOW, WATCH = "Input", "Attention", "Memory, speed, error", "What is shown"
+
+
+def attend(
+    input: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[INPUT]",
+            help="File that holds q, k, v (.h5, .safetensors, packed .npy), or - for rows on standard input.",
+        ),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="FILE.npy, FILE.h5, or - (.npy records on standard output).")
+    ] = "-",
+    q: Annotated[str | None, typer.Option(help="Queries: FILE, FILE:DATASET or -.", rich_help_panel=FROM)] = None,
+    k: Annotated[str | None, typer.Option(help="Keys.", rich_help_panel=FROM)] = None,
+    v: Annotated[str | None, typer.Option(help="Values.", rich_help_panel=FROM)] = None,
+    group: Annotated[str | None, typer.Option(help="HDF5 group or name prefix of q, k, v.", rich_help_panel=FROM)] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Axes: TD, THD, HTD, BTHD, BHTD or TC.", rich_help_panel=FROM)
+    ] = None,
+    record: Annotated[
+        str | None, typer.Option(help="What packed rows hold: qkv, kv, q, k or v.", rich_help_panel=FROM)
+    ] = None,
+    raw: Annotated[
+        str | None, typer.Option(help="Rows without headers, of f16, bf16, f32 or f64.", rich_help_panel=FROM)
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What 16-bit integers are: bf16 or f16.", rich_help_panel=FROM)
+    ] = None,
+    heads: Annotated[int | None, typer.Option(help="Query heads in fused rows.", rich_help_panel=FROM)] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="Key heads in fused rows.", rich_help_panel=FROM)] = None,
+    dim: Annotated[int | None, typer.Option(help="Length of a query or key in fused rows.", rich_help_panel=FROM)] = None,
+    value_dim: Annotated[int | None, typer.Option(help="Length of a value.", rich_help_panel=FROM)] = None,
+    select: Annotated[
+        str | None, typer.Option(help="Key heads to use, such as 0,2 (with their query heads).", rich_help_panel=FROM)
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Rows A to B (not included) only.", rich_help_panel=FROM)
+    ] = None,
+    q_rows: Annotated[
+        str | None, typer.Option(metavar="A:B", help="The same for queries of their own.", rich_help_panel=FROM)
+    ] = None,
+    causal: Annotated[
+        bool | None,
+        typer.Option("--causal/--full", help="Row i sees rows up to i, or all rows.", rich_help_panel=WHAT),
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="sqrt (1/sqrt(dim)), d (1/dim) or a number.", rich_help_panel=WHAT)
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="exact, poly or window.", show_default="window/poly", rich_help_panel=WHAT)
+    ] = None,
+    sinks: Annotated[
+        int | None, typer.Option(help="First rows that stay exact.", show_default="window 4, poly 0", rich_help_panel=WHAT)
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Recent rows that stay exact.", show_default="window 1024, poly 0", rich_help_panel=WHAT),
+    ] = None,
+    degree: Annotated[int, typer.Option(help="poly: degree of the polynomial, 1 to 12.", rich_help_panel=WHAT)] = 4,
+    polynomial: Annotated[str, typer.Option(help="poly: hermite or taylor.", rich_help_panel=WHAT)] = "hermite",
+    beta: Annotated[
+        float | None, typer.Option(help="poly: bound on |logit|; longer rows are shortened.", rich_help_panel=WHAT)
+    ] = None,
+    max_error: Annotated[
+        float, typer.Option(help="poly: refuse when a larger error is predicted.", rich_help_panel=WHAT)
+    ] = 0.25,
+    memory: Annotated[
+        str | None, typer.Option(help="Budget above the program itself, such as 512MiB.", rich_help_panel=HOW)
+    ] = None,
+    audit: Annotated[
+        int, typer.Option(help="Rows that are also answered exactly, to measure the error.", rich_help_panel=HOW)
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of the audit's sample.", rich_help_panel=HOW)] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads.", show_default="all", rich_help_panel=HOW)] = None,
+    block_rows: Annotated[
+        int | None, typer.Option(help="Rows read at a time.", show_default="about 4 MiB", rich_help_panel=HOW)
+    ] = None,
+    nan_policy: Annotated[
+        str, typer.Option(help="error, or drop rows that are not finite.", rich_help_panel=HOW)
+    ] = "error",
+    out_dtype: Annotated[
+        str | None, typer.Option(help="f16, f32 or f64.", show_default="f32; f64 for f64", rich_help_panel=HOW)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, touch nothing.", rich_help_panel=WATCH)] = False,
+    json: Annotated[bool, typer.Option("--json", help="The outcome as JSON on standard output.", rich_help_panel=WATCH)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no outcome.", rich_help_panel=WATCH)] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Progress as JSON lines.", rich_help_panel=WATCH)] = False,
+    progress_every: Annotated[
+        float, typer.Option(help="Seconds between progress lines in a log.", rich_help_panel=WATCH)
+    ] = 10.0,
+) -> None:
+    """Attention outputs for queries over keys and values of any length, in constant memory.
+
+        streamattn attend heads.h5 --causal --method window --sinks 4 --window 256 -o out.npy --audit 64
+    """
+    from streamattn_cli.engine.request import AttendRequest
+    from streamattn_cli.errors import UsageError
+    from streamattn_cli.rows.spec import InputSpec
+    from streamattn_cli.rows.tensor import storage_word
+    from streamattn_cli.units import parse_size
+
+    if nan_policy not in ("error", "drop"):
+        raise UsageError(f"--nan-policy {nan_policy}: use error or drop")
+    to_stdout = output == "-"
+    if json and to_stdout and not dry_run:
+        raise UsageError("--json needs standard output, where the answers go: name a file with -o, or use --log-json")
+    if to_stdout and not dry_run and sys.stdout.isatty():
+        raise UsageError("standard output is a terminal, and answers are binary: pipe them on or give -o FILE")
+    spec = InputSpec(
+        input=input, q=q, k=k, v=v, group=group, layout=layout, record=record, raw=raw, dtype=dtype, heads=heads,
+        kv_heads=kv_heads, dim=dim, value_dim=value_dim, select=_numbers(select), rows=_range(rows, "--rows"),
+        q_rows=_range(q_rows, "--q-rows"),
+    )  # fmt: skip
+    request = AttendRequest(
+        inputs=spec, output=output, method=method, causal=causal, scale=scale, sinks=sinks, window=window,
+        degree=degree, polynomial=polynomial, beta=beta, max_error=max_error, audit=audit,
+        memory=None if memory is None else parse_size(memory), seed=seed, threads=threads, block_rows=block_rows,
+        nan_policy=nan_policy, out_dtype=out_dtype and storage_word(out_dtype, "--out-dtype"),
+    )  # fmt: skip
+    if dry_run:
+        _show_plan(request, json)
+    else:
+        _run(request, json, "json" if log_json else "quiet" if quiet else "auto", progress_every)
+
+
+def _show_plan(request, json: bool) -> None:
+    from streamattn_cli.engine.attend import plan_attend
+    from streamattn_cli.report.jsontext import json_line
+    from streamattn_cli.report.plan import render_plan
+
+    plan = plan_attend(request).to_dict()
+    if json:
+        print(json_line({"type": "plan", **plan}))
+    else:
+        render_plan(plan)
+
+
+def _run(request, json: bool, mode: str, every: float) -> None:
+    from streamattn_cli.engine.attend import attend as run
+    from streamattn_cli.engine.signals import Interrupts
+    from streamattn_cli.report.jsontext import json_line
+    from streamattn_cli.report.outcome import render_outcome
+    from streamattn_cli.report.progress import make_listener
+
+    with make_listener(mode, every) as listener, Interrupts(status=listener.status) as interrupts:
+        outcome = run(request, listener, interrupts)
+    if json:
+        print(json_line(outcome.to_dict()))
+    elif mode == "auto":
+        render_outcome(outcome)
+
+
+def _numbers(word: str | None) -> tuple[int, ...] | None:
+    from streamattn_cli.errors import UsageError
+
+    if word is None:
+        return None
+    try:
+        return tuple(int(part) for part in word.split(","))
+    except ValueError:
+        raise UsageError(f"--select {word}: give numbers with commas between them, such as 0,2") from None
+
+
+def _range(word: str | None, option: str) -> tuple[int, int | None] | None:
+    from streamattn_cli.errors import UsageError
+
+    if word is None:
+        return None
+    try:
+        first, last = word.split(":")
+        return int(first or 0), int(last) if last else None
+    except ValueError:
+        raise UsageError(f"{option} {word}: give A:B, such as 0:4096 or 1000: (to the end)") from None

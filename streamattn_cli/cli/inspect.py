@@ -1,0 +1,3 @@
+"""`streamattn inspect`: what is in this input."""
+def inspect() -> None:
+    """x"""

@@ -1,0 +1,148 @@
+"""How wrong is it? Sampled query rows are answered exactly as well, and the two answers compared."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamattn_cli.engine.events import Audit, ErrorEstimate
+from streamattn_cli.engine.lanes import Lane
+from streamattn_cli.engine.request import Problem
+from streamattn_cli.rows.tensor import STORAGE
+from streamattn_cli.sketches.exact import ExactQueries, ValueMeans
+
+RESAMPLES = 2000
+
+
+class Auditor:
+    """`rows` sampled query rows, their exact answers (gathered while keys pass) and what the method answered.
+
+    With a seekable q the sample is drawn and read beforehand; otherwise (`reservoir`) it is kept from the queries as
+    they pass, and `prepare` must be called before the keys are shown.
+    """
+
+    def __init__(self, problem: Problem, lanes: list[Lane], rows: int, reservoir: bool):
+        self.problem, self.lanes = problem, lanes
+        self.reservoir = reservoir
+        shape = (len(problem.q), rows, problem.q.dim)
+        self.q = np.zeros(shape, problem.precision)
+        self.approx = np.full((rows, len(problem.q), problem.v.dim), np.nan)
+        self.filled = 0
+        if reservoir:
+            self.rows = np.zeros(rows, np.int64)
+            self.keys = np.full(rows, np.iinfo(np.uint64).max, np.uint64)
+        else:
+            generator = np.random.Generator(np.random.Philox(problem.request.seed))
+            self.rows = np.sort(generator.choice(problem.q.rows, rows, replace=False, shuffle=False)).astype(np.int64)
+            self._read()
+            self.prepare()
+
+    @staticmethod
+    def projected_bytes(problem: Problem, rows: int) -> int:
+        """Bytes of an Auditor."""
+        p, d, dv = problem.precision, problem.q.dim, problem.v.dim
+        heads, lanes = len(problem.q), len(problem.k)
+        exact = ExactQueries.projected_bytes(problem.group, rows, d, dv, p) * lanes
+        means = ValueMeans.projected_bytes(rows, dv) * lanes
+        row = problem.q.tensor.outer * problem.q.tensor.width * STORAGE[problem.q.tensor.dtype].itemsize
+        # the sample, the method's answers, and the four arrays of the same size that comparing them takes
+        return exact + means + rows * heads * (d * np.dtype(p).itemsize + 5 * dv * 8) + row
+
+    def prepare(self) -> None:
+        """The sample is complete: make ready to see keys."""
+        if self.reservoir:
+            kept = np.argsort(self.rows[: self.filled])
+            self.rows, self.q, self.approx = self.rows[kept], np.ascontiguousarray(self.q[:, kept]), self.approx[kept]
+        positions = self.rows if self.problem.causal else None
+        p = self.problem
+        self.truth = [ExactQueries(self.q[lane.query_heads], positions, p.v.dim, p.scale) for lane in self.lanes]
+        self.means = [ValueMeans(positions, len(self.rows), p.v.dim) for _ in self.lanes]
+
+    def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, work: dict) -> None:
+        """Show the next keys (n, d) and values (n, dv + 1) of a lane."""
+        self.truth[lane.index].absorb(k, c, work)
+        self.means[lane.index].absorb(c)
+
+    def hear(self, start: int, answers: np.ndarray) -> None:
+        """Note what the method answered for sampled rows among rows start.. (n, heads, dv)."""
+        a, b = np.searchsorted(self.rows, [start, start + len(answers)])
+        self.approx[a:b] = answers[self.rows[a:b] - start]
+
+    def offer(self, start: int, block: np.ndarray, answers: np.ndarray) -> None:
+        """Reservoir: keep those rows of a block of queries whose hash is among the smallest so far."""
+        keys = _hash(np.arange(start, start + len(answers), dtype=np.uint64), self.problem.request.seed)
+        for i in np.flatnonzero(keys < self.keys.max()):
+            slot = int(np.argmax(self.keys))
+            if keys[i] < self.keys[slot]:
+                self.keys[slot], self.rows[slot] = keys[i], start + i
+                self.approx[slot] = answers[i]
+                self._widen(block, int(i), start + int(i), slot)
+                self.filled = min(self.filled + 1, len(self.rows))
+
+    def estimate(self, work: dict) -> tuple[Audit | None, str | None]:
+        """All keys have been seen: the audit, or the reason why there is none."""
+        exact = np.empty((len(self.rows), len(self.problem.q), self.problem.v.dim))
+        trivial = np.empty_like(exact)
+        for lane, truth, means in zip(self.lanes, self.truth, self.means, strict=True):
+            truth.finish(work)
+            means.finish()
+            truth.outputs(out := np.empty((self.problem.group, *exact.shape[::2])))
+            exact[:, lane.query_heads] = out.transpose(1, 0, 2)
+            trivial[:, lane.query_heads] = means.outputs()[:, None]
+        good = np.isfinite(self.approx).all(axis=(1, 2))
+        if not good.any():
+            return None, "every sampled query was dropped"
+        exact, approx, trivial = exact[good], self.approx[good], trivial[good]
+        return Audit(len(exact), estimate(exact, approx), estimate(exact, trivial)), None
+
+    def _read(self) -> None:
+        tensor = self.problem.q.tensor
+        row = np.empty((tensor.outer, 1, tensor.width), STORAGE[tensor.dtype].holder)
+        for slot, at in enumerate(self.rows):
+            tensor.read_into(row, int(at))
+            self._widen(row, 0, int(at), slot)
+        self.filled = len(self.rows)
+
+    def _widen(self, block: np.ndarray, i: int, row: int, slot: int) -> None:
+        mask = np.empty((self.problem.group, 1), np.uint8)
+        wide = np.empty((self.problem.group, 1, self.problem.q.dim), self.problem.precision)
+        for lane in self.lanes:
+            if lane.q.widen(block, i, i + 1, row, wide, mask):
+                wide[:] = 0
+            self.q[lane.query_heads, slot] = wide[:, 0]
+
+
+def estimate(exact: np.ndarray, other: np.ndarray) -> ErrorEstimate:
+    """Relative error of `other` against `exact`, both (rows, heads, dv), with a bootstrap interval over the rows.
+
+    The error is |other - exact| / |exact|, Frobenius over all audited rows; the row errors are the same row by row.
+    """
+    wrong = ((other - exact) ** 2).sum(axis=(1, 2))
+    size = (exact**2).sum(axis=(1, 2))
+    generator = np.random.Generator(np.random.Philox(0))
+    share = np.full(len(wrong), 1 / len(wrong))
+    resampled = []
+    while len(resampled) < RESAMPLES:
+        draw = generator.multinomial(len(wrong), share)
+        resampled.append(_ratio(draw @ wrong, draw @ size))
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    rows = _ratio(wrong, size)
+    return ErrorEstimate(
+        error=float(_ratio(wrong.sum(), size.sum())),
+        low=float(low),
+        high=float(high),
+        median_row=float(np.median(rows)),
+        p95_row=float(np.quantile(rows, 0.95)),
+    )
+
+
+def _ratio(wrong: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """sqrt(wrong / size); 0 / 0 is no error."""
+    return np.sqrt(np.where(wrong > 0, wrong / np.maximum(size, 1e-300), 0.0))
+
+
+def _hash(x: np.ndarray, seed: int) -> np.ndarray:
+    """splitmix64 of row numbers (uint64), keyed by the seed."""
+    x = x + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

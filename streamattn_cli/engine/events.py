@@ -1,0 +1,90 @@
+"""What a run tells whoever watches it. The engine emits these; report/ renders them; nothing here prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run begins: the plan as a JSON-able dict (see engine/plan.py)."""
+
+    plan: dict
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a pass is. Emitted after every block; listeners decide how often to show it."""
+
+    phase: str  # "keys", "queries", "rows" (causal), "audit", "generate", "scan"
+    rows: int  # rows done in this phase
+    total: int | None  # rows of this phase, None when the stream does not say
+    bytes: int  # input bytes read in this phase
+    seconds: float  # since the phase began
+    sketch_bytes: int = 0
+    memory_now: int = 0  # anonymous bytes above the baseline
+    memory_peak: int = 0
+    memory_allowed: int | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line the user should know: an inference made, a fallback taken."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ErrorEstimate:
+    """Relative Frobenius error over audited rows, its 95% interval, and row errors (all relative, no unit)."""
+
+    error: float
+    low: float
+    high: float
+    median_row: float
+    p95_row: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The answer to 'how wrong is it?': `method` against exact attention, `trivial` is the mean of the values."""
+
+    rows: int
+    method: ErrorEstimate
+    trivial: ErrorEstimate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything a finished run has to say. `to_dict` is the stable JSON interface."""
+
+    command: str
+    facts: dict  # method, params, mode, scale, shapes, seed, threads, versions
+    rows: int
+    seconds: float
+    wait_seconds: float  # the engine waiting on input
+    bytes_read: int
+    memory: dict  # allowed, reserved, projected, peak (bytes)
+    counts: dict = field(default_factory=dict)  # clipped_keys, clipped_queries, guarded_rows, dropped_rows, ...
+    audit: Audit | None = None
+    audit_reason: str | None = None  # why there is no audit
+    output: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict:
+        """JSON-able form, keys in a fixed order."""
+        from dataclasses import asdict
+
+        return {"type": "outcome", **asdict(self), "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over."""
+
+    outcome: Outcome
+
+
+Event = Started | Progress | Note | Finished
+Listener = Callable[[Event], None]

@@ -1,0 +1,104 @@
+"""A lane is one key head with its query heads: where its numbers are in a block, and how they become floats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamattn_cli.engine.request import Problem
+from streamattn_cli.errors import NonFinite
+from streamattn_cli.kernels.widen import KIND, widen
+from streamattn_cli.rows.heads import Heads
+from streamattn_cli.sketches.head import pieces
+
+STEP = 512  # rows widened and consumed at a time, aligned to the global row: they stay in the cache
+
+
+def lane_work_spec(problem: Problem) -> dict:
+    """Scratch arrays of one thread for widened rows and answers."""
+    d, w, p = problem.k.dim, problem.v.dim + 1, problem.precision
+    return {
+        "lane.k": ((1, STEP, d), p),
+        "lane.c": ((1, STEP, w), p),
+        "lane.q": ((problem.group, STEP, d), p),
+        "lane.out": ((problem.group, STEP, w - 1), p),
+        "lane.mask": ((problem.group + 2, STEP), "u1"),
+        "lane.dropped": ((2,), "i8"),  # rows of k, v and rows of q that were not finite
+    }
+
+
+@dataclass(frozen=True)
+class Part:
+    """The heads of q, k or v that belong to a lane."""
+
+    name: str
+    heads: Heads
+    first: int
+    count: int
+    drop: bool
+
+    def widen(self, source: np.ndarray, a: int, b: int, row: int, out: np.ndarray, mask: np.ndarray) -> int:
+        """Widen rows [a, b) of a block array (O, n, I) into out (count, >= b - a, >= dim); return the bad items.
+
+        Row `a` is global row `row`. With drop, mask (count, >= b - a) becomes 1 where a row is finite; otherwise a
+        value that is not raises NonFinite.
+        """
+        h = self.heads
+        chosen = slice(self.first, self.first + self.count)
+        outer, column = np.array(h.outer[chosen], np.int64), np.array(h.column[chosen], np.int64)
+        kind = KIND[h.tensor.dtype]
+        bad, head, at = widen(source, kind, outer, column, h.dim, a, b - a, out, mask)
+        if bad and not self.drop:
+            raise NonFinite(
+                f"{h.tensor.name}: a value that is not finite in {self.name}, row {row + at}, head {self.first + head}; "
+                "mend the input, or leave such rows out with --nan-policy drop"
+            )
+        return bad
+
+
+class Lane:
+    """One key head: widens its rows of k, v and q, step by step."""
+
+    def __init__(self, problem: Problem, index: int):
+        drop = problem.request.nan_policy == "drop"
+        self.index = index
+        self.query_heads = slice(index * problem.group, (index + 1) * problem.group)
+        self.k = Part("k", problem.k, index, 1, drop)
+        self.v = Part("v", problem.v, index, 1, drop)
+        self.q = Part("q", problem.q, index * problem.group, problem.group, drop)
+        self.value_dim = problem.v.dim
+
+    def steps(self, start: int, rows: int):
+        """Cut a block at multiples of STEP of the global row; yields (a, b) within the block."""
+        return pieces(start, rows, STEP)
+
+    def keys(self, k: np.ndarray, v: np.ndarray, a: int, b: int, row: int, work: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [a, b) of the blocks k and v as k (n, d) and c (n, dv + 1) = [v, weight]."""
+        n, mask = b - a, work["lane.mask"]
+        wide_k, wide_c = work["lane.k"], work["lane.c"]
+        bad = self.k.widen(k, a, b, row, wide_k, mask[:1]) + self.v.widen(v, a, b, row, wide_c, mask[1:2])
+        wide_c[0, :n, self.value_dim] = 1
+        if bad:
+            lost = (mask[:2, :n] == 0).any(axis=0)
+            wide_k[0, :n][lost] = 0
+            wide_c[0, :n][lost] = 0
+            work["lane.dropped"][0] += lost.sum()
+        return wide_k[0, :n], wide_c[0, :n]
+
+    def queries(self, q: np.ndarray, a: int, b: int, row: int, work: dict) -> np.ndarray:
+        """Rows [a, b) of the block q as (heads, n, d); those of dropped queries are 0."""
+        n, mask = b - a, work["lane.mask"][2:]
+        wide = work["lane.q"]
+        if self.q.widen(q, a, b, row, wide, mask):
+            wide[:, :n][mask[:, :n] == 0] = 0
+        return wide[:, :n]
+
+    def put(self, answers: np.ndarray, block: np.ndarray, a: int, b: int, work: dict) -> None:
+        """Copy answers (heads, n, dv) to rows [a, b) of the output block; rows of dropped queries become NaN."""
+        block[a:b, self.query_heads] = answers.transpose(1, 0, 2)
+        if self.q.drop:
+            lost = work["lane.mask"][2:, : b - a] == 0
+            if lost.any():
+                block[a:b, self.query_heads][lost.T] = np.nan
+                work["lane.dropped"][1] += lost.any(axis=0).sum()

@@ -1,0 +1,161 @@
+"""How much memory the process holds, sampled while it works, and how much the machine or container would give it.
+
+Anonymous memory (resident minus file-backed pages) is what a budget is about: file pages come and go as the kernel
+likes, and ru_maxrss counts them and never falls.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import threading
+from pathlib import Path
+
+_UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number near 2^63
+
+
+class Meter:
+    """Anonymous memory of this process above what it was when the meter started.
+
+    A context manager: entering takes the baseline and starts a daemon thread that looks every `interval` seconds.
+    All figures are bytes. Off Linux the figure is the peak resident size, which never falls.
+    """
+
+    def __init__(self, interval: float = 0.01):
+        self.interval = interval
+        self.baseline = 0
+        self._peak = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._statm: int | None = None
+
+    def __enter__(self) -> Meter:
+        self._statm = _open_statm()
+        self.baseline = self._read()
+        self._peak = self.baseline
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._sample, name="memory-meter", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._look()
+        if self._statm is not None:
+            os.close(self._statm)
+            self._statm = None
+
+    def now(self) -> int:
+        """Bytes above the baseline at this moment, never below 0; counts towards the peak. Only while entered."""
+        return max(0, self._look() - self.baseline)
+
+    def peak(self) -> int:
+        """The most bytes above the baseline seen so far; still there after the meter has stopped."""
+        return max(0, self._peak - self.baseline)
+
+    def _sample(self) -> None:
+        while not self._stop.wait(self.interval):
+            self._look()
+
+    def _look(self) -> int:
+        held = self._read()
+        # Two threads may meet here and one sample may be lost; the next is `interval` away.
+        if held > self._peak:
+            self._peak = held
+        return held
+
+    def _read(self) -> int:
+        if self._statm is None:
+            return _peak_resident()
+        return _anonymous(os.pread(self._statm, 128, 0))
+
+
+def anonymous_memory() -> int:
+    """Anonymous resident bytes of this process now (off Linux: its peak resident size)."""
+    statm = _open_statm()
+    if statm is None:
+        return _peak_resident()
+    try:
+        return _anonymous(os.pread(statm, 128, 0))
+    finally:
+        os.close(statm)
+
+
+def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that could still be taken: the least of the machine's MemAvailable and of every cgroup limit above this
+    process less what the group holds and cannot give back. None where nothing says (off Linux)."""
+    found = [_meminfo_available(proc / "meminfo"), *_cgroup_rooms(proc / "self" / "cgroup", cgroup)]
+    known = [room for room in found if room is not None]
+    return max(0, min(known)) if known else None
+
+
+def _open_statm() -> int | None:
+    try:
+        return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _anonymous(statm: bytes) -> int:
+    _size, resident, shared = statm.split()[:3]
+    return (int(resident) - int(shared)) * resource.getpagesize()
+
+
+def _peak_resident() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _meminfo_available(path: Path) -> int | None:
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _cgroup_rooms(membership: Path, root: Path) -> list[int | None]:
+    """What each group above this process leaves, by the lines 'id:controllers:path' of /proc/self/cgroup."""
+    rooms: list[int | None] = []
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return rooms
+    for line in lines:
+        _id, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, limit, usage, reclaimable = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, reclaimable = root / "memory", "total_inactive_file"
+            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        # Inside a container the path may name folders that only the host sees; the mounted root is then the group.
+        folder = top / path.lstrip("/")
+        for place in (folder, *folder.parents):
+            rooms.append(_room(place / limit, place / usage, place / "memory.stat", reclaimable))
+            if place == top:
+                break
+    return rooms
+
+
+def _room(limit: Path, usage: Path, stat: Path, reclaimable: str) -> int | None:
+    try:
+        allowed = int(limit.read_text())  # "max" means no limit
+        held = int(usage.read_text())
+    except (OSError, ValueError):
+        return None
+    if allowed >= _UNLIMITED:
+        return None
+    try:
+        figures = dict(line.split() for line in stat.read_text().splitlines())
+        held -= int(figures.get(reclaimable, 0))
+    except (OSError, ValueError):
+        pass
+    return allowed - held

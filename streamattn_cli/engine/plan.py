@@ -1,0 +1,231 @@
+"""What a run will need, computed from shapes before a row is read: block size, passes, and a bound on its memory.
+
+Allowed: the user's budget (or what the machine has left). Reserved: the process before the run (interpreter, compiled
+kernels), which no setting changes. Projected: the bound made here on what the run adds to that. Measured: the peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from streamattn_cli.engine.audit import Auditor
+from streamattn_cli.engine.lanes import STEP, lane_work_spec
+from streamattn_cli.engine.meter import available_memory
+from streamattn_cli.engine.pool import default_threads
+from streamattn_cli.engine.request import Problem, head_params
+from streamattn_cli.errors import InputMalformed, MemoryBudget, UsageError
+from streamattn_cli.rows.readahead import distinct, readahead_bytes
+from streamattn_cli.rows.tensor import row_bytes
+from streamattn_cli.sketches.exact import ExactQueries
+from streamattn_cli.sketches.head import spec_bytes
+from streamattn_cli.sketches.poly import PolyHistory
+from streamattn_cli.units import format_bytes
+
+FIRST_ROWS = 1024  # shown to the method before the pass begins
+SLOTS = 3  # blocks in flight: one read, one waiting, one worked on
+SLOT_BYTES = 4 << 20
+MAX_BLOCK_ROWS = 1 << 16
+EXACT_BYTES = 64 << 20  # queries held at a time by `exact`, unless the budget is smaller
+SLACK = 2 << 20  # interpreter objects, thread stacks, allocator slack (measured: 0.3 to 1.5 MiB)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes that a run is made of; `parts` are bytes by purpose."""
+
+    problem: Problem
+    threads: int
+    block_rows: int
+    query_rows: int  # queries that `exact` holds at a time, 0 for other methods
+    passes: tuple[str, ...]
+    audit_rows: int
+    audit_reason: str | None
+    parts: dict[str, int]
+    allowed: int | None
+
+    @property
+    def projected(self) -> int:
+        """Bound on the bytes that the run adds to the process."""
+        return sum(self.parts.values())
+
+    @property
+    def sketch_bytes(self) -> int:
+        """Bytes of the sketches of all key heads."""
+        return self.parts.get("sketch", 0)
+
+    def to_dict(self) -> dict:
+        """JSON-able form, for --dry-run and logs."""
+        p = self.problem
+        return {
+            **p.facts(),
+            "inputs": [
+                {"name": h.tensor.name, "part": part, "shape": [h.rows, len(h), h.dim], "dtype": h.tensor.dtype}
+                for part, h in (("q", p.q), ("k", p.k), ("v", p.v))
+            ],
+            "rows": p.k.rows,
+            "block_rows": self.block_rows,
+            "threads": self.threads,
+            "passes": list(self.passes),
+            "audit_rows": self.audit_rows,
+            "memory": {"allowed": self.allowed, "projected": self.projected, "parts": self.parts},
+            "notes": list(p.notes),
+        }
+
+
+def make_plan(problem: Problem) -> Plan:
+    """Choose block sizes and project memory. Raises MemoryBudget (6) when nothing fits the budget."""
+    request = problem.request
+    threads = request.threads or default_threads()
+    if threads < 1 or (request.block_rows is not None and request.block_rows < 1):
+        raise UsageError("--threads and --block-rows must be at least 1")
+    audit_rows, reason = _audit(problem)
+    query_rows = _rounded(EXACT_BYTES // _exact_row_bytes(problem)) if problem.method == "exact" else 0
+    plan = Plan(problem, threads, 0, query_rows, (), audit_rows, reason, {}, request.memory or available_memory())
+    plan = _sized(plan, request.block_rows or _default_block_rows(problem))
+    while not _fits(plan):
+        smaller = _smaller(plan)
+        if smaller is None:
+            raise MemoryBudget(_refusal(plan))
+        plan = smaller
+    return replace(plan, passes=_passes(plan))
+
+
+def project(plan: Plan) -> dict[str, int]:
+    """Bytes by purpose for the sizes of a plan."""
+    problem = plan.problem
+    tensors = [problem.q.tensor, problem.k.tensor, problem.v.tensor]
+    together = tensors if problem.causal else tensors[1:]
+    reading = max(
+        readahead_bytes(together, plan.block_rows, SLOTS), readahead_bytes(tensors[:1], plan.block_rows, SLOTS)
+    )
+    held = sum(max(t.held_bytes, 0 if t.seekable else FIRST_ROWS * row_bytes(t)) for t in distinct(tensors))
+    output_row = len(problem.q) * problem.v.dim * (_item(problem.precision) + _item(problem.out_dtype))
+    parts = {"read_buffers": reading, "held_by_inputs": held, "output": plan.block_rows * output_row}
+    work = spec_bytes(work_spec(problem)) * plan.threads
+    if problem.params:
+        parts |= {"sketch": len(problem.k) * spec_bytes(problem.params.state_spec()), "work": work}
+        if problem.params.history:
+            parts["first_rows"] = PolyHistory.calibration_bytes(FIRST_ROWS, problem.k.dim, problem.v.dim, problem.group)
+    else:
+        rows = plan.query_rows if problem.q.rows is None else min(plan.query_rows, problem.q.rows)
+        parts |= {"queries": rows * _exact_row_bytes(problem), "work": work}
+        parts["output"] += rows * output_row
+    if plan.audit_rows:
+        parts["audit"] = Auditor.projected_bytes(problem, plan.audit_rows)
+    return parts | {"slack": SLACK}
+
+
+def work_spec(problem: Problem) -> dict:
+    """Scratch arrays of one thread for this problem."""
+    spec = lane_work_spec(problem) | ExactQueries.work_spec(problem.v.dim, problem.precision)
+    return spec | (problem.params.work_spec() if problem.params else {})
+
+
+def _sized(plan: Plan, block_rows: int) -> Plan:
+    plan = replace(plan, block_rows=block_rows)
+    return replace(plan, parts=project(plan))
+
+
+def _fits(plan: Plan) -> bool:
+    return plan.allowed is None or plan.projected <= plan.allowed
+
+
+def _smaller(plan: Plan) -> Plan | None:
+    """The next smaller plan that gives the same result: fewer queries at a time, shorter blocks."""
+    if plan.query_rows > STEP:
+        return _sized(replace(plan, query_rows=_rounded(plan.query_rows // 2)), plan.block_rows)
+    if plan.block_rows > 32 and plan.problem.request.block_rows is None:
+        return _sized(plan, plan.block_rows // 2)
+    return None
+
+
+def _refusal(plan: Plan) -> str:
+    problem, request = plan.problem, plan.problem.request
+    found = (
+        f"{problem.k.tensor.name}: this run needs {format_bytes(plan.projected)} above the program itself, and "
+        f"{format_bytes(plan.allowed)} are {'allowed by --memory' if request.memory else 'free on this machine'}. "
+    )
+    largest = None
+    if problem.method == "poly":
+        largest = _largest(plan, "degree", 1, request.degree - 1, "--degree {}")
+    elif problem.method == "window":
+        largest = _largest(plan, "window", 1, problem.params.window - 1, "--window {}")
+    if largest:
+        return found + f"The largest setting that fits is {largest}."
+    return found + f"Give --memory {format_bytes(plan.projected).replace(' ', '')} or more, or fewer heads (--select)."
+
+
+def _largest(plan: Plan, name: str, low: int, high: int, words: str) -> str | None:
+    """The largest value of a request's field in [low, high] whose plan fits, in words; None if none does."""
+
+    def fits(value: int) -> bool:
+        problem = plan.problem
+        request = replace(problem.request, **{name: value})
+        p = problem.params
+        params = head_params(request, problem.method, p.dim, p.value_dim, p.scale, p.dtype)
+        return _fits(_sized(replace(plan, problem=replace(problem, request=request, params=params)), plan.block_rows))
+
+    best = _bisect(fits, low, high)
+    return None if best is None else words.format(best)
+
+
+def _bisect(fits: Callable[[int], bool], low: int, high: int) -> int | None:
+    if low > high or not fits(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _audit(problem: Problem) -> tuple[int, str | None]:
+    """How many rows to audit, and why none."""
+    wanted = problem.request.audit
+    if wanted < 0:
+        raise UsageError(f"--audit {wanted}: must be 0 or more")
+    if problem.q.rows == 0 or problem.k.rows == 0:
+        raise InputMalformed(f"{problem.k.tensor.name}: no rows")
+    if wanted == 0:
+        return 0, "not asked for (--audit N)"
+    if problem.method == "exact":
+        return 0, "exact attention has no error but rounding"
+    if problem.causal and not (problem.q.tensor.seekable and problem.k.tensor.seekable):
+        return 0, "the rows of a causal pipe pass once, and their exact answers need the rows before them again"
+    if not problem.q.tensor.seekable and not (problem.k.tensor.seekable and problem.v.tensor.seekable):
+        return 0, "neither queries nor keys can be read again"
+    return wanted if problem.q.rows is None else min(wanted, problem.q.rows), None
+
+
+def _passes(plan: Plan) -> tuple[str, ...]:
+    problem = plan.problem
+    if problem.method == "exact":
+        times = -(-problem.q.rows // plan.query_rows)
+        return (f"{times} times: hold up to {plan.query_rows} queries, read all keys and values they see, write answers",)
+    if problem.causal:
+        return ("read q, k, v together, answer every row, write",)
+    passes = ["read keys and values into the sketch", "read queries, answer, write"]
+    if plan.audit_rows and not problem.q.tensor.seekable:
+        passes.append("read keys and values again for the audit")
+    return tuple(passes)
+
+
+def _default_block_rows(problem: Problem) -> int:
+    """About SLOT_BYTES of rows, a multiple of STEP, and no more than there are."""
+    widest = sum(row_bytes(t) for t in distinct([problem.q.tensor, problem.k.tensor, problem.v.tensor]))
+    rows = min(MAX_BLOCK_ROWS, max(STEP, SLOT_BYTES // max(widest, 1)))
+    known = [h.rows for h in (problem.q, problem.k) if h.rows is not None]
+    return _rounded(min(rows, max(known)) if len(known) == 2 else rows)
+
+
+def _rounded(rows: int) -> int:
+    return max(STEP, rows // STEP * STEP)
+
+
+def _exact_row_bytes(problem: Problem) -> int:
+    p = problem.precision
+    return len(problem.q) * (_item(p) * (2 * problem.q.dim + 1) + 8 * (problem.v.dim + 1))
+
+
+def _item(dtype: str) -> int:
+    return int(dtype[1])

@@ -1,0 +1,190 @@
+"""What the user asked for, in plain words; and what that means for the input at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
+from streamattn_cli.rows.heads import Heads, group_size
+from streamattn_cli.rows.open import Inputs
+from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.poly import MAX_DEGREE, PolyParams
+
+METHODS = ("exact", "poly", "window")
+DEFAULT_WINDOW = 1024
+DEFAULT_SINKS = 4
+
+
+@dataclass(frozen=True)
+class AttendRequest:
+    """The words of `streamattn attend`. None means: decide for me."""
+
+    inputs: InputSpec
+    output: str = "-"
+    method: str | None = None
+    causal: bool | None = None
+    scale: str | None = None  # a number, "sqrt" (1/sqrt(dim)) or "d" (1/dim)
+    sinks: int | None = None
+    window: int | None = None
+    degree: int = 4
+    polynomial: str = "hermite"
+    beta: float | None = None
+    max_error: float = 0.25
+    audit: int = 0
+    memory: int | None = None
+    seed: int = 0
+    threads: int | None = None
+    block_rows: int | None = None
+    nan_policy: str = "error"
+    out_dtype: str | None = None  # numpy: "f2", "f4" or "f8"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A request with everything decided that the headers of the input decide."""
+
+    request: AttendRequest
+    q: Heads
+    k: Heads
+    v: Heads
+    causal: bool
+    scale: float
+    method: str
+    params: HeadParams | None  # None for `exact`
+    notes: tuple[str, ...]
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head."""
+        return len(self.q) // len(self.k)
+
+    @property
+    def precision(self) -> str:
+        """Dtype of the arithmetic: float64 only for float64 input."""
+        return "f8" if "f8" in (h.tensor.dtype for h in (self.q, self.k, self.v)) else "f4"
+
+    @property
+    def out_dtype(self) -> str:
+        """Dtype of the output."""
+        return self.request.out_dtype or self.precision
+
+    @property
+    def shapes(self) -> dict:
+        """Sizes by their names, for plans and outcomes."""
+        return {
+            "queries": self.q.rows,
+            "keys": self.k.rows,
+            "heads": len(self.q),
+            "kv_heads": len(self.k),
+            "dim": self.k.dim,
+            "value_dim": self.v.dim,
+        }
+
+    def facts(self) -> dict:
+        """Everything that identifies the result, JSON-able."""
+        r = self.request
+        params = {}
+        if self.params:
+            params = {"sinks": self.params.sinks, "window": self.params.window, "group": self.params.group}
+            if self.params.history:
+                params |= self.params.history.to_dict()
+        return {
+            "method": self.method,
+            "mode": "causal" if self.causal else "full",
+            "params": params,
+            "scale": self.scale,
+            "shapes": self.shapes,
+            "seed": r.seed,
+            "precision": self.precision,
+        }
+
+
+def resolve(request: AttendRequest, inputs: Inputs) -> Problem:
+    """Decide mode, method, scale and parameters. Raises UsageError (2), InputMalformed (4) or CannotMeet (11)."""
+    q, k, v = inputs.q, inputs.k, inputs.v
+    group_size(q, k)
+    notes = list(inputs.notes)
+    causal = _causal(request, inputs, notes)
+    scale = _scale(request.scale, inputs, k.dim, notes)
+    method = request.method or ("window" if causal else "poly")
+    if method not in METHODS:
+        raise UsageError(f"--method {method}: unknown; use one of {', '.join(METHODS)}")
+    if not request.method:
+        notes.append(f"--method {method} was chosen (default for {'causal' if causal else 'full'} attention)")
+    _check_streams(method, causal, q, k, v)
+    if causal and None not in (q.rows, k.rows) and q.rows != k.rows:
+        raise InputMalformed(
+            f"{q.tensor.name} has {q.rows} rows and {k.tensor.name} {k.rows}; causal attention needs one query per key "
+            "(use --full, or --rows and --q-rows to choose equal ranges)"
+        )
+    problem = Problem(request, q, k, v, causal, scale, method, None, ())
+    params = None if method == "exact" else head_params(request, method, k.dim, v.dim, scale, problem.precision)
+    return Problem(request, q, k, v, causal, scale, method, params, tuple(notes))
+
+
+def head_params(request: AttendRequest, method: str, dim: int, value_dim: int, scale: float, precision: str) -> HeadParams:
+    """The parameters of one head for a method. Raises UsageError where they make no sense."""
+    for name in ("sinks", "window"):
+        if (getattr(request, name) or 0) < 0:
+            raise UsageError(f"--{name} {getattr(request, name)}: must be 0 or more")
+    if method == "window":
+        sinks = DEFAULT_SINKS if request.sinks is None else request.sinks
+        window = DEFAULT_WINDOW if request.window is None else request.window
+        if window < 1:
+            raise UsageError("--window 0: the window method needs at least the row itself")
+        return HeadParams(dim, value_dim, scale, precision, sinks, window)
+    if not 1 <= request.degree <= MAX_DEGREE:
+        raise UsageError(f"--degree {request.degree}: choose 1 to {MAX_DEGREE} (float64 cannot hold more)")
+    if request.polynomial not in ("hermite", "taylor"):
+        raise UsageError(f"--polynomial {request.polynomial}: use hermite or taylor")
+    if request.beta is not None and not request.beta > 0:
+        raise UsageError(f"--beta {request.beta:g}: must be above 0")
+    history = PolyParams(request.degree, request.polynomial, request.beta, request.max_error)
+    return HeadParams(dim, value_dim, scale, precision, request.sinks or 0, request.window or 0, history=history)
+
+
+def _causal(request: AttendRequest, inputs: Inputs, notes: list[str]) -> bool:
+    if request.causal is not None:
+        return request.causal
+    said = inputs.attrs.get("causal")
+    interleaved = not inputs.q.tensor.seekable and inputs.q.tensor is inputs.k.tensor
+    causal = bool(said) if said is not None else interleaved
+    why = "the file says so" if said is not None else "q, k and v come row by row" if causal else "the default"
+    notes.append(f"attention is {'causal' if causal else 'full'} ({why}; --causal or --full decides)")
+    return causal
+
+
+def _scale(word: str | None, inputs: Inputs, dim: int, notes: list[str]) -> float:
+    if word is None:
+        if "scale" in inputs.attrs:
+            notes.append(f"scale {inputs.attrs['scale']:g} is taken from the file")
+            word = str(inputs.attrs["scale"])
+        else:
+            word = "sqrt"
+    if word in ("sqrt", "d"):
+        return dim**-0.5 if word == "sqrt" else 1.0 / dim
+    try:
+        scale = float(word)
+    except ValueError:
+        raise UsageError(f"--scale {word}: use a number, sqrt (1/sqrt(dim)) or d (1/dim)") from None
+    if not 0 < scale < float("inf"):
+        raise UsageError(f"--scale {word}: must be a positive number")
+    return scale
+
+
+def _check_streams(method: str, causal: bool, q: Heads, k: Heads, v: Heads) -> None:
+    """Refuse what a pipe, which passes once, cannot serve."""
+    piped = [h.tensor for h in (q, k, v) if not h.tensor.seekable]
+    if not piped:
+        return
+    if not causal and any(q.tensor is h.tensor for h in (k, v)):
+        raise CannotMeet(
+            f"{q.tensor.name}: q comes interleaved with k and v, and full attention needs all keys before the first "
+            "query is answered: the normaliser D is not known when q passes. Use --causal, or give q as a file (--q FILE)"
+        )
+    if method == "exact" and (causal or not q.tensor.seekable):
+        raise CannotMeet(
+            f"{piped[0].name}: exact {'causal ' if causal else ''}attention reads keys and values several times, and a "
+            "pipe passes once. Write the rows to a file first, or use --method poly or window"
+        )

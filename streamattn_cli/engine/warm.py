@@ -1,0 +1,61 @@
+"""Compile and load every kernel that a run will use before its memory is measured: a miniature of the run itself."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import numpy as np
+
+from streamattn_cli.engine.events import Listener, Note
+from streamattn_cli.engine.plan import Plan
+from streamattn_cli.engine.pump import Watch
+from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.memory import MemoryTensor
+
+ROWS = 600  # more than a tile, more than two groups, and not a multiple of either
+
+
+class _Nowhere:
+    """A writer that forgets."""
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        pass
+
+
+def warm(plan: Plan, listener: Listener) -> None:
+    """Run the plan's methods on a few made-up rows of the same dtypes."""
+    from streamattn_cli.engine.attend import Run
+
+    if not _compiled():
+        listener(Note("compiling kernels for this machine (only the first run of this version does)"))
+    problem = plan.problem
+    small = {part: _made_up(getattr(problem, part)) for part in ("q", "k", "v")}
+    params = problem.params
+    if params:
+        history = replace(params.history, max_error=float("inf")) if params.history else None
+        params = replace(params, window=min(params.window, 300), sinks=min(params.sinks, 4), history=history)
+    request = replace(problem.request, audit=min(problem.request.audit, 8))
+    problem = replace(problem, request=request, params=params, **small)
+    plan = replace(
+        plan, problem=problem, threads=1, block_rows=ROWS, query_rows=512 if plan.query_rows else 0,
+        audit_rows=min(plan.audit_rows, 8),
+    )  # fmt: skip
+    run = Run(plan, Watch(lambda event: None, Interrupts()), _Nowhere())
+    run.go()
+    run.close()
+
+
+def _made_up(heads: Heads) -> Heads:
+    """One head of small numbers, in the storage dtype of `heads`."""
+    values = np.random.default_rng(0).standard_normal((ROWS, heads.dim)).astype("f4") * np.float32(0.1)
+    kind = heads.tensor.dtype
+    stored = (values.view("u4") >> 16).astype("u2") if kind == "bf16" else values.astype(kind)
+    return Heads(MemoryTensor(stored, name="made up"), (0,), (0,), heads.dim)
+
+
+def _compiled() -> bool:
+    """Whether kernels of this version have been compiled here before."""
+    folder = os.environ.get("NUMBA_CACHE_DIR", "")
+    return os.path.isdir(folder) and any(os.scandir(folder))

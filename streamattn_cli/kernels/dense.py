@@ -1,0 +1,132 @@
+"""Exact softmax over a tile of logits, and the combination of partial answers (methods.md section 1)."""
+
+import math
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+
+def exp32(x):
+    """e^x in float32 by range reduction and a degree-6 polynomial (relative error 8e-8); below -87 it is 0.
+
+    Written out because LLVM turns it into vector code, which it cannot do with a call to libm.
+    """
+    clamped = max(x, np.float32(-87.0))
+    n = np.floor(clamped * np.float32(1.44269504) + np.float32(0.5))
+    r = clamped - n * np.float32(0.693359375)
+    r = r - n * np.float32(-2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    bits = np.int32((np.int32(n) + np.int32(127)) << np.int32(23))
+    return p * bits.view(np.float32) if x > np.float32(-87.0) else np.float32(0.0)
+
+
+def exp(x):
+    """e^x for x <= 0 in the precision of x; this body runs only when the JIT is disabled."""
+    return exp32(x) if isinstance(x, np.float32) else math.exp(x)
+
+
+@overload(exp, inline="always", jit_options={"error_model": "numpy"})
+def _exp(x):
+    if x == types.float32:
+        return exp32
+    return lambda x: math.exp(x)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
+def largest(row):
+    """The largest item of a row that has one and holds no NaN."""
+    top = row[0]
+    for j in range(row.shape[0]):
+        top = max(top, row[j])
+    return top
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def softmax_tile(logits, low, high, m, y):
+    """One step of the online softmax: turn a tile of logits into weights and rescale what was gathered so far.
+
+    logits (r, c), in place: columns low[i] <= j < high[i] of row i become exp(logit - m[i]), all others 0.
+    m (r,), of the logits' dtype, holds the running maximum (-inf at first) and is raised; y (r, w) is multiplied by exp(m_old - m_new).
+    """
+    columns = logits.shape[1]
+    for i in range(logits.shape[0]):
+        row = logits[i]
+        a = min(max(low[i], 0), columns)
+        b = max(a, min(high[i], columns))
+        row[:a] = 0
+        row[b:] = 0
+        if a == b:
+            continue
+        live = row[a:b]
+        top = largest(live)
+        if top > m[i]:
+            shrink = math.exp(m[i] - top)
+            for j in range(y.shape[1]):
+                y[i, j] *= shrink
+            m[i] = top
+        else:
+            top = m[i]
+        for j in range(live.shape[0]):
+            live[j] = exp(live[j] - top)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def combine(m, y, other_m, other_y):
+    """Add the partial answer (other_m, other_y) of a disjoint set of tokens to (m, y), in place.
+
+    m (r,), y (r, dv + 1) with z in the last column. An empty part has m = -inf.
+    """
+    for i in range(m.shape[0]):
+        top = max(m[i], other_m[i])
+        if top == -math.inf:
+            continue
+        mine = math.exp(m[i] - top)
+        theirs = math.exp(other_m[i] - top)
+        for j in range(y.shape[1]):
+            y[i, j] = y[i, j] * mine + other_y[i, j] * theirs
+        m[i] = top
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def guard(m, y, low, high):
+    """Make a compressed part sane, in place; return the number of rows whose z was not positive.
+
+    Such a row contributes nothing (m = -inf). Elsewhere y / z is clipped per channel to [low, high] (dv,), the range
+    of the values that the part absorbed.
+    """
+    bad = 0
+    width = y.shape[1] - 1
+    for i in range(m.shape[0]):
+        z = y[i, width]
+        if not (z > 0 and z < math.inf):
+            bad += 1
+            m[i] = -math.inf
+            y[i] = 0
+            continue
+        for j in range(width):
+            y[i, j] = min(max(y[i, j], low[j] * z), high[j] * z)
+    return bad
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def finish(m, y, fallback, out):
+    """out (r, dv) = y / z; a row that no token answered gets `fallback` (dv,). Return the number of those."""
+    empty = 0
+    width = y.shape[1] - 1
+    for i in range(m.shape[0]):
+        z = y[i, width]
+        if m[i] == -math.inf or not z > 0:
+            empty += 1
+            for j in range(width):
+                out[i, j] = fallback[j]
+        else:
+            for j in range(width):
+                out[i, j] = y[i, j] / z
+    return empty

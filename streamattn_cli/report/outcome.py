@@ -1,0 +1,78 @@
+"""A finished run as a short text: what ran, how fast, in what memory, and how wrong the result is."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from streamattn_cli.engine.events import Audit, ErrorEstimate, Outcome
+from streamattn_cli.report.table import Rows, print_rows
+from streamattn_cli.units import format_bytes, format_count, format_duration
+
+MEMORY_WORDS = ("allowed", "reserved", "projected", "peak")
+SHOWN_FACTS = ("method", "mode", "params", "scale", "shapes", "seed", "threads")
+
+
+def render_outcome(outcome: Outcome, stream: TextIO | None = None, width: int | None = None) -> None:
+    """Write the outcome to `stream` (default stderr), at most `width` columns (default: the terminal's)."""
+    print_rows(f"streamattn {outcome.command}", outcome_rows(outcome), sys.stderr if stream is None else stream, width)
+
+
+def outcome_rows(outcome: Outcome) -> Rows:
+    """The outcome as (label, text) rows."""
+    rows = [("ran", facts_text(outcome.facts)), ("rows", _speed(outcome)), ("memory", _memory(outcome.memory))]
+    counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in outcome.counts.items() if count)
+    rows.append(("counts", counts))
+    rows += _errors(outcome.audit, outcome.audit_reason)
+    rows.append(("output", outcome.output or ""))
+    rows += [("note", note) for note in outcome.notes]
+    return [(label, text) for label, text in rows if text]
+
+
+def facts_text(facts: dict) -> str:
+    """'poly, full, degree 4, scale 0.354, seed 1': the facts a reader wants, in a fixed order."""
+    return ", ".join(entry for name in SHOWN_FACTS if name in facts for entry in [_fact(name, facts[name])] if entry)
+
+
+def _fact(name: str, value: object) -> str:
+    if value is None or value == {}:
+        return ""
+    if name in ("method", "mode"):
+        return str(value)
+    if isinstance(value, dict):
+        return ", ".join(filter(None, (_fact(str(key).replace("_", " "), entry) for key, entry in value.items())))
+    if isinstance(value, float):
+        return f"{name} {value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return f"{name} " + " x ".join(str(entry) for entry in value)
+    return f"{name} {value}"
+
+
+def _speed(outcome: Outcome) -> str:
+    seconds = max(outcome.seconds, 1e-9)
+    text = (
+        f"{outcome.rows} in {format_duration(outcome.seconds)}"
+        f" ({format_count(outcome.rows / seconds)} rows/s, {format_bytes(outcome.bytes_read / seconds)}/s)"
+    )
+    return text + f", {100 * min(1.0, outcome.wait_seconds / seconds):.0f}% of it waiting for input"
+
+
+def _memory(memory: dict) -> str:
+    known = [(word, memory[word]) for word in MEMORY_WORDS if memory.get(word) is not None]
+    return ", ".join(f"{word} {format_bytes(count)}" for word, count in known)
+
+
+def _errors(audit: Audit | None, reason: str | None) -> Rows:
+    if audit is None:
+        return [("error", f"not measured: {reason}" if reason else "")]
+    return [
+        ("error", f"{_estimate(audit.method)} ({audit.rows} rows audited)"),
+        ("trivial", f"{_estimate(audit.trivial)} (the same for the mean of the values)"),
+    ]
+
+
+def _estimate(estimate: ErrorEstimate) -> str:
+    return (
+        f"{estimate.error:.3g}, 95% interval {estimate.low:.3g} to {estimate.high:.3g};"
+        f" row median {estimate.median_row:.3g}, p95 {estimate.p95_row:.3g}"
+    )

@@ -1,0 +1,149 @@
+"""Progress of a run, for whoever watches stderr: a live bar, plain lines, JSON lines, or nothing.
+
+`make_listener` chooses; the engine calls the result with every event (engine/events.py). A watcher that goes away or
+a terminal that misbehaves never stops a run: errors of writing are dropped here.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from typing import TextIO
+
+from streamattn_cli.engine.events import Event, Finished, Note, Progress, Started
+from streamattn_cli.errors import UsageError
+from streamattn_cli.report.jsontext import json_line
+from streamattn_cli.report.terminal import is_live
+from streamattn_cli.units import format_bytes, format_duration
+
+MODES = ("auto", "quiet", "json")
+
+
+def make_listener(mode: str, every: float = 10.0, stderr: TextIO | None = None, width: int | None = None) -> Quiet:
+    """The listener for a mode: 'auto' (live bar on a terminal, else a plain line every `every` seconds), 'json' (lines
+    with a `type`, progress every `every` seconds) or 'quiet'. Use it as a context manager, so that a bar is taken down
+    when the run fails. `width` fixes the columns of the bar."""
+    stream = sys.stderr if stderr is None else stderr
+    if mode not in MODES:
+        raise UsageError(f"progress mode {mode!r}: it must be one of " + ", ".join(MODES))
+    if not every >= 0:
+        raise UsageError(f"--progress-every is {every}: it must be 0 or more seconds")
+    if mode == "quiet":
+        return Quiet(stream)
+    if mode == "json":
+        return JsonLines(stream, every)
+    if is_live(stream):
+        from streamattn_cli.report.livebar import LiveBar
+
+        return LiveBar(stream, width)
+    return PlainLines(stream, every)
+
+
+class Quiet:
+    """Shows nothing, but can still say where the run is when asked (`status`, for SIGUSR1)."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.last: Progress | None = None
+
+    def __enter__(self) -> Quiet:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, Progress):
+            self.last = event
+
+    def status(self) -> None:
+        """Write one line that says where the run is now, whatever the interval."""
+        self.write(progress_line(self.last) if self.last else "streamattn: no rows yet")
+
+    def close(self) -> None:
+        """Take down whatever is on the screen; may be called twice."""
+
+    def write(self, line: str) -> None:
+        """Write a line to the watcher, if there still is one."""
+        try:
+            self.stream.write(line + "\n")
+            self.stream.flush()
+        except (OSError, ValueError, RuntimeError):
+            # OSError: a closed pipe or a full disk. ValueError: a closed stream. RuntimeError: a status line asked for
+            # while another was being written ("reentrant call").
+            return
+
+
+class _Interval(Quiet):
+    """Lets a progress event pass once per interval; the clock starts with the first event."""
+
+    def __init__(self, stream: TextIO, every: float):
+        super().__init__(stream)
+        self.every = every
+        self._shown = time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self._shown < self.every:
+            return False
+        self._shown = now
+        return True
+
+
+class PlainLines(_Interval):
+    """One line per interval, for logs."""
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, Note):
+            self.write(f"note: {event.text}")
+        elif isinstance(event, Progress) and self.due():
+            self.write(progress_line(event))
+
+
+class JsonLines(_Interval):
+    """One JSON document per line: types started, progress, note, outcome."""
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, Started):
+            self.write(json_line({"type": "started", "plan": event.plan}))
+        elif isinstance(event, Note):
+            self.write(json_line({"type": "note", "text": event.text}))
+        elif isinstance(event, Finished):
+            self.write(json_line(event.outcome.to_dict()))
+        elif self.due():
+            self.write(json_line({"type": "progress", **asdict(event)}))
+
+    def status(self) -> None:
+        last = asdict(self.last) if self.last else {"phase": None, "rows": 0}
+        self.write(json_line({"type": "status", **last}))
+
+
+def eta_seconds(event: Progress) -> float | None:
+    """Seconds to the end of this phase at its mean rate so far; None when it cannot be known."""
+    if event.total is None or event.rows <= 0 or event.seconds <= 0:
+        return None
+    return max(0, event.total - event.rows) * event.seconds / event.rows
+
+
+def progress_line(event: Progress) -> str:
+    """One plain line; its words (rows, rows/s, ETA, sketch, memory now, peak, budget) are stable."""
+    seconds = max(event.seconds, 1e-9)
+    rows = f"rows {event.rows}"
+    if event.total is not None:
+        rows += f" of {event.total} ({100 * event.rows / max(1, event.total):.1f}%)"
+    parts = [rows, f"{event.rows / seconds:.0f} rows/s", f"{format_bytes(event.bytes / seconds)}/s"]
+    eta = eta_seconds(event)
+    parts.append(f"elapsed {format_duration(event.seconds)}")
+    if eta is not None:
+        parts.append(f"ETA {format_duration(eta)}")
+    if event.sketch_bytes:
+        parts.append(f"sketch {format_bytes(event.sketch_bytes)}")
+    memory = f"memory now {format_bytes(event.memory_now)} peak {format_bytes(event.memory_peak)}"
+    if event.memory_allowed is not None:
+        memory += f" budget {format_bytes(event.memory_allowed)}"
+    parts.append(memory)
+    return f"streamattn {event.phase}: " + ", ".join(parts)

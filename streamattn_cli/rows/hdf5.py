@@ -1,0 +1,211 @@
+"""HDF5: contiguous datasets are read in place like any raw file, the others band by band through the library.
+
+This module imports h5py; import it only where an HDF5 file is about to be opened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil, prod
+
+import h5py
+import numpy as np
+
+from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.rows.file import FileTensor
+from streamattn_cli.rows.hdf5types import file_storage
+from streamattn_cli.rows.layout import Extent, show
+from streamattn_cli.rows.stored import Stored
+from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable
+
+_FILTERS = {307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp",
+            32015: "zstd", 32026: "blosc2"}  # fmt: skip
+
+
+@contextmanager
+def opened(path: str) -> Iterator[h5py.File]:
+    """The file open for reading; InputMalformed where HDF5 cannot make sense of it."""
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise InputMalformed(f"{path}: not readable as HDF5 (damaged, truncated, or still open for writing?): "
+                             f"{error}") from error
+    with file:
+        yield file
+
+
+def hdf5_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> dict[str, Stored]:
+    """The datasets `names` (key -> path in the file, '/k') of one file, with its attributes.
+
+    Raises InputMissing listing the datasets that are there, and InputMalformed for unreadable ones.
+    """
+    with opened(path) as file:
+        found = datasets_of(file)
+        for dataset in names.values():
+            if not isinstance(file.get(dataset), h5py.Dataset):
+                raise InputMissing(f"{path}: no dataset {dataset}; there are: {', '.join(found) or 'none at all'}")
+        return {key: _stored(path, file[dataset], wanted) for key, dataset in names.items()}
+
+
+def dataset_names(path: str) -> list[str]:
+    """Paths of all datasets of a file, sorted."""
+    with opened(path) as file:
+        return datasets_of(file)
+
+
+def datasets_of(file: h5py.File) -> list[str]:
+    """Paths of all datasets of an open file, sorted."""
+    found: list[str] = []
+    file.visititems(lambda name, item: found.append("/" + name) if isinstance(item, h5py.Dataset) else None)
+    return sorted(found)
+
+
+def _stored(path: str, dataset: h5py.Dataset, wanted: str | None) -> Stored:
+    name = f"{path}:{dataset.name}"
+    if not dataset.shape:
+        raise InputMalformed(f"{name}: a dataset without axes, expected rows; choose another dataset")
+    dtype, native, note = file_storage(dataset.id.get_type(), name, wanted)
+    _check_filters(dataset, name)
+    offset = dataset.id.get_offset() if native and dataset.id.get_create_plist().get_external_count() == 0 else None
+    inside, shape = dataset.name, dataset.shape
+    path = os.fsdecode(dataset.file.filename)  # another file where the name is an external link
+
+    def open_(extent: Extent) -> FileTensor | ChunkedTensor:
+        if offset is not None:
+            return FileTensor(path, offset, extent, dtype, name)
+        return ChunkedTensor(path, inside, shape, extent, dtype)
+
+    return Stored(name, shape, dtype, open_, _attributes(dataset), (note,) if note else ())
+
+
+def _check_filters(dataset: h5py.Dataset, name: str) -> None:
+    """Every filter of the dataset must be there before a byte is read."""
+    plist = dataset.id.get_create_plist()
+    for index in range(plist.get_nfilters()):
+        code, _, _, label = plist.get_filter(index)
+        if h5py.h5z.filter_avail(code) or _plugin_provides(code):
+            continue
+        known = _FILTERS.get(code) or label.decode("utf-8", "replace") or "unknown"
+        raise InputMalformed(f"{name}: compressed with HDF5 filter {code} ({known}), which is not installed; "
+                             f"pip install 'streamattn-cli[filters]', or repack the file with h5repack -f GZIP=1")
+
+
+def _plugin_provides(code: int) -> bool:
+    """Importing hdf5plugin registers its filters."""
+    try:
+        import hdf5plugin  # noqa: F401
+    except ImportError:
+        return False
+    return h5py.h5z.filter_avail(code)
+
+
+def _attributes(dataset: h5py.Dataset) -> dict:
+    """Scalar attributes of the root, the dataset's groups and the dataset itself, the nearest winning."""
+    merged: dict = {}
+    groups = [dataset.file["/"], *(dataset.file[part] for part in _parents(dataset.name)), dataset]
+    for owner in groups:
+        for key, value in owner.attrs.items():
+            if isinstance(value, np.generic):
+                value = value.item()
+            if isinstance(value, bytes):
+                value = value.decode("utf-8", "replace")
+            if isinstance(value, (str, int, float, bool)):
+                merged[key] = value
+    return merged
+
+
+def _parents(name: str) -> list[str]:
+    """'/a/b/k' -> ['/a', '/a/b']."""
+    parts = name.strip("/").split("/")[:-1]
+    return ["/" + "/".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+class ChunkedTensor:
+    """A RowTensor over a dataset that only the library can read: chunked, compressed, compact or virtual.
+
+    Reads are cut at chunk borders and the chunk cache holds one band (all chunks that share rows), so that every chunk
+    is decompressed once per pass. Memory and file type are the same: the library copies bits, it converts nothing
+    (its half precision conversion is a hundred times slower than ours).
+    """
+
+    seekable = True
+
+    def __init__(self, path: str, dataset: str, shape: tuple[int, ...], extent: Extent, dtype: str):
+        self.name = f"{path}:{dataset}"
+        self.outer, self.rows, self.width, self.dtype = extent.outer, extent.rows, extent.width, dtype
+        self._shape = shape
+        self._axis = extent.layout.index("T")
+        self._file = h5py.File(path, "r")
+        try:
+            self._open(dataset)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, dataset: str) -> None:
+        plain = h5py.h5d.open(self._file.id, dataset.encode())
+        plist = plain.get_create_plist()
+        chunks = plist.get_chunk() if plist.get_layout() == h5py.h5d.CHUNKED else None
+        self._band = chunks[self._axis] if chunks else max(1, self.rows)
+        count = prod(ceil(s / c) for i, (s, c) in enumerate(zip(self._shape, chunks, strict=True)) if i != self._axis) \
+            if chunks else 0
+        chunk_bytes = prod(chunks) * STORAGE[self.dtype].itemsize if chunks else 0
+        access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+        # a chunk that was read to its end goes first (w0 = 1); the slot count is a prime well above the chunks held
+        access.set_chunk_cache(_prime_above(10 * count), count * chunk_bytes, 1.0)
+        self._dataset = h5py.h5d.open(self._file.id, dataset.encode(), access)
+        self._type = _memory_type(plain.get_type(), self.dtype)
+        # one chunk more, twice: its compressed bytes and the decompressor's output before it enters the cache
+        self.held_bytes = (count + 2) * chunk_bytes
+
+    def read_into(self, buf: np.ndarray, start: int) -> int:
+        """See RowTensor."""
+        check_buffer(self, buf)
+        count = max(0, min(buf.shape[1], self.rows - start))
+        at = start
+        while at < start + count:
+            stop = min(start + count, (at // self._band + 1) * self._band)
+            self._read(buf, at - start, at, stop - at)
+            at = stop
+        return count
+
+    def _read(self, buf: np.ndarray, into: int, start: int, count: int) -> None:
+        """Rows [start, start+count) into buf[:, into:into+count]."""
+        first, size = [0] * len(self._shape), list(self._shape)
+        first[self._axis], size[self._axis] = start, count
+        source = self._dataset.get_space()
+        source.select_hyperslab(tuple(first), tuple(size))
+        target = h5py.h5s.create_simple(buf.shape)
+        target.select_hyperslab((0, into, 0), (self.outer, count, self.width))
+        try:
+            self._dataset.read(target, source, buf, self._type)
+        except OSError as error:
+            raise InputMalformed(f"{self.name}: rows {start} to {start + count - 1} cannot be read (damaged chunk or "
+                                 f"truncated file): {error}") from error
+
+    def peek(self, n: int) -> np.ndarray:
+        """See RowTensor."""
+        return peek_seekable(self, n)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _memory_type(found: h5py.h5t.TypeID, dtype: str) -> h5py.h5t.TypeID:
+    """The type to ask the library for: the file's own, little-endian."""
+    if found.get_size() > 1 and isinstance(found, (h5py.h5t.TypeFloatID, h5py.h5t.TypeIntegerID)):
+        if found.get_order() != h5py.h5t.ORDER_LE:
+            found = found.copy()
+            found.set_order(h5py.h5t.ORDER_LE)
+    return found
+
+
+def _prime_above(n: int) -> int:
+    """The smallest prime above max(n, 520)."""
+    n = max(n, 520) + 1
+    while any(n % d == 0 for d in range(2, int(n**0.5) + 1)):
+        n += 1
+    return n

@@ -1,0 +1,71 @@
+"""Outputs whose every byte has a known place: .npy, and contiguous HDF5 of a known number of rows."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from streamattn_cli.errors import StreamattnError, UsageError
+from streamattn_cli.rows.fdio import pwrite_all
+from streamattn_cli.rows.outshape import OutShape
+from streamattn_cli.rows.temporary import Temporary, failing_as_output
+
+
+class Format(Protocol):
+    """What surrounds the rows in a file."""
+
+    def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
+        """Prepare the file; return the byte at which the rows begin."""
+
+    def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
+        """Write what could not be written before, commit the file, and leave `meta` with it."""
+
+
+class PlacedWriter:
+    """A Writer of blocks at their place in a temporary file."""
+
+    def __init__(self, path: str, rows: int | None, shape: OutShape, format_: Format):
+        if rows is None and shape.segments > 1:
+            raise UsageError(f"{path}: layout {shape.layout} needs the number of rows in advance, which a pipe does "
+                             f"not tell; write to - or choose a layout that begins with T")
+        self.name = path
+        self.rows_written = 0
+        self._rows, self._shape, self._format = rows, shape, format_
+        with failing_as_output(path):
+            self._temporary = Temporary(path)
+        try:
+            with failing_as_output(path):
+                self._offset = format_.begin(self._temporary, shape, rows)
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        """See writers.Writer."""
+        self._shape.check(block, start, self.rows_written)
+        row = self._shape.row_bytes // self._shape.segments
+        try:
+            with failing_as_output(self.name):
+                for segment, part in enumerate(self._shape.cut(block)):
+                    place = self._offset + (segment * (self._rows or 0) + start) * row
+                    pwrite_all(self._temporary.fd, memoryview(part.reshape(-1)).cast("B"), place)
+        except BaseException:
+            self.abort()
+            raise
+        self.rows_written += len(block)
+
+    def commit(self, meta: dict) -> None:
+        """See writers.Writer."""
+        if self._rows not in (None, self.rows_written):
+            self.abort()
+            raise StreamattnError(f"{self.name}: {self.rows_written} rows written, {self._rows} promised")
+        try:
+            with failing_as_output(self.name):
+                self._format.finish(self._temporary, self._shape, self.rows_written, meta)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """See writers.Writer."""
+        self._temporary.abort()

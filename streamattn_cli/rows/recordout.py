@@ -1,0 +1,65 @@
+"""Outputs without a place: standard output, fifos and devices receive concatenated .npy records."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import BinaryIO
+
+import numpy as np
+
+from streamattn_cli.errors import UsageError
+from streamattn_cli.rows.fdio import write_all
+from streamattn_cli.rows.npyout import npy_header
+from streamattn_cli.rows.outshape import OutShape
+from streamattn_cli.rows.temporary import failing_as_output
+
+
+class RecordWriter:
+    """A Writer of one .npy record per block: (rows, dim) for layout TD, (rows, heads * dim) for TC, else
+    (rows, heads, dim). What was written cannot be taken back."""
+
+    def __init__(self, file: BinaryIO, name: str, shape: OutShape):
+        if file.isatty():
+            raise UsageError(f"{name} is a terminal, and the output is binary; give -o FILE or pipe it on")
+        self.name = name
+        self.rows_written = 0
+        layout = shape.layout if shape.layout in ("TD", "TC") else "THD"
+        self._shape = OutShape(layout, shape.heads, shape.dim, shape.dtype)
+        self._file = file
+        try:
+            self._fd = file.fileno()
+            file.flush()
+        except io.UnsupportedOperation:
+            self._fd = -1
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        """See writers.Writer. BrokenPipeError when the reader has gone."""
+        self._shape.check(block, start, self.rows_written)
+        items = self._shape.cut(block)[0]
+        with failing_as_output(self.name):
+            self._put(memoryview(npy_header(self._shape.shape(len(block)), self._shape.dtype)))
+            self._put(memoryview(items.reshape(-1)).cast("B"))
+        self.rows_written += len(block)
+
+    def _put(self, view: memoryview) -> None:
+        if self._fd >= 0:
+            write_all(self._fd, view)
+        else:
+            self._file.write(view)
+            self._file.flush()
+
+    def commit(self, meta: dict) -> None:
+        """See writers.Writer; `meta` has no place here."""
+        self.abort()
+
+    def abort(self) -> None:
+        """See writers.Writer."""
+        if self._fd > 2:
+            self._file.close()
+
+
+def open_special(path: str) -> BinaryIO:
+    """A fifo or device for writing, as it is (a fifo waits for its reader)."""
+    with failing_as_output(path):
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY), "wb", buffering=0)

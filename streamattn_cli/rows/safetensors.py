@@ -1,0 +1,119 @@
+"""safetensors files, read by hand: 8 bytes of header length, a JSON header, then raw tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from math import prod
+
+from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.rows.file import FileTensor
+from streamattn_cli.rows.layout import Extent
+from streamattn_cli.rows.stored import Stored
+from streamattn_cli.rows.tensor import STORAGE
+
+_DTYPES = {"F16": "f2", "BF16": "bf16", "F32": "f4", "F64": "f8"}
+_LONGEST = 100_000_000  # bytes of header; the format's own limit
+
+
+def read_safetensors_header(path: str) -> tuple[dict[str, dict], dict[str, str], int]:
+    """(tensors by name, metadata, offset of the data). Raises InputMalformed for anything out of place."""
+    with open(path, "rb") as file:
+        there = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if there < 8 or length > min(_LONGEST, there - 8):
+            raise InputMalformed(f"{path}: safetensors header of {length} bytes in a file of {there}; it is truncated "
+                                 f"or not a safetensors file")
+        text = file.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
+        metadata = header.pop("__metadata__", {})
+        tensors = {name: _checked(path, name, entry) for name, entry in header.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InputMalformed(f"{path}: unreadable safetensors header: {error}") from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputMalformed(f"{path}: safetensors __metadata__ is not a map of strings")
+    _check_places(path, tensors, there - 8 - length)
+    return tensors, metadata, 8 + length
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _checked(path: str, name: str, entry: object) -> dict:
+    """One tensor's entry if it has the three fields in their types."""
+    whole = isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}
+    lists = whole and all(
+        isinstance(entry[key], list) and all(type(item) is int and item >= 0 for item in entry[key])
+        for key in ("shape", "data_offsets")
+    )
+    if not lists or len(entry["data_offsets"]) != 2 or not isinstance(entry["dtype"], str):
+        raise InputMalformed(f"{path}: tensor {name}: header entry {str(entry)[:80]} lacks a sane dtype, shape or "
+                             f"data_offsets")
+    return entry
+
+
+def _check_places(path: str, tensors: dict[str, dict], size: int) -> None:
+    """Tensors lie within the file, do not overlap, and those of our dtypes are as long as their shape says."""
+    last_end, last_name = 0, ""
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        if not begin <= end <= size:
+            raise InputMalformed(f"{path}: truncated: tensor {name} lies at data bytes {begin} to {end}, the file has "
+                                 f"{size}; copy it again")
+        if begin < last_end:
+            raise InputMalformed(f"{path}: tensors {last_name} and {name} overlap; the header is damaged")
+        dtype = _DTYPES.get(entry["dtype"])
+        needed = prod(entry["shape"]) * STORAGE[dtype].itemsize if dtype else end - begin
+        if end - begin != needed:
+            raise InputMalformed(f"{path}: tensor {name} of shape {entry['shape']} {entry['dtype']} needs {needed} "
+                                 f"bytes, its header entry gives {end - begin}")
+        last_end, last_name = end, name
+
+
+def safetensors_arrays(path: str, names: dict[str, str]) -> dict[str, Stored]:
+    """The tensors `names` (key -> name in the file). InputMissing lists what is there."""
+    tensors, metadata, base = read_safetensors_header(path)
+    for name in names.values():
+        if name not in tensors:
+            raise InputMissing(f"{path}: no tensor {name}; there are: {', '.join(sorted(tensors)[:40]) or 'none at all'}")
+    return {key: _stored(path, name, tensors[name], metadata, base) for key, name in names.items()}
+
+
+def _stored(path: str, name: str, entry: dict, metadata: dict[str, str], base: int) -> Stored:
+    label = f"{path}:{name}"
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise InputMalformed(f"{label}: dtype {entry['dtype']} found, expected F16, BF16, F32 or F64; convert it")
+    offset = base + entry["data_offsets"][0]
+
+    def open_(extent: Extent) -> FileTensor:
+        return FileTensor(path, offset, extent, dtype, label)
+
+    return Stored(label, tuple(entry["shape"]), dtype, open_, dict(metadata))
+
+
+def find_parts(path: str, parts: tuple[str, ...], group: str | None) -> dict[str, str]:
+    """Names of the tensors 'q', 'k', 'v': GROUP.q if a group is given, else plain q, else the only one ending in '.q'.
+
+    Raises InputMissing where there is none and InputMalformed where there are several.
+    """
+    tensors, _, _ = read_safetensors_header(path)
+    listed = ", ".join(sorted(tensors)[:40]) or "none at all"
+    found = {}
+    for part in parts:
+        exact = f"{group}.{part}" if group else part
+        fitting = [exact] if exact in tensors else []
+        if not fitting and not group:
+            fitting = [name for name in tensors if name.endswith("." + part)]
+        if not fitting:
+            raise InputMissing(f"{path}: no tensor {exact}{'' if group else f' or *.{part}'}; there are: {listed}")
+        if len(fitting) > 1:
+            raise InputMalformed(f"{path}: {len(fitting)} tensors end in .{part} ({', '.join(sorted(fitting)[:8])}); "
+                                 f"choose with --group PREFIX or --{part} {path}:NAME")
+        found[part] = fitting[0]
+    return found

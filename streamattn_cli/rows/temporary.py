@@ -1,0 +1,63 @@
+"""A file that gets its name only when it is complete."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from streamattn_cli.errors import OutputFailed
+from streamattn_cli.rows.fdio import sync_folder
+
+_ADVICE = {
+    errno.ENOSPC: "free some room or write to another disk; the unfinished output was removed",
+    errno.EDQUOT: "free some of your quota; the unfinished output was removed",
+    errno.EACCES: "check the permissions of the folder (ls -ld)",
+    errno.EPERM: "check the permissions of the folder (ls -ld)",
+    errno.EROFS: "write to another disk",
+}
+
+
+@contextmanager
+def failing_as_output(name: str) -> Iterator[None]:
+    """Errors of the system become OutputFailed; a closed pipe stays BrokenPipeError, it is no failure."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        advice = _ADVICE.get(error.errno, "write to another place")
+        raise OutputFailed(f"{name}: cannot be written: {error.strerror or error}; {advice}") from error
+
+
+class Temporary:
+    """`.NAME.<random>.tmp` beside `path` (beside what it points to, if it is a link) until `commit`."""
+
+    def __init__(self, path: str):
+        self.final = os.path.realpath(path)
+        folder, name = os.path.split(self.final)
+        self._folder = folder
+        self.path = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+        # read-write: HDF5 attributes are added at the end
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def commit(self) -> None:
+        """Make the bytes durable, then the name. Raises OSError."""
+        os.fsync(self.fd)
+        os.replace(self.path, self.final)
+        sync_folder(self._folder)
+        self._close()
+
+    def abort(self) -> None:
+        """Remove it; nothing to do after a commit."""
+        if self.fd >= 0:
+            with suppress(OSError):
+                os.unlink(self.path)
+            self._close()
+
+    def _close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,144 @@
+"""Exact attention for queries that are held in memory while keys and values stream by: the oracle and the audit.
+
+The dual of a sketch: the state belongs to the queries (online softmax: m, y), and any number of keys may pass.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamattn_cli.sketches.head import TILE
+from streamattn_cli.sketches.partial import Partial
+
+CHUNK = 256  # queries of one tile
+
+
+class KeyTiles:
+    """Cuts a stream of rows into tiles of TILE rows aligned to the global row; rows of an unfinished tile wait here."""
+
+    def __init__(self, dim: int, width: int, dtype: str):
+        self.k = np.zeros((TILE, dim), dtype)
+        self.c = np.zeros((TILE, width), dtype)
+        self.rows = 0
+
+    def feed(self, k: np.ndarray, c: np.ndarray):
+        """Yield (start, k, c) for every tile that these rows complete."""
+        a = 0
+        while a < len(k):
+            at = self.rows % TILE
+            n = min(TILE - at, len(k) - a)
+            if n == TILE:
+                tile = (self.rows, k[a : a + n], c[a : a + n])
+            else:
+                self.k[at : at + n], self.c[at : at + n] = k[a : a + n], c[a : a + n]
+                tile = (self.rows + n - TILE, self.k, self.c) if at + n == TILE else None
+            self.rows += n
+            a += n
+            if tile:
+                yield tile
+
+    def rest(self):
+        """Yield the unfinished tile, if there is one, with its missing rows zero (weight 0)."""
+        at = self.rows % TILE
+        if at:
+            self.k[at:], self.c[at:] = 0, 0
+            yield self.rows - at, self.k, self.c
+
+
+class ExactQueries:
+    """Queries q (heads, n, d) of one key head, answered exactly over the rows that `absorb` is shown.
+
+    positions (n,) int64 are their global rows for causal attention (query i sees j <= positions[i]), None for full.
+    """
+
+    def __init__(self, q: np.ndarray, positions: np.ndarray | None, value_dim: int, scale: float):
+        self.q = q * q.dtype.type(scale)
+        self.positions = positions
+        heads, n, dim = q.shape
+        self.tiles = KeyTiles(dim, value_dim + 1, q.dtype)
+        self.m = np.full((heads, n), -np.inf, q.dtype)
+        self.y = np.zeros((heads, n, value_dim + 1))
+
+    @staticmethod
+    def work_spec(value_dim: int, dtype: str) -> dict:
+        """Scratch arrays of one thread."""
+        return {
+            "exact.logits": ((CHUNK, TILE), dtype),
+            "exact.product": ((CHUNK, value_dim + 1), dtype),
+            "exact.bounds": ((2, CHUNK), "i8"),
+        }
+
+    @staticmethod
+    def projected_bytes(heads: int, n: int, dim: int, value_dim: int, dtype: str) -> int:
+        """Bytes of an object for q (heads, n, dim)."""
+        item = np.dtype(dtype).itemsize
+        return heads * n * (item * (dim + 1) + 8 * (value_dim + 1)) + TILE * (dim + value_dim + 1) * item
+
+    def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
+        """Show the next rows, k (n, d) and c (n, dv + 1) = [v, weight]."""
+        for tile in self.tiles.feed(k, c):
+            self._see(*tile, TILE, work)
+
+    def finish(self, work: dict) -> None:
+        """No more rows."""
+        for start, k, c in self.tiles.rest():
+            self._see(start, k, c, self.tiles.rows - start, work)
+
+    def outputs(self, out: np.ndarray) -> None:
+        """Write the answers to out (heads, n, dv)."""
+        nothing = np.zeros(out.shape[-1])
+        for head in range(len(out)):
+            Partial(self.m[head], self.y[head]).finish(nothing, out[head])
+
+    def _see(self, start: int, k: np.ndarray, c: np.ndarray, rows: int, work: dict) -> None:
+        n = self.q.shape[1]
+        for a in range(0, n, CHUNK):
+            b = min(a + CHUNK, n)
+            low, high = (bounds[: b - a] for bounds in work["exact.bounds"])
+            low[:] = 0
+            high[:] = rows
+            if self.positions is not None:
+                np.minimum(rows, self.positions[a:b] - start + 1, out=high)
+                if high.max() <= 0:
+                    continue
+            for head in range(len(self.q)):
+                Partial(self.m[head, a:b], self.y[head, a:b]).attend(
+                    self.q[head, a:b], k, c, low, high, work["exact.logits"][: b - a], work["exact.product"][: b - a]
+                )
+
+
+class ValueMeans:
+    """The trivial answer, the mean of the values, for the same queries as an ExactQueries: sums (n, dv + 1) float64."""
+
+    def __init__(self, positions: np.ndarray | None, n: int, value_dim: int):
+        self.positions = positions
+        self.sums = np.zeros((n, value_dim + 1))
+        self.tiles = KeyTiles(0, value_dim + 1, "f8")
+
+    @staticmethod
+    def projected_bytes(n: int, value_dim: int) -> int:
+        """Bytes of an object for n queries, and of the running sums over one tile."""
+        return (n + 2 * TILE) * (value_dim + 1) * 8
+
+    def absorb(self, c: np.ndarray) -> None:
+        """Show the next rows c (n, dv + 1)."""
+        for start, _, tile in self.tiles.feed(c[:, :0], c):
+            self._see(start, tile)
+
+    def finish(self) -> None:
+        """No more rows."""
+        for start, _, tile in self.tiles.rest():
+            self._see(start, tile)
+
+    def outputs(self) -> np.ndarray:
+        """The means (n, dv), float64."""
+        return self.sums[:, :-1] / np.maximum(self.sums[:, -1:], 1e-300)
+
+    def _see(self, start: int, c: np.ndarray) -> None:
+        if self.positions is None:
+            self.sums += c.sum(axis=0, dtype=np.float64)
+        else:
+            running = np.concatenate([np.zeros((1, c.shape[1])), np.cumsum(c, axis=0, dtype=np.float64)])
+            self.sums += running[np.clip(self.positions - start + 1, 0, len(c))]
+
+

@@ -1,0 +1,249 @@
+"""Attention over one key head's stream: exact sinks, exact recent rows, and a compressed history.
+
+Rows pass through in groups of `group` rows aligned to the global row index. Group g's queries are answered by
+    sinks     the first S rows, exactly;
+    recent    every row since base(g) = floor((g G - W + 1) / G) G (or since the group's start when W = 0), exactly:
+              at least the W most recent rows, the row itself among them;
+    history   the groups before base(g), by the method (nothing at all for `window`, which sees exactly W rows).
+Nothing depends on how the rows were cut into blocks: tiles have the same shape whenever a row is answered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamattn_cli.sketches.partial import Partial
+from streamattn_cli.sketches.poly import PolyHistory, PolyParams
+
+HISTORIES = {PolyParams: PolyHistory}
+TILE = 512  # keys of one tile
+
+
+@dataclass(frozen=True)
+class HeadParams:
+    """What decides the shape of a head's state. `dtype` is the precision of rows, "f4" or "f8"."""
+
+    dim: int
+    value_dim: int
+    scale: float
+    dtype: str = "f4"
+    sinks: int = 0
+    window: int = 0
+    group: int = 256
+    history: PolyParams | None = None
+
+    @property
+    def recent_rows(self) -> int:
+        """Capacity of the recent rows: the group under way and the whole groups that the window reaches back into."""
+        return self.group * (1 + -(-max(self.window - 1, 0) // self.group))
+
+    def base(self, group: int) -> int:
+        """First recent row while group number `group` is answered."""
+        first = group * self.group - max(self.window - 1, 0)
+        return max(0, first // self.group * self.group)
+
+    def state_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Name -> (shape, dtype) of every state array."""
+        d, w = self.dim, self.value_dim + 1
+        spec = {
+            "counters": ((4,), "i8"),  # rows absorbed, first recent row, rows in the history, keys clipped
+            "sink_k": ((self.sinks, d), self.dtype),
+            "sink_c": ((self.sinks, w), self.dtype),
+            "recent_k": ((self.recent_rows, d), self.dtype),
+            "recent_c": ((self.recent_rows, w), self.dtype),
+            "range": ((2, self.value_dim), self.dtype),  # of the values in the history
+        }
+        if self.history:
+            inner = HISTORIES[type(self.history)].state_spec(self.history, d, self.value_dim)
+            spec |= {f"history.{name}": s for name, s in inner.items()}
+        return spec
+
+    def work_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Name -> (shape, dtype) of the scratch arrays of one thread."""
+        d, w, g = self.dim, self.value_dim + 1, self.group
+        spec = {
+            "tile": ((g, d), self.dtype),
+            "scaled": ((g, d), self.dtype),
+            "logits": ((g, max(TILE, self.sinks)), self.dtype),
+            "product": ((g, w), self.dtype),
+            "bounds": ((2, g), "i8"),
+            "m": ((2, g), self.dtype),
+            "y": ((2, g, w), "f8"),
+            "counts": ((3,), "i8"),  # queries clipped, guarded (z <= 0), unanswered
+            "shift": ((max(self.recent_rows - g, 0), max(d, w)), self.dtype),
+        }
+        if self.history:
+            spec |= HISTORIES[type(self.history)].work_spec(self.history, d, self.value_dim, g, self.dtype)
+        return spec
+
+
+def allocate(spec: dict) -> dict[str, np.ndarray]:
+    """Arrays for a spec, their pages touched, so that what was projected is what is resident."""
+    arrays = {}
+    for name, (shape, dtype) in spec.items():
+        arrays[name] = np.empty(shape, dtype)
+        arrays[name].fill(0)
+    return arrays
+
+
+def spec_bytes(spec: dict) -> int:
+    """Bytes of all arrays of a spec."""
+    return sum(int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize for shape, dtype in spec.values())
+
+
+class HeadAttention:
+    """One key head: `absorb` rows, or `step` through rows with their causal queries; `finish`, then `answer` queries.
+
+    Rows are k (n, d) and c (n, dv + 1) = [v, weight], weight 1 (0 for a dropped row, whose v must be 0 too), in the
+    precision of the parameters. `work` is one thread's scratch, `allocate(params.work_spec())`; its "counts" tallies what
+    was clipped or guarded. Answering does not change the state, so threads may answer side by side.
+    """
+
+    def __init__(self, params: HeadParams, state: dict[str, np.ndarray] | None = None):
+        self.params = params
+        if state is None:
+            state = allocate(params.state_spec())
+            state["range"][0], state["range"][1] = np.inf, -np.inf
+        self.state = state
+        self.history = None
+        if params.history:
+            inner = {name[8:]: array for name, array in state.items() if name.startswith("history.")}
+            kind = HISTORIES[type(params.history)]
+            self.history = kind(params.history, params.dim, params.value_dim, params.scale, params.dtype, inner)
+
+    @property
+    def rows(self) -> int:
+        """Rows absorbed so far."""
+        return int(self.state["counters"][0])
+
+    def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> float | None:
+        """Show the history the first rows and some queries; returns its predicted relative error, if it has one."""
+        return self.history.calibrate(k, c, q) if self.history else None
+
+    def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
+        """Take in the next rows, k (n, d) and c (n, dv + 1), any n."""
+        for a, b in self._pieces(len(k)):
+            self._take(k[a:b], c[a:b], work)
+
+    def step(self, q: np.ndarray, k: np.ndarray, c: np.ndarray, out: np.ndarray, work: dict) -> None:
+        """Take in the next rows and answer their causal queries q (heads, n, d) into out (heads, n, dv)."""
+        for a, b in self._pieces(len(k)):
+            first = self.rows
+            self._take(k[a:b], c[a:b], work)
+            low = np.arange(first, first + b - a)
+            seen = low + 1
+            low = np.maximum(low - self.params.window + 1, 0) if self.history is None else np.zeros_like(low)
+            self._answer(q[:, a:b], first, low, seen, out[:, a:b], work)
+
+    def finish(self, work: dict) -> None:
+        """The stream is over: only the window's rows stay exact, all others go into the history."""
+        if self.history:
+            first = max(self.rows - self.params.window, int(self.state["counters"][1]))
+            self._retire(first, work)
+
+    def answer(self, q: np.ndarray, start: int, out: np.ndarray, work: dict) -> None:
+        """Answer queries q (heads, n, d), global query rows start.., over all rows absorbed, into out (heads, n, dv)."""
+        g = self.params.group
+        for a, b in pieces(start, q.shape[1], g):
+            low = np.full(b - a, max(0, self.rows - self.params.window) if self.history is None else 0)
+            self._answer(q[:, a:b], start + a, low, np.full(b - a, self.rows), out[:, a:b], work)
+
+    def _pieces(self, n: int):
+        return pieces(self.rows, n, self.params.group)
+
+    def _take(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
+        """Append rows of one group; at a group's start, first retire what its window no longer reaches."""
+        s, p = self.state, self.params
+        rows = self.rows
+        if rows % p.group == 0:
+            self._retire(p.base(rows // p.group), work)
+        if rows < p.sinks:
+            n = min(len(k), p.sinks - rows)
+            s["sink_k"][rows : rows + n] = k[:n]
+            s["sink_c"][rows : rows + n] = c[:n]
+        at = rows - int(s["counters"][1])
+        s["recent_k"][at : at + len(k)] = k
+        s["recent_c"][at : at + len(k)] = c
+        s["counters"][0] += len(k)
+
+    def _retire(self, base: int, work: dict) -> None:
+        """Move the recent rows before global row `base` into the history, and the others to the front."""
+        s, p = self.state, self.params
+        first = int(s["counters"][1])
+        if base <= first:
+            return
+        if self.history:
+            for a in range(first, base, p.group):
+                self._compress(a - first, min(a + p.group, base) - first, a, work)
+        left = self.rows - base
+        for name in ("recent_k", "recent_c"):
+            array = s[name]
+            kept = work["shift"][:left, : array.shape[1]]
+            kept[:] = array[base - first : base - first + left]
+            array[:left] = kept
+        s["counters"][1] = base
+
+    def _compress(self, a: int, b: int, row: int, work: dict) -> None:
+        s, p = self.state, self.params
+        k, c = s["recent_k"][a:b], s["recent_c"][a:b]
+        sinks = min(max(p.sinks - row, 0), b - a)
+        if sinks:
+            c[:sinks] = 0
+        live = c[c[:, -1] > 0, :-1]
+        if len(live):
+            np.minimum(s["range"][0], live.min(axis=0), out=s["range"][0])
+            np.maximum(s["range"][1], live.max(axis=0), out=s["range"][1])
+        s["counters"][3] += self.history.absorb(k, c, work)
+        s["counters"][2] += len(live)
+
+    def _answer(self, q, first, low, high, out, work) -> None:
+        """Answer queries q (heads, n, d) of one group; query i sees the rows low[i] <= j < high[i]."""
+        s, p = self.state, self.params
+        at = first % p.group
+        n = q.shape[1]
+        base, rows = int(s["counters"][1]), self.rows
+        lows, highs = work["bounds"]
+        exact = Partial(work["m"][0], work["y"][0])
+        for head in range(len(q)):
+            work["tile"][:] = 0
+            work["tile"][at : at + n] = q[head]
+            np.multiply(work["tile"], self.state["recent_k"].dtype.type(p.scale), out=work["scaled"])
+            exact.clear()
+            if p.sinks:
+                lows[:], highs[:] = 0, 0
+                highs[at : at + n] = np.minimum(high, p.sinks)
+                exact.attend(
+                    work["scaled"], s["sink_k"], s["sink_c"], lows, highs, work["logits"], work["product"]
+                )
+            for tile in range(base, self._recent_end(rows), TILE):
+                end = min(tile + TILE, self._recent_end(rows))
+                lows[:], highs[:] = 0, 0
+                lows[at : at + n] = np.maximum(low, p.sinks) - tile
+                highs[at : at + n] = high - tile
+                k, c = s["recent_k"][tile - base : end - base], s["recent_c"][tile - base : end - base]
+                exact.attend(work["scaled"], k, c, lows, highs, work["logits"], work["product"])
+            if s["counters"][2]:
+                past = Partial(work["m"][1], work["y"][1])
+                work["counts"][0] += self.history.partial(work["tile"], work, past)
+                live = Partial(past.m[at : at + n], past.y[at : at + n])
+                work["counts"][1] += live.guard(s["range"])
+                exact.add(past)
+            fallback = self.history.mean_value() if self.history else np.zeros(p.value_dim)
+            answered = Partial(exact.m[at : at + n], exact.y[at : at + n])
+            work["counts"][2] += answered.finish(fallback, out[head])
+
+    def _recent_end(self, rows: int) -> int:
+        """End of the recent rows, rounded up to whole groups so that a tile's shape does not depend on the chunking."""
+        base = int(self.state["counters"][1])
+        return base + -(-(rows - base) // self.params.group) * self.params.group
+
+
+def pieces(start: int, n: int, group: int):
+    """Cut rows start..start+n at multiples of `group`; yields (a, b) relative to start."""
+    a = 0
+    while a < n:
+        b = min(n, a + group - (start + a) % group)
+        yield a, b
+        a = b

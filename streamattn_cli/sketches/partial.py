@@ -1,0 +1,56 @@
+"""Partial attention: the one algebra that sinks, windows, histories and shards share (methods.md section 1).
+
+For a set X of tokens and a query q, with values carrying their weight as a last column c_j = [v_j, w_j],
+    m = any shift,   y = sum over X of exp(s q.k_j - m) c_j,   z = y[-1];
+disjoint sets combine exactly, and attention is y[:-1] / z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamattn_cli.kernels import dense
+
+
+@dataclass
+class Partial:
+    """Partial answers to r queries: m (r,) in the rows' precision, y (r, dv + 1) float64 with z last. Empty: m = -inf."""
+
+    m: np.ndarray
+    y: np.ndarray
+
+    @classmethod
+    def empty(cls, queries: int, width: int, dtype: np.dtype) -> Partial:
+        """The answer of no tokens; width = dv + 1."""
+        return cls(np.full(queries, -np.inf, dtype), np.zeros((queries, width)))
+
+    def clear(self) -> None:
+        """Become the answer of no tokens again."""
+        self.m[:] = -np.inf
+        self.y[:] = 0
+
+    def add(self, other: Partial) -> None:
+        """Take in the answer of a disjoint set of tokens."""
+        dense.combine(self.m, self.y, other.m, other.y)
+
+    def attend(self, q, k, c, low, high, logits, product) -> None:
+        """Take in tokens exactly: k (n, d), c (n, dv + 1), of which row i sees low[i] <= j < high[i].
+
+        q (r, d) is already multiplied by the scale. logits (r, >= n) and product (r, dv + 1) are scratch. One call is
+        one tile, and its shape decides the rounding: callers keep tiles aligned to the global row.
+        """
+        tile = logits[:, : len(k)]
+        np.matmul(q, k.T, out=tile)
+        dense.softmax_tile(tile, low, high, self.m, self.y)
+        np.matmul(tile, c, out=product)
+        self.y += product
+
+    def guard(self, range_: np.ndarray) -> int:
+        """Drop rows with z <= 0 and clip the others to the range (2, dv) of the values behind them; count the drops."""
+        return dense.guard(self.m, self.y, range_[0], range_[1])
+
+    def finish(self, fallback: np.ndarray, out: np.ndarray) -> int:
+        """Write the attention outputs to out (r, dv); rows without any token get `fallback`. Return their number."""
+        return dense.finish(self.m, self.y, fallback, out)

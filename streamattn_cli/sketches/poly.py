@@ -1,0 +1,157 @@
+"""`poly`: attention by the polynomial method (arXiv 2311.14652; methods.md 2.1-2.3), in exact accumulators.
+
+The state is the matrix of plain moments M[a] = sum_j x_j^a c_j over the monomials a of degree <= g, where
+x = sqrt(s) (k - mu) and c = [v, 1]. For a query u = sqrt(s) q they give the power sums of its own logits exactly,
+    S_l(u) = sum_{|a|=l} l!/a! u^a M[a] = sum_j (u.x_j)^l c_j,      and      y = sum_l P_l S_l(u)
+is U1 (U2^T [V, 1]) of the paper for any polynomial P. So P need not be chosen before the tokens are seen, nor be the
+same for all queries: S_0, S_1, S_2 tell the mean and spread of a query's logits, and P is the polynomial that is
+nearest to e^x for them (a Hermite expansion). Moments are linear in the tokens, so merging is addition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from streamattn_cli.errors import CannotMeet
+from streamattn_cli.kernels import poly as kernel
+from streamattn_cli.sketches.monomials import feature_count, table
+from streamattn_cli.sketches.partial import Partial
+
+MAX_DEGREE = 12  # beyond it the powers outgrow what float64 sums can hold apart
+MARGIN = 2.0  # allowed norms over the largest norm in the sample
+SAMPLE = 64  # queries used to predict the error
+
+
+@dataclass(frozen=True)
+class PolyParams:
+    """Settings of `poly`.
+
+    degree g, 1..12; `polynomial` "hermite" (per query) or "taylor"; beta bounds |logit| (None: norms may reach twice
+    the largest of the first rows); max_error: refuse when the error predicted from the first rows is larger.
+    """
+
+    degree: int = 4
+    polynomial: str = "hermite"
+    beta: float | None = None
+    max_error: float = 0.25
+
+    def to_dict(self) -> dict:
+        """JSON-able form."""
+        return asdict(self)
+
+
+class PolyHistory:
+    """The compressed history of one key head. State arrays: see `state_spec`."""
+
+    def __init__(self, params: PolyParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
+        self.params, self.dim, self.scale, self.state = params, dim, scale, state
+        self.table = table(dim, params.degree)
+
+    @staticmethod
+    def state_spec(params: PolyParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Name -> (shape, dtype) of every state array; all follow from the parameters."""
+        return {
+            "moments": ((feature_count(dim, params.degree), value_dim + 1), "f8"),
+            "mu": ((dim,), "f8"),
+            "radius": ((2,), "f8"),  # largest norms of sqrt(s) (k - mu) and of sqrt(s) q
+        }
+
+    @staticmethod
+    def work_spec(params: PolyParams, dim: int, value_dim: int, group: int, dtype: str) -> dict:
+        """Name -> (shape, dtype) of the scratch arrays one thread needs."""
+        width = value_dim + 1
+        return {
+            "x": ((dim, group), dtype),
+            "ct": ((-(-width // 3) * 3, group), dtype),
+            "low": ((feature_count(dim, params.degree - 1), group), dtype),
+            "some": ((8, group), dtype),
+            "sums": ((params.degree + 1, width, group), dtype),
+        }
+
+    @staticmethod
+    def calibration_bytes(rows: int, dim: int, value_dim: int, group: int) -> int:
+        """Bound on the bytes that `calibrate` and its caller hold for `rows` first rows, `group` query heads."""
+        wide = 8 * rows * (4 * dim + 2 * (value_dim + 1) + 2 * group * dim)
+        return wide + 8 * 5 * SAMPLE * rows
+
+    def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> float | None:
+        """Set the centre and the norm bounds from the first rows k (n, d), c (n, dv + 1) and queries q (r, d).
+
+        Returns the predicted relative error of the outputs, None when no query is known. Raises CannotMeet when it
+        is above `max_error`: the numbers would be wrong.
+        """
+        p, s = self.params, self.state
+        root = np.sqrt(self.scale)
+        k, c = k.astype(np.float64), c.astype(np.float64)
+        s["mu"][:] = c[:, -1] @ k / max(c[:, -1].sum(), 1.0)
+        x = root * (k - s["mu"])
+        reach = np.array([MARGIN * max(np.linalg.norm(x, axis=1).max(), 1e-6), np.inf])
+        if q is not None:
+            u = root * q[np.linspace(0, len(q) - 1, min(len(q), SAMPLE)).astype(int)].astype(np.float64)
+            reach[1] = MARGIN * max(np.linalg.norm(u, axis=1).max(), 1e-6)
+        if p.beta:
+            reach[1] = min(reach[1], p.beta / min(reach[0], np.sqrt(p.beta)))
+            reach[0] = min(reach[0], p.beta / reach[1])
+        s["radius"][:] = reach
+        if q is None:
+            return None
+        error, largest = self._predict(u, x, c)
+        if not error <= p.max_error:
+            raise CannotMeet(
+                f"poly of degree {p.degree} would err by about {error:.2g} (relative) on this input, more than the "
+                f"allowed {p.max_error:g}: its logits reach {largest:.1f} in the first rows, too far for a polynomial. "
+                "Use --method window or exact, a smaller --scale, a higher even --degree (dim at most 16), "
+                "or accept the error with --max-error."
+            )
+        return error
+
+    def _predict(self, u: np.ndarray, x: np.ndarray, c: np.ndarray) -> tuple[float, float]:
+        """Relative Frobenius error of attention over the first rows when P replaces exp; and the largest |logit|."""
+        true = u @ x.T
+        exact = np.exp(true - true.max(axis=1, keepdims=True)) @ c
+        logits = _clip_norm(u, self.state["radius"][1]) @ _clip_norm(x, self.state["radius"][0]).T
+        sums = np.stack([(logits**l @ c).T for l in range(self.params.degree + 1)])
+        approx, shift = np.zeros_like(exact), np.zeros(len(u))
+        kernel.blend(sums, self.params.polynomial == "taylor", shift, approx)
+        good = approx[:, -1] > 0
+        exact = exact[:, :-1] / exact[:, -1:]
+        approx = np.where(good[:, None], approx[:, :-1] / np.where(good, approx[:, -1], 1)[:, None], 0)
+        approx = np.clip(approx, c[:, :-1].min(axis=0), c[:, :-1].max(axis=0))
+        error = np.linalg.norm(approx - exact) / max(np.linalg.norm(exact), 1e-300)
+        return float(error), float(np.abs(true).max())
+
+    def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
+        """Take in one group of rows, k (n, d), c (n, dv + 1), n <= group. Returns how many keys were clipped."""
+        x, ct, t = work["x"], work["ct"], self.table
+        clipped = kernel.centre(k, self.state["mu"], np.sqrt(self.scale), self.state["radius"][0], x)
+        ct[:] = 0
+        ct[: c.shape[1], : len(c)] = c.T
+        kernel.absorb(x, ct, t.parent, t.var, work["low"], work["some"], self.state["moments"])
+        return clipped
+
+    def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
+        """Answer a tile of queries q (group, d) into `out`. Returns how many queries were clipped."""
+        s, t = self.state, self.table
+        clipped = kernel.centre(q, np.zeros(self.dim), np.sqrt(self.scale), s["radius"][1], work["x"])
+        kernel.power_sums(
+            work["x"], s["moments"], t.multinomial, t.start, t.parent, t.var, work["low"], work["some"], work["sums"]
+        )
+        out.m[:] = self.scale * (q @ s["mu"])
+        kernel.blend(work["sums"], self.params.polynomial == "taylor", out.m, out.y)
+        return clipped
+
+    def mean_value(self) -> np.ndarray:
+        """The mean of the absorbed values (dv,), 0 where nothing was absorbed: the monomial 1 counts and sums them."""
+        total = self.state["moments"][0]
+        return total[:-1] / total[-1] if total[-1] > 0 else total[:-1] * 0
+
+    def merge(self, other: PolyHistory) -> None:
+        """Add another shard's moments; both must have been calibrated alike (checked by the caller)."""
+        self.state["moments"] += other.state["moments"]
+
+
+def _clip_norm(rows: np.ndarray, radius: float) -> np.ndarray:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows * np.minimum(1.0, radius / np.maximum(norms, 1e-300))

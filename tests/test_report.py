@@ -1,0 +1,284 @@
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from streamattn_cli.engine.events import Audit, ErrorEstimate, Finished, Note, Outcome, Progress, Started
+from streamattn_cli.errors import UsageError
+from streamattn_cli.report.jsontext import json_line
+from streamattn_cli.report.livebar import bar_lines
+from streamattn_cli.report.outcome import outcome_rows, render_outcome
+from streamattn_cli.report.plan import plan_rows, render_plan
+from streamattn_cli.report.progress import eta_seconds, make_listener, progress_line
+
+PROGRESS = Progress("keys", 1_250_000, 2_000_000, 1 << 26, 2.5, 12 << 20, 33 << 20, 40 << 20, 64 << 20)
+ENDLESS = Progress("keys", 1_250_000, None, 1 << 26, 2.5)
+AUDIT = Audit(128, ErrorEstimate(0.0123, 0.011, 0.0145, 0.01, 0.05), ErrorEstimate(0.91, 0.9, 0.92, 0.88, 1.1))
+OUTCOME = Outcome(
+    command="attend",
+    facts={"method": "poly", "mode": "full", "params": {"degree": 4, "sinks": 0}, "scale": 0.3535678, "versions": {}},
+    rows=4096,
+    seconds=2.0,
+    wait_seconds=0.5,
+    bytes_read=1 << 20,
+    memory={"allowed": None, "reserved": 40 << 20, "projected": 12 << 20, "peak": 10 << 20},
+    counts={"clipped_keys": 3, "guarded_rows": 0},
+    audit=AUDIT,
+    output="out.npy",
+    notes=("layout THD, from its attribute",),
+)
+PLAN = {
+    "method": "poly",
+    "mode": "full",
+    "inputs": [{"name": "dump.h5:/k", "shape": (8192, 3, 64), "dtype": "f2", "heads": 3}],
+    "rows": None,
+    "block_rows": 1024,
+    "passes": ["keys", "queries"],
+    "memory": {
+        "allowed": 64 << 20,
+        "projected": 10 << 20,
+        "parts": {"sketch": 2 << 20, "read_ahead": 8 << 20, "audit": 0},
+    },
+    "params": {"degree": 2},
+    "notes": ["a note"],
+}
+
+
+def _screen(event, width):
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    for line in bar_lines(event, width):
+        console.print(line)
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [12, 30, 40, 59, 60, 80, 120, 200])
+@pytest.mark.parametrize("event", [PROGRESS, ENDLESS, Progress("audit", 0, 0, 0, 0.0), Progress("rows", 5, 3, 1, 0.0)])
+def test_the_bar_never_takes_more_than_its_columns_and_two_lines(event, width):
+    lines = _screen(event, width)
+    assert 1 <= len(lines) <= 2
+    assert all(len(line) <= width for line in lines)
+    assert lines[0].startswith(event.phase)
+
+
+def test_a_wide_bar_shows_everything():
+    text = " ".join(_screen(PROGRESS, 200))
+    for word in ("━", "62%", "ETA 0:02", "500 k rows/s", "1.25 M of 2.00 M rows", "25.6 MiB/s", "sketch 12.0 MiB",
+                 "mem 33.0 MiB, peak 40.0 MiB of 64.0 MiB"):  # fmt: skip
+        assert word in text
+
+
+def test_a_narrow_bar_keeps_share_eta_rate_and_peak():
+    text = " ".join(_screen(PROGRESS, 30))
+    assert re.search("62%.*ETA 0:02.*500 k rows/s.*peak 40.0 MiB", text)
+    assert "sketch" not in text
+
+
+def test_a_stream_without_end_has_neither_share_nor_eta():
+    text = " ".join(_screen(ENDLESS, 200))
+    assert "%" not in text and "ETA" not in text and "━" not in text and "0:02" in text
+    assert eta_seconds(ENDLESS) is None
+
+
+def test_eta():
+    assert eta_seconds(PROGRESS) == pytest.approx(1.5)
+    assert eta_seconds(Progress("rows", 0, 10, 0, 1.0)) is None
+    assert eta_seconds(Progress("rows", 12, 10, 0, 1.0)) == 0
+
+
+def test_plain_line_words():
+    assert progress_line(PROGRESS) == (
+        "streamattn keys: rows 1250000 of 2000000 (62.5%), 500000 rows/s, 25.6 MiB/s, elapsed 2.50 s, ETA 1.50 s, "
+        "sketch 12.0 MiB, memory now 33.0 MiB peak 40.0 MiB budget 64.0 MiB"
+    )
+    assert "ETA" not in progress_line(ENDLESS) and "budget" not in progress_line(ENDLESS)
+
+
+def _feed(mode, every):
+    stream = io.StringIO()
+    with make_listener(mode, every, stream) as listener:
+        for event in (Started({"method": "poly"}), Note("layout THD"), PROGRESS, ENDLESS, Finished(OUTCOME)):
+            listener(event)
+    return stream.getvalue().splitlines()
+
+
+def test_plain_listener_keeps_to_its_interval():
+    assert _feed("auto", 3600) == ["note: layout THD"]
+    assert _feed("auto", 0) == ["note: layout THD", progress_line(PROGRESS), progress_line(ENDLESS)]
+
+
+def test_quiet_listener_says_nothing_but_answers():
+    assert _feed("quiet", 0) == []
+    stream = io.StringIO()
+    listener = make_listener("quiet", stderr=stream)
+    listener.status()
+    listener(PROGRESS)
+    listener.status()
+    assert stream.getvalue().splitlines() == ["streamattn: no rows yet", progress_line(PROGRESS)]
+
+
+def test_json_lines_all_have_a_type():
+    documents = [json.loads(line) for line in _feed("json", 0)]
+    assert [d["type"] for d in documents] == ["started", "note", "progress", "progress", "outcome"]
+    assert documents[0]["plan"] == {"method": "poly"}
+    assert documents[2]["rows"] == 1_250_000 and documents[3]["total"] is None
+    assert documents[4]["audit"]["method"]["p95_row"] == 0.05
+    assert [json.loads(line)["type"] for line in _feed("json", 3600)] == ["started", "note", "outcome"]
+
+
+def test_json_status():
+    stream = io.StringIO()
+    make_listener("json", 10, stream).status()
+    assert json.loads(stream.getvalue()) == {"type": "status", "phase": None, "rows": 0}
+
+
+def test_json_is_strict_and_plain():
+    document = {"a": np.float32(0.5), "b": np.int64(3), "c": (1, None, True), "d": np.nan, 5: np.arange(2), "f": np.inf}
+    assert json_line(document) == '{"a": 0.5, "b": 3, "c": [1, null, true], "d": null, "5": [0, 1], "f": null}'
+
+
+class _Broken(io.StringIO):
+    def write(self, _text):
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("mode", ["auto", "json", "quiet"])
+def test_a_watcher_that_left_does_not_stop_the_run(mode):
+    listener = make_listener(mode, 0, _Broken())
+    listener(PROGRESS)
+    listener.status()
+    listener.close()
+    assert listener.last == PROGRESS
+
+
+@pytest.mark.parametrize("mode, every", [("loud", 10), ("auto", -1), ("json", float("nan"))])
+def test_wrong_words_are_usage_errors(mode, every):
+    with pytest.raises(UsageError, match="must be"):
+        make_listener(mode, every, io.StringIO())
+
+
+def test_outcome_rows():
+    rows = dict(outcome_rows(OUTCOME))
+    assert rows == {
+        "ran": "poly, full, degree 4, sinks 0, scale 0.3536",
+        "rows": "4096 in 2.00 s (2.05 k rows/s, 512 KiB/s), 25% of it waiting for input",
+        "memory": "reserved 40.0 MiB, projected 12.0 MiB, peak 10.0 MiB",
+        "counts": "clipped keys 3",
+        "error": "0.0123, 95% interval 0.011 to 0.0145; row median 0.01, p95 0.05 (128 rows audited)",
+        "trivial": "0.91, 95% interval 0.9 to 0.92; row median 0.88, p95 1.1 (the same for the mean of the values)",
+        "output": "out.npy",
+        "note": "layout THD, from its attribute",
+    }
+
+
+def test_an_outcome_without_audit_says_why():
+    bare = Outcome("attend", {}, 0, 0.0, 0.0, 0, {}, audit_reason="the rows came by a pipe")
+    assert dict(outcome_rows(bare)) == {
+        "rows": "0 in 0.00 s (0 rows/s, 0 B/s), 0% of it waiting for input",
+        "error": "not measured: the rows came by a pipe",
+    }
+
+
+def test_plan_rows():
+    assert plan_rows(PLAN) == [
+        ("run", "poly, full, degree 2"),
+        ("input", "dump.h5:/k, 8192 x 3 x 64, f2, 3 heads"),
+        ("rows", "not known before the end, in blocks of 1024"),
+        ("pass", "keys"),
+        ("pass", "queries"),
+        ("memory", "allowed 64.0 MiB, projected 10.0 MiB"),
+        ("of which", "read ahead 8.00 MiB, sketch 2.00 MiB"),
+        ("note", "a note"),
+    ]
+    assert plan_rows({}) == []
+
+
+@pytest.mark.parametrize("width", [10, 30, 40, 80, 200])
+def test_plain_texts_keep_to_the_width_and_lose_no_word(width):
+    outcome, plan = outcome_rows(OUTCOME), plan_rows(PLAN)
+    for render, document, rows in ((render_outcome, OUTCOME, outcome), (render_plan, PLAN, plan)):
+        stream = io.StringIO()
+        render(document, stream, width)
+        assert all(len(line) <= width for line in stream.getvalue().splitlines())
+        written = re.sub(r"\s", "", stream.getvalue())
+        assert all(re.sub(r"\s", "", text) in written for _, text in rows)
+
+
+TTY = """
+import sys, time
+from streamattn_cli.engine.events import Finished, Outcome, Progress
+from streamattn_cli.report.outcome import render_outcome
+from streamattn_cli.report.progress import make_listener
+outcome = Outcome("attend", {"method": "exact"}, 4, 1.0, 0.0, 9, {})
+with make_listener("auto", 3600.0) as listener:
+    listener(Progress("keys", 5, 10, 100, 1.0))
+    listener.status()
+    if "fail" in sys.argv:
+        raise SystemExit(3)
+    listener(Finished(outcome))
+render_outcome(outcome)
+print("rich" in sys.modules)
+"""
+
+
+def _on_a_terminal(*args, **environment):
+    """What a terminal of 60 columns receives on stderr, and the process's stdout."""
+    master, slave = pty.openpty()
+    env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM")}
+    env |= {"TERM": "xterm-256color", "COLUMNS": "60"} | environment
+    command = [sys.executable, "-c", TTY, *args]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, env=env, text=True)
+    out, _ = process.communicate(timeout=60)
+    os.close(slave)
+    received = b""
+    while True:
+        try:
+            chunk = os.read(master, 65536)
+        except OSError:  # EIO: the other end is closed and everything has been read
+            break
+        if not chunk:
+            break
+        received += chunk
+    os.close(master)
+    return received.decode(), out
+
+
+def test_a_terminal_gets_a_bar_that_goes_away_and_a_table():
+    screen, out = _on_a_terminal()
+    assert out == "True\n"
+    assert "\x1b[?25l" in screen and "\x1b[?25h" in screen  # the cursor is hidden, then shown again
+    assert "━" in screen and "streamattn keys: rows 5 of 10" in screen and "exact" in screen
+    assert re.search(r"\x1b\[[0-9;]*3[0-9]", screen)
+
+
+def test_the_cursor_comes_back_when_the_run_fails():
+    screen, _ = _on_a_terminal("fail")
+    assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l")
+
+
+def test_no_color_is_honoured():
+    screen, _ = _on_a_terminal(NO_COLOR="1")
+    assert "━" in screen
+    assert not re.search(r"\x1b\[[0-9;]*[34][0-9]m", screen)
+
+
+def test_a_dumb_terminal_gets_plain_text_and_rich_stays_away():
+    screen, out = _on_a_terminal(TERM="dumb")
+    assert out == "False\n"
+    assert "\x1b" not in screen and "exact" in screen
+
+
+def test_status_line_is_written_at_once():
+    stream = io.StringIO()
+    listener = make_listener("auto", 3600, stream)
+    listener(PROGRESS)
+    assert stream.getvalue() == ""
+    listener.status()
+    assert stream.getvalue() == progress_line(PROGRESS) + "\n"
