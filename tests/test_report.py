@@ -174,7 +174,6 @@ def test_outcome_rows():
         "error": "0.0123, 95% interval 0.011 to 0.0145; row median 0.01, p95 0.05 (128 rows audited)",
         "trivial": "0.91, 95% interval 0.9 to 0.92; row median 0.88, p95 1.1 (the same for the mean of the values)",
         "output": "out.npy",
-        "note": "layout THD, from its attribute",
     }
 
 

@@ -281,7 +281,7 @@ def test_file_that_shrinks_while_it_is_read(npy):
 def test_words_that_contradict(npy):
     word = npy("k.npy", 4, 2)
     refused(UsageError, "only one of the inputs", input="-", q="-")
-    refused(UsageError, "no input for q; give --q FILE", k=word, v=word)
+    refused(UsageError, "no input for q: give --q FILE", k=word, v=word)
     refused(UsageError, "no input for q, k, v")
     refused(UsageError, "nothing is left to read", input=word, q=word, k=word, v=word)
     refused(UsageError, "layout DTH: unknown", k=word, v=word, q=word, layout="DTH")

@@ -7,98 +7,81 @@ from typing import Annotated
 
 import typer
 
-FROM, WHAT, HOW, WATCH = "Input", "Attention", "Memory, speed, error", "What is shown"
+from streamattn_cli.cli import options
+from streamattn_cli.cli.options import FROM, HOW, WATCH, WHAT, option
 
 
 def attend(
-    input: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[INPUT]",
-            help="File that holds q, k, v (.h5, .safetensors, packed .npy), or - for rows on standard input.",
-        ),
-    ] = None,
+    input: options.Input = None,
     output: Annotated[
-        str, typer.Option("-o", "--output", help="FILE.npy, FILE.h5, or - (.npy records on standard output).")
+        str, option("-o", "--output", help="FILE.npy, FILE.h5, or - (.npy records on standard output).")
     ] = "-",
-    q: Annotated[str | None, typer.Option(help="Queries: FILE, FILE:DATASET or -.", rich_help_panel=FROM)] = None,
-    k: Annotated[str | None, typer.Option(help="Keys.", rich_help_panel=FROM)] = None,
-    v: Annotated[str | None, typer.Option(help="Values.", rich_help_panel=FROM)] = None,
-    group: Annotated[str | None, typer.Option(help="HDF5 group or name prefix of q, k, v.", rich_help_panel=FROM)] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="Axes: TD, THD, HTD, BTHD, BHTD or TC.", rich_help_panel=FROM)
-    ] = None,
-    record: Annotated[
-        str | None, typer.Option(help="What packed rows hold: qkv, kv, q, k or v.", rich_help_panel=FROM)
-    ] = None,
-    raw: Annotated[
-        str | None, typer.Option(help="Rows without headers, of f16, bf16, f32 or f64.", rich_help_panel=FROM)
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="What 16-bit integers are: bf16 or f16.", rich_help_panel=FROM)
-    ] = None,
-    heads: Annotated[int | None, typer.Option(help="Query heads in fused rows.", rich_help_panel=FROM)] = None,
-    kv_heads: Annotated[int | None, typer.Option(help="Key heads in fused rows.", rich_help_panel=FROM)] = None,
-    dim: Annotated[int | None, typer.Option(help="Length of a query or key in fused rows.", rich_help_panel=FROM)] = None,
-    value_dim: Annotated[int | None, typer.Option(help="Length of a value.", rich_help_panel=FROM)] = None,
+    q: options.Queries = None,
+    k: options.Keys = None,
+    v: options.Values = None,
+    group: options.Group = None,
+    layout: options.Layout = None,
+    record: options.Record = None,
+    raw: options.Raw = None,
+    dtype: options.Dtype = None,
+    heads: options.QueryHeads = None,
+    kv_heads: options.KeyHeads = None,
+    dim: options.Dim = None,
+    value_dim: options.ValueDim = None,
     select: Annotated[
-        str | None, typer.Option(help="Key heads to use, such as 0,2 (with their query heads).", rich_help_panel=FROM)
+        str | None, option(help="Key heads to use, such as 0,2 (with their query heads).", rich_help_panel=FROM)
     ] = None,
     rows: Annotated[
-        str | None, typer.Option(metavar="A:B", help="Rows A to B (not included) only.", rich_help_panel=FROM)
+        str | None, option(metavar="A:B", help="Rows A to B (not included) only.", rich_help_panel=FROM)
     ] = None,
     q_rows: Annotated[
-        str | None, typer.Option(metavar="A:B", help="The same for queries of their own.", rich_help_panel=FROM)
+        str | None, option(metavar="A:B", help="The same for queries of their own.", rich_help_panel=FROM)
     ] = None,
     causal: Annotated[
         bool | None,
-        typer.Option("--causal/--full", help="Row i sees rows up to i, or all rows.", rich_help_panel=WHAT),
+        option("--causal/--full", help="Row i sees rows up to i, or all rows.", rich_help_panel=WHAT),
     ] = None,
-    scale: Annotated[
-        str | None, typer.Option(help="sqrt (1/sqrt(dim)), d (1/dim) or a number.", rich_help_panel=WHAT)
-    ] = None,
+    scale: options.Scale = None,
     method: Annotated[
-        str | None, typer.Option(help="exact, poly or window.", show_default="window/poly", rich_help_panel=WHAT)
+        str | None, option(help="exact, poly or window.", show_default="window/poly", rich_help_panel=WHAT)
     ] = None,
     sinks: Annotated[
-        int | None, typer.Option(help="First rows that stay exact.", show_default="window 4, poly 0", rich_help_panel=WHAT)
+        int | None, option(help="First rows that stay exact.", show_default="window 4, poly 0", rich_help_panel=WHAT)
     ] = None,
     window: Annotated[
         int | None,
-        typer.Option(help="Recent rows that stay exact.", show_default="window 1024, poly 0", rich_help_panel=WHAT),
+        option(help="Recent rows that stay exact.", show_default="window 1024, poly 0", rich_help_panel=WHAT),
     ] = None,
-    degree: Annotated[int, typer.Option(help="poly: degree of the polynomial, 1 to 12.", rich_help_panel=WHAT)] = 4,
-    polynomial: Annotated[str, typer.Option(help="poly: hermite or taylor.", rich_help_panel=WHAT)] = "hermite",
+    degree: Annotated[int, option(help="poly: degree of the polynomial, 1 to 12.", rich_help_panel=WHAT)] = 4,
+    polynomial: Annotated[str, option(help="poly: hermite or taylor.", rich_help_panel=WHAT)] = "hermite",
     beta: Annotated[
-        float | None, typer.Option(help="poly: bound on |logit|; longer rows are shortened.", rich_help_panel=WHAT)
+        float | None, option(help="poly: bound on |logit|; longer rows are shortened.", rich_help_panel=WHAT)
     ] = None,
     max_error: Annotated[
-        float, typer.Option(help="poly: refuse when a larger error is predicted.", rich_help_panel=WHAT)
+        float, option(help="poly: refuse when a larger error is predicted.", rich_help_panel=WHAT)
     ] = 0.25,
     memory: Annotated[
-        str | None, typer.Option(help="Budget above the program itself, such as 512MiB.", rich_help_panel=HOW)
+        str | None, option(help="Budget above the program itself, such as 512MiB.", rich_help_panel=HOW)
     ] = None,
     audit: Annotated[
-        int, typer.Option(help="Rows that are also answered exactly, to measure the error.", rich_help_panel=HOW)
+        int, option(help="Rows that are also answered exactly, to measure the error.", rich_help_panel=HOW)
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of the audit's sample.", rich_help_panel=HOW)] = 0,
-    threads: Annotated[int | None, typer.Option(help="Threads.", show_default="all", rich_help_panel=HOW)] = None,
+    seed: Annotated[int, option(help="Of the audit's sample.", rich_help_panel=HOW)] = 0,
+    threads: Annotated[int | None, option(help="Threads.", show_default="all", rich_help_panel=HOW)] = None,
     block_rows: Annotated[
-        int | None, typer.Option(help="Rows read at a time.", show_default="about 4 MiB", rich_help_panel=HOW)
+        int | None, option(help="Rows read at a time.", show_default="about 4 MiB", rich_help_panel=HOW)
     ] = None,
     nan_policy: Annotated[
-        str, typer.Option(help="error, or drop rows that are not finite.", rich_help_panel=HOW)
+        str, option(help="error, or drop rows that are not finite.", rich_help_panel=HOW)
     ] = "error",
     out_dtype: Annotated[
-        str | None, typer.Option(help="f16, f32 or f64.", show_default="f32; f64 for f64", rich_help_panel=HOW)
+        str | None, option(help="f16, f32 or f64.", show_default="f32; f64 for f64", rich_help_panel=HOW)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, touch nothing.", rich_help_panel=WATCH)] = False,
-    json: Annotated[bool, typer.Option("--json", help="The outcome as JSON on standard output.", rich_help_panel=WATCH)] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no outcome.", rich_help_panel=WATCH)] = False,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Progress as JSON lines.", rich_help_panel=WATCH)] = False,
-    progress_every: Annotated[
-        float, typer.Option(help="Seconds between progress lines in a log.", rich_help_panel=WATCH)
-    ] = 10.0,
+    dry_run: Annotated[bool, option("--dry-run", help="Print the plan, touch nothing.", rich_help_panel=WATCH)] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_json: options.LogJson = False,
+    progress_every: options.ProgressEvery = 10.0,
 ) -> None:
     """Attention outputs for queries over keys and values of any length, in constant memory.
 

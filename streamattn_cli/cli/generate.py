@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-SHAPE, SPREAD, WHERE, WATCH = "What the rows look like", "Their statistics", "Where they go", "What is shown"
+from streamattn_cli.cli import options
+from streamattn_cli.cli.options import option
+
+SHAPE, SPREAD, WHERE = "What the rows look like", "Their statistics", "Where they go"
 
 
 def generate(
@@ -19,45 +22,39 @@ def generate(
             "tensor), or FILE.h5 (datasets q, k, v).",
         ),
     ] = "-",
-    rows: Annotated[int, typer.Option(help="Number of rows.", rich_help_panel=SHAPE)] = 65536,
-    dim: Annotated[int, typer.Option(help="Columns of one query or key head.", rich_help_panel=SHAPE)] = 64,
+    rows: Annotated[int, option(help="Number of rows.", rich_help_panel=SHAPE)] = 65536,
+    dim: Annotated[int, option(help="Columns of one query or key head.", rich_help_panel=SHAPE)] = 64,
     value_dim: Annotated[
-        int | None, typer.Option(help="Columns of one value head.", show_default="as --dim", rich_help_panel=SHAPE)
+        int | None, option(help="Columns of one value head.", show_default="as --dim", rich_help_panel=SHAPE)
     ] = None,
-    heads: Annotated[int, typer.Option(help="Query heads.", rich_help_panel=SHAPE)] = 1,
+    heads: Annotated[int, option(help="Query heads.", rich_help_panel=SHAPE)] = 1,
     kv_heads: Annotated[
-        int | None, typer.Option(help="Key and value heads.", show_default="as --heads", rich_help_panel=SHAPE)
+        int | None, option(help="Key and value heads.", show_default="as --heads", rich_help_panel=SHAPE)
     ] = None,
     emit: Annotated[
-        str, typer.Option(help="Tensors: q, k, v, kv or qkv, packed in that order.", rich_help_panel=SHAPE)
+        str, option(help="Tensors: q, k, v, kv or qkv, packed in that order.", rich_help_panel=SHAPE)
     ] = "qkv",
-    dtype: Annotated[str, typer.Option(help="f16, bf16, f32 or f64.", rich_help_panel=SHAPE)] = "f32",
-    seed: Annotated[int, typer.Option(help="Same seed, same rows.", rich_help_panel=SPREAD)] = 0,
+    dtype: Annotated[str, option(help="f16, bf16, f32 or f64.", rich_help_panel=SHAPE)] = "f32",
+    seed: Annotated[int, option(help="Same seed, same rows.", rich_help_panel=SPREAD)] = 0,
     logit_std: Annotated[
-        float, typer.Option(help="Standard deviation of the logits scale q.k.", rich_help_panel=SPREAD)
+        float, option(help="Standard deviation of the logits scale q.k.", rich_help_panel=SPREAD)
     ] = 1.0,
     scale: Annotated[
-        str, typer.Option(help="The scale meant: sqrt (1/sqrt(dim)), d (1/dim) or a number.", rich_help_panel=SPREAD)
+        str, option(help="The scale meant: sqrt (1/sqrt(dim)), d (1/dim) or a number.", rich_help_panel=SPREAD)
     ] = "sqrt",
-    heavy: Annotated[int, typer.Option(help="Rows with a key that every query looks at.", rich_help_panel=SPREAD)] = 0,
-    heavy_logit: Annotated[float, typer.Option(help="Logit of those rows.", rich_help_panel=SPREAD)] = 10.0,
-    value_mean: Annotated[float, typer.Option(help="Mean of every value entry.", rich_help_panel=SPREAD)] = 0.0,
+    heavy: Annotated[int, option(help="Rows with a key that every query looks at.", rich_help_panel=SPREAD)] = 0,
+    heavy_logit: Annotated[float, option(help="Logit of those rows.", rich_help_panel=SPREAD)] = 10.0,
+    value_mean: Annotated[float, option(help="Mean of every value entry.", rich_help_panel=SPREAD)] = 0.0,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Bare rows instead of .npy records (no header at all).", rich_help_panel=WHERE)
+        bool, option("--raw", help="Bare rows instead of .npy records (no header at all).", rich_help_panel=WHERE)
     ] = False,
     block_rows: Annotated[
-        int | None, typer.Option(help="Rows made at a time.", show_default="about 1 MiB", rich_help_panel=WHERE)
+        int | None, option(help="Rows made at a time.", show_default="about 1 MiB", rich_help_panel=WHERE)
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=WATCH)] = False,
-    log_json: Annotated[
-        bool, typer.Option("--log-json", help="Progress as JSON lines.", rich_help_panel=WATCH)
-    ] = False,
-    progress_every: Annotated[
-        float, typer.Option(help="Seconds between progress lines in a log.", rich_help_panel=WATCH)
-    ] = 10.0,
-    json: Annotated[
-        bool, typer.Option("--json", help="The outcome as JSON on standard output.", rich_help_panel=WATCH)
-    ] = False,
+    quiet: options.Quiet = False,
+    log_json: options.LogJson = False,
+    progress_every: options.ProgressEvery = 10.0,
+    json: options.Json = False,
 ) -> None:
     """Make up rows with known properties: any number of them, in constant memory.
 
@@ -65,7 +62,7 @@ def generate(
 
         streamattn generate --rows 2000000 --dim 8 --logit-std 0.7 --emit kv - | streamattn attend - --q q.npy ...
     """
-    from streamattn_cli.cli.scale import scale_value
+    from streamattn_cli.engine.scale import scale_value
     from streamattn_cli.engine.generate import GenerateRequest, run_generate
     from streamattn_cli.engine.signals import Interrupts
     from streamattn_cli.errors import UsageError

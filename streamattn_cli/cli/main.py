@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import typer  # noqa: E402
 from streamattn_cli.cli.attend import attend  # noqa: E402
 from streamattn_cli.cli.generate import generate  # noqa: E402
 from streamattn_cli.cli.inspect import inspect  # noqa: E402
+from streamattn_cli.cli.options import ENVIRONMENT  # noqa: E402
 from streamattn_cli.errors import Interrupted, StreamattnError  # noqa: E402
 
 app = typer.Typer(
@@ -24,9 +26,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "STREAMATTN"},
 )
-app.command()(attend)
-app.command()(generate)
-app.command()(inspect)
+
+
+def _dying_of_pipe(command):
+    """The command, ended as SIGPIPE ends a program when the reader of its output has gone.
+
+    This must happen inside: Typer turns a broken pipe into exit code 1 before it could be seen outside.
+    """
+
+    @functools.wraps(command)
+    def run(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except BrokenPipeError:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGPIPE)
+
+    return run
+
+
+for _command in (attend, generate, inspect):
+    app.command(epilog=ENVIRONMENT)(_dying_of_pipe(_command))
 
 
 def _version(wanted: bool) -> None:
@@ -56,8 +76,6 @@ def main() -> None:
         _end(str(error), error.code)
     except Interrupted as stop:
         _end(f"stopped by {signal.Signals(stop.signum).name}; nothing was left half-written", 128 + stop.signum)
-    except BrokenPipeError:
-        _die_of_pipe()
     except MemoryError as error:
         _end(f"out of memory ({error}); give a smaller --memory so that a smaller plan is made", 6)
     except Exception as error:
@@ -74,8 +92,3 @@ def _end(message: str, code: int) -> None:
         pass
     sys.exit(code)
 
-
-def _die_of_pipe() -> None:
-    """The reader of our output has gone: end as SIGPIPE ends a program, silently."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGPIPE)

@@ -25,7 +25,7 @@ from streamattn_cli.rows.open import open_inputs
 from streamattn_cli.rows.readahead import Block, ReadAhead
 from streamattn_cli.rows.writers import Writer, open_writer
 from streamattn_cli.sketches.exact import ExactQueries
-from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.head import HeadAttention, allocate
 
 
 def plan_attend(request: AttendRequest) -> Plan:
@@ -97,7 +97,8 @@ class Run:
         self.lanes = [Lane(problem, i) for i in range(len(problem.k))]
         self.workers = Workers(plan.threads, work_spec(problem))
         self.sketches = [HeadAttention(problem.params) for _ in self.lanes] if problem.params else []
-        self.output = np.zeros((plan.block_rows, len(problem.q), problem.v.dim), problem.precision)
+        rows = 0 if problem.method == "exact" else plan.query_block_rows
+        self.output = allocate({"output": ((rows, len(problem.q), problem.v.dim), problem.precision)})["output"]
         self.auditor = None
         if plan.audit_rows:
             self.auditor = Auditor(problem, self.lanes, plan.audit_rows, reservoir=not problem.q.tensor.seekable)
@@ -204,7 +205,7 @@ class Run:
             if self.auditor and self.auditor.reservoir:
                 self.auditor.offer(block.start, q, answers)
 
-        return self._pump([p.q.tensor], take, "queries", p.q.rows)
+        return self._pump([p.q.tensor], take, "queries", p.q.rows, block_rows=self.plan.query_block_rows)
 
     def _causal(self) -> int:
         """The pass over q, k and v together."""
@@ -265,14 +266,23 @@ class Run:
                     wide = lane.queries(block.arrays[0], a, b, block.start + a, self.workers.works[0])
                     q[lane.query_heads, at + a : at + b] = wide
 
-        self._pump([p.q.tensor], take, "queries", first + count, first)
+        self._pump([p.q.tensor], take, "queries", first + count, first, self.plan.query_block_rows)
         positions = np.arange(first, first + count) if p.causal else None
         return [ExactQueries(q[lane.query_heads], positions, p.v.dim, p.scale) for lane in self.lanes]
 
     # --- what passes share
 
-    def _pump(self, tensors: list, take: Callable[[Block], None], phase: str, stop: int | None, start: int = 0) -> int:
-        blocks = ReadAhead(tensors, start, stop, self.plan.block_rows, SLOTS, self.watch.interrupts.check)
+    def _pump(
+        self,
+        tensors: list,
+        take: Callable[[Block], None],
+        phase: str,
+        stop: int | None,
+        start: int = 0,
+        block_rows: int | None = None,
+    ) -> int:
+        size = block_rows or self.plan.block_rows
+        blocks = ReadAhead(tensors, start, stop, size, SLOTS, self.watch.interrupts.check)
         return pump(blocks, take, self.watch, phase, None if stop is None else stop - start)
 
     def _write(self, start: int, answers: np.ndarray) -> None:

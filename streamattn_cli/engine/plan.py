@@ -37,6 +37,7 @@ class Plan:
     problem: Problem
     threads: int
     block_rows: int
+    query_block_rows: int  # blocks of the pass over queries, where that is a pass of its own
     query_rows: int  # queries that `exact` holds at a time, 0 for other methods
     passes: tuple[str, ...]
     audit_rows: int
@@ -81,7 +82,7 @@ def make_plan(problem: Problem) -> Plan:
         raise UsageError("--threads and --block-rows must be at least 1")
     audit_rows, reason = _audit(problem)
     query_rows = _rounded(EXACT_BYTES // _exact_row_bytes(problem)) if problem.method == "exact" else 0
-    plan = Plan(problem, threads, 0, query_rows, (), audit_rows, reason, {}, request.memory or available_memory())
+    plan = Plan(problem, threads, 0, 0, query_rows, (), audit_rows, reason, {}, request.memory or available_memory())
     plan = _sized(plan, request.block_rows or _default_block_rows(problem))
     while not _fits(plan):
         smaller = _smaller(plan)
@@ -97,11 +98,10 @@ def project(plan: Plan) -> dict[str, int]:
     tensors = [problem.q.tensor, problem.k.tensor, problem.v.tensor]
     together = tensors if problem.causal else tensors[1:]
     reading = max(
-        readahead_bytes(together, plan.block_rows, SLOTS), readahead_bytes(tensors[:1], plan.block_rows, SLOTS)
+        readahead_bytes(together, plan.block_rows, SLOTS), readahead_bytes(tensors[:1], plan.query_block_rows, SLOTS)
     )
     held = sum(max(t.held_bytes, 0 if t.seekable else FIRST_ROWS * row_bytes(t)) for t in distinct(tensors))
-    output_row = len(problem.q) * problem.v.dim * (_item(problem.precision) + _item(problem.out_dtype))
-    parts = {"read_buffers": reading, "held_by_inputs": held, "output": plan.block_rows * output_row}
+    parts = {"read_buffers": reading, "held_by_inputs": held, "output": plan.query_block_rows * _output_row(problem)}
     work = spec_bytes(work_spec(problem)) * plan.threads
     if problem.params:
         parts |= {"sketch": len(problem.k) * spec_bytes(problem.params.state_spec()), "work": work}
@@ -110,7 +110,7 @@ def project(plan: Plan) -> dict[str, int]:
     else:
         rows = plan.query_rows if problem.q.rows is None else min(plan.query_rows, problem.q.rows)
         parts |= {"queries": rows * _exact_row_bytes(problem), "work": work}
-        parts["output"] += rows * output_row
+        parts["output"] = rows * _output_row(problem)
     if plan.audit_rows:
         parts["audit"] = Auditor.projected_bytes(problem, plan.audit_rows)
     return parts | {"slack": SLACK}
@@ -123,7 +123,9 @@ def work_spec(problem: Problem) -> dict:
 
 
 def _sized(plan: Plan, block_rows: int) -> Plan:
-    plan = replace(plan, block_rows=block_rows)
+    queries = plan.problem.q.rows
+    fewer = block_rows if plan.problem.causal or queries is None else min(block_rows, _rounded(queries + STEP - 1))
+    plan = replace(plan, block_rows=block_rows, query_block_rows=fewer)
     return replace(plan, parts=project(plan))
 
 
@@ -225,6 +227,13 @@ def _rounded(rows: int) -> int:
 def _exact_row_bytes(problem: Problem) -> int:
     p = problem.precision
     return len(problem.q) * (_item(p) * (2 * problem.q.dim + 1) + 8 * (problem.v.dim + 1))
+
+
+def _output_row(problem: Problem) -> int:
+    """Bytes of one row of answers, and of its copy where the writer has to make one."""
+    copied = problem.out_dtype != problem.precision or problem.q.layout in ("HTD", "BHTD", "BTHD")
+    item = _item(problem.precision) + (_item(problem.out_dtype) if copied else 0)
+    return len(problem.q) * problem.v.dim * item
 
 
 def _item(dtype: str) -> int:

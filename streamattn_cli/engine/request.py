@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streamattn_cli.engine.scale import scale_value
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.heads import Heads, group_size
 from streamattn_cli.rows.open import Inputs
@@ -162,15 +163,7 @@ def _scale(word: str | None, inputs: Inputs, dim: int, notes: list[str]) -> floa
             word = str(inputs.attrs["scale"])
         else:
             word = "sqrt"
-    if word in ("sqrt", "d"):
-        return dim**-0.5 if word == "sqrt" else 1.0 / dim
-    try:
-        scale = float(word)
-    except ValueError:
-        raise UsageError(f"--scale {word}: use a number, sqrt (1/sqrt(dim)) or d (1/dim)") from None
-    if not 0 < scale < float("inf"):
-        raise UsageError(f"--scale {word}: must be a positive number")
-    return scale
+    return scale_value(word, dim)
 
 
 def _check_streams(method: str, causal: bool, q: Heads, k: Heads, v: Heads) -> None:

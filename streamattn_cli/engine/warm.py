@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 from dataclasses import replace
 
@@ -39,12 +41,22 @@ def warm(plan: Plan, listener: Listener) -> None:
     request = replace(problem.request, audit=min(problem.request.audit, 8))
     problem = replace(problem, request=request, params=params, **small)
     plan = replace(
-        plan, problem=problem, threads=1, block_rows=ROWS, query_rows=512 if plan.query_rows else 0,
+        plan, problem=problem, threads=1, block_rows=ROWS, query_block_rows=ROWS, query_rows=512 if plan.query_rows else 0,
         audit_rows=min(plan.audit_rows, 8),
     )  # fmt: skip
     run = Run(plan, Watch(lambda event: None, Interrupts()), _Nowhere())
     run.go()
     run.close()
+    _give_back()
+
+
+def _give_back() -> None:
+    """Return freed memory to the system, so that what a run takes afterwards is seen as taken."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):  # not glibc
+        pass
 
 
 def _made_up(heads: Heads) -> Heads:

@@ -143,8 +143,23 @@ def align_heads(out, column, heads, dim, level):
 
 
 @njit(nogil=True, cache=True)
+def set_length(out, column, heads, dim, length):
+    """Scale every head's vector to Euclidean `length` (a zero vector stays)."""
+    for r in range(out.shape[0]):
+        for h in range(heads):
+            base = column + h * dim
+            total = 0.0
+            for c in range(dim):
+                total += np.float64(out[r, base + c]) * np.float64(out[r, base + c])
+            if total > 0:
+                factor = length / math.sqrt(total)
+                for c in range(dim):
+                    out[r, base + c] *= factor
+
+
+@njit(nogil=True, cache=True)
 def heavy_positions(key, rows, heavy, first, out):
-    """Row numbers (int64) of heavy rows first, first+1, ...: each at a hashed place in one of `heavy` equal segments."""
+    """Row numbers (int64) of heavy rows first, first + 1, ...: a hashed place in each of `heavy` equal segments."""
     base = rows // heavy
     longer = rows % heavy  # the first `longer` segments have one row more
     for i in range(out.size):

@@ -19,13 +19,12 @@ def render_outcome(outcome: Outcome, stream: TextIO | None = None, width: int | 
 
 
 def outcome_rows(outcome: Outcome) -> Rows:
-    """The outcome as (label, text) rows."""
+    """The outcome as (label, text) rows. Its notes are left out: the listener has shown each when it arose."""
     rows = [("ran", facts_text(outcome.facts)), ("rows", _speed(outcome)), ("memory", _memory(outcome.memory))]
     counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in outcome.counts.items() if count)
     rows.append(("counts", counts))
     rows += _errors(outcome.audit, outcome.audit_reason)
     rows.append(("output", outcome.output or ""))
-    rows += [("note", note) for note in outcome.notes]
     return [(label, text) for label, text in rows if text]
 
 

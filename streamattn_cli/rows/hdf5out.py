@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import h5py
+import numpy as np
 
 from streamattn_cli.rows.outshape import OutShape
+from streamattn_cli.rows.patientfile import PatientFile
 from streamattn_cli.rows.temporary import Temporary, failing_as_output
 
 _CHUNK_BYTES = 1 << 18
@@ -25,12 +27,12 @@ def set_attributes(file: h5py.File, meta: dict) -> None:
 
 
 @contextmanager
-def _library() -> Iterator[None]:
-    """Where closing or flushing fails, h5py raises RuntimeError for what is an OSError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
+def _edited(fd: int, mode: str) -> Iterator[h5py.File]:
+    """The file behind a descriptor, 'w' new or 'r+' as it is. Raises the OSError of any write that failed."""
+    patient = PatientFile(fd)
+    with h5py.File(patient, mode, driver="fileobj") as file:
+        yield file
+    patient.check()
 
 
 class Hdf5Format:
@@ -42,14 +44,14 @@ class Hdf5Format:
         plist.set_layout(h5py.h5d.CONTIGUOUS)
         plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        with _library(), h5py.File(temporary.path, "w") as file:
+        with _edited(temporary.fd, "w") as file:
             space = h5py.h5s.create_simple(shape.shape(rows))
             dataset = h5py.h5d.create(file.id, b"out", h5py.h5t.py_create(shape.dtype), space, plist)
             return dataset.get_offset() or 0
 
     def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
         """Add the attributes and commit."""
-        with _library(), h5py.File(temporary.path, "r+") as file:
+        with _edited(temporary.fd, "r+") as file:
             set_attributes(file, meta)
         temporary.commit()
 
@@ -66,7 +68,8 @@ class GrowingHdf5Writer:
         with failing_as_output(path):
             self._temporary = Temporary(path)
         with self._or_abort():
-            self._file = h5py.File(self._temporary.path, "w")
+            self._patient = PatientFile(self._temporary.fd)
+            self._file = h5py.File(self._patient, "w", driver="fileobj")
             self._dataset = self._create()
 
     def _create(self) -> h5py.Dataset:
@@ -79,8 +82,9 @@ class GrowingHdf5Writer:
     def _or_abort(self) -> Iterator[None]:
         """Any error removes the file."""
         try:
-            with failing_as_output(self.name), _library():
+            with failing_as_output(self.name):
                 yield
+                self._patient.check()
         except BaseException:
             self.abort()
             raise
@@ -100,11 +104,11 @@ class GrowingHdf5Writer:
         with self._or_abort():
             set_attributes(self._file, meta)
             self._file.close()
+            self._patient.check()
             self._temporary.commit()
 
     def abort(self) -> None:
         """See writers.Writer."""
-        self._temporary.abort()
         if self._file is not None:
-            with suppress(OSError, RuntimeError):  # there may be no room for what the library still holds
-                self._file.close()
+            self._file.close()  # before its descriptor
+        self._temporary.abort()

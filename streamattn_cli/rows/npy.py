@@ -18,8 +18,8 @@ def npy_array(path: str, wanted: str | None = None) -> Stored:
     with open(path, "rb") as file:
         header = read_header(file.read, path, wanted)
         there = os.fstat(file.fileno()).st_size
-        extra = os.pread(file.fileno(), len(MAGIC), header.size + header.payload)
-    needed = header.size + header.payload
+        needed = header.size + header.payload
+        extra = os.pread(file.fileno(), len(MAGIC), needed) if needed < there else b""
     if there < needed:
         raise InputMalformed(f"{path}: truncated: shape {header.shape} of {header.dtype} needs {needed} bytes, "
                              f"the file has {there}; write or copy it again")

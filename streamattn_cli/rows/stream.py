@@ -5,6 +5,8 @@ How the pipe was cut into pieces has no effect: every read waits until it is ful
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed
@@ -13,6 +15,7 @@ from streamattn_cli.rows.layout import show
 from streamattn_cli.rows.npyheader import NpyHeader, parse_header, raw_header
 from streamattn_cli.rows.tensor import STORAGE, check_buffer
 
+_LONGEST_ROW = 1 << 28  # bytes; a damaged header must not make us ask for more memory than there is
 _MAGIC_READ = 8  # bytes that raw_header asks for first
 
 
@@ -86,6 +89,10 @@ class NpyRecords:
         if not all(header.shape[1:]):
             raise InputMalformed(f"{self._where()}: shape {show(header.shape)} has rows without items")
         first = self.first
+        row = prod(header.shape[1:]) * STORAGE[header.dtype].itemsize
+        if row > _LONGEST_ROW:
+            raise InputMalformed(f"{self._where()}: shape {show(header.shape)} {header.dtype} makes rows of {row} bytes, "
+                                 f"expected at most {_LONGEST_ROW}; the header is damaged")
         if first is None:
             self.first = header
         elif (header.shape[1:], header.dtype) != (first.shape[1:], first.dtype):

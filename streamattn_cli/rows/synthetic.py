@@ -26,8 +26,9 @@ SCRATCH_PAIRS = 1 << 12  # CHUNK of kernels/synthetic.py, known without importin
 class SyntheticSpec:
     """What to make up.
 
-    Queries and keys have independent normal entries of variance logit_std / (scale sqrt(dim)), so that
-    scale * q.k has standard deviation logit_std over random pairs. Values are standard normal plus value_mean.
+    Keys have independent normal entries of variance logit_std / (scale sqrt(dim)); queries have random directions and
+    all the same length, so that the logits scale * q.k of every query row have standard deviation logit_std. Values are
+    standard normal plus value_mean.
     With heavy > 0 every query carries the same component along the unit direction (1, ..., 1)/sqrt(dim), every
     ordinary key carries none, and `heavy` keys, one at a hashed place in each of as many equal segments of the rows,
     are that direction times a length that makes their logit heavy_logit for every query. The r-th heavy row's value is
@@ -72,9 +73,14 @@ class SyntheticSpec:
 
     @property
     def entry_std(self) -> float:
-        """Standard deviation of one entry of q and of k (before the heavy direction is set)."""
+        """Standard deviation of one entry of k (before the heavy direction is set)."""
         free = self.dim - 1 if self.heavy else self.dim
         return math.sqrt(self.logit_std / (self.scale * math.sqrt(free)))
+
+    @property
+    def query_length(self) -> float:
+        """Length of every query (across the heavy direction, if there is one)."""
+        return self.entry_std * math.sqrt(self.dim - 1 if self.heavy else self.dim)
 
     @property
     def heavy_length(self) -> float:
@@ -168,7 +174,7 @@ class SyntheticTensor:
             column += width
 
     def _fill_part(self, part: str, out: np.ndarray, start: int, column: int) -> None:
-        from streamattn_cli.kernels.synthetic import align_heads, fill_normals
+        from streamattn_cli.kernels.synthetic import align_heads, fill_normals, set_length
 
         spec = self.spec
         scale, mean = (1.0, float(spec.value_mean)) if part == "v" else (spec.entry_std, 0.0)
@@ -176,8 +182,11 @@ class SyntheticTensor:
         with np.errstate(over="ignore"):
             fill_normals(_key(spec.seed, part), start, spec.width(part), scale, mean, out, column)
         if spec.heavy and part != "v":
-            heads, level = (spec.heads, spec.heavy_length) if part == "q" else (spec.kv_heads, 0.0)
-            align_heads(out, column, heads, spec.dim, level)
+            align_heads(out, column, spec.heads if part == "q" else spec.kv_heads, spec.dim, 0.0)
+        if part == "q":
+            set_length(out, column, spec.heads, spec.dim, spec.query_length)
+            if spec.heavy:
+                align_heads(out, column, spec.heads, spec.dim, spec.heavy_length)
 
 
 def _key(seed: int, stream: str) -> np.uint64:

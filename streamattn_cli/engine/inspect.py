@@ -1,0 +1,214 @@
+"""What is in an input: arrays, layouts, finite or not, how far the logits spread, and which method that suits.
+
+Works in NumPy alone: no kernels are compiled or loaded for it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from streamattn_cli.engine.events import Listener, Note
+from streamattn_cli.engine.pump import Watch, pump
+from streamattn_cli.engine.scale import scale_value
+from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.rows.arrays import array_names, single
+from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.rows.paths import Place, find
+from streamattn_cli.rows.readahead import Block, ReadAhead, distinct
+from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
+from streamattn_cli.sketches.monomials import feature_count
+
+QUERIES, KEYS = 128, 1024  # rows sampled for the logits
+BLOCK_BYTES = 4 << 20
+DEGREES = (2, 4, 6, 8)
+GOOD_ERROR = 0.05  # predicted error up to which poly is recommended
+GOOD_BYTES = 64 << 20  # and the most that its state may take
+SHORT = 16384  # rows up to which exact attention costs little
+
+
+def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: Interrupts) -> dict:
+    """Look at an input: a JSON-able report with `arrays`, `tensors`, `logits`, `methods`, `advice` and `notes`.
+
+    Every row of q, k and v is read once, to see whether all values are finite. Raises the errors of opening.
+    """
+    report: dict = {"type": "inspection", "arrays": _arrays(spec), "tensors": [], "notes": []}
+    inputs = _open(spec, report["notes"])
+    if inputs is None:
+        return report
+    with inputs:
+        report["notes"] += inputs.notes
+        report["attributes"] = inputs.attrs
+        parts = {name: heads for name in ("q", "k", "v") if (heads := getattr(inputs, name)) is not None}
+        sample = _sample(inputs)
+        watch = Watch(listener, interrupts)
+        scans = {id(t): _scan(t, watch) for t in distinct(h.tensor for h in parts.values())}
+        for name, heads in parts.items():
+            report["tensors"].append(_describe(name, heads, *scans[id(heads.tensor)]))
+        if sample is not None:
+            factor = scale_value(str(scale or inputs.attrs.get("scale", "sqrt")), inputs.k.dim)
+            report["logits"] = _logits(*sample, factor, bool(inputs.attrs.get("causal", False)))
+            report |= _methods(report["logits"], inputs, max(rows for rows, _ in scans.values()))
+    for text in report["notes"]:
+        listener(Note(text))
+    return report
+
+
+def _arrays(spec: InputSpec) -> list[dict]:
+    """Every array of the files named, from headers alone."""
+    found = []
+    for word in dict.fromkeys(w for w in (spec.input, spec.q, spec.k, spec.v) if w not in (None, "-")):
+        place = find(word, raw=spec.raw is not None)
+        if place.kind in ("pipe", "raw"):
+            continue
+        for inside in [place.inside] if place.inside else array_names(place):
+            try:
+                stored = single(Place(place.path, inside or None, place.kind), word, None, spec.dtype)
+            except InputMalformed as error:
+                found.append({"name": f"{place.path}:{inside}", "error": str(error)})
+            else:
+                found.append({"name": stored.name, "shape": list(stored.shape), "dtype": stored.dtype})
+    return found
+
+
+def _open(spec: InputSpec, notes: list[str]) -> Inputs | None:
+    """q, k, v of the input, or k and v, or nothing where one array stands alone."""
+    words = [w for w in (spec.input, spec.q, spec.k, spec.v) if w is not None]
+    alone = len(words) == 1 and spec.record is None and spec.raw is None and words[0] != "-"
+    if alone and find(words[0]).kind == "npy":
+        notes.append(f"{words[0]}: one array; say what it holds with --record qkv or kv, or name all with --q, --k, --v")
+        return None
+    try:
+        return open_inputs(spec)
+    except (UsageError, InputMissing) as error:
+        try:
+            inputs = open_inputs(spec, need_q=False)
+        except (UsageError, InputMissing):
+            raise error from None
+        notes.append(f"no queries: {error}")
+        return inputs
+
+
+def _scan(tensor: RowTensor, watch: Watch) -> tuple[int, int]:
+    """(rows, items that are not finite) of a whole tensor."""
+    lost = 0
+
+    def take(block: Block) -> None:
+        nonlocal lost
+        flat = block.arrays[0].reshape(-1)
+        for a in range(0, flat.size, 1 << 16):
+            lost += _not_finite(flat[a : a + (1 << 16)], tensor.dtype)
+
+    block_rows = max(1, BLOCK_BYTES // row_bytes(tensor))
+    rows = pump(ReadAhead([tensor], 0, tensor.rows, block_rows, check=watch.interrupts.check), take, watch, "scan", tensor.rows)
+    return rows, lost
+
+
+def _not_finite(items: np.ndarray, dtype: str) -> int:
+    if dtype in ("f2", "bf16"):
+        exponent = np.uint16(0x7C00 if dtype == "f2" else 0x7F80)
+        return int(np.count_nonzero((items & exponent) == exponent))
+    return items.size - int(np.count_nonzero(np.isfinite(items)))
+
+
+def _describe(name: str, heads: Heads, rows: int, lost: int) -> dict:
+    return {
+        "part": name,
+        "name": heads.tensor.name,
+        "rows": rows,
+        "heads": len(heads),
+        "dim": heads.dim,
+        "dtype": heads.tensor.dtype,
+        "layout": heads.layout,
+        "not_finite": lost,
+    }
+
+
+def _sample(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """q (heads, a, d), k (kv_heads, b, d), float64, and their rows; None without queries."""
+    if inputs.q is None:
+        return None
+    q, q_rows = _some_rows(inputs.q, QUERIES)
+    k, k_rows = _some_rows(inputs.k, KEYS)
+    return q, k, q_rows, k_rows
+
+
+def _some_rows(heads: Heads, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows spread evenly over a seekable tensor, the first ones of a pipe: (heads, n, d) float64, and their numbers."""
+    tensor = heads.tensor
+    if not tensor.seekable:
+        block = tensor.peek(count)
+        rows = np.arange(block.shape[1])
+    else:
+        rows = np.unique(np.linspace(0, tensor.rows - 1, min(count, tensor.rows)).astype(np.int64))
+        block = np.empty((tensor.outer, len(rows), tensor.width), STORAGE[tensor.dtype].holder)
+        one = np.empty((tensor.outer, 1, tensor.width), block.dtype)
+        for i, row in enumerate(rows):
+            tensor.read_into(one, int(row))
+            block[:, i] = one[:, 0]
+    parts = [block[o, :, c : c + heads.dim] for o, c in zip(heads.outer, heads.column, strict=True)]
+    return np.nan_to_num(np.stack([_floats(part, tensor.dtype) for part in parts])), rows
+
+
+def _floats(items: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "bf16":
+        return (items.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    return (np.ascontiguousarray(items).view(np.float16) if dtype == "f2" else items).astype(np.float64)
+
+
+def _logits(q: np.ndarray, k: np.ndarray, q_rows: np.ndarray, k_rows: np.ndarray, scale: float, causal: bool) -> dict:
+    """Spread of the logits: per query head the median over rows of their standard deviation, and the extremes."""
+    group = len(q) // len(k)
+    seen = k_rows[None] <= q_rows[:, None] if causal else np.ones((len(q_rows), len(k_rows)), bool)
+    enough = seen.sum(axis=1) >= 2
+    spread, low, high = [], math.inf, -math.inf
+    for head in range(len(q)):
+        logits = np.where(seen, scale * q[head] @ k[head // group].T, np.nan)[enough]
+        if not len(logits):
+            continue
+        spread.append(np.nanstd(logits, axis=1))
+        low, high = min(low, np.nanmin(logits)), max(high, np.nanmax(logits))
+    if not spread:
+        return {"scale": scale, "causal": causal, "row_std": [], "row_std_p95": 0.0, "lowest": 0.0, "highest": 0.0}
+    return {
+        "scale": scale,
+        "causal": causal,
+        "row_std": [float(np.median(s)) for s in spread],
+        "row_std_p95": float(np.quantile(np.concatenate(spread), 0.95)),
+        "lowest": float(low),
+        "highest": float(high),
+    }
+
+
+def predicted_poly_error(degree: int, std: float) -> float:
+    """Relative error of poly for logits N(., std^2) and values without structure: sqrt(P[Poisson(std^2) > degree]).
+
+    e^x has Hermite weights std^2l / l!, a Poisson law; the polynomial keeps those up to its degree.
+    """
+    term, kept = math.exp(-(std**2)), 0.0
+    for level in range(degree + 1):
+        kept += term
+        term *= std**2 / (level + 1)
+    return math.sqrt(max(0.0, 1 - kept))
+
+
+def _methods(logits: dict, inputs: Inputs, rows: int) -> dict:
+    """What each method would do here, and which one to take."""
+    std = logits["row_std_p95"]
+    table = []
+    for degree in DEGREES:
+        size = len(inputs.k) * feature_count(inputs.k.dim, degree) * (inputs.v.dim + 1) * 8
+        error = predicted_poly_error(degree, std)
+        table.append({"method": "poly", "degree": degree, "state_bytes": size, "predicted_error": error})
+    fitting = [m for m in table if m["predicted_error"] <= GOOD_ERROR and m["state_bytes"] <= GOOD_BYTES]
+    if fitting:
+        advice = f"--method poly --degree {fitting[0]['degree']}: the logits are close enough together for a polynomial"
+    elif rows <= SHORT:
+        advice = f"--method exact: {rows} rows are few enough, and the logits spread too far for poly"
+    else:
+        advice = "--method window: the logits spread too far for poly; measure the error with --audit 64"
+    return {"methods": table, "advice": advice}

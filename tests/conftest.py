@@ -1,0 +1,42 @@
+"""Before anything else: one BLAS thread (results must not depend on its split), and how much hypothesis searches."""
+
+import os
+
+for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import zlib  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, database=None)
+settings.register_profile("nightly", deadline=None, max_examples=500, print_blob=True)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+settings.load_profile(PROFILE)
+
+# The workers of pytest-xdist inherit the environment, so that one number repeats a whole run.
+BASE_SEED = int(os.environ.setdefault(
+    "STREAMATTN_TEST_SEED", "0" if PROFILE == "ci" else str(int.from_bytes(os.urandom(4)))
+))  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """A nightly run searches from the printed seed unless --hypothesis-seed says otherwise."""
+    if PROFILE != "ci" and config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = str(BASE_SEED)
+
+
+def pytest_report_header():
+    """What repeats this run."""
+    return f"HYPOTHESIS_PROFILE={PROFILE} STREAMATTN_TEST_SEED={BASE_SEED}"
+
+
+@pytest.fixture
+def rng(request):
+    """A generator seeded by the test's name and the run's seed, which is printed when the test fails."""
+    seed = [BASE_SEED, zlib.crc32(request.node.nodeid.encode())]
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)

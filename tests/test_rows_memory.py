@@ -1,0 +1,65 @@
+"""Reading a large file costs only its buffers: no mapped pages, no copies."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+# A process of its own: the test runner's memory must not count. It prints how much resident memory grew at its peak.
+READER = """
+import sys
+from streamattn_cli.rows.open import InputSpec, open_inputs
+from streamattn_cli.rows.readahead import ReadAhead
+
+def resident():
+    fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("Rss"))
+    return 1024 * sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssFile", "RssShmem"))
+
+if sys.argv[1].endswith(".h5"):
+    import h5py
+with open_inputs(InputSpec(sys.argv[1]), need_q=False) as inputs:
+    before, peak, rows = resident(), 0, 0
+    with ReadAhead([inputs.k.tensor, inputs.v.tensor], block_rows=4096) as ahead:
+        for block in ahead:
+            rows += block.rows
+            peak = max(peak, resident())
+    print(rows, peak - before - ahead.bytes_held - inputs.k.tensor.held_bytes - inputs.v.tensor.held_bytes)
+"""
+
+
+def grown(word, stdin=None):
+    """(rows read, bytes of resident memory beyond the announced buffers)."""
+    run = subprocess.run([sys.executable, "-c", READER, word], stdin=stdin, capture_output=True, text=True,
+                         cwd=Path(__file__).parent.parent, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr
+    rows, more = re.match(r"(\d+) (-?\d+)", run.stdout).groups()
+    return int(rows), int(more)
+
+
+@pytest.mark.parametrize("kind", ["npy", "pipe", "h5", "gzip"])
+def test_200_mb(tmp_path, kind):
+    rows = 3_200_000 if kind != "gzip" else 800_000
+    if kind in ("npy", "pipe"):
+        path = tmp_path / "x.npy"
+        array = np.lib.format.open_memmap(path, "w+", np.float32, (rows, 16))
+        del array  # a hole in the file reads as zeros like any other bytes
+    else:
+        path = tmp_path / "x.h5"
+        storage = {"chunks": (8192, 16), "compression": "gzip", "compression_opts": 1} if kind == "gzip" else {}
+        with h5py.File(path, "w") as file:
+            for part in "kv":
+                dataset = file.create_dataset(part, (rows, 16), "f2", **storage)
+                for at in range(0, rows, 100_000):
+                    dataset[at : at + 100_000] = 1.5
+    if kind == "pipe":
+        with open(path, "rb") as source:
+            found = grown("-", source)
+    else:
+        found = grown(str(path))
+    assert found[0] == rows
+    assert found[1] < 2 << 20
