@@ -31,7 +31,8 @@ def lay_out(heads, layout, batch):
         return np.ascontiguousarray(heads[0])
     if layout == "TC":
         return np.ascontiguousarray(heads.transpose(1, 0, 2)).reshape(rows, total * dim)
-    array = np.ascontiguousarray(split.transpose([axes[letter] for letter in (layout if "B" in layout else "B" + layout)]))
+    letters = layout if "B" in layout else "B" + layout
+    array = np.ascontiguousarray(split.transpose([axes[letter] for letter in letters]))
     return array if "B" in layout else array[0]
 
 
@@ -51,7 +52,7 @@ def brain_type():
 
 def write_hdf5(path, arrays, dtype, attrs=None, **storage):
     """Datasets name -> storage items; `storage` as for create_dataset (chunks, compression ...)."""
-    with h5py.File(path, "w", **({"userblock_size": storage.pop("userblock")} if "userblock" in storage else {})) as file:
+    with h5py.File(path, "w", userblock_size=storage.pop("userblock", 0)) as file:
         file.attrs.update(attrs or {})
         for name, array in arrays.items():
             if dtype != "bf16":
@@ -74,7 +75,8 @@ def write_safetensors(path, arrays, dtype, metadata=None):
     """Tensors name -> storage items."""
     header, data = {"__metadata__": metadata} if metadata else {}, b""
     for name, array in arrays.items():
-        header[name] = {"dtype": _SAFE[dtype], "shape": list(array.shape), "data_offsets": [len(data), len(data) + array.nbytes]}
+        place = [len(data), len(data) + array.nbytes]
+        header[name] = {"dtype": _SAFE[dtype], "shape": list(array.shape), "data_offsets": place}
         data += array.tobytes()
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)

@@ -79,7 +79,8 @@ def test_wrong_tensor_lists_what_is_there(tmp_path):
 
 def test_rows_of_k_and_v_differ(npy):
     refused(InputMalformed, "has 5 rows and .* 4", need_q=False, k=npy("k.npy", 5, 2), v=npy("v.npy", 4, 2))
-    message = refused(InputMalformed, "fit together in no layout", need_q=False, k=npy("k.npy", 5, 3, 2), v=npy("v.npy", 4, 3, 2))
+    words = {"k": npy("k.npy", 5, 3, 2), "v": npy("v.npy", 4, 3, 2)}
+    message = refused(InputMalformed, "fit together in no layout", need_q=False, **words)
     assert "(5, 3, 2)" in message and "(4, 3, 2)" in message
 
 
@@ -89,6 +90,7 @@ def test_rows_of_k_and_v_differ(npy):
     ("THD", (5, 3, 4), (5, 2, 4), "3 query heads and .* 2 key heads"),
     ("HTD", (2, 5, 4), (3, 5, 4), "2 query heads and .* 3 key heads"),
     ("BTHD", (2, 5, 2, 4), (1, 5, 4, 4), "2 batches, .* 1"),
+    ("BTHD", (2, 5, 1, 4), (1, 5, 1, 4), "2 batches, .* 1"),
 ])  # fmt: skip
 def test_q_does_not_fit_k(npy, layout, q, k, found):
     words = {"q": npy("q.npy", *q), "k": npy("k.npy", *k), "v": npy("v.npy", *k)}

@@ -1,5 +1,9 @@
 """Every kind of file, dtype and layout gives back the heads that were written, however it is read."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -81,7 +85,8 @@ def test_other_hdf5_storage(tmp_path, layout):
             plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             plist.set_layout(h5py.h5d.COMPACT)
             space = h5py.h5s.create_simple(values.shape)
-            h5py.h5d.create(file.id, b"k", h5py.h5t.NATIVE_DOUBLE, space, plist).write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+            dataset = h5py.h5d.create(file.id, b"k", h5py.h5t.NATIVE_DOUBLE, space, plist)
+            dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
         elif layout == "external":
             external = [(str(tmp_path / "raw.bin"), 0, h5py.h5f.UNLIMITED)]
             file.create_dataset("k", data=values, external=external)
@@ -202,7 +207,23 @@ def test_threads_read_hdf5_silently(tmp_path, capfd):
     with open(path, "r+b") as file:
         file.seek(place.byte_offset)
         file.write(bytes(64))
-    with open_inputs(InputSpec(k=path, v=path), need_q=False) as inputs, ReadAhead([inputs.k.tensor], block_rows=8) as ahead:
-        with pytest.raises(InputMalformed, match="rows 32 to 39 cannot be read"):
+    with open_inputs(InputSpec(k=path, v=path), need_q=False) as inputs:
+        tensors = [inputs.k.tensor]
+        with ReadAhead(tensors, block_rows=8) as ahead, pytest.raises(InputMalformed, match="rows 32 to 39 cannot be"):
             list(ahead)
     assert capfd.readouterr().err == ""
+
+
+def test_npy_needs_no_heavy_modules(tmp_path):
+    """Looking at an .npy file must not cost the import of numba or h5py."""
+    word = rf.write_npy(tmp_path / "k.npy", np.ones((4, 2)), "f8")
+    program = (
+        "import sys\n"
+        "from streamattn_cli.rows.open import InputSpec, open_inputs\n"
+        "import streamattn_cli.rows.readahead, streamattn_cli.rows.writers\n"
+        f"open_inputs(InputSpec(k={word!r}, v={word!r}), need_q=False).close()\n"
+        "print(sorted({'numba', 'h5py', 'hdf5plugin'} & set(sys.modules)))"
+    )
+    home = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=home)
+    assert run.stdout.strip() == "[]", run.stderr

@@ -128,7 +128,9 @@ def records(data):
     return found
 
 
-@pytest.mark.parametrize(("layout", "shape"), [("TD", (23, 3)), ("TC", (23, 12)), ("THD", (23, 4, 3)), ("BHTD", (23, 4, 3))])
+@pytest.mark.parametrize(
+    ("layout", "shape"), [("TD", (23, 3)), ("TC", (23, 12)), ("THD", (23, 4, 3)), ("BHTD", (23, 4, 3))]
+)
 def test_standard_output_without_descriptor(layout, shape):
     out = io.BytesIO()
     heads = HEADS[:1] if layout == "TD" else HEADS

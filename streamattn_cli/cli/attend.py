@@ -9,6 +9,7 @@ import typer
 
 from streamattn_cli.cli import options
 from streamattn_cli.cli.options import FROM, HOW, WATCH, WHAT, option
+from streamattn_cli.cli.streams import printing
 
 
 def attend(
@@ -90,7 +91,6 @@ def attend(
     from streamattn_cli.engine.request import AttendRequest
     from streamattn_cli.errors import UsageError
     from streamattn_cli.rows.spec import InputSpec
-    from streamattn_cli.rows.tensor import storage_word
     from streamattn_cli.units import parse_size
 
     if nan_policy not in ("error", "drop"):
@@ -98,7 +98,7 @@ def attend(
     to_stdout = output == "-"
     if json and to_stdout and not dry_run:
         raise UsageError("--json needs standard output, where the answers go: name a file with -o, or use --log-json")
-    if to_stdout and not dry_run and sys.stdout.isatty():
+    if to_stdout and not dry_run and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError("standard output is a terminal, and answers are binary: pipe them on or give -o FILE")
     spec = InputSpec(
         input=input, q=q, k=k, v=v, group=group, layout=layout, record=record, raw=raw, dtype=dtype, heads=heads,
@@ -109,7 +109,7 @@ def attend(
         inputs=spec, output=output, method=method, causal=causal, scale=scale, sinks=sinks, window=window,
         degree=degree, polynomial=polynomial, beta=beta, max_error=max_error, audit=audit,
         memory=None if memory is None else parse_size(memory), seed=seed, threads=threads, block_rows=block_rows,
-        nan_policy=nan_policy, out_dtype=out_dtype and storage_word(out_dtype, "--out-dtype"),
+        nan_policy=nan_policy, out_dtype=out_dtype and _out_dtype(out_dtype),
     )  # fmt: skip
     if dry_run:
         _show_plan(request, json)
@@ -124,7 +124,8 @@ def _show_plan(request, json: bool) -> None:
 
     plan = plan_attend(request).to_dict()
     if json:
-        print(json_line({"type": "plan", **plan}))
+        with printing():
+            print(json_line({"type": "plan", **plan}))
     else:
         render_plan(plan)
 
@@ -139,9 +140,20 @@ def _run(request, json: bool, mode: str, every: float) -> None:
     with make_listener(mode, every) as listener, Interrupts(status=listener.status) as interrupts:
         outcome = run(request, listener, interrupts)
     if json:
-        print(json_line(outcome.to_dict()))
+        with printing():
+            print(json_line(outcome.to_dict()))
     elif mode == "auto":
         render_outcome(outcome)
+
+
+def _out_dtype(word: str) -> str:
+    from streamattn_cli.errors import UsageError
+    from streamattn_cli.rows.tensor import storage_word
+
+    storage = storage_word(word, "--out-dtype")
+    if storage == "bf16":
+        raise UsageError("--out-dtype bf16: neither .npy nor NumPy has it; use f16, f32 or f64")
+    return storage
 
 
 def _numbers(word: str | None) -> tuple[int, ...] | None:

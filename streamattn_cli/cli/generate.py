@@ -9,6 +9,7 @@ import typer
 
 from streamattn_cli.cli import options
 from streamattn_cli.cli.options import option
+from streamattn_cli.cli.streams import printing
 
 SHAPE, SPREAD, WHERE = "What the rows look like", "Their statistics", "Where they go"
 
@@ -72,7 +73,7 @@ def generate(
     from streamattn_cli.rows.synthetic import SyntheticSpec
     from streamattn_cli.rows.tensor import storage_word
 
-    if target == "-" and sys.stdout.isatty():
+    if target == "-" and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError("standard output is a terminal, and rows are binary: pipe it into a program or name a file")
     if target == "-" and json:
         raise UsageError("--json needs standard output, where the rows go: name a file, or use --log-json")
@@ -95,6 +96,7 @@ def generate(
     with make_listener(mode, progress_every) as listener, Interrupts(status=listener.status) as interrupts:
         outcome = run_generate(request, listener, interrupts)
     if json:
-        print(json_line(outcome.to_dict()))
+        with printing():
+            print(json_line(outcome.to_dict()))
     elif mode == "auto":
         render_outcome(outcome)

@@ -9,6 +9,7 @@ import typer
 
 from streamattn_cli.cli import options
 from streamattn_cli.cli.options import option
+from streamattn_cli.cli.streams import printing
 
 
 def inspect(
@@ -46,7 +47,8 @@ def inspect(
     )  # fmt: skip
     with make_listener("quiet" if quiet else "auto") as listener, Interrupts(status=listener.status) as interrupts:
         report = look(spec, scale, listener, interrupts)
-    if json:
-        print(json_line(report))
-    else:
-        render_inspection(report, sys.stdout)
+    with printing():
+        if json:
+            print(json_line(report))
+        else:
+            render_inspection(report, sys.stdout)

@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import sys
+import traceback
 
 # One BLAS thread per worker thread: the engine shares out the work itself, and results must not depend on BLAS's split.
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -17,7 +18,9 @@ from streamattn_cli.cli.attend import attend  # noqa: E402
 from streamattn_cli.cli.generate import generate  # noqa: E402
 from streamattn_cli.cli.inspect import inspect  # noqa: E402
 from streamattn_cli.cli.options import ENVIRONMENT  # noqa: E402
+from streamattn_cli.cli.streams import fill_standard_streams, let_go_of_broken  # noqa: E402
 from streamattn_cli.errors import Interrupted, StreamattnError  # noqa: E402
+from streamattn_cli.report.jsontext import json_line  # noqa: E402
 
 app = typer.Typer(
     name="streamattn",
@@ -37,7 +40,7 @@ def _dying_of_pipe(command):
     @functools.wraps(command)
     def run(*args, **kwargs):
         try:
-            return command(*args, **kwargs)
+            command(*args, **kwargs)
         except BrokenPipeError:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGPIPE)
@@ -67,28 +70,39 @@ def common(
 
 def main() -> None:
     """Run the command line and end the process with the code of README's table."""
-    debug = "--debug" in sys.argv or os.environ.get("STREAMATTN_DEBUG", "") not in ("", "0")
+    fill_standard_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Until a run owns its signals, Ctrl-C ends us as it ends any program: no traceback, nothing to clean up yet.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         app()
     except StreamattnError as error:
-        if debug:
-            raise
         _end(str(error), error.code)
     except Interrupted as stop:
-        _end(f"stopped by {signal.Signals(stop.signum).name}; nothing was left half-written", 128 + stop.signum)
+        _end(f"stopped by {signal.Signals(stop.signum).name}; no file was left half-written", 128 + stop.signum)
     except MemoryError as error:
         _end(f"out of memory ({error}); give a smaller --memory so that a smaller plan is made", 6)
     except Exception as error:
-        if debug:
-            raise
-        _end(f"internal bug: {type(error).__name__}: {error}. Please report it with the output of the same command "
-             "and --debug", 1)  # fmt: skip
+        _end(f"internal bug: {type(error).__name__}: {error}. Please report it with the output of the same command, "
+             "run as `streamattn --debug ...`", 1)  # fmt: skip
+    finally:
+        let_go_of_broken()
 
 
 def _end(message: str, code: int) -> None:
+    """Say why the run failed, in the language of its log, and end with this exit code."""
+    if _asked("--debug", "STREAMATTN_DEBUG"):
+        traceback.print_exc()
+    line = f"streamattn: {message}"
+    if _asked("--log-json", "STREAMATTN_ATTEND_LOG_JSON", "STREAMATTN_GENERATE_LOG_JSON"):
+        line = json_line({"type": "error", "code": code, "message": message})
     try:
-        print(f"streamattn: {message}", file=sys.stderr)
+        print(line, file=sys.stderr, flush=True)
     except OSError:
         pass
     sys.exit(code)
 
+
+def _asked(flag: str, *variables: str) -> bool:
+    """Whether a switch is on, by the command line or the environment, where the parsed options are out of reach."""
+    return flag in sys.argv or any(os.environ.get(name, "").lower() not in ("", "0", "false", "no") for name in variables)

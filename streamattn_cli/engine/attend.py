@@ -20,7 +20,7 @@ from streamattn_cli.engine.pump import Watch, pump
 from streamattn_cli.engine.request import AttendRequest, resolve
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.warm import warm
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli.errors import CannotMeet, InputMalformed
 from streamattn_cli.rows.open import open_inputs
 from streamattn_cli.rows.readahead import Block, ReadAhead
 from streamattn_cli.rows.writers import Writer, open_writer
@@ -157,7 +157,10 @@ class Run:
                 first_k[a:b], first_c[a:b] = lane.keys(k, v, a, b, a, work)
             for a, b in lane.steps(0, q.shape[1]):
                 first_q[:, a:b] = lane.queries(q, a, b, a, work)
-            self.sketches[lane.index].calibrate(first_k, first_c, first_q.reshape(-1, p.q.dim))
+            try:
+                self.sketches[lane.index].calibrate(first_k, first_c, first_q.reshape(-1, p.q.dim))
+            except CannotMeet as error:
+                raise CannotMeet(f"{p.k.tensor.name}: {error}") from None
         work["lane.dropped"][:] = 0
 
     def _keys(self, use: Callable, phase: str = "keys", stop: int | None = None) -> int:
@@ -173,6 +176,8 @@ class Run:
 
             self.workers.run(lane_task, self.lanes)
 
+        for work in self.workers.works:
+            work["lane.dropped"][0] = 0  # the last pass over the keys sees all of them: each is counted once
         stop = p.k.rows if stop is None else stop
         rows = self._pump([p.k.tensor, p.v.tensor], take, phase, stop)
         if rows == 0:
@@ -240,7 +245,7 @@ class Run:
         p, done = self.problem, 0
         while done < p.q.rows:
             count = min(self.plan.query_rows, p.q.rows - done)
-            held = self._hold(done, count)
+            held, lost = self._hold(done, count)
 
             def see(lane: Lane, k: np.ndarray, c: np.ndarray, work: dict, held: list = held) -> None:
                 held[lane.index].absorb(k, c, work)
@@ -250,25 +255,28 @@ class Run:
             for lane in self.lanes:
                 held[lane.index].finish(self.workers.works[0])
                 held[lane.index].outputs(answers[lane.query_heads])
+            answers[lost] = np.nan
             self._write(done, answers.transpose(1, 0, 2))
             done += count
         return done
 
-    def _hold(self, first: int, count: int) -> list[ExactQueries]:
-        """Read queries [first, first + count) into memory."""
-        p = self.problem
+    def _hold(self, first: int, count: int) -> tuple[list[ExactQueries], np.ndarray]:
+        """Read queries [first, first + count) into memory; and which of them are dropped, (heads, count) bool."""
+        p, work = self.problem, self.workers.works[0]
         q = np.empty((len(p.q), count, p.q.dim), p.precision)
+        lost = np.zeros((len(p.q), count), bool)
 
         def take(block: Block) -> None:
             for lane in self.lanes:
                 for a, b in lane.steps(block.start, block.rows):
                     at = block.start - first
-                    wide = lane.queries(block.arrays[0], a, b, block.start + a, self.workers.works[0])
-                    q[lane.query_heads, at + a : at + b] = wide
+                    q[lane.query_heads, at + a : at + b] = lane.queries(block.arrays[0], a, b, block.start + a, work)
+                    if lane.q.drop:
+                        lost[lane.query_heads, at + a : at + b] = lane.lost(b - a, work)
 
         self._pump([p.q.tensor], take, "queries", first + count, first, self.plan.query_block_rows)
         positions = np.arange(first, first + count) if p.causal else None
-        return [ExactQueries(q[lane.query_heads], positions, p.v.dim, p.scale) for lane in self.lanes]
+        return [ExactQueries(q[lane.query_heads], positions, p.v.dim, p.scale) for lane in self.lanes], lost
 
     # --- what passes share
 

@@ -98,7 +98,10 @@ class Lane:
         """Copy answers (heads, n, dv) to rows [a, b) of the output block; rows of dropped queries become NaN."""
         block[a:b, self.query_heads] = answers.transpose(1, 0, 2)
         if self.q.drop:
-            lost = work["lane.mask"][2:, : b - a] == 0
-            if lost.any():
-                block[a:b, self.query_heads][lost.T] = np.nan
-                work["lane.dropped"][1] += lost.any(axis=0).sum()
+            block[a:b, self.query_heads][self.lost(b - a, work).T] = np.nan
+
+    def lost(self, n: int, work: dict) -> np.ndarray:
+        """Which of the n queries that `queries` gave last are dropped, (heads, n) bool; counts their rows."""
+        lost = work["lane.mask"][2:, :n] == 0
+        work["lane.dropped"][1] += lost.any(axis=0).sum()
+        return lost

@@ -77,9 +77,10 @@ class Plan:
 def make_plan(problem: Problem) -> Plan:
     """Choose block sizes and project memory. Raises MemoryBudget (6) when nothing fits the budget."""
     request = problem.request
+    for option, value in (("--threads", request.threads), ("--block-rows", request.block_rows)):
+        if value is not None and value < 1:
+            raise UsageError(f"{option} {value}: must be at least 1")
     threads = request.threads or default_threads()
-    if threads < 1 or (request.block_rows is not None and request.block_rows < 1):
-        raise UsageError("--threads and --block-rows must be at least 1")
     audit_rows, reason = _audit(problem)
     query_rows = _rounded(EXACT_BYTES // _exact_row_bytes(problem)) if problem.method == "exact" else 0
     plan = Plan(problem, threads, 0, 0, query_rows, (), audit_rows, reason, {}, request.memory or available_memory())
@@ -149,13 +150,17 @@ def _refusal(plan: Plan) -> str:
         f"{format_bytes(plan.allowed)} are {'allowed by --memory' if request.memory else 'free on this machine'}. "
     )
     largest = None
-    if problem.method == "poly":
+    if request.block_rows:
+        best = _bisect(lambda rows: _fits(_sized(plan, rows)), 1, request.block_rows - 1)
+        largest = None if best is None else f"--block-rows {best}"
+    elif problem.method == "poly":
         largest = _largest(plan, "degree", 1, request.degree - 1, "--degree {}")
     elif problem.method == "window":
         largest = _largest(plan, "window", 1, problem.params.window - 1, "--window {}")
     if largest:
         return found + f"The largest setting that fits is {largest}."
-    return found + f"Give --memory {format_bytes(plan.projected).replace(' ', '')} or more, or fewer heads (--select)."
+    enough = -(-plan.projected // 2**20)  # rounded up: the setting that is named must work
+    return found + f"Give --memory {enough}MiB or more, or fewer heads (--select)."
 
 
 def _largest(plan: Plan, name: str, low: int, high: int, words: str) -> str | None:
@@ -226,7 +231,7 @@ def _rounded(rows: int) -> int:
 
 def _exact_row_bytes(problem: Problem) -> int:
     p = problem.precision
-    return len(problem.q) * (_item(p) * (2 * problem.q.dim + 1) + 8 * (problem.v.dim + 1))
+    return len(problem.q) * (_item(p) * (2 * problem.q.dim + 1) + 8 * (problem.v.dim + 1) + 1)
 
 
 def _output_row(problem: Problem) -> int:

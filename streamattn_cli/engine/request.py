@@ -103,6 +103,8 @@ class Problem:
 
 def resolve(request: AttendRequest, inputs: Inputs) -> Problem:
     """Decide mode, method, scale and parameters. Raises UsageError (2), InputMalformed (4) or CannotMeet (11)."""
+    if request.seed < 0:
+        raise UsageError(f"--seed {request.seed}: must be 0 or more")
     q, k, v = inputs.q, inputs.k, inputs.v
     group_size(q, k)
     notes = list(inputs.notes)
@@ -139,6 +141,8 @@ def head_params(request: AttendRequest, method: str, dim: int, value_dim: int, s
         raise UsageError(f"--degree {request.degree}: choose 1 to {MAX_DEGREE} (float64 cannot hold more)")
     if request.polynomial not in ("hermite", "taylor"):
         raise UsageError(f"--polynomial {request.polynomial}: use hermite or taylor")
+    if not request.max_error >= 0:
+        raise UsageError(f"--max-error {request.max_error:g}: must be 0 or more (0.25 allows a relative error of 25%)")
     if request.beta is not None and not request.beta > 0:
         raise UsageError(f"--beta {request.beta:g}: must be above 0")
     history = PolyParams(request.degree, request.polynomial, request.beta, request.max_error)

@@ -52,7 +52,8 @@ def largest(row):
 def softmax_tile(logits, low, high, m, y):
     """One step of the online softmax: turn a tile of logits into weights and rescale what was gathered so far.
 
-    logits (r, c), in place: columns low[i] <= j < high[i] of row i become exp(logit - m[i]), all others 0.
+    logits (r, c), in place: columns low[i] <= j < high[i] of row i become exp(logit - m[i]), all others 0. A logit of
+    -inf is that of a token which is not there.
     m (r,), of the logits' dtype, holds the running maximum (-inf at first) and is raised; y (r, w) is multiplied by exp(m_old - m_new).
     """
     columns = logits.shape[1]
@@ -66,6 +67,9 @@ def softmax_tile(logits, low, high, m, y):
             continue
         live = row[a:b]
         top = largest(live)
+        if top == -math.inf:
+            live[:] = 0
+            continue
         if top > m[i]:
             shrink = math.exp(m[i] - top)
             for j in range(y.shape[1]):

@@ -117,6 +117,7 @@ def power_sums(x, moments, weight, start, parent, var, low, eight, sums):
         for first in range(start[level], start[level + 1], 8):
             some = min(8, start[level + 1] - first)
             monomials(x, parent, var, first, low, eight[:some])
+            eight[some:] = 0  # they are multiplied by 0 below, and what another head left here may be infinite
             for i in range(8):
                 for j in range(width):
                     s[i, j] = weight[first + i] * moments[first + i, j] if i < some else 0.0
@@ -177,3 +178,87 @@ def blend(sums, taylor, m, y):
             for level in range(levels):
                 total += a[level] * sums[level, j, r]
             y[r, j] = total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def row_factors(sums, taylor, out):
+    """out (g + 1, G): what the monomials of each level count in a query's normalised answer, from its power sums.
+
+    sums (g + 1, 1, G) are those of the weights alone, so that z = sum_l a_l S_l; out is a_l / z, and 0 where z <= 0.
+    Returns the number of queries with z <= 0.
+    """
+    levels, _, queries = sums.shape
+    a = np.empty(levels)
+    bad = 0
+    for r in range(queries):
+        mean, variance, count, z = 0.0, 0.0, sums[0, 0, r], 0.0
+        if not taylor and count > 0 and levels > 1:
+            mean = sums[1, 0, r] / count
+            if levels > 2:
+                variance = max(0.0, sums[2, 0, r] / count - mean * mean)
+        hermite(levels - 1, mean, variance, a)
+        for level in range(levels):
+            z += a[level] * sums[level, 0, r]
+        if not (z > 0 and z < math.inf):
+            bad += 1
+            out[:, r] = 0
+            continue
+        for level in range(levels):
+            out[level, r] = a[level] / z
+    return bad
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def scatter(x, factor, level, parent, var, low, eight, target, sign, count, sketch, total):
+    """sketch[target[r, e]] += sign[r, e] w_r for e < count[r], and total += w_r, for the columns r of x (d, G).
+
+    w_r (t,) are the monomials of column r times factor[level of the monomial, r]; sketch is (m, t), total (t,), all
+    float64. Rows are added one after the other, so that the sums do not depend on how a stream was cut into blocks.
+    """
+    features = total.shape[0]
+    for first in range(0, features, 8):
+        some = min(8, features - first)
+        monomials(x, parent, var, first, low, eight[:some])
+        eight[some:] = 0
+        for i in range(some):
+            w, f = eight[i], factor[level[first + i]]
+            for r in range(w.shape[0]):
+                w[r] *= f[r]
+        if some == 8:
+            _scatter_eight(eight, first, target, sign, count, sketch, total)
+            continue
+        for r in range(x.shape[1]):
+            for i in range(some):
+                total[first + i] += eight[i, r]
+                for e in range(count[r]):
+                    sketch[target[r, e], first + i] += sign[r, e] * eight[i, r]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _scatter_eight(u, first, target, sign, count, sketch, total):
+    """Eight monomials u (8, G) of every row at a time: one cache line of the sketch for each target."""
+    t = total[first : first + 8]
+    t0, t1, t2, t3, t4, t5, t6, t7 = t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7]
+    for r in range(u.shape[1]):
+        a, b, c, d = u[0, r], u[1, r], u[2, r], u[3, r]
+        e, f, g, h = u[4, r], u[5, r], u[6, r], u[7, r]
+        t0 += a
+        t1 += b
+        t2 += c
+        t3 += d
+        t4 += e
+        t5 += f
+        t6 += g
+        t7 += h
+        for i in range(count[r]):
+            s = sign[r, i]
+            row = sketch[target[r, i], first : first + 8]
+            row[0] += s * a
+            row[1] += s * b
+            row[2] += s * c
+            row[3] += s * d
+            row[4] += s * e
+            row[5] += s * f
+            row[6] += s * g
+            row[7] += s * h
+    t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7] = t0, t1, t2, t3, t4, t5, t6, t7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 from streamattn_cli.engine.events import Audit, ErrorEstimate, Outcome
@@ -14,8 +15,14 @@ SHOWN_FACTS = ("method", "mode", "params", "scale", "shapes", "seed", "threads")
 
 
 def render_outcome(outcome: Outcome, stream: TextIO | None = None, width: int | None = None) -> None:
-    """Write the outcome to `stream` (default stderr), at most `width` columns (default: the terminal's)."""
-    print_rows(f"streamattn {outcome.command}", outcome_rows(outcome), sys.stderr if stream is None else stream, width)
+    """Write the outcome to `stream` (default stderr), at most `width` columns (default: the terminal's).
+
+    A reader that has gone is no failure: the run is over and its result is where it should be.
+    """
+    with suppress(OSError):
+        print_rows(
+            f"streamattn {outcome.command}", outcome_rows(outcome), sys.stderr if stream is None else stream, width
+        )
 
 
 def outcome_rows(outcome: Outcome) -> Rows:

@@ -61,7 +61,8 @@ class FileTensor:
             try:
                 got = os.preadv(self._fd, [view[done:]], position + done)
             except OSError as error:
-                raise InputMissing(f"{self.name}: reading failed at byte {position + done}: {error.strerror}") from error
+                at = position + done
+                raise InputMissing(f"{self.name}: reading failed at byte {at}: {error.strerror}") from error
             if got == 0:
                 raise InputMalformed(f"{self.name}: truncated: the file ends at byte {position + done}, expected "
                                      f"{position + len(view)} (did it shrink while being read?)")

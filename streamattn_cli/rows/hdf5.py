@@ -16,7 +16,7 @@ import numpy as np
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.hdf5types import file_storage
-from streamattn_cli.rows.layout import Extent, show
+from streamattn_cli.rows.layout import Extent
 from streamattn_cli.rows.stored import Stored
 from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable
 
@@ -145,18 +145,17 @@ class ChunkedTensor:
             raise
 
     def _open(self, dataset: str) -> None:
-        plain = h5py.h5d.open(self._file.id, dataset.encode())
-        plist = plain.get_create_plist()
-        chunks = plist.get_chunk() if plist.get_layout() == h5py.h5d.CHUNKED else None
+        chunks, self._type = _chunks_and_type(self._file, dataset)
         self._band = chunks[self._axis] if chunks else max(1, self.rows)
-        count = prod(ceil(s / c) for i, (s, c) in enumerate(zip(self._shape, chunks, strict=True)) if i != self._axis) \
-            if chunks else 0
-        chunk_bytes = prod(chunks) * STORAGE[self.dtype].itemsize if chunks else 0
+        count, chunk_bytes = 0, 0
+        if chunks:
+            across = [ceil(s / c) for s, c in zip(self._shape, chunks, strict=True)]
+            count = prod(across) // across[self._axis]
+            chunk_bytes = prod(chunks) * STORAGE[self.dtype].itemsize
         access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
         # a chunk that was read to its end goes first (w0 = 1); the slot count is a prime well above the chunks held
         access.set_chunk_cache(_prime_above(10 * count), count * chunk_bytes, 1.0)
         self._dataset = h5py.h5d.open(self._file.id, dataset.encode(), access)
-        self._type = _memory_type(plain.get_type(), self.dtype)
         # one chunk more, twice: its compressed bytes and the decompressor's output before it enters the cache
         self.held_bytes = (count + 2) * chunk_bytes
 
@@ -194,13 +193,17 @@ class ChunkedTensor:
         self._file.close()
 
 
-def _memory_type(found: h5py.h5t.TypeID, dtype: str) -> h5py.h5t.TypeID:
-    """The type to ask the library for: the file's own, little-endian."""
-    if found.get_size() > 1 and isinstance(found, (h5py.h5t.TypeFloatID, h5py.h5t.TypeIntegerID)):
-        if found.get_order() != h5py.h5t.ORDER_LE:
-            found = found.copy()
-            found.set_order(h5py.h5t.ORDER_LE)
-    return found
+def _chunks_and_type(file: h5py.File, dataset: str) -> tuple[tuple[int, ...] | None, h5py.h5t.TypeID]:
+    """Chunk shape (None: not chunked) and the type to ask for: the file's own, little-endian.
+
+    The dataset is closed again on return: while it is open anywhere, a new chunk cache size has no effect.
+    """
+    opened_plainly = h5py.h5d.open(file.id, dataset.encode())
+    plist, found = opened_plainly.get_create_plist(), opened_plainly.get_type()
+    if isinstance(found, (h5py.h5t.TypeFloatID, h5py.h5t.TypeIntegerID)) and found.get_order() != h5py.h5t.ORDER_LE:
+        found = found.copy()
+        found.set_order(h5py.h5t.ORDER_LE)
+    return plist.get_chunk() if plist.get_layout() == h5py.h5d.CHUNKED else None, found
 
 
 def _prime_above(n: int) -> int:

@@ -30,9 +30,11 @@ def set_attributes(file: h5py.File, meta: dict) -> None:
 def _edited(fd: int, mode: str) -> Iterator[h5py.File]:
     """The file behind a descriptor, 'w' new or 'r+' as it is. Raises the OSError of any write that failed."""
     patient = PatientFile(fd)
-    with h5py.File(patient, mode, driver="fileobj") as file:
-        yield file
-    patient.check()
+    try:
+        with h5py.File(patient, mode) as file:
+            yield file
+    finally:
+        patient.check()  # the cause of whatever else went wrong
 
 
 class Hdf5Format:
@@ -67,24 +69,27 @@ class GrowingHdf5Writer:
         self._file: h5py.File | None = None
         with failing_as_output(path):
             self._temporary = Temporary(path)
+        self._patient = PatientFile(self._temporary.fd)
         with self._or_abort():
-            self._patient = PatientFile(self._temporary.fd)
-            self._file = h5py.File(self._patient, "w", driver="fileobj")
+            self._file = h5py.File(self._patient, "w")
             self._dataset = self._create()
 
     def _create(self) -> h5py.Dataset:
         rows = max(1, _CHUNK_BYTES // self._shape.row_bytes)
         empty = self._shape.shape(0)
         limit = tuple(None if axis == self._axis else items for axis, items in enumerate(empty))
-        return self._file.create_dataset("out", empty, self._shape.dtype, chunks=self._shape.shape(rows), maxshape=limit)
+        chunks = self._shape.shape(rows)
+        return self._file.create_dataset("out", empty, self._shape.dtype, chunks=chunks, maxshape=limit)
 
     @contextmanager
     def _or_abort(self) -> Iterator[None]:
         """Any error removes the file."""
         try:
             with failing_as_output(self.name):
-                yield
-                self._patient.check()
+                try:
+                    yield
+                finally:
+                    self._patient.check()  # the cause of whatever else went wrong
         except BaseException:
             self.abort()
             raise
@@ -109,6 +114,8 @@ class GrowingHdf5Writer:
 
     def abort(self) -> None:
         """See writers.Writer."""
-        if self._file is not None:
-            self._file.close()  # before its descriptor
-        self._temporary.abort()
+        try:
+            if self._file is not None:
+                self._file.close()  # before its descriptor
+        finally:
+            self._temporary.abort()

@@ -136,7 +136,7 @@ def packed_heads(tensor: RowTensor, extent: Extent, parts: dict[str, Part]) -> d
 
 def group_size(q: Heads, k: Heads) -> int:
     """Query heads per key head: query head h attends key head h // group_size. InputMalformed if not whole."""
-    if q.batch != k.batch and 1 not in (len(q), len(k)):
+    if q.batch != k.batch:
         raise InputMalformed(f"{q.tensor.name} has {q.batch} batches, {k.tensor.name} has {k.batch}; they must agree")
     if len(q) % len(k):
         raise InputMalformed(f"{q.tensor.name} has {len(q)} query heads and {k.tensor.name} {len(k)} key heads; the "

@@ -144,4 +144,5 @@ def _agree(shapes: Mapping[str, Shape], layout: str, shared_rows: bool) -> bool:
 
 def show(shape: Shape) -> str:
     """A shape for messages: '(?, 64)' where the rows are not known."""
-    return "(" + ", ".join("?" if items is None else str(items) for items in shape) + ("," if len(shape) == 1 else "") + ")"
+    listed = ", ".join("?" if items is None else str(items) for items in shape)
+    return f"({listed},)" if len(shape) == 1 else f"({listed})"

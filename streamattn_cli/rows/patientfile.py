@@ -36,13 +36,11 @@ class PatientFile:
         self._end = max(self._end, self._at)
         return len(view)
 
-    def readinto(self, buffer: memoryview) -> int:
+    def read(self, size: int) -> bytes:
         """Read at the current position; what could not be written reads as zeros."""
-        view = memoryview(buffer).cast("B")
-        got = os.preadv(self._fd, [view], self._at)
-        view[got:] = bytes(len(view) - got)
-        self._at += len(view)
-        return len(view)
+        data = os.pread(self._fd, size, self._at)
+        self._at += size
+        return data.ljust(size, b"\0")
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move; returns the position."""

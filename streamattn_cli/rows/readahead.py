@@ -132,7 +132,8 @@ class ReadAhead:
             raise item or StopIteration
         self._lent, start, rows = item
         self.bytes_read += rows * self._row_bytes
-        arrays = [_shaped(flat, tensor, rows) for tensor, flat in zip(self._distinct, self._slots[self._lent], strict=True)]
+        pairs = zip(self._distinct, self._slots[self._lent], strict=True)
+        arrays = [_shaped(flat, tensor, rows) for tensor, flat in pairs]
         return Block(start, rows, tuple(arrays[i] for i in self._order))
 
     def _wait(self) -> tuple[int, int, int] | BaseException | None:

@@ -19,14 +19,15 @@ class RecordWriter:
     """A Writer of one .npy record per block: (rows, dim) for layout TD, (rows, heads * dim) for TC, else
     (rows, heads, dim). What was written cannot be taken back."""
 
-    def __init__(self, file: BinaryIO, name: str, shape: OutShape):
+    def __init__(self, file: BinaryIO, name: str, shape: OutShape, owned: bool):
+        self._file, self._owned = file, owned
         if file.isatty():
+            self.abort()
             raise UsageError(f"{name} is a terminal, and the output is binary; give -o FILE or pipe it on")
         self.name = name
         self.rows_written = 0
         layout = shape.layout if shape.layout in ("TD", "TC") else "THD"
         self._shape = OutShape(layout, shape.heads, shape.dim, shape.dtype)
-        self._file = file
         try:
             self._fd = file.fileno()
             file.flush()
@@ -37,9 +38,13 @@ class RecordWriter:
         """See writers.Writer. BrokenPipeError when the reader has gone."""
         self._shape.check(block, start, self.rows_written)
         items = self._shape.cut(block)[0]
-        with failing_as_output(self.name):
-            self._put(memoryview(npy_header(self._shape.shape(len(block)), self._shape.dtype)))
-            self._put(memoryview(items.reshape(-1)).cast("B"))
+        try:
+            with failing_as_output(self.name):
+                self._put(memoryview(npy_header(self._shape.shape(len(block)), self._shape.dtype)))
+                self._put(memoryview(items.reshape(-1)).cast("B"))
+        except BaseException:
+            self.abort()
+            raise
         self.rows_written += len(block)
 
     def _put(self, view: memoryview) -> None:
@@ -55,7 +60,7 @@ class RecordWriter:
 
     def abort(self) -> None:
         """See writers.Writer."""
-        if self._fd > 2:
+        if self._owned:
             self._file.close()
 
 

@@ -80,7 +80,8 @@ def safetensors_arrays(path: str, names: dict[str, str]) -> dict[str, Stored]:
     tensors, metadata, base = read_safetensors_header(path)
     for name in names.values():
         if name not in tensors:
-            raise InputMissing(f"{path}: no tensor {name}; there are: {', '.join(sorted(tensors)[:40]) or 'none at all'}")
+            listed = ", ".join(sorted(tensors)[:40]) or "none at all"
+            raise InputMissing(f"{path}: no tensor {name}; there are: {listed}")
     return {key: _stored(path, name, tensors[name], metadata, base) for key, name in names.items()}
 
 

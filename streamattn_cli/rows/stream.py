@@ -91,8 +91,8 @@ class NpyRecords:
         first = self.first
         row = prod(header.shape[1:]) * STORAGE[header.dtype].itemsize
         if row > _LONGEST_ROW:
-            raise InputMalformed(f"{self._where()}: shape {show(header.shape)} {header.dtype} makes rows of {row} bytes, "
-                                 f"expected at most {_LONGEST_ROW}; the header is damaged")
+            raise InputMalformed(f"{self._where()}: shape {show(header.shape)} {header.dtype} makes rows of {row} "
+                                 f"bytes, expected at most {_LONGEST_ROW}; the header is damaged")
         if first is None:
             self.first = header
         elif (header.shape[1:], header.dtype) != (first.shape[1:], first.dtype):

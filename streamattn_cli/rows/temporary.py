@@ -12,8 +12,8 @@ from streamattn_cli.errors import OutputFailed
 from streamattn_cli.rows.fdio import sync_folder
 
 _ADVICE = {
-    errno.ENOSPC: "free some room or write to another disk; the unfinished output was removed",
-    errno.EDQUOT: "free some of your quota; the unfinished output was removed",
+    errno.ENOSPC: "free some room or write to another disk",
+    errno.EDQUOT: "free some of your quota or write to another disk",
     errno.EACCES: "check the permissions of the folder (ls -ld)",
     errno.EPERM: "check the permissions of the folder (ls -ld)",
     errno.EROFS: "write to another disk",

@@ -57,10 +57,10 @@ def open_writer(
     """
     shape = OutShape(layout, heads, dim, _dtype(dtype), batch)
     if target == "-":
-        return RecordWriter(_standard_output(stdout), "standard output", shape)
+        return RecordWriter(_standard_output(stdout), "standard output", shape, owned=False)
     kind = _check_target(target)
     if kind == "special":
-        return RecordWriter(open_special(target), target, shape)
+        return RecordWriter(open_special(target), target, shape, owned=True)
     if kind == ".npy":
         return PlacedWriter(target, rows, shape, NpyFormat())
     from streamattn_cli.rows.hdf5out import GrowingHdf5Writer, Hdf5Format

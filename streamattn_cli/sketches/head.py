@@ -14,16 +14,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from streamattn_cli.sketches.nystrom import NystromHistory, NystromParams
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.poly import PolyHistory, PolyParams
+from streamattn_cli.sketches.rowstore import HOLDER, get, put
 
-HISTORIES = {PolyParams: PolyHistory}
+HISTORIES = {PolyParams: PolyHistory, NystromParams: NystromHistory}
 TILE = 512  # keys of one tile
+TILE_QUERIES = 256  # queries of one tile, over several heads where groups are small
 
 
 @dataclass(frozen=True)
 class HeadParams:
-    """What decides the shape of a head's state. `dtype` is the precision of rows, "f4" or "f8"."""
+    """What decides the shape of a head's state.
+
+    `dtype` is the precision of the arithmetic, "f4" or "f8"; `storage` that of rows kept exactly (f2, bf16, f4, f8;
+    empty: as dtype). `group` divides 512.
+    """
 
     dim: int
     value_dim: int
@@ -32,7 +39,18 @@ class HeadParams:
     sinks: int = 0
     window: int = 0
     group: int = 256
-    history: PolyParams | None = None
+    history: PolyParams | NystromParams | None = None
+    storage: str = ""
+
+    @property
+    def stored(self) -> str:
+        """Storage dtype of exact rows."""
+        return self.storage or self.dtype
+
+    @property
+    def stack(self) -> int:
+        """Query heads answered in one tile."""
+        return max(1, TILE_QUERIES // self.group)
 
     @property
     def recent_rows(self) -> int:
@@ -46,13 +64,11 @@ class HeadParams:
 
     def state_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype) of every state array."""
-        d, w = self.dim, self.value_dim + 1
+        d, width = self.dim, self.dim + self.value_dim
         spec = {
             "counters": ((4,), "i8"),  # rows absorbed, first recent row, rows in the history, keys clipped
-            "sink_k": ((self.sinks, d), self.dtype),
-            "sink_c": ((self.sinks, w), self.dtype),
-            "recent_k": ((self.recent_rows, d), self.dtype),
-            "recent_c": ((self.recent_rows, w), self.dtype),
+            "sinks": ((self.sinks, width), HOLDER[self.stored]),
+            "recent": ((self.recent_rows, width), HOLDER[self.stored]),
             "range": ((2, self.value_dim), self.dtype),  # of the values in the history
         }
         if self.history:
@@ -62,17 +78,18 @@ class HeadParams:
 
     def work_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype) of the scratch arrays of one thread."""
-        d, w, g = self.dim, self.value_dim + 1, self.group
+        d, w, g = self.dim, self.value_dim + 1, self.group * self.stack
         spec = {
             "tile": ((g, d), self.dtype),
             "scaled": ((g, d), self.dtype),
-            "logits": ((g, max(TILE, self.sinks)), self.dtype),
+            "logits": ((g, TILE), self.dtype),
             "product": ((g, w), self.dtype),
             "bounds": ((2, g), "i8"),
             "m": ((2, g), self.dtype),
             "y": ((2, g, w), "f8"),
+            "tile_k": ((TILE, d), self.dtype),
+            "tile_c": ((TILE, w), self.dtype),
             "counts": ((3,), "i8"),  # queries clipped, guarded (z <= 0), unanswered
-            "shift": ((max(self.recent_rows - g, 0), max(d, w)), self.dtype),
         }
         if self.history:
             spec |= HISTORIES[type(self.history)].work_spec(self.history, d, self.value_dim, g, self.dtype)
@@ -128,14 +145,20 @@ class HeadAttention:
             self._take(k[a:b], c[a:b], work)
 
     def step(self, q: np.ndarray, k: np.ndarray, c: np.ndarray, out: np.ndarray, work: dict) -> None:
-        """Take in the next rows and answer their causal queries q (heads, n, d) into out (heads, n, dv)."""
+        """Take in the next rows and answer their causal queries q (heads, n, d) into out (heads, n, dv).
+
+        A history that learns from queries does so once a group, so it must get whole groups (the last may be short).
+        """
+        learns = self.history is not None and self.history.learns
         for a, b in self._pieces(len(k)):
             first = self.rows
+            if learns and first % self.params.group:
+                raise ValueError(f"{type(self.history).__name__} learns from whole groups of {self.params.group} rows")
             self._take(k[a:b], c[a:b], work)
             low = np.arange(first, first + b - a)
             seen = low + 1
             low = np.maximum(low - self.params.window + 1, 0) if self.history is None else np.zeros_like(low)
-            self._answer(q[:, a:b], first, low, seen, out[:, a:b], work)
+            self._answer(q[:, a:b], first, low, seen, out[:, a:b], work, learns)
 
     def finish(self, work: dict) -> None:
         """The stream is over: only the window's rows stay exact, all others go into the history."""
@@ -161,36 +184,32 @@ class HeadAttention:
             self._retire(p.base(rows // p.group), work)
         if rows < p.sinks:
             n = min(len(k), p.sinks - rows)
-            s["sink_k"][rows : rows + n] = k[:n]
-            s["sink_c"][rows : rows + n] = c[:n]
+            put(s["sinks"][rows : rows + n], k[:n], c[:n], p.stored)
         at = rows - int(s["counters"][1])
-        s["recent_k"][at : at + len(k)] = k
-        s["recent_c"][at : at + len(k)] = c
+        put(s["recent"][at : at + len(k)], k, c, p.stored)
         s["counters"][0] += len(k)
 
     def _retire(self, base: int, work: dict) -> None:
         """Move the recent rows before global row `base` into the history, and the others to the front."""
         s, p = self.state, self.params
         first = int(s["counters"][1])
-        if base <= first:
+        gone = base - first
+        if gone <= 0:
             return
         if self.history:
             for a in range(first, base, p.group):
                 self._compress(a - first, min(a + p.group, base) - first, a, work)
-        left = self.rows - base
-        for name in ("recent_k", "recent_c"):
-            array = s[name]
-            kept = work["shift"][:left, : array.shape[1]]
-            kept[:] = array[base - first : base - first + left]
-            array[:left] = kept
+        recent, left = s["recent"], self.rows - base
+        for a in range(0, left, gone):  # in steps that do not overlap
+            b = min(a + gone, left)
+            recent[a:b] = recent[gone + a : gone + b]
         s["counters"][1] = base
 
     def _compress(self, a: int, b: int, row: int, work: dict) -> None:
+        """Give recent rows [a, b), global rows from `row` on, to the history, without those that are sinks."""
         s, p = self.state, self.params
-        k, c = s["recent_k"][a:b], s["recent_c"][a:b]
-        sinks = min(max(p.sinks - row, 0), b - a)
-        if sinks:
-            c[:sinks] = 0
+        k, c = get(s["recent"][a:b], p.stored, work["tile_k"], work["tile_c"])
+        c[: max(p.sinks - row, 0)] = 0
         live = c[c[:, -1] > 0, :-1]
         if len(live):
             np.minimum(s["range"][0], live.min(axis=0), out=s["range"][0])
@@ -198,46 +217,60 @@ class HeadAttention:
         s["counters"][3] += self.history.absorb(k, c, work)
         s["counters"][2] += len(live)
 
-    def _answer(self, q, first, low, high, out, work) -> None:
+    def _answer(self, q, first, low, high, out, work, learn=False) -> None:
         """Answer queries q (heads, n, d) of one group; query i sees the rows low[i] <= j < high[i]."""
-        s, p = self.state, self.params
+        p, n = self.params, q.shape[1]
         at = first % p.group
-        n = q.shape[1]
-        base, rows = int(s["counters"][1]), self.rows
-        lows, highs = work["bounds"]
+        fallback = self.history.mean_value() if self.history else np.zeros(p.value_dim)
         exact = Partial(work["m"][0], work["y"][0])
-        for head in range(len(q)):
+        past = Partial(work["m"][1], work["y"][1])
+        for head in range(0, len(q), p.stack):
+            heads = q[head : head + p.stack]
+            live = [slice(i * p.group + at, i * p.group + at + n) for i in range(len(heads))]
             work["tile"][:] = 0
-            work["tile"][at : at + n] = q[head]
-            np.multiply(work["tile"], self.state["recent_k"].dtype.type(p.scale), out=work["scaled"])
-            exact.clear()
-            if p.sinks:
-                lows[:], highs[:] = 0, 0
-                highs[at : at + n] = np.minimum(high, p.sinks)
-                exact.attend(
-                    work["scaled"], s["sink_k"], s["sink_c"], lows, highs, work["logits"], work["product"]
-                )
-            for tile in range(base, self._recent_end(rows), TILE):
-                end = min(tile + TILE, self._recent_end(rows))
-                lows[:], highs[:] = 0, 0
-                lows[at : at + n] = np.maximum(low, p.sinks) - tile
-                highs[at : at + n] = high - tile
-                k, c = s["recent_k"][tile - base : end - base], s["recent_c"][tile - base : end - base]
-                exact.attend(work["scaled"], k, c, lows, highs, work["logits"], work["product"])
-            if s["counters"][2]:
-                past = Partial(work["m"][1], work["y"][1])
+            for place, rows in zip(live, heads, strict=True):
+                work["tile"][place] = rows
+            np.multiply(work["tile"], work["tile"].dtype.type(p.scale), out=work["scaled"])
+            self._exact(exact, live, low, high, work)
+            if self.state["counters"][2]:
                 work["counts"][0] += self.history.partial(work["tile"], work, past)
-                live = Partial(past.m[at : at + n], past.y[at : at + n])
-                work["counts"][1] += live.guard(s["range"])
+                for place in live:
+                    work["counts"][1] += past[place].guard(self.state["range"])
                 exact.add(past)
-            fallback = self.history.mean_value() if self.history else np.zeros(p.value_dim)
-            answered = Partial(exact.m[at : at + n], exact.y[at : at + n])
-            work["counts"][2] += answered.finish(fallback, out[head])
+            if learn:
+                self._learn(exact, past, live, n * len(heads) / len(q), work)
+            for i, place in enumerate(live):
+                work["counts"][2] += exact[place].finish(fallback, out[head + i])
 
-    def _recent_end(self, rows: int) -> int:
+    def _learn(self, answer: Partial, past: Partial, live: list[slice], rows: float, work: dict) -> None:
+        """Tell the history these queries, and which share of their mass it answered."""
+        share = np.zeros(len(answer.m))
+        if self.state["counters"][2]:
+            share = past.y[:, -1] * np.exp(past.m - answer.m) / answer.y[:, -1]
+        chosen = np.concatenate([np.arange(place.start, place.stop) for place in live])
+        self.history.learn(work["tile"][chosen], np.clip(np.nan_to_num(share[chosen]), 0, 1), rows)
+
+    def _exact(self, answer: Partial, live: list[slice], low, high, work: dict) -> None:
+        """Answer the tile of queries in `work` over the sinks and the recent rows."""
+        s, p = self.state, self.params
+        answer.clear()
+        base = int(s["counters"][1])
+        parts = [("sinks", 0, p.sinks, 0, p.sinks), ("recent", base, self._recent_end(), p.sinks, self.rows)]
+        lows, highs = work["bounds"]
+        for name, first, end, least, most in parts:
+            for start in range(first, end, TILE):
+                stop = min(start + TILE, end)
+                k, c = get(s[name][start - first : stop - first], p.stored, work["tile_k"], work["tile_c"])
+                lows[:], highs[:] = 0, 0
+                for place in live:
+                    lows[place] = (np.maximum(low, least) if name == "recent" else 0) - start
+                    highs[place] = np.minimum(high, most) - start
+                answer.attend(work["scaled"], k, c, lows, highs, work["logits"], work["product"])
+
+    def _recent_end(self) -> int:
         """End of the recent rows, rounded up to whole groups so that a tile's shape does not depend on the chunking."""
         base = int(self.state["counters"][1])
-        return base + -(-(rows - base) // self.params.group) * self.params.group
+        return base + -(-(self.rows - base) // self.params.group) * self.params.group
 
 
 def pieces(start: int, n: int, group: int):

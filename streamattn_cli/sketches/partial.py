@@ -26,6 +26,10 @@ class Partial:
         """The answer of no tokens; width = dv + 1."""
         return cls(np.full(queries, -np.inf, dtype), np.zeros((queries, width)))
 
+    def __getitem__(self, rows: slice) -> Partial:
+        """The answers to some of the queries, as views."""
+        return Partial(self.m[rows], self.y[rows])
+
     def clear(self) -> None:
         """Become the answer of no tokens again."""
         self.m[:] = -np.inf
@@ -36,13 +40,16 @@ class Partial:
         dense.combine(self.m, self.y, other.m, other.y)
 
     def attend(self, q, k, c, low, high, logits, product) -> None:
-        """Take in tokens exactly: k (n, d), c (n, dv + 1), of which row i sees low[i] <= j < high[i].
+        """Take in tokens exactly: k (n, d), c (n, dv + 1), of which row i sees low[i] <= j < high[i] of weight other than 0.
 
         q (r, d) is already multiplied by the scale. logits (r, >= n) and product (r, dv + 1) are scratch. One call is
         one tile, and its shape decides the rounding: callers keep tiles aligned to the global row.
         """
         tile = logits[:, : len(k)]
         np.matmul(q, k.T, out=tile)
+        absent = c[:, -1] == 0
+        if absent.any():  # a logit of theirs must not become the maximum, under which the others would vanish
+            tile[:, absent] = -np.inf
         dense.softmax_tile(tile, low, high, self.m, self.y)
         np.matmul(tile, c, out=product)
         self.y += product

@@ -45,6 +45,8 @@ class PolyParams:
 class PolyHistory:
     """The compressed history of one key head. State arrays: see `state_spec`."""
 
+    learns = False
+
     def __init__(self, params: PolyParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         self.params, self.dim, self.scale, self.state = params, dim, scale, state
         self.table = table(dim, params.degree)

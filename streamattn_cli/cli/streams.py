@@ -1,0 +1,42 @@
+"""Standard input, output and error: closed ones, full ones, and ones whose reader has gone."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def fill_standard_streams() -> None:
+    """Let no file of ours become descriptor 0, 1 or 2, where libraries would write into it.
+
+    sys.stdin and sys.stdout stay None where they were closed, so that using them is refused.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Everything printed inside is written before it ends: OutputFailed or BrokenPipeError where that fails."""
+    from streamattn_cli.rows.temporary import failing_as_output
+
+    with failing_as_output("standard output"):
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def let_go_of_broken() -> None:
+    """Forget streams that cannot be written: the interpreter would end with 120 instead of our exit code."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            setattr(sys, name, None)

@@ -1,0 +1,170 @@
+"""Count-Sketch: where a row goes and with which sign, and the scan that finds the heavy rows again (methods.md 2.4).
+
+Bucket and sign of a row in a table are read off one splitmix64 output of (key of the table, global row): nothing of
+the size of the stream is stored, and shards, pipes and machines agree. Unsigned 64-bit products wrap around on
+purpose: without JIT the caller silences NumPy's overflow warning.
+"""
+
+import numpy as np
+from numba import njit
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX2 = np.uint64(0x94D049BB133111EB)
+_U1, _U27, _U30, _U31, _U32 = np.uint64(1), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
+
+
+@njit(inline="always")
+def _mix(x):
+    x = (x ^ (x >> _U30)) * _MIX1
+    x = (x ^ (x >> _U27)) * _MIX2
+    return x ^ (x >> _U31)
+
+
+@njit(cache=True)
+def table_keys(seed, first, out):
+    """Keys (uint64) of the tables first, first + 1, ... of a seed; seed and first are uint64."""
+    for i in range(out.shape[0]):
+        out[i] = _mix(_mix(seed + _GOLDEN) ^ _mix((first + np.uint64(i) + _U1) * _GOLDEN))
+
+
+@njit(inline="always")
+def _hash(key, row):
+    return _mix(key + np.uint64(row) * _GOLDEN)
+
+
+@njit(inline="always")
+def _bucket(h, buckets):
+    """An even number in [0, buckets), buckets < 2^32, from the upper half of a hash."""
+    return np.int64(((h >> _U32) * np.uint64(buckets)) >> _U32)
+
+
+@njit(inline="always")
+def _sign(h):
+    return 1.0 - 2.0 * np.float64(h & _U1)
+
+
+@njit(cache=True, nogil=True)
+def places(keys, buckets, first, target, sign):
+    """target (n, >= tables) int64 and sign (n, >= tables) float64 of rows first.. in tables that lie one after the
+    other, `buckets` each."""
+    for r in range(target.shape[0]):
+        for t in range(keys.shape[0]):
+            h = _hash(keys[t], first + r)
+            target[r, t] = t * buckets + _bucket(h, buckets)
+            sign[r, t] = _sign(h)
+
+
+@njit(cache=True, nogil=True)
+def rows_places(keys, buckets, rows, target, sign):
+    """The same for any rows (n,) int64."""
+    for i in range(rows.shape[0]):
+        for t in range(keys.shape[0]):
+            h = _hash(keys[t], rows[i])
+            target[i, t] = t * buckets + _bucket(h, buckets)
+            sign[i, t] = _sign(h)
+
+
+@njit(cache=True, nogil=True)
+def bit_places(keys, buckets, bits, rows, at, target, sign, count):
+    """Append to every row's targets its counters in bit-test tables: the bucket's sum, and the sum of its rows with bit
+    b set for every bit that is set. Counters of a bucket lie together, 1 + bits of them; the tables start at 0."""
+    for i in range(rows.shape[0]):
+        e = at
+        for t in range(keys.shape[0]):
+            h = _hash(keys[t], rows[i])
+            s = _sign(h)
+            base = (t * buckets + _bucket(h, buckets)) * (1 + bits)
+            target[i, e] = base
+            sign[i, e] = s
+            e += 1
+            for b in range(bits):
+                if (rows[i] >> b) & 1:
+                    target[i, e] = base + 1 + b
+                    sign[i, e] = s
+                    e += 1
+        count[i] = e
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_rows(rows, bucket, sign, sketch):
+    """sketch[bucket[r]] += sign[r] rows[r], rows (n, w) of any float dtype; bucket and sign (n, 1)."""
+    for r in range(rows.shape[0]):
+        s = sign[r, 0]
+        out = sketch[bucket[r, 0]]
+        for j in range(rows.shape[1]):
+            out[j] += s * rows[r, j]
+
+
+@njit(inline="always")
+def _sift(scores, rows, score, row):
+    """Replace the least item of a heap (least first) by a better one."""
+    size = scores.shape[0]
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= size:
+            break
+        if child + 1 < size and scores[child + 1] < scores[child]:
+            child += 1
+        if scores[child] >= score:
+            break
+        scores[i] = scores[child]
+        rows[i] = rows[child]
+        i = child
+    scores[i] = score
+    rows[i] = row
+
+
+@njit(inline="always")
+def _middle(values, count):
+    """The middle item of the first `count` values, which are sorted in place."""
+    for i in range(1, count):
+        x = values[i]
+        j = i - 1
+        while j >= 0 and values[j] > x:
+            values[j + 1] = values[j]
+            j -= 1
+        values[j + 1] = x
+    return values[count // 2] if count % 2 else 0.5 * (values[count // 2 - 1] + values[count // 2])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def scan(table, signed, keys, first, stop, scores, rows):
+    """Offer rows [first, stop) to the heap (scores, rows), least first, by the size of the median of their counters.
+
+    table (tables, buckets) float64. signed: counters of one column, which count with the row's sign; otherwise they
+    are squared norms over the columns. A row is dropped as soon as too few tables can put it above the heap's least.
+    """
+    tables, buckets = table.shape
+    need = tables // 2 + 1
+    seen = np.empty(tables)
+    for row in range(first, stop):
+        least = scores[0]
+        up, down = 0, 0
+        for t in range(tables):
+            h = _hash(keys[t], row)
+            x = table[t, _bucket(h, buckets)]
+            if signed:
+                x *= _sign(h)
+                down += x < -least
+            up += x > least
+            if max(up, down) + tables - 1 - t < need:
+                break
+            seen[t] = x
+        if max(up, down) >= need:
+            score = abs(_middle(seen, tables))
+            if score > least:
+                _sift(scores, rows, score, row)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def medians(z, target, sign, out):
+    """out (n, c) = the median over the tables of a row's counters, with its signs; z (counters, c), target, sign (n, tables)."""
+    tables = target.shape[1]
+    seen = np.empty(tables)
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            for t in range(tables):
+                seen[t] = sign[i, t] * z[target[i, t], j]
+            out[i, j] = _middle(seen, tables)

@@ -1,0 +1,20 @@
+"""Rows kept exactly, in the dtype they came in: k and v side by side, widened when they are used."""
+
+from numba import njit
+
+from streamattn_cli.kernels.widen import widen_row
+
+
+@njit(cache=True, nogil=True)
+def load(rows, kind, k, c):
+    """Widen stored rows (n, d + dv) into k (>= n, d) and c (>= n, dv + 1) = [v, weight].
+
+    kind: KIND of the storage dtype. A row that is not finite stands for a dropped one: all 0, weight 0.
+    """
+    d, dv = k.shape[1], c.shape[1] - 1
+    for i in range(rows.shape[0]):
+        bad = widen_row(rows[i, :d], kind, k[i]) + widen_row(rows[i, d:], kind, c[i, :dv])
+        c[i, dv] = 1
+        if bad:
+            k[i] = 0
+            c[i] = 0

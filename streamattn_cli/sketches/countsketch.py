@@ -1,0 +1,220 @@
+"""The sketch Phi of a long column, and how its heavy rows are found again (methods.md 2.4).
+
+Two decoders. `ScanSketch`: R tables; every row's counters are looked at, n R hashes. `PeelSketch`: tables whose buckets
+also count, bit by bit, the rows with that bit set, so that a heavy row's number can be read off its bucket; what is
+found is taken out and the next are looked for; the time does not depend on n. Columns are decoded jointly (a row is
+heavy by its norm over all of them), or each on its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, pi
+
+import numpy as np
+
+from streamattn_cli.kernels import countsketch as kernel
+
+PHI = 1 << 20  # first table number of Phi; Psi's is 0, so that one seed serves both
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The entries found in one column, or (column None) rows found for all columns jointly.
+
+    rows (j,) int64, ascending; values (j, c) float64 with c = 1 for a single column; noise (c,): the standard error
+    of a value, as the sketch itself shows it.
+    """
+
+    column: int | None
+    rows: np.ndarray
+    values: np.ndarray
+    noise: np.ndarray
+
+
+@dataclass(frozen=True)
+class ScanSketch:
+    """R tables of `buckets` counters."""
+
+    tables: int
+    buckets: int
+    seed: int = 0
+
+    @property
+    def counters(self) -> int:
+        """m2."""
+        return self.tables * self.buckets
+
+    @property
+    def per_row(self) -> int:
+        """Counters that a row may touch."""
+        return self.tables
+
+    def locate(self, rows: np.ndarray, target: np.ndarray, sign: np.ndarray, count: np.ndarray) -> None:
+        """The counters (n, per_row) of rows (n,) int64, their signs, and how many they are (n,)."""
+        with np.errstate(over="ignore"):
+            kernel.rows_places(_keys(self.seed, PHI, self.tables), self.buckets, rows, target, sign)
+        count[:] = self.tables
+
+    def tail(self, z: np.ndarray) -> np.ndarray:
+        """(c,): the norm of every sketched column; z (counters, c)."""
+        return np.sqrt(np.median((z**2).reshape(self.tables, self.buckets, -1).sum(axis=1), axis=0))
+
+    def recover(self, z: np.ndarray, n: int, k: int, per_column: bool) -> list[Recovered]:
+        """The k heaviest of n rows from the counters z (counters, c)."""
+        if per_column:
+            return [self._recover(z[:, [c]], n, k, c) for c in range(z.shape[1])]
+        return [self._recover(z, n, k, None)]
+
+    def _recover(self, z: np.ndarray, n: int, k: int, column: int | None) -> Recovered:
+        signed = z.shape[1] == 1
+        table = z if signed else (z**2).sum(axis=1)
+        keep = k if signed else 2 * k  # norms are ranked roughly by their median; the best k follow from the values
+        scores, rows = np.full(keep, -1.0), np.full(keep, -1, np.int64)
+        with np.errstate(over="ignore"):
+            kernel.scan(
+                np.ascontiguousarray(table.reshape(self.tables, self.buckets)), signed,
+                _keys(self.seed, PHI, self.tables), 0, n, scores, rows,
+            )  # fmt: skip
+        return _best(self, z, rows[rows >= 0], k, column)
+
+
+@dataclass(frozen=True)
+class PeelSketch:
+    """3 bit-test tables of `buckets` buckets of 1 + bits counters, and 5 tables of `estimate_buckets` for the values."""
+
+    buckets: int
+    bits: int
+    estimate_buckets: int
+    seed: int = 0
+
+    tables = 3
+    estimate_tables = 5
+    rounds = 4
+
+    @property
+    def counters(self) -> int:
+        """m2."""
+        return self._tests + self.estimate_tables * self.estimate_buckets
+
+    @property
+    def per_row(self) -> int:
+        """Counters that a row may touch."""
+        return self.estimate_tables + self.tables * (1 + self.bits)
+
+    @property
+    def _tests(self) -> int:
+        return self.tables * self.buckets * (1 + self.bits)
+
+    @property
+    def _estimates(self) -> ScanSketch:
+        return ScanSketch(self.estimate_tables, self.estimate_buckets, self.seed)
+
+    def locate(self, rows: np.ndarray, target: np.ndarray, sign: np.ndarray, count: np.ndarray) -> None:
+        """The counters (n, per_row) of rows (n,) int64, their signs, and how many they are (n,)."""
+        self._estimates.locate(rows, target, sign, count)
+        target[:, : self.estimate_tables] += self._tests
+        keys = _keys(self.seed, PHI + self.estimate_tables, self.tables)
+        with np.errstate(over="ignore"):
+            kernel.bit_places(keys, self.buckets, self.bits, rows, self.estimate_tables, target, sign, count)
+
+    def tail(self, z: np.ndarray) -> np.ndarray:
+        """(c,): the norm of every sketched column; z (counters, c)."""
+        return self._estimates.tail(z[self._tests :])
+
+    def recover(self, z: np.ndarray, n: int, k: int, per_column: bool) -> list[Recovered]:
+        """The k heaviest of n rows from the counters z (counters, c)."""
+        if per_column:
+            return [self._recover(z[:, [c]], n, k, c) for c in range(z.shape[1])]
+        return [self._recover(z, n, k, None)]
+
+    def _recover(self, z: np.ndarray, n: int, k: int, column: int | None) -> Recovered:
+        rest, found = z.copy(), np.zeros(0, np.int64)
+        for _ in range(self.rounds):
+            new = np.setdiff1d(self._read_rows(rest, n), found)
+            if not len(new):
+                break
+            new = _best(self._estimates, rest[self._tests :], new, k, column).rows
+            found = np.union1d(found, new)
+            kept = _best(self._estimates, z[self._tests :], found, 2 * k, column)
+            found, rest = kept.rows, z - self._sketch(kept)
+        return _best(self._estimates, z[self._tests :], found, k, column)
+
+    def _read_rows(self, z: np.ndarray, n: int) -> np.ndarray:
+        """Row numbers that the buckets spell, as far as they lead back to their bucket."""
+        tests = z[: self._tests].reshape(self.tables, self.buckets, 1 + self.bits, -1)
+        total, ones = tests[:, :, :1], tests[:, :, 1:]
+        bit = (ones**2).sum(axis=3) > ((total - ones) ** 2).sum(axis=3)
+        rows = bit @ (np.int64(1) << np.arange(self.bits))
+        candidates = np.unique(rows[rows < n])
+        target, sign = np.empty((len(candidates), self.tables), np.int64), np.empty((len(candidates), self.tables))
+        with np.errstate(over="ignore"):
+            keys = _keys(self.seed, PHI + self.estimate_tables, self.tables)
+            kernel.rows_places(keys, self.buckets, candidates, target, sign)
+        spelled = rows.reshape(-1)[target]
+        return candidates[(spelled == candidates[:, None]).any(axis=1)]
+
+    def _sketch(self, found: Recovered) -> np.ndarray:
+        return sketch_rows(self, found.rows, found.values)
+
+
+def sketch_rows(sketch: ScanSketch | PeelSketch, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Phi y (counters, c) of the sparse columns with `values` (j, c) in rows (j,)."""
+    shape = (len(rows), sketch.per_row)
+    target, sign, count = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(len(rows), np.int64)
+    sketch.locate(rows, target, sign, count)
+    live = np.arange(sketch.per_row) < count[:, None]
+    z = np.zeros((sketch.counters, values.shape[1]))
+    np.add.at(z, target[live], (sign[:, :, None] * values[:, None])[live])
+    return z
+
+
+def scan_sketch(counters: int, joint: bool, seed: int) -> ScanSketch:
+    """A ScanSketch of at most `counters` counters: 5 tables for joint decoding, 9 for single columns."""
+    tables = 5 if joint else 9
+    return ScanSketch(tables, counters // tables, seed)
+
+
+def peel_sketch(counters: int, k: int, bits: int, seed: int) -> PeelSketch:
+    """A PeelSketch of at most `counters` counters: 4 k buckets a table, and what is left for the values."""
+    buckets = 4 * k
+    left = counters - PeelSketch.tables * buckets * (1 + bits)
+    return PeelSketch(buckets, bits, max(left, 0) // PeelSketch.estimate_tables, seed)
+
+
+def least_counters(decoder: str, joint: bool, k: int, bits: int) -> int:
+    """The fewest counters that k entries can be decoded from at all."""
+    if decoder == "peel":
+        return PeelSketch.tables * 4 * k * (1 + bits) + PeelSketch.estimate_tables * 2 * k
+    return (5 if joint else 9) * 2 * k
+
+
+def usual_counters(decoder: str, joint: bool, k: int, bits: int, eps1: float = 0.01) -> int:
+    """Counters for a recovery ratio of about 1 + eps1: k medians over R tables of B counters err by k pi / (2 R B) of
+    the tail's square in all, half of which is the excess of the ratio; twice that for rows that are chosen wrongly."""
+    needed = ceil(2 * k * pi / (4 * eps1))
+    if decoder == "peel":
+        return PeelSketch.tables * 4 * k * (1 + bits) + max(needed, PeelSketch.estimate_tables * 8 * k)
+    return max(needed, (5 if joint else 9) * 8 * k)
+
+
+def _best(sketch: ScanSketch, z: np.ndarray, rows: np.ndarray, k: int, column: int | None) -> Recovered:
+    """Values of candidate rows by medians, and the k largest of them."""
+    rows = np.unique(rows)
+    target, sign = np.empty((len(rows), sketch.tables), np.int64), np.empty((len(rows), sketch.tables))
+    with np.errstate(over="ignore"):
+        kernel.rows_places(_keys(sketch.seed, PHI, sketch.tables), sketch.buckets, rows, target, sign)
+    values = np.empty((len(rows), z.shape[1]))
+    kernel.medians(z, target, sign, values)
+    chosen = np.sort(np.argsort(-(values**2).sum(axis=1), kind="stable")[:k])
+    rows, values = rows[chosen], values[chosen]
+    rest = z - sketch_rows(sketch, rows, values)
+    noise = sketch.tail(rest) * np.sqrt(pi / 2 / sketch.tables / max(sketch.buckets, 1))
+    return Recovered(column, rows, values, noise)
+
+
+def _keys(seed: int, first: int, tables: int) -> np.ndarray:
+    keys = np.empty(tables, np.uint64)
+    with np.errstate(over="ignore"):
+        kernel.table_keys(np.uint64(seed), np.uint64(first), keys)
+    return keys

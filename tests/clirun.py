@@ -1,0 +1,115 @@
+"""Runs the real program in a process of its own, as a user's shell would.
+
+Importing streamattn_cli points NUMBA_CACHE_DIR of this process at the user's kernel cache, and every program started
+here inherits that, so that kernels are compiled once.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import streamattn_cli  # noqa: F401 - for NUMBA_CACHE_DIR, see above
+
+COMMAND = [sys.executable, "-m", "streamattn_cli"]
+SAMPLE = Path(__file__).resolve().parent.parent / "sample_data"
+TIMEOUT = 120  # seconds: only there so that a hang fails
+PRIVATE = ("STREAMATTN_", "COLUMNS", "NO_COLOR", "TERM", "PYTHONUNBUFFERED", "PYTHONSTARTUP")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a program left behind."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def document(self):
+        """Standard output as the one JSON document that it must be."""
+        return json.loads(self.out)
+
+    @property
+    def log(self):
+        """Standard error as JSON lines, every one of which must parse."""
+        return [json.loads(line) for line in self.err.splitlines()]
+
+
+def environment(**words):
+    """The environment of a program: ours without what would change its output, and `words`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE)}
+    return kept | {"OPENBLAS_NUM_THREADS": "1", "TERM": "xterm"} | words
+
+
+def run(*args, code=0, env=None, **kwargs):
+    """Run `streamattn ARGS` to its end. The exit code must be `code`, and no traceback may be shown."""
+    words = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": TIMEOUT} | kwargs
+    if "input" not in words:
+        words.setdefault("stdin", subprocess.DEVNULL)
+    done = subprocess.run([*COMMAND, *map(str, args)], env=environment(**env or {}), **words)
+    err = (done.stderr or b"").decode()
+    assert done.returncode == code, f"exit code {done.returncode}, expected {code}; standard error:\n{err}"
+    assert "Traceback" not in err, err
+    return Done(done.returncode, done.stdout or b"", err)
+
+
+def start(*args, env=None, **kwargs):
+    """Start `streamattn ARGS`; a Popen."""
+    return subprocess.Popen([*COMMAND, *map(str, args)], env=environment(**env or {}), **kwargs)
+
+
+def refused(*args, code, words, folder=None, **kwargs):
+    """The run must fail with `code` and one line that holds all `words`; `folder` must be as it was before.
+
+    Returns the line.
+    """
+    before = listing(folder) if folder else None
+    done = run(*args, code=code, **kwargs)
+    lines = [line for line in done.err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1 and lines[0].startswith("streamattn: "), done.err
+    missing = [word for word in words if word not in lines[0]]
+    assert not missing, f"{missing} not in: {lines[0]}"
+    assert done.out == b""
+    if folder:
+        assert listing(folder) == before
+    return lines[0]
+
+
+def listing(folder):
+    """Name -> bytes of every regular file of a folder."""
+    return {path.name: path.read_bytes() if path.is_file() else None for path in Path(folder).iterdir()}
+
+
+def records(data):
+    """The arrays of concatenated .npy records."""
+    stream, arrays = io.BytesIO(data), []
+    while stream.tell() < len(data):
+        arrays.append(np.load(stream))
+    return arrays
+
+
+def record_bytes(*arrays):
+    """Concatenated .npy records of these arrays."""
+    stream = io.BytesIO()
+    for array in arrays:
+        np.save(stream, array)
+    return stream.getvalue()
+
+
+def save_heads(folder, rows=50, dim=8, value_dim=8, seed=0, dtype=np.float32, factor=0.5):
+    """q.npy, k.npy, v.npy of one head in `folder`; returns the arrays."""
+    rng = np.random.default_rng(seed)
+    shapes = {"q": dim, "k": dim, "v": value_dim}
+    arrays = {part: (factor * rng.standard_normal((rows, width))).astype(dtype) for part, width in shapes.items()}
+    for part, array in arrays.items():
+        np.save(Path(folder) / f"{part}.npy", array)
+    return arrays
+
+
+FILES = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy")

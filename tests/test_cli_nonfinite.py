@@ -1,0 +1,67 @@
+"""NaN and infinity in the input: refused with exit code 5, or left out and counted with --nan-policy drop."""
+
+import naive
+import numpy as np
+import pytest
+from clirun import FILES, refused, run, save_heads
+
+ROWS, SCALE = 300, 0.4
+BAD = {"q": (11, np.nan), "k": (7, np.inf), "v": (9, -np.inf)}
+
+
+def spoil(folder, *parts, dtype=np.float32):
+    """q, k, v of one head, with one value that is not finite in each of `parts`; returns the arrays."""
+    arrays = save_heads(folder, ROWS, dtype=dtype)
+    for part in parts:
+        row, value = BAD[part]
+        arrays[part][row, 3] = value
+        np.save(folder / f"{part}.npy", arrays[part])
+    return arrays
+
+
+@pytest.mark.parametrize("part, method, mode", [("q", "exact", "--full"), ("k", "window", "--causal"),
+                                                ("v", "poly", "--full")])  # fmt: skip
+def test_refused_with_the_place(tmp_path, part, method, mode):
+    spoil(tmp_path, part)
+    words = [f"{part}.npy", f"not finite in {part}, row {BAD[part][0]}, head 0", "--nan-policy drop"]
+    args = ["attend", *FILES, mode, "--method", method, "--scale", SCALE, "-o", "out.npy"]
+    refused(*args, code=5, words=words, folder=tmp_path, cwd=tmp_path)
+
+
+def test_an_overflow_of_half_precision_is_not_finite_either(tmp_path):
+    arrays = spoil(tmp_path, dtype=np.float16)
+    with np.errstate(over="ignore"):
+        np.save(tmp_path / "k.npy", (arrays["k"].astype(np.float32) * 1e6).astype(np.float16))
+    refused("attend", *FILES, "-o", "out.npy", code=5, words=["k.npy", "not finite"], folder=tmp_path, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["--full", "--causal"])
+@pytest.mark.parametrize("method", ["exact", "window", "poly"])
+def test_dropped_rows_are_counted_and_have_no_part(tmp_path, method, mode):
+    arrays = spoil(tmp_path, *BAD)
+    extra = {"exact": [], "window": ["--sinks", "4", "--window", "40"], "poly": ["--degree", "2", "--beta", "50"]}[method]
+    done = run("attend", *FILES, mode, "--method", method, *extra, "--scale", SCALE, "--nan-policy", "drop", "--json",
+               "-o", "out.npy", cwd=tmp_path)  # fmt: skip
+    counts = done.document["counts"]
+    assert (counts["dropped_keys"], counts["dropped_queries"]) == (2, 1)
+    found = np.load(tmp_path / "out.npy")
+    assert np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist() == [BAD["q"][0]]
+    expected = _without(arrays, method, mode == "--causal")
+    kept = np.arange(ROWS) != BAD["q"][0]
+    tolerance = 0.02 if method == "poly" else 2e-6
+    assert np.linalg.norm((found - expected)[kept]) <= tolerance * np.linalg.norm(expected[kept])
+
+
+def _without(arrays, method, causal):
+    """Exact attention in which the spoilt keys have no weight, over the rows that the method sees."""
+    q, k, v = (np.where(np.isfinite(arrays[part]), arrays[part], 0).astype(np.float64) for part in "qkv")
+    live = np.ones(ROWS)
+    live[[BAD["k"][0], BAD["v"][0]]] = 0
+    if method != "window":
+        return naive.attention(q, k, v, SCALE, causal=causal, weights=live)
+    out = np.zeros((ROWS, v.shape[1]))
+    for i in range(ROWS):
+        last = i if causal else ROWS - 1
+        near = np.array([j < 4 or last - 40 < j <= last for j in range(ROWS)], float) * live
+        out[i] = naive.attention(q[i : i + 1], k[: last + 1], v[: last + 1], SCALE, weights=near)[0]
+    return out

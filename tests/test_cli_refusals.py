@@ -1,0 +1,47 @@
+"""What a method or a pipe cannot do is refused with exit code 11, the reason, and what to do instead."""
+
+import numpy as np
+import pytest
+from clirun import SAMPLE, record_bytes, refused, run, save_heads
+
+PACKED = record_bytes(np.ones((40, 24), np.float32))
+KEYS = record_bytes(np.ones((40, 16), np.float32))
+
+
+def attend(folder, *args, words, **kwargs):
+    return refused("attend", *args, "-o", "out.npy", code=11, words=words, folder=folder, cwd=folder, **kwargs)
+
+
+def test_interleaved_full_attention_on_a_pipe(tmp_path):
+    words = ["standard input", "interleaved", "all keys before the first query", "--causal", "--q FILE"]
+    attend(tmp_path, "-", "--full", words=words, input=PACKED)
+
+
+def test_exact_causal_attention_on_a_pipe(tmp_path):
+    words = ["standard input", "several times", "a pipe passes once", "--method poly or window"]
+    attend(tmp_path, "-", "--causal", "--method", "exact", words=words, input=PACKED)
+
+
+def test_exact_attention_of_queries_on_a_pipe(tmp_path):
+    save_heads(tmp_path)
+    words = ["standard input", "a pipe passes once"]
+    attend(tmp_path, "--q", "-", "--k", "k.npy", "--v", "v.npy", "--full", "--method", "exact", words=words,
+           input=record_bytes(np.ones((9, 8), np.float32)))  # fmt: skip
+
+
+def test_exact_full_attention_with_keys_on_a_pipe_works_when_the_queries_fit_in_memory(tmp_path):
+    save_heads(tmp_path)
+    run("attend", "-", "--q", "q.npy", "--full", "--method", "exact", "-o", "out.npy", input=KEYS, cwd=tmp_path)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), np.ones((50, 8), np.float32))
+
+
+@pytest.mark.parametrize("mode", ["--full", "--causal"])
+def test_poly_on_real_heads_at_the_usual_scale(tmp_path, mode):
+    words = ["heads.h5:/k", "degree 4", "logits reach", "--method window or exact", "--scale", "--degree", "--max-error"]
+    attend(tmp_path, SAMPLE / "heads.h5", mode, "--method", "poly", "--scale", "sqrt", words=words)
+
+
+def test_the_same_with_the_error_accepted(tmp_path):
+    run("attend", SAMPLE / "heads.h5", "--full", "--method", "poly", "--scale", "sqrt", "--degree", "2", "--max-error",
+        "1e9", "--rows", "0:1024", "--q-rows", "0:8", "-o", "out.npy", cwd=tmp_path)  # fmt: skip
+    assert np.isfinite(np.load(tmp_path / "out.npy")).all()

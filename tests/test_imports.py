@@ -1,0 +1,172 @@
+"""The order of the rooms: each imports only from those below it, and heavy packages only where they are needed."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "streamattn_cli"
+TOWER = ["kernels", "rows", "checkpoint", "sketches", "engine", "report", "cli"]  # from the ground up
+GROUND = ("errors", "units")  # usable by every room but kernels
+KERNEL_PACKAGES = {"math", "numba", "numpy"}
+
+
+def imports(path, package):
+    """(line, absolute module, at module level) of every import of a file; `from a import b` gives a.b."""
+    tree = ast.parse(path.read_text())
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = path.relative_to(package.parent).with_suffix("").parts[: -node.level]
+                base = ".".join([*above, *([base] if base else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield node.lineno, name, id(node) not in inside
+
+
+def room_of(module, package_name):
+    """'streamattn_cli.rows.tensor.Storage' -> 'rows'; None for what is not ours; '' for the package itself."""
+    parts = module.split(".")
+    if parts[0] != package_name:
+        return None
+    return parts[1] if len(parts) > 1 else ""
+
+
+def complaint(room, target, module):
+    """Why a file of `room` must not import `module`, which lies in `target` (None: not ours); None if it may."""
+    outer = module.split(".")[0]
+    if outer == "click":
+        return "typer carries its own click"
+    if room == "kernels":
+        if target != "kernels" and outer not in KERNEL_PACKAGES | {"__future__"}:
+            return "kernels import numba, numpy and math only"
+        return None
+    if outer == "numba":
+        return "numba belongs in kernels"
+    if target is None or target in GROUND:
+        return "errors.py and units.py import nothing of the rooms" if (room, target) == ("errors", "units") else None
+    if room in GROUND:
+        return f"{room}.py is below every room"
+    if target == "testing" and room != "testing":
+        return "testing is for tests"
+    if room == "testing" or room == "__main__":
+        return None
+    if target not in TOWER:
+        return f"{target or 'the package itself'} is no room"
+    return f"{room} is below {target}" if TOWER.index(target) > TOWER.index(room) else None
+
+
+def lazily(room, path, module, top):
+    """h5py at module level only in rows/hdf5*.py; those are imported inside functions only, except by one another."""
+    is_hdf5 = room == "rows" and path.stem.startswith("hdf5")
+    heavy = module.split(".")[0] == "h5py" or ".rows.hdf5" in module
+    return "import it inside a function" if heavy and top and not is_hdf5 and room != "testing" else None
+
+
+def arrows_up(package):
+    """Every import of a package that breaks the order, as text."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        for line, module, top in imports(path, package):
+            why = complaint(room, room_of(module, package.name), module) or lazily(room, path, module, top)
+            if why:
+                found.append(f"{path.relative_to(package)}:{line} imports {module}: {why}")
+    return found
+
+
+def test_no_arrow_points_up():
+    assert arrows_up(PACKAGE) == []
+
+
+def test_every_folder_is_a_room():
+    rooms = {path.parent.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE}
+    assert rooms <= {*TOWER, "testing"} and {"kernels", "rows", "sketches", "engine", "report", "cli"} <= rooms
+
+
+@pytest.mark.parametrize(("place", "line", "expected"), [
+    ("kernels/a.py", "from streamattn_cli.rows.tensor import Storage", "kernels import numba, numpy and math only"),
+    ("kernels/a.py", "from streamattn_cli.errors import UsageError", "kernels import numba, numpy and math only"),
+    ("kernels/a.py", "import h5py", "kernels import numba, numpy and math only"),
+    ("rows/a.py", "import streamattn_cli.sketches.poly", "rows is below sketches"),
+    ("rows/a.py", "def f():\n    from ..engine import plan", "rows is below engine"),
+    ("rows/a.py", "from .. import report", "rows is below report"),
+    ("sketches/a.py", "from streamattn_cli import engine", "sketches is below engine"),
+    ("checkpoint/a.py", "from streamattn_cli.sketches.head import HeadParams", "checkpoint is below sketches"),
+    ("engine/a.py", "from streamattn_cli.report.table import rows", "engine is below report"),
+    ("report/a.py", "if True:\n    from streamattn_cli.cli.main import app", "report is below cli"),
+    ("cli/a.py", "from streamattn_cli.testing.sketch import SKETCH_LAWS", "testing is for tests"),
+    ("cli/a.py", "import click", "typer carries its own click"),
+    ("cli/a.py", "def f():\n    from click.testing import CliRunner", "typer carries its own click"),
+    ("engine/a.py", "import numba", "numba belongs in kernels"),
+    ("engine/a.py", "import h5py", "import it inside a function"),
+    ("rows/a.py", "from streamattn_cli.rows.hdf5 import opened", "import it inside a function"),
+    ("errors.py", "from streamattn_cli.rows.tensor import Storage", "errors.py is below every room"),
+    ("errors.py", "import streamattn_cli.units", "import nothing of the rooms"),
+    ("rows/a.py", "from streamattn_cli.attic import x", "attic is no room"),
+])  # fmt: skip
+def test_a_planted_violation_is_found(tmp_path, place, line, expected):
+    path = tmp_path / "streamattn_cli" / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'"""A file."""\n{line}\n')
+    (found,) = arrows_up(tmp_path / "streamattn_cli")
+    assert found.startswith(f"{place}:") and expected in found
+
+
+@pytest.mark.parametrize(("place", "line"), [
+    ("kernels/a.py", "import math\nimport numpy as np\nfrom numba import njit\nfrom streamattn_cli.kernels.dense import exp"),
+    ("rows/a.py", "import os\nfrom streamattn_cli.errors import UsageError\ndef f():\n    import h5py"),
+    ("rows/hdf5x.py", "import h5py\nfrom streamattn_cli.rows.hdf5types import file_storage"),
+    ("cli/a.py", "import typer\nfrom streamattn_cli.report.table import rows\nfrom . import b"),
+    ("testing/a.py", "from streamattn_cli.cli.main import app"),
+    ("units.py", "from streamattn_cli.errors import UsageError"),
+])  # fmt: skip
+def test_what_is_allowed_is_not_complained_about(tmp_path, place, line):
+    path = tmp_path / "streamattn_cli" / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(line)
+    assert arrows_up(tmp_path / "streamattn_cli") == []
+
+
+def loaded_by(code, *names):
+    """Which of the packages are loaded after running the code in a fresh interpreter."""
+    report = f"{code}\nimport sys\nprint('loaded:', *sorted(set({names!r}) & set(sys.modules)))"
+    environment = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_START"}
+    run = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.rsplit("loaded:", 1)[1].split()
+
+
+def test_the_command_line_imports_nothing_heavy():
+    assert loaded_by("import streamattn_cli.cli.main", "numpy", "numba", "h5py", "rich", "click") == []
+
+
+def test_loaded_by_sees_what_is_loaded():
+    assert loaded_by("import json, numpy", "numpy", "json", "numba") == ["json", "numpy"]
+
+
+def test_inspecting_an_npy_file_needs_neither_numba_nor_h5py():
+    tiny = PACKAGE.parent / "sample_data" / "tiny_k.npy"
+    code = f"""
+import sys
+from streamattn_cli.cli.main import app
+try:
+    app(["inspect", {str(tiny)!r}])
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+    assert loaded_by(code, "numba", "h5py") == []

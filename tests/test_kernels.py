@@ -1,0 +1,362 @@
+"""kernels/dense.py and kernels/poly.py against the oracle. test_nojit.py runs this file once more without the compiler."""
+
+import math
+import os
+from itertools import product
+
+import naive
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamattn_cli.kernels import dense
+from streamattn_cli.kernels import poly as kernel
+from streamattn_cli.sketches.monomials import feature_count, table
+
+COMPILED = not numba.config.DISABLE_JIT
+EPS = {"f4": 2.0**-23, "f8": 2.0**-52}
+
+
+def test_the_compiler_is_on_unless_asked_otherwise():
+    assert COMPILED == (os.environ.get("NUMBA_DISABLE_JIT", "0") == "0")
+    assert hasattr(dense.softmax_tile, "signatures") == COMPILED
+
+
+# --- exp
+
+
+@numba.njit
+def all_exp(x, out):
+    for i in range(x.size):
+        out[i] = dense.exp(x[i])
+
+
+def test_exp32():
+    """Relative error at most 1.2e-7 (one unit in the last place) down to -87, 0 below, exactly 1 at 0."""
+    x = np.linspace(-87, 0, 400_001 if COMPILED else 2001).astype("f4")
+    x = np.concatenate([x[x > -87], np.float32([-0.0, -1e-30, -1e-45, -86.99999])])
+    out = np.empty_like(x)
+    all_exp(x, out)
+    true = np.exp(x.astype("f8"))
+    assert np.abs(out / true - 1).max() <= 1.2e-7
+    assert out[x == 0].min() == out[x == 0].max() == 1
+    below = np.float32([-87, -87.00001, -100, -1e4, -3e38, -np.inf])
+    rest = np.full_like(below, np.nan)
+    all_exp(below, rest)
+    assert (rest == 0).all()
+    assert all(dense.exp32(a) == b for a, b in zip(x[::97], out[::97], strict=True))  # one result, compiled or not
+
+
+def test_exp_of_doubles_is_the_library_function():
+    x = np.array([0.0, -1e-9, -1.0, -87.0, -700.0, -1e4, -np.inf])
+    out = np.empty_like(x)
+    all_exp(x, out)
+    np.testing.assert_allclose(out, [math.exp(a) for a in x], rtol=4e-16, atol=0)
+
+
+# --- softmax_tile
+
+
+def softmax(tiles, dtype):
+    """Run tiles [(logits, low, high, values)] through the kernel: m (r,), y (r, 2) with z last."""
+    rows = len(tiles[0][0])
+    m, y = np.full(rows, -np.inf, dtype), np.zeros((rows, 2))
+    for logits, low, high, values in tiles:
+        tile = np.array(logits, dtype)
+        dense.softmax_tile(tile, np.array(low), np.array(high), m, y)
+        y += tile.astype("f8") @ np.column_stack([values, np.ones(len(values))])
+    return m, y
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
+def test_softmax_tile(rng, dtype, size):
+    """Three tiles, ranges that are empty, out of bounds or everything: the softmax over the union, row by row."""
+    rows, columns = 9, 7
+    tiles = []
+    for _ in range(3):
+        logits = (size * rng.standard_normal((rows, columns))).astype(dtype)
+        low, high = rng.integers(-4, columns + 3, (2, rows))
+        low[0], high[0] = 0, columns
+        low[1], high[1] = 5, 2
+        low[2], high[2] = -9, 99
+        tiles.append((logits, low, high, rng.standard_normal(columns)))
+    m, y = softmax(tiles, dtype)
+    for i in range(rows):
+        seen = [
+            (float(logits[i, j]), values[j])
+            for logits, low, high, values in tiles
+            for j in range(columns)
+            if low[i] <= j < high[i]
+        ]
+        if not seen:
+            assert m[i] == -np.inf and (y[i] == 0).all()
+            continue
+        top = max(x for x, _ in seen)
+        z = sum(math.exp(x - top) for x, _ in seen)
+        mean = sum(math.exp(x - top) * v for x, v in seen) / z
+        assert m[i] == top
+        assert y[i, 1] == pytest.approx(z, rel=60 * EPS[dtype])
+        assert y[i, 0] / y[i, 1] == pytest.approx(mean, rel=60 * EPS[dtype], abs=60 * EPS[dtype])
+    assert m[1] == -np.inf  # the rows that saw nothing were not left out by chance
+    assert (y[1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_softmax_tile_writes_zeros_where_nothing_is_seen(dtype):
+    tile = np.full((2, 6), np.nan, dtype)
+    tile[0, 2:4] = [1, 3]
+    m, y = np.full(2, -np.inf, dtype), np.ones((2, 1))
+    dense.softmax_tile(tile, np.array([2, 3]), np.array([4, 3]), m, y)
+    np.testing.assert_allclose(tile, [[0, 0, math.exp(-2), 1, 0, 0], [0] * 6], rtol=1e-7)
+    assert (m == [3, -np.inf]).all() and (y == [[0], [1]]).all()
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_softmax_tile_with_logits_of_minus_infinity(dtype):
+    """A token that is not there: alone, before anything was seen and after; among others."""
+    inf = np.inf
+    tile = np.array([[-inf, -inf], [-inf, -inf], [-inf, -2e4]], dtype)
+    m, y = np.array([-inf, 5, -inf], dtype), np.array([[0.0], [3.0], [0.0]])
+    dense.softmax_tile(tile, np.zeros(3, np.int64), np.full(3, 2), m, y)
+    assert (tile == [[0, 0], [0, 0], [0, 1]]).all()
+    assert (m == [-inf, 5, -2e4]).all() and (y == [[0], [3], [0]]).all()
+
+
+# --- combine, guard, finish
+
+exponents = st.floats(-1e4, 1e4, width=32)
+numbers = st.floats(-1e3, 1e3).map(lambda x: x if abs(x) > 1e-3 else 0.0)  # no underflow in what is compared
+masses = st.floats(1e-3, 1e3)
+
+
+@st.composite
+def parts(draw, count):
+    """`count` partial answers to one query: (m, y (1, 3)), some of them empty."""
+    found = []
+    for _ in range(count):
+        if draw(st.integers(0, 4)) == 0:
+            found.append((np.array([-np.inf]), np.zeros((1, 3))))
+        else:
+            found.append((np.array([draw(exponents)]), np.array([[draw(numbers), draw(numbers), draw(masses)]])))
+    return found
+
+
+def combined(first, *others):
+    m, y = first[0].copy(), first[1].copy()
+    for other_m, other_y in others:
+        dense.combine(m, y, other_m, other_y)
+    return m, y
+
+
+def assert_same_answer(one, two):
+    assert one[0][0] == two[0][0]
+    np.testing.assert_allclose(one[1], two[1], rtol=0, atol=1e-12 * np.abs(two[1]).max())
+
+
+@given(parts(3))
+def test_combine_is_associative_and_commutative(three):
+    a, b, c = three
+    left = combined(combined(a, b), c)
+    assert_same_answer(combined(a, combined(b, c)), left)
+    assert_same_answer(combined(c, b, a), left)
+
+
+@given(parts(1))
+def test_the_empty_part_is_neutral(one):
+    empty = (np.array([-np.inf]), np.zeros((1, 3)))
+    for found in (combined(one[0], empty), combined(empty, one[0])):
+        assert found[0][0] == one[0][0] and (found[1] == one[0][1]).all()
+
+
+@given(st.lists(st.tuples(st.floats(-1e4, 1e4, width=32), st.floats(-10, 10)), min_size=1, max_size=12), st.data())
+def test_combine_of_parts_is_the_union(tokens, data):
+    """Tokens (logit, value) in any number of parts: the softmax over all of them."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(tokens)), max_size=3)))
+    m, y = np.array([-np.inf]), np.zeros((1, 2))
+    for a, b in zip([0, *cuts], [*cuts, len(tokens)], strict=True):
+        piece = tokens[a:b]
+        top = max((x for x, _ in piece), default=-np.inf)
+        sums = [[math.exp(x - top) * v for x, v in piece], [math.exp(x - top) for x, _ in piece]]
+        dense.combine(m, y, np.array([top]), np.array([[sum(s) for s in sums]]))
+    top = max(x for x, _ in tokens)
+    weights = [(v, math.exp(x - top)) for x, v in tokens]
+    expected = sum(w * v for v, w in weights) / sum(w for _, w in weights)
+    assert y[0, 0] / y[0, 1] == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(numbers, st.one_of(st.floats(-5, 5), st.sampled_from([0.0, -0.0, np.inf, np.nan]))), min_size=1,
+                max_size=6))  # fmt: skip
+def test_guard_drops_bad_masses_and_clips_the_others(rows):
+    """z <= 0, infinite or not a number: dropped and counted; elsewhere y/z ends in the range, untouched inside it."""
+    low, high = np.array([-2.0]), np.array([1.5])
+    m, y = np.zeros(len(rows)), np.array(rows)
+    bad = dense.guard(m, y, low, high)
+    assert bad == sum(not (0 < z < np.inf) for _, z in rows)
+    for i, (value, z) in enumerate(rows):
+        if not 0 < z < np.inf:
+            assert m[i] == -np.inf and (y[i] == 0).all()
+            continue
+        assert m[i] == 0 and y[i, 1] == z
+        if -2 * z <= value <= 1.5 * z:
+            assert y[i, 0] == value
+        else:
+            assert y[i, 0] == (1.5 if value > 0 else -2.0) * z
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_finish(dtype):
+    m = np.array([0, -np.inf, 1e4, -1e4, 0], dtype)
+    y = np.array([[6, 2, 2], [1, 1, 1], [3, -3, 0.5], [1e-300, 0, 1e-300], [5, 5, 0]], "f8")
+    out = np.full((5, 2), np.nan, dtype)
+    assert dense.finish(m, y, np.array([7.0, 8.0]), out) == 2
+    np.testing.assert_allclose(out, [[3, 1], [7, 8], [6, -6], [1, 0], [7, 8]])
+
+
+# --- the polynomial kernels
+
+
+@pytest.mark.parametrize(("dim", "degree"), [(1, 0), (1, 5), (2, 3), (3, 4), (4, 2), (5, 1)])
+def test_table_of_monomials(dim, degree):
+    """Each multi-index once, in graded order, with l!/a!."""
+    t = table(dim, degree)
+    exponents = [(0,) * dim]
+    for parent, var in zip(t.parent[1:], t.var[1:], strict=True):
+        grown = list(exponents[parent])
+        grown[var] += 1
+        exponents.append(tuple(grown))
+    every = [a for a in product(range(degree + 1), repeat=dim) if sum(a) <= degree]
+    assert sorted(exponents) == sorted(every) and len(every) == feature_count(dim, degree)
+    assert [sum(a) for a in exponents] == sorted(sum(a) for a in every)
+    for a, many in zip(exponents, t.multinomial, strict=True):
+        assert many == math.factorial(sum(a)) / math.prod(math.factorial(e) for e in a)
+    for level in range(degree + 1):
+        assert {sum(a) for a in exponents[t.start[level] : t.start[level + 1]]} == {level}
+    assert t.start[-1] == len(exponents)
+
+
+def test_centre(rng):
+    """Rows move to mu, scale, and shrink to the radius; they are counted; columns without a row are 0."""
+    rows, mu = rng.standard_normal((5, 3)), rng.standard_normal(3)
+    moved = 0.7 * (rows - mu)
+    radius = float(np.sort(np.linalg.norm(moved, axis=1))[2])  # two are longer
+    out = np.full((3, 8), 9.0)
+    assert kernel.centre(rows, mu, 0.7, radius * (1 + 1e-12), out) == 2
+    np.testing.assert_allclose(out[:, :5].T, [naive.shrink(row, radius) for row in moved], rtol=1e-11)
+    assert (out[:, 5:] == 0).all()
+    assert kernel.centre(rows, mu, 0.7, np.inf, out) == 0
+    assert kernel.centre(rows[:0], mu, 0.7, 1.0, out) == 0 and (out == 0).all()
+
+
+def scratch(dim, degree, group, dtype):
+    return np.full((feature_count(dim, max(degree - 1, 0)), group), np.nan, dtype), np.full((8, group), np.nan, dtype)
+
+
+def absorbed(x, c, degree, dtype):
+    """Moments (t, w) of rows x (n, d), c (n, w) by the kernel, in two groups of 8 rows."""
+    t = table(x.shape[1], degree)
+    width = c.shape[1]
+    moments = np.zeros((len(t.parent), width))
+    for a in range(0, len(x), 8):
+        group = np.zeros((x.shape[1], 8), dtype)
+        values = np.zeros((-(-width // 3) * 3, 8), dtype)
+        group[:, : len(x[a : a + 8])], values[:width, : len(x[a : a + 8])] = x[a : a + 8].T, c[a : a + 8].T
+        low, some = scratch(x.shape[1], degree, 8, dtype)
+        kernel.absorb(group, values, t.parent, t.var, low, some, moments)
+    return moments
+
+
+SIZES = [(1, 1, 1), (1, 6, 2), (2, 4, 3), (3, 3, 4), (3, 2, 7), (4, 1, 1)]
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize(("dim", "degree", "width"), SIZES)
+def test_absorb(rng, dim, degree, width, dtype):
+    """Moments are sums over the rows of monomial times value."""
+    x, c = rng.standard_normal((13, dim)).astype(dtype), rng.standard_normal((13, width)).astype(dtype)
+    moments = absorbed(x, c, degree, dtype)
+    each = [naive.monomials(row, degree) for row in x]
+    index = [(0,) * dim]
+    t = table(dim, degree)
+    for parent, var in zip(t.parent[1:], t.var[1:], strict=True):
+        index.append(tuple(e + (i == var) for i, e in enumerate(index[parent])))
+    expected = np.array([sum(e[a] * row.astype("f8") for e, row in zip(each, c, strict=True)) for a in index])
+    np.testing.assert_allclose(moments, expected, rtol=0, atol=30 * EPS[dtype] * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize(("dim", "degree", "width"), SIZES)
+def test_power_sums(rng, dim, degree, width, dtype):
+    """For every query and level l: the sum over the rows of (query . row)^l times value."""
+    x, c = rng.standard_normal((13, dim)), rng.standard_normal((13, width))
+    queries = rng.standard_normal((5, dim)).astype(dtype)
+    t = table(dim, degree)
+    low, some = scratch(dim, degree, 5, dtype)
+    sums = np.full((degree + 1, width, 5), np.nan, dtype)
+    moments = absorbed(x, c, degree, "f8")
+    kernel.power_sums(np.ascontiguousarray(queries.T), moments, t.multinomial, t.start, t.parent, t.var, low, some, sums)
+    logits = queries.astype("f8") @ x.T
+    for level in range(degree + 1):
+        expected = (logits**level @ c).T
+        slack = 40 * EPS[dtype] * (np.abs(queries).astype("f8") @ np.abs(x.T)).max() ** level * 13
+        np.testing.assert_allclose(sums[level], expected, rtol=0, atol=slack)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 8), st.floats(-3, 3), st.one_of(st.just(0.0), st.floats(1e-6, 4)), st.floats(-4, 4))
+def test_hermite(degree, mean, variance, x):
+    """The kernel's powers of x are the expansion in Hermite polynomials, term by term."""
+    coefficients = np.full(degree + 1, np.nan)
+    kernel.hermite(degree, mean, variance, coefficients)
+    found = sum(a * x**l for l, a in enumerate(coefficients))
+    size = sum(abs(a * x**l) for l, a in enumerate(coefficients))
+    assert found == pytest.approx(naive.hermite(degree, x, mean, variance), rel=1e-11, abs=1e-13 * max(size, 1))
+
+
+@settings(max_examples=40)
+@given(st.floats(0.01, 1.2), st.floats(-1, 1))
+def test_the_hermite_polynomial_is_the_nearest_to_exp(sigma, mean):
+    """Under N(mean, sigma^2) its squared error is the tail of the series, and any nearby polynomial is worse."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    x, weights = mean + sigma * nodes, weights / weights.sum()
+    true = np.exp(x - mean - sigma**2 / 2)
+    a = np.empty(4)
+    kernel.hermite(3, mean, sigma**2, a)
+
+    def error(coefficients):
+        return weights @ (true - np.polynomial.polynomial.polyval(x, coefficients)) ** 2
+
+    tail = sum(sigma ** (2 * l) / math.factorial(l) for l in range(4, 40))
+    assert error(a) == pytest.approx(tail, rel=1e-6, abs=1e-26)
+    for i in range(4):
+        step = np.zeros(4)
+        step[i] = 1e-3
+        assert min(error(a + step), error(a - step)) > error(a)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("taylor", [True, False])
+@pytest.mark.parametrize("degree", [0, 1, 2, 5])
+def test_blend(rng, degree, taylor, dtype):
+    """Power sums become sum_j P(x_j) c_j, up to the factor that is added to m."""
+    x, c = 0.2 + 0.5 * rng.standard_normal((4, 11)), rng.standard_normal((11, 3))
+    c[:, -1] = 1
+    sums = np.stack([(x**l @ c).T for l in range(degree + 1)]).astype(dtype)
+    m, y = np.full(4, 0.25, dtype), np.full((4, 3), np.nan)
+    kernel.blend(sums, taylor, m, y)
+    for i in range(4):
+        mean = 0.0 if taylor or degree < 1 else float(x[i].mean())
+        variance = 0.0 if taylor or degree < 2 else float(x[i].var())
+        weights = [naive.hermite(degree, a, mean, variance) for a in x[i]]
+        expected = sum(w * row for w, row in zip(weights, c, strict=True))
+        np.testing.assert_allclose(y[i], expected, rtol=0, atol=100 * EPS[dtype] * 11)
+        assert m[i] == pytest.approx(0.25 + mean + variance / 2, abs=20 * EPS[dtype])
+
+
+def test_blend_without_any_token_is_nothing():
+    m, y = np.zeros(2), np.full((2, 3), np.nan)
+    kernel.blend(np.zeros((5, 3, 2)), False, m, y)
+    assert (m == 0).all() and (y == 0).all()

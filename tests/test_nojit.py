@@ -1,0 +1,28 @@
+"""The kernels' small tests once more, without the compiler: there index errors raise and integers do not wrap."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SELECTED = [
+    "tests/test_kernels.py",
+    "tests/test_exact.py::test_small_against_the_loops",
+    "tests/test_exact.py::test_huge_logits",
+    "tests/test_sketches.py::test_poly_is_naive_poly",
+    "tests/test_sketches.py::test_window_is_naive_windowed",
+    "tests/test_sketches.py::test_queries_that_the_polynomial_cannot_answer_are_guarded",
+]
+
+
+@pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="already without the compiler")
+def test_without_compiler():
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *SELECTED]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert run.returncode == 0, run.stdout + run.stderr
+    passed = re.search(r"(\d+) passed in", run.stdout)
+    assert passed and int(passed[1]) > 100, run.stdout
