@@ -15,7 +15,7 @@ from streamattn_cli.rows.writers import open_writer
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.poly import PolyParams
 from streamattn_cli.testing.dual import DUAL_LAWS, DualCase
-from streamattn_cli.testing.sink import DIM, HEADS, ROWS, SINK_LAWS, SinkCase
+from streamattn_cli.testing.sink import ROWS, SINK_LAWS, SinkCase
 from streamattn_cli.testing.sketch import SKETCH_LAWS, SketchCase
 from streamattn_cli.testing.source import SOURCE_LAWS, SourceCase
 
@@ -122,6 +122,9 @@ def test_stream_source(way, law):
 
 # --- sinks
 
+HEADS, DIM = 2, 3
+OPENED = {}  # streams by folder
+
 
 def from_file(extension, layout):
     def read(folder):
@@ -147,8 +150,15 @@ def placed(extension, layout, known=True, dtype="f4"):
     return SinkCase(open_, from_file(extension, layout))
 
 
-def records_of(folder):
+def open_records(folder):
+    """A writer to a given stream, which stays open."""
+    OPENED[folder] = open(folder / "pipe", "wb", buffering=0)  # noqa: SIM115
+    return open_writer("-", None, HEADS, DIM, stdout=OPENED[folder])
+
+
+def read_records(folder):
     """The rows of concatenated .npy records."""
+    OPENED.pop(folder).close()
     with open(folder / "pipe", "rb") as file:
         parts = []
         while file.peek(1):
@@ -164,10 +174,12 @@ SINKS = {
     "hdf5": placed(".h5", "THD"),
     "hdf5, heads first, f8": placed(".h5", "HTD", dtype="f8"),
     "hdf5 that grows": placed(".h5", "THD", known=False),
-    "records": SinkCase(
-        lambda folder: open_writer("-", None, HEADS, DIM, stdout=open(folder / "pipe", "wb", buffering=0)),  # noqa: SIM115
-        records_of,
-        named=False,
+    "records": SinkCase(open_records, read_records, named=False),
+    "bare rows": SinkCase(
+        lambda folder: open_raw(str(folder / "rows.f32"), ROWS, HEADS * DIM, np.dtype("f4")),
+        lambda folder: np.fromfile(folder / "rows.f32", "f4").reshape(ROWS, 1, HEADS * DIM),
+        heads=1,
+        dim=HEADS * DIM,
     ),
 }
 
@@ -176,3 +188,14 @@ SINKS = {
 @pytest.mark.parametrize("case", SINKS.values(), ids=SINKS)
 def test_sink(tmp_path, case, law):
     law(case, tmp_path)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_hdf5_outputs_do_not_tell_the_time(tmp_path, known):
+    """Equal results are equal bytes, also a second later: the dataset's header holds no time of modification."""
+    case = placed(".h5", "THD", known)
+    writer = case.open(tmp_path)
+    writer.write(0, case.rows())
+    writer.commit({})
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert h5py.h5g.get_objinfo(file["out"].id).mtime == 0

@@ -47,8 +47,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself. `layout` holds every tensor in order: state, padding, and the seal."""
+    """What a file says about itself: metadata (without the container version), and in `layout` every tensor in order,
+    state, padding and the seal."""
 
+    version: int
     meta: dict[str, str]
     layout: tuple[Tensor, ...]
     text: bytes  # everything before the data
@@ -88,7 +90,7 @@ def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], meta: Mappi
         if not _is_text(key) or not _is_text(value) or key == CONTAINER:
             raise StreamattnError(f"checkpoint metadata {key!r}: {value!r}: expected Unicode text under a key that is "
                                   f"not {CONTAINER!r}")
-    header = _spelled(described, {**meta, CONTAINER: f"sattn/{VERSION}"})
+    header = _spelled(described, meta)
     if len(header.text) - 8 > LONGEST_HEADER:
         raise StreamattnError(f"checkpoint header of {len(header.text) - 8} bytes for {len(described)} tensors found, "
                               f"expected at most {LONGEST_HEADER}; stack the arrays of all heads into one tensor")
@@ -114,9 +116,9 @@ def parse_header(file: str, text: bytes, file_bytes: int) -> Header:
     """
     found = _json(file, text[8:])
     meta = found.pop("__metadata__", None)
-    if not isinstance(meta, dict) or not all(isinstance(value, str) for value in meta.values()):
-        raise damaged(file, "no __metadata__ of strings found in the header; not a checkpoint")
-    _check_version(file, meta)
+    if not isinstance(meta, dict) or not all(_is_text(key) and _is_text(value) for key, value in meta.items()):
+        raise damaged(file, "no __metadata__ of Unicode strings found in the header; not a checkpoint")
+    _check_version(file, meta.pop(CONTAINER, ""))
     places = [_tensor(file, name, entry) for name, entry in found.items()]
     state = [tensor for tensor in places if tensor.name != SEAL and not tensor.padding]
     header = _spelled(sorted((tensor.name, tensor.dtype, tensor.shape) for tensor in state), meta)
@@ -135,15 +137,16 @@ def damaged(file: str, what: str) -> CheckpointCorrupt:
 
 
 def _spelled(described: list[tuple[str, str, tuple[int, ...]]], meta: Mapping[str, str]) -> Header:
-    """The one header for sorted descriptions and complete metadata."""
+    """The one header for sorted descriptions and metadata without the version."""
     layout = _lay_out(described)
     entries = {
         tensor.name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (tensor.begin, tensor.end)}
         for tensor in layout
     }
-    text = json.dumps({"__metadata__": dict(sorted(meta.items())), **entries}, separators=(",", ":")).encode()
+    strings = dict(sorted({**meta, CONTAINER: f"sattn/{VERSION}"}.items()))
+    text = json.dumps({"__metadata__": strings, **entries}, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGN)
-    return Header(dict(meta), layout, len(text).to_bytes(8, "little") + text)
+    return Header(VERSION, dict(meta), layout, len(text).to_bytes(8, "little") + text)
 
 
 def _lay_out(described: list[tuple[str, str, tuple[int, ...]]]) -> tuple[Tensor, ...]:
@@ -164,7 +167,7 @@ def _wrong_description(name: str, dtype: str, shape: tuple[int, ...]) -> str:
     if not _NAME.fullmatch(name):
         return "name found with characters or a length that are not allowed"
     if dtype not in ITEMSIZE:
-        return f"unknown dtype {dtype[:80]} found, expected one of {', '.join(ITEMSIZE)}"
+        return f"unknown dtype {dtype[:80]!r} found, expected one of {', '.join(ITEMSIZE)}"
     if len(shape) > MOST_DIMENSIONS:
         return f"{len(shape)} dimensions found, expected at most {MOST_DIMENSIONS}"
     if prod(max(size, 1) for size in shape) * ITEMSIZE[dtype] > MOST_BYTES:
@@ -194,11 +197,10 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict:
     return found
 
 
-def _check_version(file: str, meta: dict[str, str]) -> None:
-    match = _VERSION.fullmatch(meta.get(CONTAINER, ""))
+def _check_version(file: str, text: str) -> None:
+    match = _VERSION.fullmatch(text)
     if not match:
-        raise damaged(file, f"metadata {CONTAINER}: {meta.get(CONTAINER, '')[:80]!r} found, expected 'sattn/{VERSION}'; "
-                            f"not a checkpoint")
+        raise damaged(file, f"metadata {CONTAINER}: {text[:80]!r} found, expected 'sattn/{VERSION}'; not a checkpoint")
     if int(match[1]) > VERSION:
         raise CheckpointIncompatible(f"{file}: checkpoint of container version {match[1]} found, expected at most "
                                      f"{VERSION}; read it with the newer version of streamattn that wrote it")

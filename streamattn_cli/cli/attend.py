@@ -44,14 +44,32 @@ def attend(
     ] = None,
     scale: options.Scale = None,
     method: Annotated[
-        str | None, option(help="exact, poly or window.", show_default="window/poly", rich_help_panel=WHAT)
+        str | None, option(help="nystrom, window, poly or exact.", show_default="nystrom", rich_help_panel=WHAT)
     ] = None,
+    resident_rows: Annotated[
+        int | None,
+        option(
+            help="nystrom, window: memory of one key head, in rows of k and v; everything counts.",
+            show_default="1024",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    effort: Annotated[
+        str, option(help="nystrom: fast, default or best, time against error.", rich_help_panel=WHAT)
+    ] = "default",
     sinks: Annotated[
-        int | None, option(help="First rows that stay exact.", show_default="window 4, poly 0", rich_help_panel=WHAT)
+        int | None, option(help="First rows that stay exact.", show_default="4, poly 0", rich_help_panel=WHAT)
     ] = None,
     window: Annotated[
         int | None,
-        option(help="Recent rows that stay exact.", show_default="window 1024, poly 0", rich_help_panel=WHAT),
+        option(help="Recent rows that stay exact.", show_default="by --resident-rows, poly 0", rich_help_panel=WHAT),
+    ] = None,
+    buffer: Annotated[
+        int | None,
+        option(help="nystrom: rows between two compressions.", show_default="by --resident-rows", rich_help_panel=WHAT),
+    ] = None,
+    atoms: Annotated[
+        int | None, option(help="nystrom: atoms.", show_default="by --resident-rows", rich_help_panel=WHAT)
     ] = None,
     degree: Annotated[int, option(help="poly: degree of the polynomial, 1 to 12.", rich_help_panel=WHAT)] = 4,
     polynomial: Annotated[str, option(help="poly: hermite or taylor.", rich_help_panel=WHAT)] = "hermite",
@@ -86,7 +104,7 @@ def attend(
 ) -> None:
     """Attention outputs for queries over keys and values of any length, in constant memory.
 
-        streamattn attend heads.h5 --causal --method window --sinks 4 --window 256 -o out.npy --audit 64
+        streamattn attend heads.h5 --causal --resident-rows 512 -o out.npy --audit 64
     """
     from streamattn_cli.engine.request import AttendRequest
     from streamattn_cli.errors import UsageError
@@ -107,7 +125,7 @@ def attend(
     )  # fmt: skip
     request = AttendRequest(
         inputs=spec, output=output, method=method, causal=causal, scale=scale, sinks=sinks, window=window,
-        degree=degree, polynomial=polynomial, beta=beta, max_error=max_error, audit=audit,
+        resident_rows=resident_rows, effort=effort, atoms=atoms, buffer=buffer, degree=degree, polynomial=polynomial, beta=beta, max_error=max_error, audit=audit,
         memory=None if memory is None else parse_size(memory), seed=seed, threads=threads, block_rows=block_rows,
         nan_policy=nan_policy, out_dtype=out_dtype and _out_dtype(out_dtype),
     )  # fmt: skip

@@ -23,6 +23,7 @@ from streamattn_cli.engine.warm import warm
 from streamattn_cli.errors import CannotMeet, InputMalformed
 from streamattn_cli.rows.open import open_inputs
 from streamattn_cli.rows.readahead import Block, ReadAhead
+from streamattn_cli.rows.sample import spread_rows
 from streamattn_cli.rows.writers import Writer, open_writer
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import HeadAttention, allocate
@@ -142,11 +143,17 @@ class Run:
     # --- passes
 
     def _first_rows(self) -> None:
-        """Show every sketch the first rows, so that it can choose its centre and bounds and predict its error."""
-        if not self.problem.params.history:
-            return
+        """Show every sketch the first rows and some queries, so that it can choose its settings and predict its error.
+
+        A method that learns from queries as they pass needs none for causal attention; for full attention it gets
+        queries from all over the input, where that can be read anywhere.
+        """
         p = self.problem
-        k, v, q = (h.tensor.peek(FIRST_ROWS) for h in (p.k, p.v, p.q))
+        learns = p.params.history is not None and self.sketches[0].history.learns
+        if not p.params.history or (learns and p.causal):
+            return
+        k, v = p.k.tensor.peek(FIRST_ROWS), p.v.tensor.peek(FIRST_ROWS)
+        q = spread_rows(p.q.tensor, FIRST_ROWS)[0] if learns else p.q.tensor.peek(FIRST_ROWS)
         work = self.workers.works[0]
         for lane in self.lanes:
             n = min(k.shape[1], v.shape[1])

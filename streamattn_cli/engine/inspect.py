@@ -19,8 +19,9 @@ from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.open import Inputs, open_inputs
 from streamattn_cli.rows.paths import Place, find
 from streamattn_cli.rows.readahead import Block, ReadAhead, distinct
+from streamattn_cli.rows.sample import spread_rows
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
+from streamattn_cli.rows.tensor import RowTensor, row_bytes
 from streamattn_cli.sketches.monomials import feature_count
 
 QUERIES, KEYS = 128, 1024  # rows sampled for the logits
@@ -138,18 +139,9 @@ def _sample(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
 
 
 def _some_rows(heads: Heads, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows spread evenly over a seekable tensor, the first ones of a pipe: (heads, n, d) float64, and their numbers."""
+    """Rows spread over the tensor as (heads, n, d) float64, and their numbers."""
     tensor = heads.tensor
-    if not tensor.seekable:
-        block = tensor.peek(count)
-        rows = np.arange(block.shape[1])
-    else:
-        rows = np.unique(np.linspace(0, tensor.rows - 1, min(count, tensor.rows)).astype(np.int64))
-        block = np.empty((tensor.outer, len(rows), tensor.width), STORAGE[tensor.dtype].holder)
-        one = np.empty((tensor.outer, 1, tensor.width), block.dtype)
-        for i, row in enumerate(rows):
-            tensor.read_into(one, int(row))
-            block[:, i] = one[:, 0]
+    block, rows = spread_rows(tensor, count)
     parts = [block[o, :, c : c + heads.dim] for o, c in zip(heads.outer, heads.column, strict=True)]
     return np.nan_to_num(np.stack([_floats(part, tensor.dtype) for part in parts])), rows
 
@@ -210,5 +202,5 @@ def _methods(logits: dict, inputs: Inputs, rows: int) -> dict:
     elif rows <= SHORT:
         advice = f"--method exact: {rows} rows are few enough, and the logits spread too far for poly"
     else:
-        advice = "--method window: the logits spread too far for poly; measure the error with --audit 64"
+        advice = "--method nystrom: the logits spread too far for poly; measure the error with --audit 64"
     return {"methods": table, "advice": advice}

@@ -13,13 +13,14 @@ from streamattn_cli.engine.audit import Auditor
 from streamattn_cli.engine.lanes import STEP, lane_work_spec
 from streamattn_cli.engine.meter import available_memory
 from streamattn_cli.engine.pool import default_threads
-from streamattn_cli.engine.request import Problem, head_params
+from streamattn_cli.engine.request import DEFAULT_ROWS, Problem, head_params
 from streamattn_cli.errors import InputMalformed, MemoryBudget, UsageError
 from streamattn_cli.rows.readahead import distinct, readahead_bytes
 from streamattn_cli.rows.tensor import row_bytes
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import spec_bytes
-from streamattn_cli.sketches.poly import PolyHistory
+from streamattn_cli.sketches.nystrom import NystromHistory, NystromParams
+from streamattn_cli.sketches.poly import PolyHistory, PolyParams
 from streamattn_cli.units import format_bytes
 
 FIRST_ROWS = 1024  # shown to the method before the pass begins
@@ -84,7 +85,7 @@ def make_plan(problem: Problem) -> Plan:
     audit_rows, reason = _audit(problem)
     query_rows = _rounded(EXACT_BYTES // _exact_row_bytes(problem)) if problem.method == "exact" else 0
     plan = Plan(problem, threads, 0, 0, query_rows, (), audit_rows, reason, {}, request.memory or available_memory())
-    plan = _sized(plan, request.block_rows or _default_block_rows(problem))
+    plan = _sized(plan, _whole_groups(problem, request.block_rows or _default_block_rows(problem)))
     while not _fits(plan):
         smaller = _smaller(plan)
         if smaller is None:
@@ -106,8 +107,7 @@ def project(plan: Plan) -> dict[str, int]:
     work = spec_bytes(work_spec(problem)) * plan.threads
     if problem.params:
         parts |= {"sketch": len(problem.k) * spec_bytes(problem.params.state_spec()), "work": work}
-        if problem.params.history:
-            parts["first_rows"] = PolyHistory.calibration_bytes(FIRST_ROWS, problem.k.dim, problem.v.dim, problem.group)
+        parts |= transient_parts(problem, plan.threads)
     else:
         rows = plan.query_rows if problem.q.rows is None else min(plan.query_rows, problem.q.rows)
         parts |= {"queries": rows * _exact_row_bytes(problem), "work": work}
@@ -115,6 +115,18 @@ def project(plan: Plan) -> dict[str, int]:
     if plan.audit_rows:
         parts["audit"] = Auditor.projected_bytes(problem, plan.audit_rows)
     return parts | {"slack": SLACK}
+
+
+def transient_parts(problem: Problem, threads: int) -> dict[str, int]:
+    """What the history holds for a while: while it looks at the first rows, and while every thread compresses."""
+    p = problem.params
+    if isinstance(p.history, PolyParams):
+        return {"first_rows": PolyHistory.calibration_bytes(FIRST_ROWS, p.dim, p.value_dim, problem.group)}
+    if isinstance(p.history, NystromParams):
+        busy = min(threads, len(problem.k))
+        first = 8 * FIRST_ROWS * (2 * p.dim + p.value_dim + 1 + 6 * problem.group * p.dim)
+        return {"first_rows": 0 if problem.causal else first, "compression": busy * NystromHistory.compression_bytes(p.history, p.dim, p.value_dim, p.group)}
+    return {}
 
 
 def work_spec(problem: Problem) -> dict:
@@ -138,7 +150,7 @@ def _smaller(plan: Plan) -> Plan | None:
     """The next smaller plan that gives the same result: fewer queries at a time, shorter blocks."""
     if plan.query_rows > STEP:
         return _sized(replace(plan, query_rows=_rounded(plan.query_rows // 2)), plan.block_rows)
-    if plan.block_rows > 32 and plan.problem.request.block_rows is None:
+    if plan.block_rows > max(32, _whole_groups(plan.problem, 1)) and plan.problem.request.block_rows is None:
         return _sized(plan, plan.block_rows // 2)
     return None
 
@@ -155,8 +167,10 @@ def _refusal(plan: Plan) -> str:
         largest = None if best is None else f"--block-rows {best}"
     elif problem.method == "poly":
         largest = _largest(plan, "degree", 1, request.degree - 1, "--degree {}")
-    elif problem.method == "window":
+    elif problem.method == "window" and request.window is not None:
         largest = _largest(plan, "window", 1, problem.params.window - 1, "--window {}")
+    else:
+        largest = _largest(plan, "resident_rows", 64, (request.resident_rows or DEFAULT_ROWS) - 1, "--resident-rows {}")
     if largest:
         return found + f"The largest setting that fits is {largest}."
     enough = -(-plan.projected // 2**20)  # rounded up: the setting that is named must work
@@ -169,8 +183,10 @@ def _largest(plan: Plan, name: str, low: int, high: int, words: str) -> str | No
     def fits(value: int) -> bool:
         problem = plan.problem
         request = replace(problem.request, **{name: value})
-        p = problem.params
-        params = head_params(request, problem.method, p.dim, p.value_dim, p.scale, p.dtype)
+        try:
+            params = head_params(request, problem.method, replace(problem.params, window=0, history=None, group=256))
+        except UsageError:
+            return False
         return _fits(_sized(replace(plan, problem=replace(problem, request=request, params=params)), plan.block_rows))
 
     best = _bisect(fits, low, high)
@@ -232,6 +248,13 @@ def _rounded(rows: int) -> int:
 def _exact_row_bytes(problem: Problem) -> int:
     p = problem.precision
     return len(problem.q) * (_item(p) * (2 * problem.q.dim + 1) + 8 * (problem.v.dim + 1) + 1)
+
+
+def _whole_groups(problem: Problem, rows: int) -> int:
+    """`rows`, rounded up to whole groups for a method that learns from a group's queries at once."""
+    if problem.params is None or not isinstance(problem.params.history, NystromParams):
+        return rows
+    return -(-rows // problem.params.group) * problem.params.group
 
 
 def _output_row(problem: Problem) -> int:

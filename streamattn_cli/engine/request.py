@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamattn_cli.engine.scale import scale_value
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.heads import Heads, group_size
 from streamattn_cli.rows.open import Inputs
+from streamattn_cli.rows.ranges import RangeTensor
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.budget import nystrom_params, row_bytes, window_params
+from streamattn_cli.sketches.head import HeadParams, spec_bytes
 from streamattn_cli.sketches.poly import MAX_DEGREE, PolyParams
 
-METHODS = ("exact", "poly", "window")
-DEFAULT_WINDOW = 1024
+METHODS = ("exact", "nystrom", "poly", "window")
+EFFORTS = ("fast", "default", "best")
+DEFAULT_ROWS = 1024  # --resident-rows
 DEFAULT_SINKS = 4
 
 
@@ -32,6 +35,10 @@ class AttendRequest:
     polynomial: str = "hermite"
     beta: float | None = None
     max_error: float = 0.25
+    resident_rows: int | None = None
+    effort: str = "default"
+    atoms: int | None = None
+    buffer: int | None = None
     audit: int = 0
     memory: int | None = None
     seed: int = 0
@@ -52,6 +59,7 @@ class Problem:
     causal: bool
     scale: float
     method: str
+    precision: str  # of the arithmetic: float64 only for float64 input
     params: HeadParams | None  # None for `exact`
     notes: tuple[str, ...]
 
@@ -59,11 +67,6 @@ class Problem:
     def group(self) -> int:
         """Query heads per key head."""
         return len(self.q) // len(self.k)
-
-    @property
-    def precision(self) -> str:
-        """Dtype of the arithmetic: float64 only for float64 input."""
-        return "f8" if "f8" in (h.tensor.dtype for h in (self.q, self.k, self.v)) else "f4"
 
     @property
     def out_dtype(self) -> str:
@@ -90,6 +93,9 @@ class Problem:
             params = {"sinks": self.params.sinks, "window": self.params.window, "group": self.params.group}
             if self.params.history:
                 params |= self.params.history.to_dict()
+            resident = spec_bytes(self.params.state_spec())
+            params["resident_bytes"] = resident
+            params["resident_rows"] = round(resident / row_bytes(self.params), 1)
         return {
             "method": self.method,
             "mode": "causal" if self.causal else "full",
@@ -110,33 +116,55 @@ def resolve(request: AttendRequest, inputs: Inputs) -> Problem:
     notes = list(inputs.notes)
     causal = _causal(request, inputs, notes)
     scale = _scale(request.scale, inputs, k.dim, notes)
-    method = request.method or ("window" if causal else "poly")
+    method = request.method or "nystrom"
     if method not in METHODS:
         raise UsageError(f"--method {method}: unknown; use one of {', '.join(METHODS)}")
     if not request.method:
-        notes.append(f"--method {method} was chosen (default for {'causal' if causal else 'full'} attention)")
+        notes.append(f"--method {method} is the default; inspect tells whether poly suits this input")
     _check_streams(method, causal, q, k, v)
+    if causal and request.inputs.rows and not request.inputs.q_rows and q.tensor is not k.tensor:
+        q = replace(q, tensor=RangeTensor(q.tensor, *request.inputs.rows))
     if causal and None not in (q.rows, k.rows) and q.rows != k.rows:
         raise InputMalformed(
             f"{q.tensor.name} has {q.rows} rows and {k.tensor.name} {k.rows}; causal attention needs one query per key "
             "(use --full, or --rows and --q-rows to choose equal ranges)"
         )
-    problem = Problem(request, q, k, v, causal, scale, method, None, ())
-    params = None if method == "exact" else head_params(request, method, k.dim, v.dim, scale, problem.precision)
-    return Problem(request, q, k, v, causal, scale, method, params, tuple(notes))
+    precision = "f8" if "f8" in (h.tensor.dtype for h in (q, k, v)) else "f4"
+    head = HeadParams(k.dim, v.dim, scale, precision, storage=_storage(k.tensor.dtype, v.tensor.dtype, precision))
+    params = None if method == "exact" else head_params(request, method, head)
+    if params and method in ("nystrom", "window") and k.rows is not None and _all_fit(request, k.rows):
+        params = replace(head, sinks=0, window=k.rows, group=8)
+        notes.append(f"all {k.rows} rows fit into --resident-rows: the answers are exact")
+    return Problem(request, q, k, v, causal, scale, method, precision, params, tuple(notes))
 
 
-def head_params(request: AttendRequest, method: str, dim: int, value_dim: int, scale: float, precision: str) -> HeadParams:
-    """The parameters of one head for a method. Raises UsageError where they make no sense."""
-    for name in ("sinks", "window"):
+def head_params(request: AttendRequest, method: str, head: HeadParams) -> HeadParams:
+    """The parameters of one head for a method, from those that the input decides. UsageError where they make no sense."""
+    for name in ("sinks", "window", "resident_rows", "atoms", "buffer"):
         if (getattr(request, name) or 0) < 0:
-            raise UsageError(f"--{name} {getattr(request, name)}: must be 0 or more")
-    if method == "window":
-        sinks = DEFAULT_SINKS if request.sinks is None else request.sinks
-        window = DEFAULT_WINDOW if request.window is None else request.window
-        if window < 1:
-            raise UsageError("--window 0: the window method needs at least the row itself")
-        return HeadParams(dim, value_dim, scale, precision, sinks, window)
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(request, name)}: must be 0 or more")
+    if method == "poly":
+        return replace(head, sinks=request.sinks or 0, window=request.window or 0, history=_poly_params(request))
+    if request.effort not in EFFORTS:
+        raise UsageError(f"--effort {request.effort}: use one of {', '.join(EFFORTS)}")
+    head = replace(head, sinks=DEFAULT_SINKS if request.sinks is None else request.sinks)
+    rows = request.resident_rows or DEFAULT_ROWS
+    if method == "nystrom":
+        return nystrom_params(head, rows, request.effort, request.window, request.buffer, request.atoms)
+    if request.window is None:
+        return window_params(head, rows)
+    if request.window < 1:
+        raise UsageError("--window 0: the window method needs at least the row itself")
+    return replace(head, window=request.window)
+
+
+def _all_fit(request: AttendRequest, rows: int) -> bool:
+    """Whether the budget holds every row, and no part of it was chosen by hand."""
+    by_hand = (request.window, request.atoms, request.buffer)
+    return by_hand == (None, None, None) and rows <= (request.resident_rows or DEFAULT_ROWS)
+
+
+def _poly_params(request: AttendRequest) -> PolyParams:
     if not 1 <= request.degree <= MAX_DEGREE:
         raise UsageError(f"--degree {request.degree}: choose 1 to {MAX_DEGREE} (float64 cannot hold more)")
     if request.polynomial not in ("hermite", "taylor"):
@@ -145,8 +173,12 @@ def head_params(request: AttendRequest, method: str, dim: int, value_dim: int, s
         raise UsageError(f"--max-error {request.max_error:g}: must be 0 or more (0.25 allows a relative error of 25%)")
     if request.beta is not None and not request.beta > 0:
         raise UsageError(f"--beta {request.beta:g}: must be above 0")
-    history = PolyParams(request.degree, request.polynomial, request.beta, request.max_error)
-    return HeadParams(dim, value_dim, scale, precision, request.sinks or 0, request.window or 0, history=history)
+    return PolyParams(request.degree, request.polynomial, request.beta, request.max_error)
+
+
+def _storage(k: str, v: str, precision: str) -> str:
+    """Storage dtype of rows that are kept exactly: that of the input where k and v agree."""
+    return k if k == v else precision
 
 
 def _causal(request: AttendRequest, inputs: Inputs, notes: list[str]) -> bool:
@@ -183,5 +215,5 @@ def _check_streams(method: str, causal: bool, q: Heads, k: Heads, v: Heads) -> N
     if method == "exact" and (causal or not q.tensor.seekable):
         raise CannotMeet(
             f"{piped[0].name}: exact {'causal ' if causal else ''}attention reads keys and values several times, and a "
-            "pipe passes once. Write the rows to a file first, or use --method poly or window"
+            "pipe passes once. Write the rows to a file first, or use --method nystrom"
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from streamattn_cli.errors import Interrupted
 
@@ -28,6 +29,7 @@ class Interrupts:
         self._cleanups: list[Callable[[], None]] = []
         self._old: dict[int, object] = {}
         self._pending: int | None = None
+        self._raising = False
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is not threading.main_thread():
@@ -54,6 +56,16 @@ class Interrupts:
         if self._pending is not None:
             raise Interrupted(self._pending)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a stop is raised where it arrives: around waits for a pipe, in which `check` would not be reached."""
+        self._raising = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._raising = False
+
     def on_abort(self, cleanup: Callable[[], None]) -> Callable[[], None]:
         """Run `cleanup` when a second signal ends the process at once; returns a function that withdraws it."""
         self._cleanups.append(cleanup)
@@ -75,6 +87,8 @@ class Interrupts:
         if self._pending is not None:
             self._abort(number)
         self._pending = number
+        if self._raising:
+            raise Interrupted(number)
 
     def _abort(self, number: int) -> None:
         """Clean up and die of the signal, so that the parent sees what ended us (128 + number in a shell)."""

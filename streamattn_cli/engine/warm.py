@@ -15,6 +15,8 @@ from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.memory import MemoryTensor
+from streamattn_cli.sketches.nystrom import NystromParams
+from streamattn_cli.sketches.poly import PolyParams
 
 ROWS = 600  # more than a tile, more than two groups, and not a multiple of either
 
@@ -36,8 +38,11 @@ def warm(plan: Plan, listener: Listener) -> None:
     small = {part: _made_up(getattr(problem, part)) for part in ("q", "k", "v")}
     params = problem.params
     if params:
-        history = replace(params.history, max_error=float("inf")) if params.history else None
-        params = replace(params, window=min(params.window, 300), sinks=min(params.sinks, 4), history=history)
+        params = replace(params, window=min(params.window, 300), sinks=min(params.sinks, 4))
+    if params and isinstance(params.history, PolyParams):
+        params = replace(params, history=replace(params.history, max_error=float("inf")))
+    if params and isinstance(params.history, NystromParams):
+        params = replace(params, group=32, window=33, history=replace(params.history, atoms=64, active=32))
     request = replace(problem.request, audit=min(problem.request.audit, 8))
     problem = replace(problem, request=request, params=params, **small)
     plan = replace(

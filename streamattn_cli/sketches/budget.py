@@ -22,7 +22,7 @@ def row_bytes(params: HeadParams) -> int:
 
 def window_params(params: HeadParams, rows: int) -> HeadParams:
     """The `window` method within `rows` rows: sinks, and as wide a window as fits beside one group under way."""
-    params = replace(params, group=_group(rows), window=1)
+    params = replace(params, group=8, window=1)  # small groups, because the one under way counts, too
     free = rows * row_bytes(params) - spec_bytes(params.state_spec())
     window = 1 + free // row_bytes(params) // params.group * params.group
     if free < 0:

@@ -22,14 +22,12 @@ PHI = 1 << 20  # first table number of Phi; Psi's is 0, so that one seed serves 
 class Recovered:
     """The entries found in one column, or (column None) rows found for all columns jointly.
 
-    rows (j,) int64, ascending; values (j, c) float64 with c = 1 for a single column; noise (c,): the standard error
-    of a value, as the sketch itself shows it.
+    rows (j,) int64, ascending; values (j, c) float64, with c = 1 for a single column.
     """
 
     column: int | None
     rows: np.ndarray
     values: np.ndarray
-    noise: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -107,12 +105,13 @@ class PeelSketch:
         return self.tables * self.buckets * (1 + self.bits)
 
     @property
-    def _estimates(self) -> ScanSketch:
+    def estimates(self) -> ScanSketch:
+        """The tables that values are read from."""
         return ScanSketch(self.estimate_tables, self.estimate_buckets, self.seed)
 
     def locate(self, rows: np.ndarray, target: np.ndarray, sign: np.ndarray, count: np.ndarray) -> None:
         """The counters (n, per_row) of rows (n,) int64, their signs, and how many they are (n,)."""
-        self._estimates.locate(rows, target, sign, count)
+        self.estimates.locate(rows, target, sign, count)
         target[:, : self.estimate_tables] += self._tests
         keys = _keys(self.seed, PHI + self.estimate_tables, self.tables)
         with np.errstate(over="ignore"):
@@ -120,7 +119,7 @@ class PeelSketch:
 
     def tail(self, z: np.ndarray) -> np.ndarray:
         """(c,): the norm of every sketched column; z (counters, c)."""
-        return self._estimates.tail(z[self._tests :])
+        return self.estimates.tail(z[self._tests :])
 
     def recover(self, z: np.ndarray, n: int, k: int, per_column: bool) -> list[Recovered]:
         """The k heaviest of n rows from the counters z (counters, c)."""
@@ -129,16 +128,15 @@ class PeelSketch:
         return [self._recover(z, n, k, None)]
 
     def _recover(self, z: np.ndarray, n: int, k: int, column: int | None) -> Recovered:
-        rest, found = z.copy(), np.zeros(0, np.int64)
+        tests, estimates = z[: self._tests], z[self._tests :]
+        rest, found = tests, Recovered(column, np.zeros(0, np.int64), np.zeros((0, z.shape[1])))
         for _ in range(self.rounds):
-            new = np.setdiff1d(self._read_rows(rest, n), found)
+            new = np.setdiff1d(self._read_rows(rest, n), found.rows)
             if not len(new):
                 break
-            new = _best(self._estimates, rest[self._tests :], new, k, column).rows
-            found = np.union1d(found, new)
-            kept = _best(self._estimates, z[self._tests :], found, 2 * k, column)
-            found, rest = kept.rows, z - self._sketch(kept)
-        return _best(self._estimates, z[self._tests :], found, k, column)
+            found = _best(self.estimates, estimates, np.union1d(found.rows, new), 2 * k, column)
+            rest = tests - self._tested(found)
+        return _best(self.estimates, estimates, found.rows, k, column)
 
     def _read_rows(self, z: np.ndarray, n: int) -> np.ndarray:
         """Row numbers that the buckets spell, as far as they lead back to their bucket."""
@@ -154,8 +152,14 @@ class PeelSketch:
         spelled = rows.reshape(-1)[target]
         return candidates[(spelled == candidates[:, None]).any(axis=1)]
 
-    def _sketch(self, found: Recovered) -> np.ndarray:
-        return sketch_rows(self, found.rows, found.values)
+    def _tested(self, found: Recovered) -> np.ndarray:
+        """What the rows found so far put into the bit-test counters."""
+        shape = (len(found.rows), self.tables * (1 + self.bits))
+        target, sign, count = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(len(found.rows), np.int64)
+        keys = _keys(self.seed, PHI + self.estimate_tables, self.tables)
+        with np.errstate(over="ignore"):
+            kernel.bit_places(keys, self.buckets, self.bits, found.rows, 0, target, sign, count)
+        return _gather(self._tests, target, sign, count, found.values)
 
 
 def sketch_rows(sketch: ScanSketch | PeelSketch, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -163,10 +167,22 @@ def sketch_rows(sketch: ScanSketch | PeelSketch, rows: np.ndarray, values: np.nd
     shape = (len(rows), sketch.per_row)
     target, sign, count = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(len(rows), np.int64)
     sketch.locate(rows, target, sign, count)
-    live = np.arange(sketch.per_row) < count[:, None]
-    z = np.zeros((sketch.counters, values.shape[1]))
-    np.add.at(z, target[live], (sign[:, :, None] * values[:, None])[live])
-    return z
+    return _gather(sketch.counters, target, sign, count, values)
+
+
+def residual(sketch: ScanSketch | PeelSketch, z: np.ndarray, found: list[Recovered]) -> np.ndarray:
+    """(c,): the norm of every column without what was found in it, as its counters z (counters, c) show it."""
+    rest = z.copy()
+    for part in found:
+        columns = slice(None) if part.column is None else [part.column]
+        rest[:, columns] -= sketch_rows(sketch, part.rows, part.values)
+    return sketch.tail(rest)
+
+
+def noise_of(sketch: ScanSketch | PeelSketch, rest: np.ndarray) -> np.ndarray:
+    """(c,): the standard error of a recovered value, a median over tables, where the column's rest has norm `rest`."""
+    values = sketch if isinstance(sketch, ScanSketch) else sketch.estimates
+    return rest * np.sqrt(pi / 2 / values.tables / max(values.buckets, 1))
 
 
 def scan_sketch(counters: int, joint: bool, seed: int) -> ScanSketch:
@@ -207,10 +223,14 @@ def _best(sketch: ScanSketch, z: np.ndarray, rows: np.ndarray, k: int, column: i
     values = np.empty((len(rows), z.shape[1]))
     kernel.medians(z, target, sign, values)
     chosen = np.sort(np.argsort(-(values**2).sum(axis=1), kind="stable")[:k])
-    rows, values = rows[chosen], values[chosen]
-    rest = z - sketch_rows(sketch, rows, values)
-    noise = sketch.tail(rest) * np.sqrt(pi / 2 / sketch.tables / max(sketch.buckets, 1))
-    return Recovered(column, rows, values, noise)
+    return Recovered(column, rows[chosen], values[chosen])
+
+
+def _gather(counters: int, target: np.ndarray, sign: np.ndarray, count: np.ndarray, values: np.ndarray) -> np.ndarray:
+    live = np.arange(target.shape[1]) < count[:, None]
+    z = np.zeros((counters, values.shape[1]))
+    np.add.at(z, target[live], (sign[:, :, None] * values[:, None])[live])
+    return z
 
 
 def _keys(seed: int, first: int, tables: int) -> np.ndarray:

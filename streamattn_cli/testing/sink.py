@@ -11,33 +11,34 @@ import numpy as np
 from streamattn_cli.rows.writers import Writer
 from streamattn_cli.testing.require import edges, require, require_raises, require_same_bytes
 
-ROWS, HEADS, DIM = 70, 2, 3
+ROWS = 70
 CUTS = ((1,), (7,), (3, 1, 29), (16,))  # sizes of blocks, in turn
 META = {"method": "exact", "rows": ROWS, "params": {"degree": 2}}
 
 
 @dataclass(frozen=True)
 class SinkCase:
-    """An output under test, of ROWS rows of HEADS heads of DIM items.
+    """An output under test, of ROWS rows of `heads` heads of `dim` items.
 
     open(folder) gives a writer into that folder, the same name each time; read(folder) gives what was committed there,
-    (ROWS, HEADS, DIM). `named` outputs are files that get their name at commit; others (pipes) appear as written.
+    (ROWS, heads, dim). `named` outputs are files that get their name at commit; others (pipes) appear as written.
     """
 
     open: Callable[[Path], Writer]
     read: Callable[[Path], np.ndarray]
     named: bool = True
+    heads: int = 2
+    dim: int = 3
+
+    def rows(self) -> np.ndarray:
+        """What is written, float32: whole numbers that half precision can hold."""
+        return np.arange(ROWS * self.heads * self.dim, dtype=np.float32).reshape(ROWS, self.heads, self.dim) - 100
 
 
-def rows() -> np.ndarray:
-    """What is written: exactly representable in half precision."""
-    return np.arange(ROWS * HEADS * DIM, dtype=np.float32).reshape(ROWS, HEADS, DIM) - 100
-
-
-def write(writer: Writer, sizes: tuple[int, ...]) -> None:
+def write(case: SinkCase, writer: Writer, sizes: tuple[int, ...]) -> None:
     """All rows, in blocks of these sizes."""
     for a, b in edges(ROWS, sizes):
-        writer.write(a, rows()[a:b])
+        writer.write(a, case.rows()[a:b])
         require(writer.rows_written == b, f"rows_written {writer.rows_written} found, expected {b}")
 
 
@@ -49,10 +50,10 @@ def content(folder: Path) -> dict[str, bytes]:
 def what_is_written_is_read(case: SinkCase, folder: Path) -> None:
     """The rows come back, in order."""
     writer = case.open(folder)
-    write(writer, (9,))
+    write(case, writer, (9,))
     writer.commit(META)
     found = case.read(folder)
-    require_same_bytes(found.astype(np.float32), rows(), "rows read back")
+    require_same_bytes(found.astype(np.float32), case.rows(), "rows read back")
 
 
 def any_cut_gives_the_same_bytes(case: SinkCase, folder: Path) -> None:
@@ -62,7 +63,7 @@ def any_cut_gives_the_same_bytes(case: SinkCase, folder: Path) -> None:
         place = folder / str(number)
         place.mkdir()
         writer = case.open(place)
-        write(writer, sizes)
+        write(case, writer, sizes)
         writer.commit(META)
         found = content(place) if case.named else case.read(place).tobytes()
         whole = whole or found
@@ -72,26 +73,26 @@ def any_cut_gives_the_same_bytes(case: SinkCase, folder: Path) -> None:
 def blocks_need_not_be_contiguous(case: SinkCase, folder: Path) -> None:
     """A transposed view of other memory, and another float dtype, are written like any block."""
     writer = case.open(folder)
-    view = np.ascontiguousarray(rows().transpose(1, 0, 2)).astype(np.float64).transpose(1, 0, 2)
+    view = np.ascontiguousarray(case.rows().transpose(1, 0, 2)).astype(np.float64).transpose(1, 0, 2)
     writer.write(0, view)
     writer.commit(META)
-    require_same_bytes(case.read(folder).astype(np.float32), rows(), "rows read back")
+    require_same_bytes(case.read(folder).astype(np.float32), case.rows(), "rows read back")
 
 
 def rows_come_in_order_and_shape(case: SinkCase, folder: Path) -> None:
     """A block at another row or of another shape is a ValueError that changes nothing."""
     writer = case.open(folder)
-    writer.write(0, rows()[:10])
+    writer.write(0, case.rows()[:10])
     for what, start, block in (
-        ("a gap", 11, rows()[11:]),
-        ("a repetition", 0, rows()[:10]),
-        ("fewer heads", 10, rows()[10:, :1]),
-        ("other items", 10, rows()[10:, :, :2]),
+        ("a gap", 11, case.rows()[11:]),
+        ("a repetition", 0, case.rows()[:10]),
+        ("fewer heads", 10, case.rows()[10:, 1:]),
+        ("fewer items", 10, case.rows()[10:, :, 1:]),
     ):
         require_raises(ValueError, lambda a=start, b=block: writer.write(a, b), what)
-    writer.write(10, rows()[10:])
+    writer.write(10, case.rows()[10:])
     writer.commit(META)
-    require_same_bytes(case.read(folder).astype(np.float32), rows(), "rows read back")
+    require_same_bytes(case.read(folder).astype(np.float32), case.rows(), "rows read back")
 
 
 def the_name_appears_only_at_commit(case: SinkCase, folder: Path) -> None:
@@ -102,7 +103,7 @@ def the_name_appears_only_at_commit(case: SinkCase, folder: Path) -> None:
     for at in range(0, ROWS, 10):
         visible = [name for name in content(folder) if not name.startswith(".")]
         require(not visible, f"{visible} visible after {at} rows")
-        writer.write(at, rows()[at : at + 10])
+        writer.write(at, case.rows()[at : at + 10])
     require(all(name.startswith(".") for name in content(folder)), "visible before commit")
     writer.commit(META)
     hidden = [name for name in content(folder) if name.startswith(".")]
@@ -114,13 +115,13 @@ def aborting_leaves_nothing(case: SinkCase, folder: Path) -> None:
     if not case.named:
         return
     first = case.open(folder)
-    write(first, (20,))
+    write(case, first, (20,))
     first.commit(META)
     before = content(folder)
     for count in (0, 10, ROWS):
         writer = case.open(folder)
         if count:
-            writer.write(0, 2 * rows()[:count])
+            writer.write(0, 2 * case.rows()[:count])
         require(all(content(folder).get(name) == data for name, data in before.items()), "the old output changed")
         writer.abort()
         writer.abort()
@@ -135,9 +136,9 @@ def a_commit_replaces_the_old_output(case: SinkCase, folder: Path) -> None:
         return
     for factor in (2, 1):
         writer = case.open(folder)
-        writer.write(0, factor * rows())
+        writer.write(0, factor * case.rows())
         writer.commit(META)
-    require_same_bytes(case.read(folder).astype(np.float32), rows(), "rows of the second output")
+    require_same_bytes(case.read(folder).astype(np.float32), case.rows(), "rows of the second output")
 
 
 SINK_LAWS = (
