@@ -13,10 +13,11 @@ from streamattn_cli.rows.open import InputSpec, open_inputs
 from streamattn_cli.rows.rawout import open_raw
 from streamattn_cli.rows.writers import open_writer
 from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.nystrom import NystromParams
 from streamattn_cli.sketches.poly import PolyParams
 from streamattn_cli.testing.dual import DUAL_LAWS, DualCase
 from streamattn_cli.testing.sink import ROWS, SINK_LAWS, SinkCase
-from streamattn_cli.testing.sketch import SKETCH_LAWS, SketchCase
+from streamattn_cli.testing.sketch import LEARNING_LAWS, SKETCH_LAWS, SketchCase
 from streamattn_cli.testing.source import SOURCE_LAWS, SourceCase
 
 
@@ -40,6 +41,7 @@ SKETCHES = {
     "poly, more sinks than a group, f8": SketchCase(head("f8", history=HERMITE, sinks=20, window=9)),
     "taylor, clipped": SketchCase(head(history=TAYLOR, sinks=4, window=6)),
     "many value channels": SketchCase(HeadParams(2, 7, 0.7, group=8, window=3, history=PolyParams(degree=3))),
+    "rows stored in bf16": SketchCase(head(history=HERMITE, sinks=3, window=20, storage="bf16")),
     "one dimension": SketchCase(HeadParams(1, 1, 1.0, "f8", group=32, history=PolyParams(degree=6))),
 }
 
@@ -47,6 +49,21 @@ SKETCHES = {
 @pytest.mark.parametrize("law", SKETCH_LAWS, ids=name)
 @pytest.mark.parametrize("case", SKETCHES.values(), ids=SKETCHES)
 def test_sketch(case, law):
+    law(case)
+
+
+ATOMS = {
+    f"{what}, {dtype}": SketchCase(
+        head(dtype, NystromParams(24, 16, dtype), sinks=3, window=window), rows=rows, step_rows=16, slack=0.05
+    )
+    for what, window, rows in (("atoms", 0, 150), ("atoms behind a window", 20, 150), ("bank under way", 5, 40))
+    for dtype in ("f4", "f8")
+}
+
+
+@pytest.mark.parametrize("law", LEARNING_LAWS, ids=name)
+@pytest.mark.parametrize("case", ATOMS.values(), ids=ATOMS)
+def test_learning_sketch(case, law):
     law(case)
 
 

@@ -222,23 +222,25 @@ class HeadAttention:
         p, n = self.params, q.shape[1]
         at = first % p.group
         fallback = self.history.mean_value() if self.history else np.zeros(p.value_dim)
-        exact = Partial(work["m"][0], work["y"][0])
-        past = Partial(work["m"][1], work["y"][1])
         for head in range(0, len(q), p.stack):
             heads = q[head : head + p.stack]
+            rows = len(heads) * p.group
+            tile = {name: work[name][:rows] for name in ("tile", "scaled", "logits", "product")}
+            exact, past = (Partial(work["m"][i, :rows], work["y"][i, :rows]) for i in (0, 1))
             live = [slice(i * p.group + at, i * p.group + at + n) for i in range(len(heads))]
-            work["tile"][:] = 0
-            for place, rows in zip(live, heads, strict=True):
-                work["tile"][place] = rows
-            np.multiply(work["tile"], work["tile"].dtype.type(p.scale), out=work["scaled"])
-            self._exact(exact, live, low, high, work)
+            tile["tile"][:] = 0
+            for place, queries in zip(live, heads, strict=True):
+                tile["tile"][place] = queries
+            np.multiply(tile["tile"], tile["tile"].dtype.type(p.scale), out=tile["scaled"])
+            scratch = work | tile | {"bounds": work["bounds"][:, :rows]}
+            self._exact(exact, live, low, high, scratch)
             if self.state["counters"][2]:
-                work["counts"][0] += self.history.partial(work["tile"], work, past)
+                work["counts"][0] += self.history.partial(tile["tile"], scratch, past)
                 for place in live:
                     work["counts"][1] += past[place].guard(self.state["range"])
                 exact.add(past)
             if learn:
-                self._learn(exact, past, live, n * len(heads) / len(q), work)
+                self._learn(exact, past, live, n * len(heads) / len(q), scratch)
             for i, place in enumerate(live):
                 work["counts"][2] += exact[place].finish(fallback, out[head + i])
 

@@ -106,7 +106,7 @@ class NystromHistory:
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
         out.clear()
-        low, high = work["everything"]
+        low, high = work["everything"][:, : len(q)]
         low[:] = 0
         count, tile = int(self.state["held"][0]), len(work["tile_k"])
         for first in range(0, count, tile):

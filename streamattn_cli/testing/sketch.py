@@ -27,7 +27,8 @@ class SketchCase:
 
     The stream should be some groups long and end inside one; `spread` is that of its logits before the scale, and must
     be one that the method can answer. A method that learns from queries takes them by whole groups: its `step_rows` is
-    the group, and only the end of the stream may be shorter.
+    the group, only the end of the stream may be shorter, and it is held to LEARNING_LAWS. `slack` is what rounding the
+    state to few bits may change, relative to the largest output.
     """
 
     params: HeadParams
@@ -36,6 +37,7 @@ class SketchCase:
     spread: float = 1.0
     seed: int = 0
     step_rows: int = 1
+    slack: float = 0.0
 
     def stream(self) -> Stream:
         """The made-up stream."""
@@ -170,7 +172,7 @@ def adding_a_vector_to_all_keys_changes_nothing(case: SketchCase) -> None:
     shift = np.linspace(-1.5, 2.5, case.params.dim)
     for way in (causal, full):
         found, _ = way(case, stream.with_keys(stream.k + shift))
-        require_close(found, way(case, stream)[0], case.tolerance, f"{way.__name__}, keys + {shift}")
+        require_close(found, way(case, stream)[0], case.tolerance + case.slack, f"{way.__name__}, keys + {shift}")
 
 
 def scaling_values_scales_outputs(case: SketchCase) -> None:
@@ -180,7 +182,7 @@ def scaling_values_scales_outputs(case: SketchCase) -> None:
         for factor in (-3.7, 1e-3, 0.0):
             found, _ = way(case, stream.with_values(stream.v * stream.k.dtype.type(factor)))
             expected = factor * way(case, stream)[0]
-            require_close(found, expected, case.tolerance, f"{way.__name__}, values * {factor}")
+            require_close(found, expected, case.tolerance + case.slack, f"{way.__name__}, values * {factor}")
 
 
 def rows_of_weight_zero_count_for_nothing(case: SketchCase) -> None:
@@ -290,4 +292,9 @@ SKETCH_LAWS = (
     queries_in_any_cut_get_the_same_bytes,
     heads_do_not_see_each_other,
     scratch_carries_nothing,
+)
+
+# what one head's queries teach a method changes its answers to another's, and rows without queries teach nothing
+LEARNING_LAWS = tuple(
+    law for law in SKETCH_LAWS if law not in (absorb_and_step_make_the_same_state, heads_do_not_see_each_other)
 )
