@@ -76,6 +76,7 @@ class Interrupted(BaseException):
     def __init__(self, signum: int):
         super().__init__(f"stopped by signal {signum}")
         self.signum = signum
+        self.consequence = "no file was left half-written"
 
 
 def exit_code_table() -> str:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,15 @@ def refused(*args, code, words, folder=None, **kwargs):
     if folder:
         assert listing(folder) == before
     return lines[0]
+
+
+def wait_until(process, condition):
+    """Wait until condition() is true of a running process. It must not end before, nor must this take forever."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode} before what was waited for"
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.01)
 
 
 def listing(folder):

@@ -29,9 +29,9 @@ def pytest_configure(config):
         config.option.hypothesis_seed = str(BASE_SEED)
 
 
-def pytest_report_header():
-    """What repeats this run."""
-    return f"HYPOTHESIS_PROFILE={PROFILE} STREAMATTN_TEST_SEED={BASE_SEED}"
+def pytest_terminal_summary(terminalreporter):
+    """Print what repeats this run (a header would not be shown under -q)."""
+    terminalreporter.write_line(f"HYPOTHESIS_PROFILE={PROFILE} STREAMATTN_TEST_SEED={BASE_SEED}")
 
 
 @pytest.fixture

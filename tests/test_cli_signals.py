@@ -4,18 +4,20 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
-from clirun import FILES, save_heads, start
+from clirun import FILES, save_heads, start, wait_until
 
+pytestmark = pytest.mark.skipif(not Path("/proc/self/wchan").exists(), reason="looks at /proc to see where it waits")
 ROWS = np.random.default_rng(0).standard_normal((2000, 24)).astype(np.float32)
 ATTEND = ["attend", "-", "--raw", "f32", "--dim", "8", "--causal", "--method", "window", "--block-rows", "256"]
 
 
 @pytest.fixture
 def waiting(tmp_path):
-    """Starts a run that has answered 1792 rows into out.npy, and waits for more."""
+    """Starts a run that has answered 1792 rows and waits for more."""
     processes = []
 
     def begin(*args, name="out.npy"):
@@ -23,8 +25,8 @@ def waiting(tmp_path):
         processes.append(process)
         process.stdin.write(ROWS.tobytes())
         process.stdin.flush()
-        while not any(path.stat().st_size > 1792 * 32 for path in tmp_path.iterdir()):
-            assert process.poll() is None
+        wait_until(process, lambda: any(path.stat().st_size > 1000 * 32 for path in tmp_path.iterdir()))
+        wait_until(process, lambda: _reads_a_pipe(process, main=False))
         return process
 
     yield begin
@@ -80,20 +82,16 @@ def test_usr1_prints_a_status_line_and_the_run_goes_on(waiting, tmp_path, args):
 
 
 @pytest.mark.parametrize("args, sent", [
-    (["--causal"], b""),  # waits for the first header
-    (["--causal", "--method", "poly"], None),  # waits for the rows that poly wants to see first
+    (["--method", "window"], b""),  # waits for the first row
+    (["--method", "poly"], ROWS[:100].tobytes()),  # waits for the rows that poly wants to see first
 ])  # fmt: skip
 def test_ctrl_c_while_waiting_for_the_first_rows(tmp_path, args, sent):
     """There is no block to finish then, and nothing may be needed to get out of the wait."""
-    command = ["attend", "-", *args, "--raw", "f32", "--dim", "8", "-o", tmp_path / "out.npy"]
+    command = ["attend", "-", "--causal", *args, "--raw", "f32", "--dim", "8", "-o", tmp_path / "out.npy"]
     process = start(*command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    if sent is None:
-        process.stdin.write(ROWS[:100].tobytes())
-        process.stdin.flush()
-        while not list(tmp_path.iterdir()):
-            assert process.poll() is None
-    while not _reading(process):
-        assert process.poll() is None
+    process.stdin.write(sent)
+    process.stdin.flush()
+    wait_until(process, lambda: _owns_signals(process) and _reads_a_pipe(process))
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     err = process.stderr.read()
@@ -103,30 +101,28 @@ def test_ctrl_c_while_waiting_for_the_first_rows(tmp_path, args, sent):
     assert list(tmp_path.iterdir()) == []
 
 
-def _reading(process):
-    """Whether the main thread waits in the system for bytes of a pipe, and owns its signals."""
-    try:
-        with open(f"/proc/{process.pid}/status") as file:
-            caught = next(int(line.split()[1], 16) for line in file if line.startswith("SigCgt"))
-        with open(f"/proc/{process.pid}/wchan") as file:
-            return bool(caught >> (signal.SIGUSR1 - 1) & 1) and "pipe_read" in file.read()
-    except OSError:
-        pytest.skip("needs /proc")
-
-
-def test_a_stopped_reader_of_a_fifo(tmp_path):
-    """Ctrl-C while a fifo waits for its writer."""
+def test_ctrl_c_while_a_fifo_waits_for_its_writer(tmp_path):
     save_heads(tmp_path)
     os.mkfifo(tmp_path / "kv")
     process = start("attend", "kv", *FILES[:2], "-o", "out.npy", cwd=tmp_path, stderr=subprocess.PIPE)
-    while not _opening(process):
-        assert process.poll() is None
+    wait_until(process, lambda: _owns_signals(process) and _waits_in(process, "wait_for_partner", "fifo_open"))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and b"Traceback" not in err
     assert not (tmp_path / "out.npy").exists()
 
 
-def _opening(process):
-    with open(f"/proc/{process.pid}/wchan") as file:
-        return "wait_for_partner" in file.read()
+def _owns_signals(process):
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(caught >> (signal.SIGUSR1 - 1) & 1)
+
+
+def _reads_a_pipe(process, main=True):
+    return _waits_in(process, "pipe_read", main=main)
+
+
+def _waits_in(process, *places, main=True):
+    """Whether the main thread (or another one) waits in one of these functions of the system."""
+    tasks = [task for task in Path(f"/proc/{process.pid}/task").iterdir() if (task.name == str(process.pid)) == main]
+    return any(place in (task / "wchan").read_text() for task in tasks for place in places)

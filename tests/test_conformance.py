@@ -41,7 +41,8 @@ SKETCHES = {
     "poly, more sinks than a group, f8": SketchCase(head("f8", history=HERMITE, sinks=20, window=9)),
     "taylor, clipped": SketchCase(head(history=TAYLOR, sinks=4, window=6)),
     "many value channels": SketchCase(HeadParams(2, 7, 0.7, group=8, window=3, history=PolyParams(degree=3))),
-    "rows stored in bf16": SketchCase(head(history=HERMITE, sinks=3, window=20, storage="bf16")),
+    "rows stored in bf16": SketchCase(head(history=HERMITE, sinks=3, window=20, storage="bf16"), slack=0.01),
+    "rows stored in f2": SketchCase(head("f8", sinks=3, window=20, storage="f2"), slack=1e-3),
     "one dimension": SketchCase(HeadParams(1, 1, 1.0, "f8", group=32, history=PolyParams(degree=6))),
 }
 

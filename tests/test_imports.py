@@ -128,7 +128,8 @@ def test_a_planted_violation_is_found(tmp_path, place, line, expected):
 
 
 @pytest.mark.parametrize(("place", "line"), [
-    ("kernels/a.py", "import math\nimport numpy as np\nfrom numba import njit\nfrom streamattn_cli.kernels.dense import exp"),
+    ("kernels/a.py", "import math\nimport numpy as np\nfrom numba import njit"),
+    ("kernels/a.py", "from streamattn_cli.kernels.dense import exp"),
     ("rows/a.py", "import os\nfrom streamattn_cli.errors import UsageError\ndef f():\n    import h5py"),
     ("rows/hdf5x.py", "import h5py\nfrom streamattn_cli.rows.hdf5types import file_storage"),
     ("cli/a.py", "import typer\nfrom streamattn_cli.report.table import rows\nfrom . import b"),

@@ -86,6 +86,18 @@ def test_poly_is_naive_poly(dim, degree, words, dtype, polynomial):
         assert relative(found, oracle(case, stream, trial, way is causal)) <= BOUND[dtype]
 
 
+def test_a_history_writes_only_the_answers_it_was_asked_for():
+    """Found without the compiler: scratch for two heads made it write past the answers of one."""
+    params, stream = PolyParams(2), make_stream(16, 3, 2, "f8")
+    history = PolyHistory(params, 3, 2, 0.5, "f8", allocate(PolyHistory.state_spec(params, 3, 2)))
+    history.calibrate(stream.k, stream.c, stream.q[0])
+    work = allocate(PolyHistory.work_spec(params, 3, 2, 32, "f8"))
+    history.absorb(stream.k, stream.c, work)
+    m, y = np.full(40, 7.0), np.full((40, 3), 7.0)
+    history.partial(stream.q[0], work, Partial(m[:16], y[:16]))
+    assert (m[16:] == 7).all() and (y[16:] == 7).all() and (m[:16] != 7).all() and (y[:16] != 7).all()
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize(("beta", "degree"), [(0.3, 2), (1.5, 4), (1e3, 4)])
 def test_beta_clips_norms_and_counts_them(beta, degree, dtype):
@@ -120,7 +132,8 @@ def test_bounds_without_beta_are_a_margin_over_the_first_rows():
 
 def test_later_rows_beyond_the_bounds_are_counted():
     """Bounds come from the first rows; rows twice as far out and more are shrunk and counted."""
-    case = SketchCase(HeadParams(3, 2, 0.7, "f8", group=16, history=PolyParams(2, "taylor", max_error=math.inf)))
+    history = PolyParams(2, "taylor", max_error=math.inf)
+    case = SketchCase(HeadParams(3, 2, 0.7, "f8", group=16, history=history))
     stream = case.stream()
     stream.k[40:] *= 10
     trial = Trial(case, stream, first=stream.head(40))
@@ -134,7 +147,7 @@ def test_later_rows_beyond_the_bounds_are_counted():
 
 
 def test_queries_that_the_polynomial_cannot_answer_are_guarded():
-    """A polynomial of odd degree goes negative: such masses are dropped and counted, outputs stay finite and in range."""
+    """A polynomial of odd degree goes negative: such masses are dropped and counted, outputs stay in range."""
     history = PolyParams(1, "taylor", max_error=math.inf)
     case = SketchCase(HeadParams(2, 2, 1.0, "f8", group=16, history=history), spread=1.0)
     stream = case.stream()
@@ -242,7 +255,8 @@ def test_sinks_window_and_rest_are_the_union(sinks, window, rows, dtype, seed):
         if b > a:
             everything = np.zeros(rows, np.int64), np.full(rows, b - a)
             logits, result = np.empty((rows, b - a), dtype), np.empty((rows, 3), dtype)
-            part.attend(stream.q[0] * np.dtype(dtype).type(0.5), stream.k[a:b], stream.c[a:b], *everything, logits, result)
+            q = stream.q[0] * np.dtype(dtype).type(0.5)
+            part.attend(q, stream.k[a:b], stream.c[a:b], *everything, logits, result)
         total.add(part)
     out = np.empty((rows, 2))
     assert total.finish(np.zeros(2), out) == 0
@@ -254,7 +268,8 @@ def test_attend_ignores_rows_of_weight_zero_whatever_their_keys():
     """Found by the conformance suite: such a row's logit was taken for the maximum, under which the others vanished."""
     k, c = np.array([[-60.0], [0.0], [50.0]], "f4"), np.array([[2.0, 1], [0, 0], [0, 0]], "f4")
     part = Partial.empty(1, 2, np.dtype("f4"))
-    part.attend(np.full((1, 1), 3, "f4"), k, c, np.zeros(1, int), np.full(1, 3), np.empty((1, 3), "f4"), np.empty((1, 2), "f4"))
+    scratch = np.empty((1, 3), "f4"), np.empty((1, 2), "f4")
+    part.attend(np.full((1, 1), 3, "f4"), k, c, np.zeros(1, int), np.full(1, 3), *scratch)
     assert part.m[0] == -180
     assert part.y.tolist() == [[2, 1]]
 

@@ -95,9 +95,8 @@ class CheckpointWriter:
 
     def _write(self, buffers: Iterable[bytes | memoryview]) -> None:
         """Steps 1 to 3."""
-        part = self._beside(f".{secrets.token_hex(4)}{SUFFIX}")
-        fd = self._fs.create(part)
-        self._part = part
+        self._part = self._beside(f".{secrets.token_hex(4)}{SUFFIX}")
+        fd = self._fs.create(self._part)
         try:
             waiting = 0
             for buffer in buffers:

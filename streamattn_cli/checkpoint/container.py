@@ -9,6 +9,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from streamattn_cli.checkpoint.digest import RunningDigest
@@ -82,32 +83,22 @@ def decode(
     return state, header.meta
 
 
-class _opened:  # noqa: N801 - used like a function
-    """Context manager: an open regular file and its size; errors of the system become InputMissing."""
-
-    def __init__(self, path: str):
-        self._path = path
-
-    def __enter__(self) -> tuple[BinaryIO, int]:
-        try:  # without O_NONBLOCK a pipe of that name would wait for a writer
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except (OSError, ValueError) as error:
-            raise self._missing(error) from error
-        self._file = open(descriptor, "rb", buffering=0)
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            self._file.close()
-            raise InputMissing(f"{self._path}: something that is no regular file found, expected a checkpoint file")
-        return self._file, found.st_size
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self._file.close()
-        if isinstance(error, OSError):
-            raise self._missing(error) from error
-
-    def _missing(self, error: Exception) -> InputMissing:
-        return InputMissing(f"{self._path}: the checkpoint cannot be read: {getattr(error, 'strerror', None) or error}; "
-                            f"check the path and the permissions")
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[BinaryIO, int]]:
+    """An open regular file and its size; errors of the system become InputMissing."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # or a pipe of that name would wait for a writer
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise InputMissing(f"{path}: something that is no regular file found, expected a checkpoint file")
+            with open(fd, "rb", buffering=0, closefd=False) as file:
+                yield file, found.st_size
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise InputMissing(f"{path}: the checkpoint cannot be read: {error.strerror or error}; check the path and the "
+                           f"permissions") from error
 
 
 def _data(header: Header, arrays: dict[str, list[np.ndarray]]) -> Iterator[bytes | memoryview]:
@@ -116,7 +107,12 @@ def _data(header: Header, arrays: dict[str, list[np.ndarray]]) -> Iterator[bytes
         if tensor.padding:
             yield bytes(tensor.end - tensor.begin)
         else:
-            yield from (memoryview(part.reshape(-1).view("u1")) for part in arrays[tensor.name])
+            yield from map(_bytes_of, arrays[tensor.name])
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    contiguous = array if array.flags.c_contiguous else array.copy(order="C")
+    return memoryview(contiguous.reshape(-1).view("u1"))
 
 
 def _sealed(buffers: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
@@ -156,7 +152,7 @@ def _read_state(name: str, file: BinaryIO, header: Header) -> dict[str, np.ndarr
                 raise damaged(name, f"bytes that are not zero found in padding {tensor.name}")
             continue
         array = state[tensor.name] = np.empty(tensor.shape, _STRINGS[tensor.dtype])
-        _fill(name, file, memoryview(array.reshape(-1).view("u1")), digest)
+        _fill(name, file, _bytes_of(array), digest)
     seal = _some(file, SEAL_BYTES)
     if seal != digest.digest():
         raise damaged(name, f"its seal is {seal.hex()[:16]}..., its content has {digest.hexdigest()[:16]}...")

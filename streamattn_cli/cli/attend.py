@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from streamattn_cli.cli import options
-from streamattn_cli.cli.options import FROM, HOW, WATCH, WHAT, option
+from streamattn_cli.cli.options import FROM, HOW, SKETCHES, WATCH, WHAT, option
 from streamattn_cli.cli.streams import printing
 
 
@@ -44,12 +44,16 @@ def attend(
     ] = None,
     scale: options.Scale = None,
     method: Annotated[
-        str | None, option(help="nystrom, window, poly or exact.", show_default="nystrom", rich_help_panel=WHAT)
+        str | None, option(
+            help="nystrom, poly, exact; to compare: window, evict, sample, balance, wildcat.",
+            show_default="nystrom",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     resident_rows: Annotated[
         int | None,
         option(
-            help="nystrom, window: memory of one key head, in rows of k and v; everything counts.",
+            help="All but poly, exact: memory of one key head, in rows of k and v; everything counts.",
             show_default="1024",
             rich_help_panel=WHAT,
         ),
@@ -66,10 +70,10 @@ def attend(
     ] = None,
     buffer: Annotated[
         int | None,
-        option(help="nystrom: rows between two compressions.", show_default="by --resident-rows", rich_help_panel=WHAT),
+        option(help="Rows between two compressions.", show_default="by --resident-rows", rich_help_panel=WHAT),
     ] = None,
     atoms: Annotated[
-        int | None, option(help="nystrom: atoms.", show_default="by --resident-rows", rich_help_panel=WHAT)
+        int | None, option(help="Atoms, or rows, of the history.", show_default="by --resident-rows", rich_help_panel=WHAT)
     ] = None,
     degree: Annotated[int, option(help="poly: degree of the polynomial, 1 to 12.", rich_help_panel=WHAT)] = 4,
     polynomial: Annotated[str, option(help="poly: hermite or taylor.", rich_help_panel=WHAT)] = "hermite",
@@ -79,6 +83,28 @@ def attend(
     max_error: Annotated[
         float, option(help="poly: refuse when a larger error is predicted.", rich_help_panel=WHAT)
     ] = 0.25,
+    eps: Annotated[
+        float | None, option(help="poly: error that chooses degree and sizes, such as 0.01.", rich_help_panel=SKETCHES)
+    ] = None,
+    sketches: Annotated[
+        str | None, option(help="exact, psi, phi or paper.", show_default="exact", rich_help_panel=SKETCHES)
+    ] = None,
+    order: Annotated[
+        str | None,
+        option(help="In which k, q, v come: kvq, vkq, kqv.", show_default="by --sketches", rich_help_panel=SKETCHES),
+    ] = None,
+    m1: Annotated[int | None, option(help="Buckets of Psi.", show_default="4096", rich_help_panel=SKETCHES)] = None,
+    m2: Annotated[int | None, option(help="Counters of Phi.", show_default="by k", rich_help_panel=SKETCHES)] = None,
+    decoder: Annotated[str, option(help="Of Phi: scan or peel.", rich_help_panel=SKETCHES)] = "scan",
+    top_k: Annotated[
+        int | None, option(help="Any method: write the K largest entries of every column.", rich_help_panel=SKETCHES)
+    ] = None,
+    per_column: Annotated[
+        bool, option("--per-column", help="Decode Phi column by column, not jointly.", rich_help_panel=SKETCHES)
+    ] = False,
+    deviation: Annotated[
+        bool, option("--deviation", help="--top-k of the deviations from the mean output.", rich_help_panel=SKETCHES)
+    ] = False,
     memory: Annotated[
         str | None, option(help="Budget above the program itself, such as 512MiB.", rich_help_panel=HOW)
     ] = None,
@@ -96,6 +122,22 @@ def attend(
     out_dtype: Annotated[
         str | None, option(help="f16, f32 or f64.", show_default="f32; f64 for f64", rich_help_panel=HOW)
     ] = None,
+    checkpoint: Annotated[
+        str | None, option(help="FILE.sattn to save the run in as it goes on.", rich_help_panel=HOW)
+    ] = None,
+    checkpoint_every: Annotated[str, option(help="30s, 5min or 1e6rows.", rich_help_panel=HOW)] = "30s",
+    resume: Annotated[bool, option("--resume", help="Go on from --checkpoint, if it exists.", rich_help_panel=HOW)] = False,
+    skip_rows: Annotated[
+        int | None,
+        option(
+            help="--resume with a pipe: rows to drop at its beginning.",
+            show_default="those already done",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    fingerprint: Annotated[
+        bool, option("--fingerprint", help="Compare all of the input on --resume.", rich_help_panel=HOW)
+    ] = False,
     dry_run: Annotated[bool, option("--dry-run", help="Print the plan, touch nothing.", rich_help_panel=WATCH)] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -127,7 +169,9 @@ def attend(
         inputs=spec, output=output, method=method, causal=causal, scale=scale, sinks=sinks, window=window,
         resident_rows=resident_rows, effort=effort, atoms=atoms, buffer=buffer, degree=degree, polynomial=polynomial, beta=beta, max_error=max_error, audit=audit,
         memory=None if memory is None else parse_size(memory), seed=seed, threads=threads, block_rows=block_rows,
-        nan_policy=nan_policy, out_dtype=out_dtype and _out_dtype(out_dtype),
+        checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, skip_rows=skip_rows,
+        fingerprint=fingerprint, eps=eps, sketches=sketches, order=order, m1=m1, m2=m2, decoder=decoder, top_k=top_k,
+        per_column=per_column, deviation=deviation, nan_policy=nan_policy, out_dtype=out_dtype and _out_dtype(out_dtype),
     )  # fmt: skip
     if dry_run:
         _show_plan(request, json)

@@ -79,7 +79,7 @@ def main() -> None:
     except StreamattnError as error:
         _end(str(error), error.code)
     except Interrupted as stop:
-        _end(f"stopped by {signal.Signals(stop.signum).name}; no file was left half-written", 128 + stop.signum)
+        _end(f"stopped by {signal.Signals(stop.signum).name}; {stop.consequence}", 128 + stop.signum)
     except MemoryError as error:
         _end(f"out of memory ({error}); give a smaller --memory so that a smaller plan is made", 6)
     except Exception as error:

@@ -9,6 +9,7 @@ option = functools.partial(typer.Option, show_envvar=False)  # the rule is told 
 ENVIRONMENT = "Every option can also be set by an environment variable, such as STREAMATTN_ATTEND_MEMORY for attend --memory."
 
 FROM, WHAT, HOW, WATCH = "Input", "Attention", "Memory, speed, error", "What is shown"
+SKETCHES = "Sketches and sparse outputs"
 
 Input = Annotated[
     str | None,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import numpy as np
 
+from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.engine.audit import Auditor
 from streamattn_cli.engine.events import Audit, Finished, Listener, Note, Outcome, Started
 from streamattn_cli.engine.lanes import Lane
@@ -18,9 +19,21 @@ from streamattn_cli.engine.plan import FIRST_ROWS, SLOTS, Plan, make_plan, work_
 from streamattn_cli.engine.pool import Workers
 from streamattn_cli.engine.pump import Watch, pump
 from streamattn_cli.engine.request import AttendRequest, resolve
+from streamattn_cli.engine.resume import (
+    DONE,
+    Saved,
+    check_saveable,
+    continued,
+    facts_of,
+    find_saved,
+    make_saver,
+    sources_of,
+)
+from streamattn_cli.engine.runs import make_run, open_sparse
+from streamattn_cli.engine.saver import Saver, describe, stack_heads, unstack_heads
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.warm import warm
-from streamattn_cli.errors import CannotMeet, InputMalformed
+from streamattn_cli.errors import CannotMeet, InputMalformed, Interrupted
 from streamattn_cli.rows.open import open_inputs
 from streamattn_cli.rows.readahead import Block, ReadAhead
 from streamattn_cli.rows.sample import spread_rows
@@ -38,37 +51,54 @@ def plan_attend(request: AttendRequest) -> Plan:
 def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
     """Run a request to its end. Raises the errors of errors.py; then nothing is left under the output's name."""
     with ExitStack() as stack:
-        inputs = stack.enter_context(open_inputs(request.inputs))
+        with interrupts.at_once():
+            inputs = stack.enter_context(open_inputs(request.inputs))
         plan = make_plan(resolve(request, inputs))
         problem = plan.problem
+        facts, sources = facts_of(problem, plan.audit_rows), sources_of(problem) if request.checkpoint else {}
+        saved = find_saved(request, facts, sources)
+        if saved:
+            plan = replace(plan, problem=continued(problem, saved))
         listener(Started(plan.to_dict()))
-        for note in problem.notes:
+        for note in (*problem.notes, *([f"going on after row {saved.done} ({saved.phase})"] if saved else [])):
             listener(Note(note))
-        writer = open_writer(
+        if saved and saved.phase == DONE:
+            return _already_done(plan, saved, listener)
+        writer = open_sparse(problem) if request.top_k else open_writer(
             request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
-            problem.q.batch,
+            problem.q.batch, going_on=saved.part if saved else None,
         )  # fmt: skip
         stack.callback(writer.abort)
         stack.callback(interrupts.on_abort(writer.abort))
+        checkpoint = None
+        if request.checkpoint:
+            check_saveable(writer)
+            checkpoint = stack.enter_context(CheckpointWriter(request.checkpoint))
         warm(plan, listener)
         began = time.monotonic()
         with Meter() as meter:
             watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
-            run = Run(plan, watch, writer)
+            run = make_run(plan, watch, writer)
+            saver = checkpoint and make_saver(checkpoint, run, writer, facts, sources, request.checkpoint_every)
             try:
-                rows, audit, reason = run.go()
+                if saved:
+                    run.go_on(saved)
+                rows, audit, reason = _saving(run, saver)
             finally:
                 run.close()
-        facts = {
+        written = {
             **problem.facts(),
-            "threads": plan.threads,
             "versions": {name: version(name) for name in ("streamattn-cli", "numpy", "numba")},
         }
+        if request.top_k:
+            written["top_k"] = writer.finish()
         counts = run.counts()
-        writer.commit({**facts, "counts": counts, "audit": asdict(audit) if audit else None, "audit_reason": reason})
+        writer.commit({**written, "counts": counts, "audit": asdict(audit) if audit else None, "audit_reason": reason})
+        if checkpoint:
+            checkpoint.commit(run.save(), describe(facts, DONE, rows, sources, None))
         outcome = Outcome(
             command="attend",
-            facts=facts,
+            facts=written | {"threads": plan.threads},
             rows=rows,
             seconds=time.monotonic() - began,
             wait_seconds=watch.wait_seconds,
@@ -79,7 +109,7 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
                 "projected": plan.projected,
                 "peak": meter.peak(),
             },
-            counts=counts,
+            counts=counts | ({"checkpoints": saver.commits} if saver else {}),
             audit=audit,
             audit_reason=reason,
             output=request.output,
@@ -89,11 +119,45 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
     return outcome
 
 
+def _saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None]:
+    """The whole run, saved as it goes on: also when a signal stops it, and when all rows are answered."""
+    if saver is None:
+        return run.go()
+    run.passed = saver.passed
+    try:
+        result = run.go()
+    except Interrupted as stop:
+        saver.save()
+        stop.consequence = f"the checkpoint {saver.writer.path} was saved; go on with --resume"
+        raise
+    saver.save()
+    return result
+
+
+def _already_done(plan: Plan, saved: Saved, listener: Listener) -> Outcome:
+    """The outcome of a run that had come to its end before: nothing is done again."""
+    outcome = Outcome(
+        command="attend",
+        facts=plan.problem.facts(),
+        rows=saved.done,
+        seconds=0.0,
+        wait_seconds=0.0,
+        bytes_read=0,
+        memory={"allowed": plan.allowed, "projected": plan.projected},
+        audit_reason="this run was complete already",
+        output=plan.problem.request.output,
+    )
+    listener(Finished(outcome))
+    return outcome
+
+
 class Run:
     """The passes of one run and what they work on."""
 
     def __init__(self, plan: Plan, watch: Watch, writer: Writer):
         self.plan, self.watch, self.writer = plan, watch, writer
+        self.passed: Callable[[str, int], None] | None = None  # told after every block that could be gone on from
+        self.phase, self.done = "", 0  # where to go on: the phase, and how many of its rows are done
         self.problem = problem = plan.problem
         self.lanes = [Lane(problem, i) for i in range(len(problem.k))]
         self.workers = Workers(plan.threads, work_spec(problem))
@@ -108,19 +172,55 @@ class Run:
         """All passes: rows answered, the audit, and why there is none."""
         if self.problem.method == "exact":
             return self._exact(), None, self.plan.audit_reason
-        self._first_rows()
+        if not self.phase:
+            self._first_rows()
         if self.problem.causal:
             rows = self._causal()
         else:
-            self._keys(self._absorb)
-            self.workers.run(lambda lane, work: self.sketches[lane.index].finish(work), self.lanes)
-            rows = self._queries()
+            if self.phase != "queries":
+                self.absorb_keys()
+                self.finish()
+            rows = self.answer_queries()
         if not self.auditor:
             return rows, None, self.plan.audit_reason
         if self.auditor.reservoir:
             self.auditor.prepare()
             self._keys(self.auditor.see, "audit")
         return rows, *self.auditor.estimate(self.workers.works[0])
+
+    def go_on(self, saved: Saved) -> None:
+        """Take up the state of a checkpoint, before `go`."""
+        self.phase, self.done = saved.phase, saved.done
+        self.load(saved.state, saved.name)
+
+    def save(self) -> dict:
+        """The state of everything, as named arrays (or lists of one array per key head); views, not copies."""
+        state = stack_heads([s.state for s in self.sketches], "head")
+        state["tally"] = np.concatenate([np.ravel(self.workers.total(name)) for name in self._tallies()])
+        return state | (self.auditor.save() if self.auditor else {})
+
+    def load(self, state: dict, name: str) -> None:
+        """Take back what `save` gave; `name` is the checkpoint's, for messages."""
+        unstack_heads(state, [s.state for s in self.sketches], "head", name)
+        at = 0
+        for tally in self._tallies():
+            counts = self.workers.works[0][tally]
+            counts[:] = state["tally"][at : at + len(counts)]
+            at += len(counts)
+        if self.auditor:
+            self.auditor.load(state, name)
+
+    def _tallies(self) -> list[str]:
+        return ["lane.dropped"] + (["counts"] if self.sketches else [])
+
+    def absorb_keys(self) -> int:
+        """The pass over keys and values into the sketches; returns the rows absorbed."""
+        return self._keys(self._absorb, start=self.done, passed=self.passed)
+
+    def finish(self) -> None:
+        """The keys are complete: make the sketches ready for queries."""
+        self.workers.run(lambda lane, work: self.sketches[lane.index].finish(work), self.lanes)
+        self.phase, self.done = "queries", 0
 
     def counts(self) -> dict[str, int]:
         """What was clipped, guarded or dropped."""
@@ -152,8 +252,9 @@ class Run:
         learns = p.params.history is not None and self.sketches[0].history.learns
         if not p.params.history or (learns and p.causal):
             return
-        k, v = p.k.tensor.peek(FIRST_ROWS), p.v.tensor.peek(FIRST_ROWS)
-        q = spread_rows(p.q.tensor, FIRST_ROWS)[0] if learns else p.q.tensor.peek(FIRST_ROWS)
+        with self.watch.interrupts.at_once():
+            k, v = p.k.tensor.peek(FIRST_ROWS), p.v.tensor.peek(FIRST_ROWS)
+            q = spread_rows(p.q.tensor, FIRST_ROWS)[0] if learns else p.q.tensor.peek(FIRST_ROWS)
         work = self.workers.works[0]
         for lane in self.lanes:
             n = min(k.shape[1], v.shape[1])
@@ -170,7 +271,14 @@ class Run:
                 raise CannotMeet(f"{p.k.tensor.name}: {error}") from None
         work["lane.dropped"][:] = 0
 
-    def _keys(self, use: Callable, phase: str = "keys", stop: int | None = None) -> int:
+    def _keys(
+        self,
+        use: Callable,
+        phase: str = "keys",
+        stop: int | None = None,
+        start: int = 0,
+        passed: Callable[[str, int], None] | None = None,
+    ) -> int:
         """A pass over keys and values: use(lane, k, c, work) for the rows of every lane, in order."""
         p = self.problem
 
@@ -186,7 +294,7 @@ class Run:
         for work in self.workers.works:
             work["lane.dropped"][0] = 0  # the last pass over the keys sees all of them: each is counted once
         stop = p.k.rows if stop is None else stop
-        rows = self._pump([p.k.tensor, p.v.tensor], take, phase, stop)
+        rows = start + self._pump([p.k.tensor, p.v.tensor], take, phase, stop, start, passed=passed)
         if rows == 0:
             raise InputMalformed(f"{p.k.tensor.name}: no rows")
         return rows
@@ -196,7 +304,7 @@ class Run:
         if self.auditor and not self.auditor.reservoir:
             self.auditor.see(lane, k, c, work)
 
-    def _queries(self) -> int:
+    def answer_queries(self) -> int:
         """The pass over the queries of full attention: answer, write, audit."""
         p = self.problem
 
@@ -217,7 +325,8 @@ class Run:
             if self.auditor and self.auditor.reservoir:
                 self.auditor.offer(block.start, q, answers)
 
-        return self._pump([p.q.tensor], take, "queries", p.q.rows, block_rows=self.plan.query_block_rows)
+        size = self.plan.query_block_rows
+        return self.done + self._pump([p.q.tensor], take, "queries", p.q.rows, self.done, size, self.passed)
 
     def _causal(self) -> int:
         """The pass over q, k and v together."""
@@ -242,14 +351,15 @@ class Run:
             self._write(block.start, answers)
 
         stop = p.k.rows if p.q.rows is None else p.q.rows
-        rows = self._pump([p.q.tensor, p.k.tensor, p.v.tensor], take, "rows", stop)
+        tensors = [p.q.tensor, p.k.tensor, p.v.tensor]
+        rows = self.done + self._pump(tensors, take, "rows", stop, self.done, passed=self.passed)
         if rows == 0:
             raise InputMalformed(f"{p.k.tensor.name}: no rows")
         return rows
 
     def _exact(self) -> int:
         """Exact attention: for one batch of queries after the other, a pass over the keys that they see."""
-        p, done = self.problem, 0
+        p, done = self.problem, self.done
         while done < p.q.rows:
             count = min(self.plan.query_rows, p.q.rows - done)
             held, lost = self._hold(done, count)
@@ -265,6 +375,8 @@ class Run:
             answers[lost] = np.nan
             self._write(done, answers.transpose(1, 0, 2))
             done += count
+            if self.passed:
+                self.passed("exact", done)
         return done
 
     def _hold(self, first: int, count: int) -> tuple[list[ExactQueries], np.ndarray]:
@@ -295,10 +407,11 @@ class Run:
         stop: int | None,
         start: int = 0,
         block_rows: int | None = None,
+        passed: Callable[[str, int], None] | None = None,
     ) -> int:
         size = block_rows or self.plan.block_rows
         blocks = ReadAhead(tensors, start, stop, size, SLOTS, self.watch.interrupts.check)
-        return pump(blocks, take, self.watch, phase, None if stop is None else stop - start)
+        return pump(blocks, take, self.watch, phase, None if stop is None else stop - start, passed)
 
     def _write(self, start: int, answers: np.ndarray) -> None:
         self.writer.write(start, answers)

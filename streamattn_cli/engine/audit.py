@@ -7,6 +7,7 @@ import numpy as np
 from streamattn_cli.engine.events import Audit, ErrorEstimate
 from streamattn_cli.engine.lanes import Lane
 from streamattn_cli.engine.request import Problem
+from streamattn_cli.engine.saver import stack_heads, unstack_heads
 from streamattn_cli.rows.tensor import STORAGE
 from streamattn_cli.sketches.exact import ExactQueries, ValueMeans
 
@@ -56,6 +57,24 @@ class Auditor:
         p = self.problem
         self.truth = [ExactQueries(self.q[lane.query_heads], positions, p.v.dim, p.scale) for lane in self.lanes]
         self.means = [ValueMeans(positions, len(self.rows), p.v.dim) for _ in self.lanes]
+
+    def save(self) -> dict:
+        """Everything gathered so far, as named arrays (or lists of one array per lane)."""
+        if self.reservoir:
+            held = {"rows": self.rows, "keys": self.keys, "q": self.q, "filled": np.array([self.filled])}
+            return {"audit.approx": self.approx} | {f"audit.{name}": array for name, array in held.items()}
+        truth, means = [t.state for t in self.truth], [m.state for m in self.means]
+        return {"audit.approx": self.approx} | stack_heads(truth, "audit.truth") | stack_heads(means, "audit.means")
+
+    def load(self, state: dict, name: str) -> None:
+        """Take back what `save` gave; `name` is the checkpoint's, for messages."""
+        self.approx[:] = state["audit.approx"]
+        if self.reservoir:
+            self.rows[:], self.keys[:], self.q[:] = state["audit.rows"], state["audit.keys"], state["audit.q"]
+            self.filled = int(state["audit.filled"][0])
+        else:
+            unstack_heads(state, [t.state for t in self.truth], "audit.truth", name)
+            unstack_heads(state, [m.state for m in self.means], "audit.means", name)
 
     def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, work: dict) -> None:
         """Show the next keys (n, d) and values (n, dv + 1) of a lane."""

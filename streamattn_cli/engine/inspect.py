@@ -38,14 +38,16 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
     Every row of q, k and v is read once, to see whether all values are finite. Raises the errors of opening.
     """
     report: dict = {"type": "inspection", "arrays": _arrays(spec), "tensors": [], "notes": []}
-    inputs = _open(spec, report["notes"])
+    with interrupts.at_once():
+        inputs = _open(spec, report["notes"])
     if inputs is None:
         return report
     with inputs:
         report["notes"] += inputs.notes
         report["attributes"] = inputs.attrs
         parts = {name: heads for name in ("q", "k", "v") if (heads := getattr(inputs, name)) is not None}
-        sample = _sample(inputs)
+        with interrupts.at_once():
+            sample = _sample(inputs)
         watch = Watch(listener, interrupts)
         scans = {id(t): _scan(t, watch) for t in distinct(h.tensor for h in parts.values())}
         for name, heads in parts.items():

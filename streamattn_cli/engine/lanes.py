@@ -86,6 +86,12 @@ class Lane:
             work["lane.dropped"][0] += lost.sum()
         return wide_k[0, :n], wide_c[0, :n]
 
+    def alone(self, part: str, block: np.ndarray, a: int, b: int, row: int, work: dict) -> np.ndarray:
+        """Rows [a, b) of the block of k or v, where the two come apart, as (n, dim)."""
+        name, dim = ("lane.k", self.k.heads.dim) if part == "k" else ("lane.c", self.value_dim)
+        getattr(self, part).widen(block, a, b, row, work[name], work["lane.mask"][:1])
+        return work[name][0, : b - a, :dim]
+
     def queries(self, q: np.ndarray, a: int, b: int, row: int, work: dict) -> np.ndarray:
         """Rows [a, b) of the block q as (heads, n, d); those of dropped queries are 0."""
         n, mask = b - a, work["lane.mask"][2:]

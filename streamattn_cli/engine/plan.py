@@ -14,13 +14,15 @@ from streamattn_cli.engine.lanes import STEP, lane_work_spec
 from streamattn_cli.engine.meter import available_memory
 from streamattn_cli.engine.pool import default_threads
 from streamattn_cli.engine.request import DEFAULT_ROWS, Problem, head_params
+from streamattn_cli.engine.sketching import with_sketches
+from streamattn_cli.engine.sketchplan import sketch_account, sketch_parts, top_k_parts
 from streamattn_cli.errors import InputMalformed, MemoryBudget, UsageError
 from streamattn_cli.rows.readahead import distinct, readahead_bytes
 from streamattn_cli.rows.tensor import row_bytes
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import spec_bytes
-from streamattn_cli.sketches.nystrom import NystromHistory, NystromParams
 from streamattn_cli.sketches.poly import PolyHistory, PolyParams
+from streamattn_cli.sketches.registry import HISTORIES
 from streamattn_cli.units import format_bytes
 
 FIRST_ROWS = 1024  # shown to the method before the pass begins
@@ -72,11 +74,12 @@ class Plan:
             "audit_rows": self.audit_rows,
             "memory": {"allowed": self.allowed, "projected": self.projected, "parts": self.parts},
             "notes": list(p.notes),
-        }
+        } | ({"sketches": sketch_account(p)} if p.sketches else {})
 
 
 def make_plan(problem: Problem) -> Plan:
     """Choose block sizes and project memory. Raises MemoryBudget (6) when nothing fits the budget."""
+    problem = with_sketches(problem)
     request = problem.request
     for option, value in (("--threads", request.threads), ("--block-rows", request.block_rows)):
         if value is not None and value < 1:
@@ -99,22 +102,27 @@ def project(plan: Plan) -> dict[str, int]:
     problem = plan.problem
     tensors = [problem.q.tensor, problem.k.tensor, problem.v.tensor]
     together = tensors if problem.causal else tensors[1:]
+    if problem.sketches and not problem.sketches.joined(problem.k.tensor, problem.v.tensor):
+        together = [max(together, key=row_bytes)]
     reading = max(
         readahead_bytes(together, plan.block_rows, SLOTS), readahead_bytes(tensors[:1], plan.query_block_rows, SLOTS)
     )
     held = sum(max(t.held_bytes, 0 if t.seekable else FIRST_ROWS * row_bytes(t)) for t in distinct(tensors))
     parts = {"read_buffers": reading, "held_by_inputs": held, "output": plan.query_block_rows * _output_row(problem)}
     work = spec_bytes(work_spec(problem)) * plan.threads
+    if problem.sketches:
+        parts |= sketch_parts(problem) | {"work": work}
     if problem.params:
-        parts |= {"sketch": len(problem.k) * spec_bytes(problem.params.state_spec()), "work": work}
+        sketch = parts.get("sketch", 0) + len(problem.k) * spec_bytes(problem.params.state_spec())
+        parts |= {"sketch": sketch, "work": work}
         parts |= transient_parts(problem, plan.threads)
-    else:
+    elif problem.method == "exact":
         rows = plan.query_rows if problem.q.rows is None else min(plan.query_rows, problem.q.rows)
         parts |= {"queries": rows * _exact_row_bytes(problem), "work": work}
         parts["output"] = rows * _output_row(problem)
     if plan.audit_rows:
         parts["audit"] = Auditor.projected_bytes(problem, plan.audit_rows)
-    return parts | {"slack": SLACK}
+    return parts | top_k_parts(problem) | {"slack": SLACK}
 
 
 def transient_parts(problem: Problem, threads: int) -> dict[str, int]:
@@ -122,16 +130,18 @@ def transient_parts(problem: Problem, threads: int) -> dict[str, int]:
     p = problem.params
     if isinstance(p.history, PolyParams):
         return {"first_rows": PolyHistory.calibration_bytes(FIRST_ROWS, p.dim, p.value_dim, problem.group)}
-    if isinstance(p.history, NystromParams):
-        busy = min(threads, len(problem.k))
-        first = 8 * FIRST_ROWS * (2 * p.dim + p.value_dim + 1 + 6 * problem.group * p.dim)
-        return {"first_rows": 0 if problem.causal else first, "compression": busy * NystromHistory.compression_bytes(p.history, p.dim, p.value_dim, p.group)}
-    return {}
+    if not p.history:
+        return {}
+    busy, queries = min(threads, len(problem.k)), p.group * p.stack
+    first = 8 * FIRST_ROWS * (2 * p.dim + p.value_dim + 1 + 6 * problem.group * p.dim)
+    busy *= HISTORIES[type(p.history)].transient_bytes(p.history, p.dim, p.value_dim, p.group, queries)
+    return {"first_rows": 0 if problem.causal else first, "compression": busy}
 
 
 def work_spec(problem: Problem) -> dict:
     """Scratch arrays of one thread for this problem."""
     spec = lane_work_spec(problem) | ExactQueries.work_spec(problem.v.dim, problem.precision)
+    spec |= problem.sketches.params.work_spec() if problem.sketches else {}
     return spec | (problem.params.work_spec() if problem.params else {})
 
 
@@ -184,7 +194,8 @@ def _largest(plan: Plan, name: str, low: int, high: int, words: str) -> str | No
         problem = plan.problem
         request = replace(problem.request, **{name: value})
         try:
-            params = head_params(request, problem.method, replace(problem.params, window=0, history=None, group=256))
+            plain = replace(problem.params, window=0, history=None, group=256)
+            params = head_params(request, problem.method, plain, problem.causal)
         except UsageError:
             return False
         return _fits(_sized(replace(plan, problem=replace(problem, request=request, params=params)), plan.block_rows))
@@ -213,6 +224,10 @@ def _audit(problem: Problem) -> tuple[int, str | None]:
         return 0, "not asked for (--audit N)"
     if problem.method == "exact":
         return 0, "exact attention has no error but rounding"
+    if problem.sketches and not (problem.k.tensor.seekable and problem.v.tensor.seekable):
+        return 0, "keys and values that come apart cannot be read again together"
+    if problem.sketches and not (problem.q.tensor.seekable or problem.sketches.heaps):
+        return 0, "rows were never produced, and the queries cannot be read again"
     if problem.causal and not (problem.q.tensor.seekable and problem.k.tensor.seekable):
         return 0, "the rows of a causal pipe pass once, and their exact answers need the rows before them again"
     if not problem.q.tensor.seekable and not (problem.k.tensor.seekable and problem.v.tensor.seekable):
@@ -222,6 +237,8 @@ def _audit(problem: Problem) -> tuple[int, str | None]:
 
 def _passes(plan: Plan) -> tuple[str, ...]:
     problem = plan.problem
+    if problem.sketches:
+        return problem.sketches.passes(bool(plan.audit_rows))
     if problem.method == "exact":
         times = -(-problem.q.rows // plan.query_rows)
         return (f"{times} times: hold up to {plan.query_rows} queries, read all keys and values they see, write answers",)
@@ -252,7 +269,7 @@ def _exact_row_bytes(problem: Problem) -> int:
 
 def _whole_groups(problem: Problem, rows: int) -> int:
     """`rows`, rounded up to whole groups for a method that learns from a group's queries at once."""
-    if problem.params is None or not isinstance(problem.params.history, NystromParams):
+    if problem.params is None or not problem.params.history or not HISTORIES[type(problem.params.history)].learns:
         return rows
     return -(-rows // problem.params.group) * problem.params.group
 

@@ -25,8 +25,18 @@ class Watch:
     bytes_read: int = 0
 
 
-def pump(blocks: ReadAhead, take: Callable[[Block], None], watch: Watch, phase: str, total: int | None) -> int:
-    """Feed every block to `take`, in order; returns the number of rows. Stops between blocks when a signal asks."""
+def pump(
+    blocks: ReadAhead,
+    take: Callable[[Block], None],
+    watch: Watch,
+    phase: str,
+    total: int | None,
+    passed: Callable[[str, int], None] | None = None,
+) -> int:
+    """Feed every block to `take`, in order; returns the number of rows. Stops between blocks when a signal asks.
+
+    After each block `passed` is told the phase and the global row that has been reached.
+    """
     began = time.monotonic()
     rows = 0
     with blocks:
@@ -34,6 +44,8 @@ def pump(blocks: ReadAhead, take: Callable[[Block], None], watch: Watch, phase: 
             watch.interrupts.check()
             take(block)
             rows += block.rows
+            if passed:
+                passed(phase, block.start + block.rows)
             watch.listener(
                 Progress(
                     phase=phase,

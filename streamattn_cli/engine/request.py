@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from streamattn_cli.engine.scale import scale_value
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
@@ -10,11 +11,14 @@ from streamattn_cli.rows.heads import Heads, group_size
 from streamattn_cli.rows.open import Inputs
 from streamattn_cli.rows.ranges import RangeTensor
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.sketches.budget import nystrom_params, row_bytes, window_params
+from streamattn_cli.sketches.budget import KEEPERS, keeper_params, nystrom_params, row_bytes, window_params
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
 from streamattn_cli.sketches.poly import MAX_DEGREE, PolyParams
 
-METHODS = ("exact", "nystrom", "poly", "window")
+if TYPE_CHECKING:
+    from streamattn_cli.engine.sketching import Sketching
+
+METHODS = ("balance", "evict", "exact", "nystrom", "poly", "sample", "wildcat", "window")
 EFFORTS = ("fast", "default", "best")
 DEFAULT_ROWS = 1024  # --resident-rows
 DEFAULT_SINKS = 4
@@ -39,12 +43,26 @@ class AttendRequest:
     effort: str = "default"
     atoms: int | None = None
     buffer: int | None = None
+    eps: float | None = None
+    sketches: str | None = None
+    order: str | None = None
+    m1: int | None = None
+    m2: int | None = None
+    decoder: str = "scan"
+    top_k: int | None = None
+    per_column: bool = False
+    deviation: bool = False
     audit: int = 0
     memory: int | None = None
     seed: int = 0
     threads: int | None = None
     block_rows: int | None = None
     nan_policy: str = "error"
+    checkpoint: str | None = None
+    checkpoint_every: str = "30s"
+    resume: bool = False
+    skip_rows: int | None = None
+    fingerprint: bool = False
     out_dtype: str | None = None  # numpy: "f2", "f4" or "f8"
 
 
@@ -62,6 +80,7 @@ class Problem:
     precision: str  # of the arithmetic: float64 only for float64 input
     params: HeadParams | None  # None for `exact`
     notes: tuple[str, ...]
+    sketches: Sketching | None = None  # see engine/sketching.py
 
     @property
     def group(self) -> int:
@@ -99,7 +118,7 @@ class Problem:
         return {
             "method": self.method,
             "mode": "causal" if self.causal else "full",
-            "params": params,
+            "params": params | (self.sketches.to_dict() if self.sketches else {}),
             "scale": self.scale,
             "shapes": self.shapes,
             "seed": r.seed,
@@ -116,7 +135,7 @@ def resolve(request: AttendRequest, inputs: Inputs) -> Problem:
     notes = list(inputs.notes)
     causal = _causal(request, inputs, notes)
     scale = _scale(request.scale, inputs, k.dim, notes)
-    method = request.method or "nystrom"
+    method = request.method or ("poly" if request.sketches or request.eps else "nystrom")
     if method not in METHODS:
         raise UsageError(f"--method {method}: unknown; use one of {', '.join(METHODS)}")
     if not request.method:
@@ -131,14 +150,14 @@ def resolve(request: AttendRequest, inputs: Inputs) -> Problem:
         )
     precision = "f8" if "f8" in (h.tensor.dtype for h in (q, k, v)) else "f4"
     head = HeadParams(k.dim, v.dim, scale, precision, storage=_storage(k.tensor.dtype, v.tensor.dtype, precision))
-    params = None if method == "exact" else head_params(request, method, head)
-    if params and method in ("nystrom", "window") and k.rows is not None and _all_fit(request, k.rows):
+    params = None if method == "exact" else head_params(request, method, head, causal)
+    if params and method in ("nystrom", "window", *KEEPERS) and k.rows is not None and _all_fit(request, k.rows):
         params = replace(head, sinks=0, window=k.rows, group=8)
         notes.append(f"all {k.rows} rows fit into --resident-rows: the answers are exact")
     return Problem(request, q, k, v, causal, scale, method, precision, params, tuple(notes))
 
 
-def head_params(request: AttendRequest, method: str, head: HeadParams) -> HeadParams:
+def head_params(request: AttendRequest, method: str, head: HeadParams, causal: bool) -> HeadParams:
     """The parameters of one head for a method, from those that the input decides. UsageError where they make no sense."""
     for name in ("sinks", "window", "resident_rows", "atoms", "buffer"):
         if (getattr(request, name) or 0) < 0:
@@ -150,7 +169,9 @@ def head_params(request: AttendRequest, method: str, head: HeadParams) -> HeadPa
     head = replace(head, sinks=DEFAULT_SINKS if request.sinks is None else request.sinks)
     rows = request.resident_rows or DEFAULT_ROWS
     if method == "nystrom":
-        return nystrom_params(head, rows, request.effort, request.window, request.buffer, request.atoms)
+        return nystrom_params(head, rows, request.effort, request.window, request.buffer, request.atoms, causal)
+    if method in KEEPERS:
+        return keeper_params(head, method, rows, request.window, request.buffer, request.atoms, causal, request.seed)
     if request.window is None:
         return window_params(head, rows)
     if request.window < 1:

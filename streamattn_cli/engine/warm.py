@@ -12,9 +12,12 @@ import numpy as np
 from streamattn_cli.engine.events import Listener, Note
 from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pump import Watch
+from streamattn_cli.engine.request import Problem
+from streamattn_cli.engine.runs import make_run
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.memory import MemoryTensor
+from streamattn_cli.rows.topk import BestRows
 from streamattn_cli.sketches.nystrom import NystromParams
 from streamattn_cli.sketches.poly import PolyParams
 
@@ -22,16 +25,18 @@ ROWS = 600  # more than a tile, more than two groups, and not a multiple of eith
 
 
 class _Nowhere:
-    """A writer that forgets."""
+    """A writer that forgets, when it has done what the real one will do with a row."""
+
+    def __init__(self, problem: Problem):
+        self.best = BestRows(4, len(problem.q), problem.v.dim, False) if problem.request.top_k else None
 
     def write(self, start: int, block: np.ndarray) -> None:
-        pass
+        if self.best:
+            self.best.offer(start, block)
 
 
 def warm(plan: Plan, listener: Listener) -> None:
     """Run the plan's methods on a few made-up rows of the same dtypes."""
-    from streamattn_cli.engine.attend import Run
-
     if not _compiled():
         listener(Note("compiling kernels for this machine (only the first run of this version does)"))
     problem = plan.problem
@@ -43,13 +48,17 @@ def warm(plan: Plan, listener: Listener) -> None:
         params = replace(params, history=replace(params.history, max_error=float("inf")))
     if params and isinstance(params.history, NystromParams):
         params = replace(params, group=32, window=33, history=replace(params.history, atoms=64, active=32))
-    request = replace(problem.request, audit=min(problem.request.audit, 8))
+    elif params and params.history and not isinstance(params.history, PolyParams):
+        params = replace(params, group=32, window=min(params.window, 33), history=replace(params.history, rows=64))
+    request = replace(problem.request, audit=min(problem.request.audit, 8), max_error=float("inf"))
+    if problem.sketches:
+        small["sketches"] = problem.sketches.tolerant()
     problem = replace(problem, request=request, params=params, **small)
     plan = replace(
         plan, problem=problem, threads=1, block_rows=ROWS, query_block_rows=ROWS, query_rows=512 if plan.query_rows else 0,
         audit_rows=min(plan.audit_rows, 8),
     )  # fmt: skip
-    run = Run(plan, Watch(lambda event: None, Interrupts()), _Nowhere())
+    run = make_run(plan, Watch(lambda event: None, Interrupts()), _Nowhere(problem))
     run.go()
     run.close()
     _give_back()

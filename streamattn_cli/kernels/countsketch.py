@@ -168,3 +168,15 @@ def medians(z, target, sign, out):
             for t in range(tables):
                 seen[t] = sign[i, t] * z[target[i, t], j]
             out[i, j] = _middle(seen, tables)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_moments(rows, sums, bounds):
+    """sums (2, w) += the sums of rows (n, w) and of their squares; bounds (2, w) become their least and largest items."""
+    for r in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            x = np.float64(rows[r, j])
+            sums[0, j] += x
+            sums[1, j] += x * x
+            bounds[0, j] = min(bounds[0, j], x)
+            bounds[1, j] = max(bounds[1, j], x)

@@ -31,8 +31,25 @@ def outcome_rows(outcome: Outcome) -> Rows:
     counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in outcome.counts.items() if count)
     rows.append(("counts", counts))
     rows += _errors(outcome.audit, outcome.audit_reason)
+    if "top_k" in outcome.facts:
+        rows += sparse_rows(outcome.facts["top_k"])
     rows.append(("output", outcome.output or ""))
     return [(label, text) for label, text in rows if text]
+
+
+def sparse_rows(top: dict) -> Rows:
+    """What --top-k kept and who found it, and how it compares with keeping nothing at all."""
+    who = "heaps over the produced rows: exact" if top["by"] == "heaps" else f"Phi, decoded by {top['by']}"
+    how = ", jointly over columns" if top["joint"] else ""
+    about = " of the deviations from the mean output" if top["deviation"] else ""
+    sure = "" if top["by"] == "heaps" else f", {top['significant']} of them above the sketch's noise"
+    kept = f"{top['k']} entries a column{about}, by {who}{how}; {top['entries']} in all{sure}"
+    measured = "measured on the produced rows" if top["measured"] else "as the sketch itself shows; --audit N measures it"
+    ratios = (
+        f"{top['recovery_ratio']['median']:.4g} (worst column {top['recovery_ratio']['worst']:.4g}) times the error of the best "
+        f"{top['k']}; T = 0: {top['zero_ratio']['median']:.4g} (worst {top['zero_ratio']['worst']:.4g}); {measured}"
+    )
+    return [("top-k", kept), ("recovery", ratios)]
 
 
 def facts_text(facts: dict) -> str:

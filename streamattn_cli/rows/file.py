@@ -24,6 +24,7 @@ class FileTensor:
     def __init__(self, path: str, offset: int, extent: Extent, dtype: str, name: str | None = None):
         self.name = name or path
         self.outer, self.rows, self.width, self.dtype = extent.outer, extent.rows, extent.width, dtype
+        self.path = path
         self._offset = offset
         self._row = extent.width * STORAGE[dtype].itemsize
         try:

@@ -134,6 +134,7 @@ class ChunkedTensor:
 
     def __init__(self, path: str, dataset: str, shape: tuple[int, ...], extent: Extent, dtype: str):
         self.name = f"{path}:{dataset}"
+        self.path = path
         self.outer, self.rows, self.width, self.dtype = extent.outer, extent.rows, extent.width, dtype
         self._shape = shape
         self._axis = extent.layout.index("T")

@@ -13,6 +13,7 @@ class MemoryTensor:
 
     seekable = True
     held_bytes = 0
+    path = None
 
     def __init__(self, array: np.ndarray, layout: str = "TD", name: str = "array", heads: int | None = None):
         self.name = name

@@ -33,6 +33,10 @@ class NpyFormat:
         self._write_header(temporary, shape, rows or 0)
         return HEADER_BYTES
 
+    def again(self, temporary: Temporary) -> int:
+        """The header has one size."""
+        return HEADER_BYTES
+
     def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
         """Header with the final rows; then the array, then its JSON, so that no JSON ever stands beside an array that
         it does not describe."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,9 @@ class Format(Protocol):
     def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
         """Prepare the file; return the byte at which the rows begin."""
 
+    def again(self, temporary: Temporary) -> int:
+        """The same byte of a file that was prepared by an earlier run."""
+
     def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
         """Write what could not be written before, commit the file, and leave `meta` with it."""
 
@@ -25,18 +29,22 @@ class Format(Protocol):
 class PlacedWriter:
     """A Writer of blocks at their place in a temporary file."""
 
-    def __init__(self, path: str, rows: int | None, shape: OutShape, format_: Format):
+    def __init__(
+        self, path: str, rows: int | None, shape: OutShape, format_: Format, going_on: tuple[str, int] | None = None
+    ):
+        """`going_on`: name of the unfinished file of an earlier run (see `part`) and how many of its rows count."""
         if rows is None and shape.segments > 1:
             raise UsageError(f"{path}: layout {shape.layout} needs the number of rows in advance, which a pipe does "
                              f"not tell; write to - or choose a layout that begins with T")
         self.name = path
-        self.rows_written = 0
+        self.lasting = False  # an unfinished file outlives a failure, because a checkpoint counts on it
+        part, self.rows_written = going_on or (None, 0)
         self._rows, self._shape, self._format = rows, shape, format_
         with failing_as_output(path):
-            self._temporary = Temporary(path)
+            self._temporary = Temporary(path, part)
         try:
             with failing_as_output(path):
-                self._offset = format_.begin(self._temporary, shape, rows)
+                self._offset = format_.again(self._temporary) if part else format_.begin(self._temporary, shape, rows)
         except BaseException:
             self.abort()
             raise
@@ -66,6 +74,19 @@ class PlacedWriter:
         finally:
             self.abort()
 
+    @property
+    def part(self) -> str:
+        """Name of the unfinished file, in the folder of the output."""
+        return self._temporary.part
+
+    def sync(self) -> None:
+        """Make the rows written so far durable. Raises OutputFailed."""
+        with failing_as_output(self.name):
+            os.fdatasync(self._temporary.fd)
+
     def abort(self) -> None:
         """See writers.Writer."""
-        self._temporary.abort()
+        if self.lasting:
+            self._temporary.keep()
+        else:
+            self._temporary.abort()

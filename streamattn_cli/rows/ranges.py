@@ -24,13 +24,18 @@ class RangeTensor:
         self.seekable = base.seekable
         end = there if stop is None else stop
         self.rows = None if end is None else end - first
-        self._base, self._first = base, first
+        self.base, self.first = base, first
         self._skipped = base.seekable or first == 0
+
+    @property
+    def path(self) -> str | None:
+        """File of the tensor underneath."""
+        return self.base.path
 
     @property
     def held_bytes(self) -> int:
         """Buffers of the tensor underneath."""
-        return self._base.held_bytes
+        return self.base.held_bytes
 
     def read_into(self, buf: np.ndarray, start: int) -> int:
         """See RowTensor. InputMalformed if a pipe ends before the range does."""
@@ -38,18 +43,18 @@ class RangeTensor:
         self._skip()
         count = buf.shape[1] if self.rows is None else max(0, min(buf.shape[1], self.rows - start))
         if count == buf.shape[1]:
-            got = self._base.read_into(buf, self._first + start)
+            got = self.base.read_into(buf, self.first + start)
         else:
             part = np.empty((self.outer, count, self.width), buf.dtype)
-            got = self._base.read_into(part, self._first + start)
+            got = self.base.read_into(part, self.first + start)
             buf[:, :count] = part
         self._expect(got, count, start)
         return got
 
     def _expect(self, got: int, count: int, start: int) -> None:
         if got < count and self.rows is not None:
-            raise InputMalformed(f"{self.name}: ends after {self._first + start + got} rows, expected rows up to "
-                                 f"{self._first + self.rows} as asked for")
+            raise InputMalformed(f"{self.name}: ends after {self.first + start + got} rows, expected rows up to "
+                                 f"{self.first + self.rows} as asked for")
 
     def _skip(self) -> None:
         """Read and drop the rows of a pipe that come before the range."""
@@ -57,21 +62,21 @@ class RangeTensor:
             return
         self._skipped = True
         at, row = 0, self.width * STORAGE[self.dtype].itemsize
-        piece = np.empty((1, max(1, min(self._first, _SKIP_BYTES // row)), self.width), STORAGE[self.dtype].holder)
-        while at < self._first:
-            want = min(piece.shape[1], self._first - at)
-            got = self._base.read_into(piece[:, :want], at)
+        piece = np.empty((1, max(1, min(self.first, _SKIP_BYTES // row)), self.width), STORAGE[self.dtype].holder)
+        while at < self.first:
+            want = min(piece.shape[1], self.first - at)
+            got = self.base.read_into(piece[:, :want], at)
             at += got
             if got < want:
-                raise InputMalformed(f"{self.name}: ends after {at} rows, expected rows from {self._first} on")
+                raise InputMalformed(f"{self.name}: ends after {at} rows, expected rows from {self.first} on")
 
     def peek(self, n: int) -> np.ndarray:
         """See RowTensor."""
         if self.seekable:
             return peek_seekable(self, n)
         self._skip()
-        return self._base.peek(n if self.rows is None else min(n, self.rows))
+        return self.base.peek(n if self.rows is None else min(n, self.rows))
 
     def close(self) -> None:
         """Close the tensor underneath."""
-        self._base.close()
+        self.base.close()

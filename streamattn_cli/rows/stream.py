@@ -108,6 +108,7 @@ class StreamTensor:
     """A RowTensor over a pipe: O = 1, rows unknown until the end, each row read once."""
 
     seekable = False
+    path = None
     outer = 1
     rows = None
 

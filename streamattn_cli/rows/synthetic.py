@@ -98,6 +98,7 @@ class SyntheticTensor:
 
     outer = 1
     seekable = True
+    path = None
 
     def __init__(self, spec: SyntheticSpec, emit: str):
         if emit not in EMITS:

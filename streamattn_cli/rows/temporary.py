@@ -35,13 +35,24 @@ def failing_as_output(name: str) -> Iterator[None]:
 class Temporary:
     """`.NAME.<random>.tmp` beside `path` (beside what it points to, if it is a link) until `commit`."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, part: str | None = None):
+        """A new file, or the unfinished one of an earlier run that is called `part` in the same folder."""
         self.final = os.path.realpath(path)
         folder, name = os.path.split(self.final)
         self._folder = folder
-        self.path = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+        self.path = os.path.join(folder, part or f".{name}.{secrets.token_hex(4)}.tmp")
         # read-write: HDF5 attributes are added at the end
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        new = 0 if part else os.O_CREAT | os.O_EXCL
+        self.fd = os.open(self.path, os.O_RDWR | new | os.O_CLOEXEC, 0o666)
+
+    @property
+    def part(self) -> str:
+        """Its name in the folder while it is unfinished."""
+        return os.path.basename(self.path)
+
+    def keep(self) -> None:
+        """Close it without a commit, for a later run to go on with."""
+        self._close()
 
     def commit(self) -> None:
         """Make the bytes durable, then the name. Raises OSError."""

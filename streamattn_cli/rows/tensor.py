@@ -47,6 +47,7 @@ class RowTensor(Protocol):
     dtype: str  # key of STORAGE
     rows: int | None  # T; None: unknown until the end
     seekable: bool  # any start may be read, any number of times
+    path: str | None  # of the file that holds it, None for pipes and memory
 
     @property
     def held_bytes(self) -> int:

@@ -7,12 +7,20 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.errors import UsageError
+from streamattn_cli.sketches.balance import BalanceParams
+from streamattn_cli.sketches.evict import EvictParams
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
 from streamattn_cli.sketches.nystrom import NystromParams, atom_bytes
+from streamattn_cli.sketches.registry import HistoryParams
 from streamattn_cli.sketches.rowstore import HOLDER
+from streamattn_cli.sketches.sample import SampleParams
+from streamattn_cli.sketches.wildcat import WildcatParams
 
 WINDOW_SHARE = 0.15  # of the rows, exact recent ones
 ACTIVE = {"fast": 64, "default": 192, "best": 512}  # atoms that take part in one compression
+KEEPERS = ("balance", "evict", "sample", "wildcat")  # methods that choose which rows to keep
+KEEPER_WINDOW = {"balance": 0.5, "evict": 0.15, "sample": 0.5, "wildcat": 0.5}  # WINDOW_SHARE of each, tuned alike
+PROBES = 32  # queries that `evict` holds for full attention
 
 
 def row_bytes(params: HeadParams) -> int:
@@ -31,14 +39,14 @@ def window_params(params: HeadParams, rows: int) -> HeadParams:
 
 
 def nystrom_params(
-    params: HeadParams, rows: int, effort: str, window: int | None, buffer: int | None, atoms: int | None
-) -> HeadParams:
+    params: HeadParams, rows: int, effort: str, window: int | None, buffer: int | None, atoms: int | None,
+    causal: bool = True,
+) -> HeadParams:  # fmt: skip
     """The `nystrom` method within `rows` rows: sinks, window and buffer exact, atoms and statistics in the rest."""
     group = buffer or _group(rows)
-    if group not in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
-        raise UsageError(f"--buffer {group}: must be a power of two up to 512")
+    _check_buffer(group)
     if window is None:
-        window = 1 + max(1, round(WINDOW_SHARE * rows / group)) * group
+        window = 1 + max(1, round(WINDOW_SHARE * rows / group)) * group if causal else 1
     history = NystromParams(atoms=0, active=ACTIVE[effort], storage=params.stored)
     params = replace(params, group=group, window=max(window, 1), history=history)
     if atoms is None:
@@ -52,6 +60,45 @@ def nystrom_params(
             f"{-(-least // row_bytes(params))} or more, or a smaller --window or --buffer"
         )
     return replace(params, history=replace(history, atoms=int(atoms), active=min(history.active, int(atoms))))
+
+
+def keeper_params(
+    params: HeadParams, method: str, rows: int, window: int | None, buffer: int | None, kept: int | None, causal: bool,
+    seed: int,
+) -> HeadParams:  # fmt: skip
+    """One of the methods that choose rows within `rows` rows: sinks, window and buffer, the history's rows in the rest.
+
+    The window of `evict` lies in its history, whose newest rows it never drops: attention on them must be counted.
+    """
+    group = buffer or _group(rows // 2)
+    _check_buffer(group)
+    if window is None:
+        window = 1 + max(1, round(KEEPER_WINDOW[method] * rows / group)) * group if causal else 1
+    params = replace(params, group=group, window=0 if method == "evict" else max(window, 1))
+
+    def history(count: int) -> HistoryParams:
+        if method == "evict":
+            return EvictParams(count, min(window, count), probes=0 if causal else PROBES, storage=params.stored)
+        if method == "wildcat":
+            return WildcatParams(count, storage=params.stored)
+        return (SampleParams if method == "sample" else BalanceParams)(count, seed=seed, storage=params.stored)
+
+    fixed, one = (spec_bytes(replace(params, history=history(count)).state_spec()) for count in (0, 1))
+    if kept is None:
+        kept = (rows * row_bytes(params) - fixed) // (one - fixed)
+    if kept < group:
+        least = -(-(fixed + group * (one - fixed)) // row_bytes(params))
+        raise UsageError(
+            f"{max(kept, 0)} rows are left of --resident-rows {rows} for {method} beside {params.sinks} sinks, a window "
+            f"of {params.window} and a buffer of {group}; give --resident-rows {least} or more, or a smaller --window "
+            "or --buffer"
+        )
+    return replace(params, history=history(int(kept)))
+
+
+def _check_buffer(group: int) -> None:
+    if group not in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+        raise UsageError(f"--buffer {group}: must be a power of two up to 512")
 
 
 def _group(rows: int) -> int:

@@ -9,7 +9,7 @@ heavy by its norm over all of them), or each on its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, pi
+from math import ceil, log, pi
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class ScanSketch:
     def _recover(self, z: np.ndarray, n: int, k: int, column: int | None) -> Recovered:
         signed = z.shape[1] == 1
         table = z if signed else (z**2).sum(axis=1)
-        keep = k if signed else 2 * k  # norms are ranked roughly by their median; the best k follow from the values
+        keep = k if signed else 4 * k  # medians of norms rank roughly; the best k follow from the values
         scores, rows = np.full(keep, -1.0), np.full(keep, -1, np.int64)
         with np.errstate(over="ignore"):
             kernel.scan(
@@ -205,13 +205,19 @@ def least_counters(decoder: str, joint: bool, k: int, bits: int) -> int:
     return (5 if joint else 9) * 2 * k
 
 
-def usual_counters(decoder: str, joint: bool, k: int, bits: int, eps1: float = 0.01) -> int:
-    """Counters for a recovery ratio of about 1 + eps1: k medians over R tables of B counters err by k pi / (2 R B) of
-    the tail's square in all, half of which is the excess of the ratio; twice that for rows that are chosen wrongly."""
-    needed = ceil(2 * k * pi / (4 * eps1))
+def usual_counters(decoder: str, joint: bool, k: int, n: int, bits: int, eps1: float) -> int:
+    """Counters for a recovery ratio of about 1 + eps1 on n rows.
+
+    With R tables of B counters a value errs by pi / (2 R B) of the tail's square. In the worst case (a flat tail) all k
+    places go to rows whose errors are the largest of n, 2 ln n times that: half the sum is the excess of the ratio.
+    And rows that share most of their buckets with heavy ones must stay few among n.
+    """
+    values = ceil(k * log(n) * pi / (2 * eps1))
     if decoder == "peel":
-        return PeelSketch.tables * 4 * k * (1 + bits) + max(needed, PeelSketch.estimate_tables * 8 * k)
-    return max(needed, (5 if joint else 9) * 8 * k)
+        return PeelSketch.tables * 4 * k * (1 + bits) + max(values, PeelSketch.estimate_tables * 8 * k)
+    if joint:
+        return max(values, 5 * ceil(k * (10 * n / k) ** (1 / 3)))
+    return max(values, 9 * ceil(k * (800 * n) ** (1 / 5)))
 
 
 def _best(sketch: ScanSketch, z: np.ndarray, rows: np.ndarray, k: int, column: int | None) -> Recovered:

@@ -19,7 +19,17 @@ class KeyTiles:
     def __init__(self, dim: int, width: int, dtype: str):
         self.k = np.zeros((TILE, dim), dtype)
         self.c = np.zeros((TILE, width), dtype)
-        self.rows = 0
+        self.count = np.zeros(1, np.int64)
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        """The waiting rows and how many rows have come, as named arrays."""
+        return {"tile_k": self.k, "tile_c": self.c, "tile_rows": self.count}
+
+    @property
+    def rows(self) -> int:
+        """Rows that have come."""
+        return int(self.count[0])
 
     def feed(self, k: np.ndarray, c: np.ndarray):
         """Yield (start, k, c) for every tile that these rows complete."""
@@ -32,7 +42,7 @@ class KeyTiles:
             else:
                 self.k[at : at + n], self.c[at : at + n] = k[a : a + n], c[a : a + n]
                 tile = (self.rows + n - TILE, self.k, self.c) if at + n == TILE else None
-            self.rows += n
+            self.count[0] += n
             a += n
             if tile:
                 yield tile
@@ -58,6 +68,11 @@ class ExactQueries:
         self.tiles = KeyTiles(dim, value_dim + 1, q.dtype)
         self.m = np.full((heads, n), -np.inf, q.dtype)
         self.y = np.zeros((heads, n, value_dim + 1))
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        """What has been gathered, as named arrays that may be copied out and back."""
+        return {"m": self.m, "y": self.y, **self.tiles.state}
 
     @staticmethod
     def work_spec(value_dim: int, dtype: str) -> dict:
@@ -114,6 +129,11 @@ class ValueMeans:
         self.positions = positions
         self.sums = np.zeros((n, value_dim + 1))
         self.tiles = KeyTiles(0, value_dim + 1, "f8")
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        """What has been gathered, as named arrays."""
+        return {"sums": self.sums, **self.tiles.state}
 
     @staticmethod
     def projected_bytes(n: int, value_dim: int) -> int:

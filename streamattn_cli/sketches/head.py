@@ -10,16 +10,14 @@ Nothing depends on how the rows were cut into blocks: tiles have the same shape 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from streamattn_cli.sketches.nystrom import NystromHistory, NystromParams
 from streamattn_cli.sketches.partial import Partial
-from streamattn_cli.sketches.poly import PolyHistory, PolyParams
+from streamattn_cli.sketches.registry import HISTORIES, HistoryParams
 from streamattn_cli.sketches.rowstore import HOLDER, get, put
 
-HISTORIES = {PolyParams: PolyHistory, NystromParams: NystromHistory}
 TILE = 512  # keys of one tile
 TILE_QUERIES = 256  # queries of one tile, over several heads where groups are small
 
@@ -39,8 +37,23 @@ class HeadParams:
     sinks: int = 0
     window: int = 0
     group: int = 256
-    history: PolyParams | NystromParams | None = None
+    history: HistoryParams | None = None
     storage: str = ""
+
+    def to_dict(self) -> dict:
+        """JSON-able form; the history under the name of its kind."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "history"}
+        return plain | {"history": {kind_name(type(self.history)): self.history.to_dict()} if self.history else None}
+
+    @classmethod
+    def from_dict(cls, plain: dict) -> HeadParams:
+        """The parameters that `to_dict` gave; KeyError or TypeError for anything else."""
+        kinds = {kind_name(kind): kind for kind in HISTORIES}
+        history = plain["history"]
+        if history is not None:
+            ((name, settings),) = history.items()
+            history = kinds[name](**settings)
+        return cls(**{**plain, "history": history})
 
     @property
     def stored(self) -> str:
@@ -94,6 +107,11 @@ class HeadParams:
         if self.history:
             spec |= HISTORIES[type(self.history)].work_spec(self.history, d, self.value_dim, g, self.dtype)
         return spec
+
+
+def kind_name(kind: type) -> str:
+    """'poly' for PolyParams."""
+    return kind.__name__.removesuffix("Params").lower()
 
 
 def allocate(spec: dict) -> dict[str, np.ndarray]:
@@ -250,7 +268,7 @@ class HeadAttention:
         if self.state["counters"][2]:
             share = past.y[:, -1] * np.exp(past.m - answer.m) / answer.y[:, -1]
         chosen = np.concatenate([np.arange(place.start, place.stop) for place in live])
-        self.history.learn(work["tile"][chosen], np.clip(np.nan_to_num(share[chosen]), 0, 1), rows)
+        self.history.learn(work["tile"][chosen], np.clip(np.nan_to_num(share[chosen]), 0, 1), rows, work)
 
     def _exact(self, answer: Partial, live: list[slice], low, high, work: dict) -> None:
         """Answer the tile of queries in `work` over the sinks and the recent rows."""

@@ -73,7 +73,7 @@ class NystromHistory:
         return {"everything": ((2, queries), "i8")}
 
     @staticmethod
-    def compression_bytes(params: NystromParams, dim: int, value_dim: int, group: int) -> int:
+    def transient_bytes(params: NystromParams, dim: int, value_dim: int, group: int, queries: int) -> int:
         """Bound on the bytes that one compression holds for a while."""
         n = params.active + group
         return 8 * (5 * n * n + 4 * n * (dim + value_dim + 1) + 12 * dim * dim)
@@ -83,7 +83,7 @@ class NystromHistory:
         if q is not None:
             self.queries.learn(q, np.zeros(len(q)), 0)
 
-    def learn(self, q: np.ndarray, share: np.ndarray, rows: float) -> None:
+    def learn(self, q: np.ndarray, share: np.ndarray, rows: float, work: dict) -> None:
         """Take in causal queries q (r, d) of `rows` rows, and the part of their mass (r,) that fell on this history."""
         self.queries.learn(q, share, rows)
 

@@ -40,8 +40,9 @@ class Partial:
         dense.combine(self.m, self.y, other.m, other.y)
 
     def attend(self, q, k, c, low, high, logits, product) -> None:
-        """Take in tokens exactly: k (n, d), c (n, dv + 1), of which row i sees low[i] <= j < high[i] of weight other than 0.
+        """Take in tokens exactly: k (n, d), c (n, dv + 1), of which row i sees low[i] <= j < high[i].
 
+        Tokens of weight 0 are not there, whatever their keys.
         q (r, d) is already multiplied by the scale. logits (r, >= n) and product (r, dv + 1) are scratch. One call is
         one tile, and its shape decides the rounding: callers keep tiles aligned to the global row.
         """

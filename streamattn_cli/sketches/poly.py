@@ -11,6 +11,7 @@ nearest to e^x for them (a Hermite expansion). Moments are linear in the tokens,
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
 
 import numpy as np
 
@@ -134,14 +135,13 @@ class PolyHistory:
         return clipped
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
-        """Answer a tile of queries q (group, d) into `out`. Returns how many queries were clipped."""
+        """Answer a tile of queries q (r, d) into `out`. Returns how many queries were clipped."""
         s, t = self.state, self.table
-        clipped = kernel.centre(q, np.zeros(self.dim), np.sqrt(self.scale), s["radius"][1], work["x"])
-        kernel.power_sums(
-            work["x"], s["moments"], t.multinomial, t.start, t.parent, t.var, work["low"], work["some"], work["sums"]
-        )
+        x, low, some, sums = (_columns(work[name], len(q)) for name in ("x", "low", "some", "sums"))
+        clipped = kernel.centre(q, np.zeros(self.dim), np.sqrt(self.scale), s["radius"][1], x)
+        kernel.power_sums(x, s["moments"], t.multinomial, t.start, t.parent, t.var, low, some, sums)
         out.m[:] = self.scale * (q @ s["mu"])
-        kernel.blend(work["sums"], self.params.polynomial == "taylor", out.m, out.y)
+        kernel.blend(sums, self.params.polynomial == "taylor", out.m, out.y)
         return clipped
 
     def mean_value(self) -> np.ndarray:
@@ -152,6 +152,12 @@ class PolyHistory:
     def merge(self, other: PolyHistory) -> None:
         """Add another shard's moments; both must have been calibrated alike (checked by the caller)."""
         self.state["moments"] += other.state["moments"]
+
+
+def _columns(scratch: np.ndarray, count: int) -> np.ndarray:
+    """The memory of a scratch array (..., G) as a contiguous one of `count` <= G columns."""
+    shape = (*scratch.shape[:-1], count)
+    return scratch.reshape(-1)[: prod(shape)].reshape(shape)
 
 
 def _clip_norm(rows: np.ndarray, radius: float) -> np.ndarray:

@@ -20,7 +20,9 @@ def require_same_bytes(found: np.ndarray, expected: np.ndarray, what: str) -> No
     if found.tobytes() == expected.tobytes():
         return
     differing = np.flatnonzero(found.reshape(-1) != expected.reshape(-1))
-    where = f"first at flat index {differing[0]}, {len(differing)} in all" if len(differing) else "in signs of zero or NaNs"
+    where = "in signs of zero or NaNs"
+    if len(differing):
+        where = f"first at flat index {differing[0]}, {len(differing)} in all"
     raise AssertionError(f"{what}: bytes differ, {where}")
 
 

@@ -59,7 +59,8 @@ def facts_agree(case: SourceCase) -> None:
     """outer, width, dtype and rows (None if unknown) are those of the items; there is a name."""
     with closing(case.open()) as tensor:
         outer, rows, width = case.expected.shape
-        found, expected = (tensor.outer, tensor.width, STORAGE[tensor.dtype].holder), (outer, width, case.expected.dtype)
+        found = (tensor.outer, tensor.width, STORAGE[tensor.dtype].holder)
+        expected = (outer, width, case.expected.dtype)
         require(found == expected, f"outer, width, dtype {found} found, expected {expected}")
         require(tensor.rows in (None, rows), f"{tensor.rows} rows found, expected {rows}")
         require(tensor.rows is not None or not tensor.seekable, "seekable, but does not know its rows")
@@ -122,8 +123,9 @@ def held_bytes_are_honest(case: SourceCase) -> None:
             grown, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        require(peak <= tensor.held_bytes + OBJECTS, f"{peak} bytes used while reading, held_bytes is {tensor.held_bytes}")
-        require(grown <= tensor.held_bytes + OBJECTS, f"{grown} bytes kept, held_bytes is {tensor.held_bytes}")
+        held = tensor.held_bytes
+        require(peak <= held + OBJECTS, f"{peak} bytes used while reading, held_bytes is {held}")
+        require(grown <= held + OBJECTS, f"{grown} bytes kept, held_bytes is {held}")
     with closing(case.open()) as tensor:
         waiting = tensor.peek(10).nbytes
         if not tensor.seekable:

@@ -40,7 +40,9 @@ class Stream:
         return replace(self, c=c)
 
 
-def make_stream(rows: int, dim: int, value_dim: int, dtype: str, heads: int = 2, spread: float = 1.0, seed: int = 0) -> Stream:
+def make_stream(
+    rows: int, dim: int, value_dim: int, dtype: str, heads: int = 2, spread: float = 1.0, seed: int = 0
+) -> Stream:
     """A stream whose logits q.k have a standard deviation of about `spread` around their mean, before any scale."""
     generator = np.random.Generator(np.random.Philox(seed))
     q = generator.standard_normal((heads, rows, dim))
@@ -48,6 +50,16 @@ def make_stream(rows: int, dim: int, value_dim: int, dtype: str, heads: int = 2,
     c = np.ones((rows, value_dim + 1))
     c[:, :-1] = generator.standard_normal((rows, value_dim)) + np.linspace(-1, 1, value_dim)
     return Stream(*(np.ascontiguousarray(array, dtype) for array in (q, k, c)))
+
+
+def storable(array: np.ndarray, storage: str) -> np.ndarray:
+    """The numbers of a float array as f2 or bf16 would keep them, in its own dtype; others as they are."""
+    if storage == "f2":
+        return array.astype(np.float16).astype(array.dtype)
+    if storage == "bf16":
+        bits = array.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
+        return bits.view(np.float32).astype(array.dtype)
+    return array
 
 
 def attention(stream: Stream, scale: float, causal: bool) -> np.ndarray:

@@ -1,0 +1,25 @@
+"""Which run serves a plan, and which writer its output. Apart from attend.py, which the runs themselves build on."""
+
+from __future__ import annotations
+
+from streamattn_cli.engine.plan import Plan
+from streamattn_cli.engine.pump import Watch
+from streamattn_cli.engine.request import Problem
+from streamattn_cli.rows.writers import Writer
+
+
+def make_run(plan: Plan, watch: Watch, writer: Writer):
+    """The Run of a plan."""
+    from streamattn_cli.engine.attend import Run
+    from streamattn_cli.engine.sketched import SketchedRun
+
+    return (SketchedRun if plan.problem.sketches else Run)(plan, watch, writer)
+
+
+def open_sparse(problem: Problem):
+    """The writer of --top-k."""
+    from streamattn_cli.rows.sparseout import TopKWriter
+
+    r = problem.request
+    heaps = problem.sketches is None or problem.sketches.heaps
+    return TopKWriter(r.output, r.top_k, len(problem.q), problem.v.dim, r.deviation, heaps)

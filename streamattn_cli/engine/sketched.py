@@ -1,0 +1,184 @@
+"""A run in the source paper's sketches: keys, values and queries pass on their own, in the order in which they come."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamattn_cli.engine.attend import Run
+from streamattn_cli.engine.events import Audit, Note
+from streamattn_cli.engine.firstrows import first_rows
+from streamattn_cli.engine.lanes import Lane
+from streamattn_cli.engine.plan import Plan
+from streamattn_cli.engine.pump import Watch
+from streamattn_cli.engine.recovery import Entries, exact_norms, sparse_of
+from streamattn_cli.errors import CannotMeet, InputMalformed
+from streamattn_cli.rows.readahead import Block
+from streamattn_cli.rows.topk import BestRows
+from streamattn_cli.rows.writers import Writer
+from streamattn_cli.sketches.ranges import row_count
+from streamattn_cli.sketches.sketched import SketchedHead, require_psi
+
+
+class SketchedRun(Run):
+    """See attend.Run. `heads` are the sketches of the key heads, `moments` [W | prod] of each, once all rows are in."""
+
+    def __init__(self, plan: Plan, watch: Watch, writer: Writer):
+        super().__init__(plan, watch, writer)
+        self.sketching = self.problem.sketches
+        self.heads = [SketchedHead(self.sketching.params) for _ in self.lanes]
+        self.moments: list[np.ndarray] = []
+
+    def go(self) -> tuple[int, Audit | None, str | None]:
+        """All passes, in the order in which rows come."""
+        self._calibrate()
+        order = self.sketching.order
+        shared = self.problem.k.tensor is self.problem.v.tensor and not self.problem.k.tensor.seekable
+        steps = [order.replace("v", "")[0] + "v", "q"] if shared and "kv" in order else list(order)
+        for step in steps:
+            if step == "q" and self.sketching.heaps:
+                self._complete()
+                self._answer(self._write_answers, "queries")
+            elif step == "v" and self.sketching.kind == "phi":
+                self._keys(self._absorb, "keys and values")
+            else:
+                self._absorb_parts(step)
+        if not self.sketching.heaps:
+            self._complete()
+            self._recover()
+        rows = row_count(self.heads[0].state["query_rows"]) if self.sketching.params.phi else self.writer.rows_written
+        return rows, *self._audited()
+
+    def counts(self) -> dict[str, int]:
+        """What was clipped or guarded."""
+        clipped, guarded = self.workers.total("sk.counts")
+        return {
+            "clipped_keys": sum(int(head.state["clipped"][0]) for head in self.heads),
+            "clipped_queries": int(clipped),
+            "guarded_queries": int(guarded),
+        }
+
+    # --- keys, values, queries
+
+    def _calibrate(self) -> None:
+        """Centre and bounds from the first rows; values are looked at only if they are there before the queries."""
+        p = self.problem
+        values = p.v.tensor.seekable or "v" in self.sketching.order.split("q")[0]
+        for lane, k, c, q in first_rows(p, values):
+            try:
+                error = self.heads[lane.index].calibrate(k, c, q)
+            except CannotMeet as refusal:
+                raise CannotMeet(f"{p.k.tensor.name}: {refusal}") from None
+            if self.sketches:
+                for name in ("mu", "radius"):
+                    self.sketches[lane.index].state["history." + name][:] = self.heads[lane.index].state[name]
+            self.watch.listener(Note(f"head {lane.index}: the polynomial alone errs by about {error:.2g} on the first rows"))
+
+    def _absorb_parts(self, step: str) -> None:
+        """A pass over one of k, v and q, or over k and v that come in the same rows of a pipe."""
+        tensors = {part: getattr(self.problem, part).tensor for part in step}
+        known = [getattr(self.problem, part).rows for part in step]
+
+        def take(block: Block) -> None:
+            def lane_task(lane: Lane, work: dict) -> None:
+                head = self.heads[lane.index]
+                for a, b in lane.steps(block.start, block.rows):
+                    row = block.start + a
+                    for part, array in zip(step, block.arrays, strict=True):
+                        if part == "q":
+                            head.absorb_queries(lane.queries(array, a, b, row, work), row, work)
+                        elif part == "k":
+                            head.absorb_keys(lane.alone(part, array, a, b, row, work), row, work)
+                        else:
+                            head.absorb_values(lane.alone(part, array, a, b, row, work), row, work)
+
+            self.workers.run(lane_task, self.lanes)
+
+        size = self.plan.query_block_rows if step == "q" else self.plan.block_rows
+        phase = {"k": "keys", "v": "values", "q": "queries"}.get(step, "keys and values")
+        if self._pump(list(tensors.values()), take, phase, known[0], block_rows=size) == 0:
+            raise InputMalformed(f"{tensors[step[0]].name}: no rows")
+
+    def _complete(self) -> None:
+        """All keys and values are in: join them, and refuse a Psi that is drowned by its own noise."""
+        p, work = self.problem, self.workers.works[0]
+        if self.sketching.kind == "phi":
+            self.finish()
+            self.moments = [
+                np.column_stack([sketch.state["history.moments"][:, :-1], head.state["prod"]])
+                for sketch, head in zip(self.sketches, self.heads, strict=True)
+            ]
+            return
+        for head in self.heads:
+            head.check_values(p.k.tensor.name, p.v.tensor.name)
+            self.moments.append(head.moments())
+            error = head.psi_error(self.moments[-1], work)
+            require_psi(error, self.sketching.params, p.request.max_error)
+            self.watch.listener(Note(f"head {len(self.moments) - 1}: Psi alone errs by about {error:.2g} of the outputs"))
+
+    def _answer(self, use, phase: str) -> None:
+        """A pass over the queries: use(start, answers (n, heads, dv), q) for every block of rows."""
+        bounded = self.sketching.heaps
+
+        def take(block: Block) -> None:
+            (q,) = block.arrays
+            answers = self.output[: block.rows]
+
+            def step_task(item: tuple, work: dict) -> None:
+                lane, a, b = item
+                queries = lane.queries(q, a, b, block.start + a, work)
+                out = work["lane.out"][:, : b - a]
+                moments = self.moments[lane.index]
+                self.heads[lane.index].answer(queries, block.start + a, moments, out, work, bounded)
+                lane.put(out, answers, a, b, work)
+
+            self.workers.run(step_task, [(lane, a, b) for lane in self.lanes for a, b in lane.steps(block.start, block.rows)])
+            use(block.start, answers, q)
+
+        p = self.problem
+        self._pump([p.q.tensor], take, phase, p.q.rows, block_rows=self.plan.query_block_rows)
+
+    def _write_answers(self, start: int, answers: np.ndarray, q: np.ndarray) -> None:
+        self._write(start, answers)
+        if self.auditor and self.auditor.reservoir:
+            self.auditor.offer(start, q, answers)
+
+    # --- the k-sparse result, and the truth
+
+    def _recover(self) -> None:
+        """Columns from Phi T; where the queries can be read again, --audit measures the recovery exactly."""
+        p, sketching = self.problem, self.sketching
+        n = row_count(self.heads[0].state["query_rows"])
+        results = []
+        for query_head in range(len(p.q)):
+            lane = query_head // p.group
+            z, mean = self.heads[lane].outputs(self.moments[lane], query_head % p.group)
+            reference = mean if p.request.deviation else None
+            if reference is not None:
+                z -= np.outer(self.heads[lane].state["sk_one"], mean)
+            results.append(sparse_of(sketching, z, n, p.request.top_k, reference))
+        writer = self.writer
+        writer.results, writer.by, writer.joint = results, sketching.decoder, not sketching.per_column and p.v.dim > 1
+        writer.rows_written, writer.measured = n, False
+        if not p.request.audit or not p.q.tensor.seekable:
+            return
+        best = BestRows(p.request.top_k, len(p.q), p.v.dim, p.request.deviation)
+        held = [Entries(sparse) for sparse in results]
+
+        def compare(start: int, answers: np.ndarray, q: np.ndarray) -> None:
+            best.offer(start, answers)
+            for head, taken in enumerate(held):
+                taken.see(start, answers[:, head])
+            if self.auditor:
+                self.auditor.hear(start, answers)
+
+        self._answer(compare, "audit of recovery")
+        writer.results = [exact_norms(s, taken, best, head) for head, (s, taken) in enumerate(zip(results, held, strict=True))]
+        writer.measured = True
+
+    def _audited(self) -> tuple[Audit | None, str | None]:
+        if not self.auditor:
+            return None, self.plan.audit_reason
+        if self.auditor.reservoir:
+            self.auditor.prepare()
+        self._keys(self.auditor.see, "audit")
+        return self.auditor.estimate(self.workers.works[0])

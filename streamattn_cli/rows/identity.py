@@ -1,0 +1,52 @@
+"""Whether an input is still the one it was: its size, its times, and a digest of what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import numpy as np
+
+from streamattn_cli.rows.ranges import RangeTensor
+from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
+
+EDGE_ROWS = 64  # first and last rows that are always looked at
+_BLOCK_BYTES = 4 << 20
+
+
+def identity(tensor: RowTensor, whole: bool = False) -> dict[str, str]:
+    """What tells this tensor from another or a changed one; with `whole`, a digest of every row as well.
+
+    A pipe has none of this and gives only its shape. Times and sizes are those of the file that holds the tensor.
+    """
+    if isinstance(tensor, RangeTensor):
+        return identity(tensor.base, whole) | {"range": f"{tensor.first}:{tensor.first + (tensor.rows or 0)}"}
+    found = {"dtype": tensor.dtype, "outer": str(tensor.outer), "width": str(tensor.width)}
+    if not tensor.seekable:
+        return found | {"kind": "pipe"}
+    found |= {"kind": "file", "rows": str(tensor.rows), "first": _digest(tensor, 0, min(EDGE_ROWS, tensor.rows))}
+    found["last"] = _digest(tensor, max(0, tensor.rows - EDGE_ROWS), tensor.rows)
+    path = tensor.path
+    if path is not None:
+        status = os.stat(path)
+        found |= {"size": str(status.st_size), "modified_ns": str(status.st_mtime_ns)}
+    if whole:
+        found["all"] = _digest(tensor, 0, tensor.rows)
+    return found
+
+
+def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """What changed, in words; what only one of the two knows (a digest of everything) is not compared."""
+    words = {"modified_ns": "modification time", "first": "first rows", "last": "last rows", "all": "content"}
+    return [words.get(key, key) for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]
+
+
+def _digest(tensor: RowTensor, start: int, stop: int) -> str:
+    """SHA-256 (32 hex digits of it) of rows [start, stop) as stored."""
+    digest = hashlib.sha256()
+    step = max(1, _BLOCK_BYTES // max(1, row_bytes(tensor)))
+    for a in range(start, stop, step):
+        block = np.empty((tensor.outer, min(step, stop - a), tensor.width), STORAGE[tensor.dtype].holder)
+        tensor.read_into(block, a)
+        digest.update(memoryview(block).cast("B") if block.size else b"")
+    return digest.hexdigest()[:32]
