@@ -1,7 +1,7 @@
 """File systems that misbehave, with the operations of streamattn_cli.checkpoint.fs.FileSystem.
 
-ModelFs lives in memory and knows what a power cut may leave: `images` lists every such outcome. FaultyFs is the real file
-system whose n-th operation fails. SmallDisk is the real one with room for a given number of bytes.
+ModelFs lives in memory and knows what a power cut may leave: `images` lists every such outcome. FaultyFs is the real
+file system whose n-th operation fails. SmallDisk is the real one with room for a given number of bytes.
 """
 
 import errno
@@ -35,9 +35,9 @@ class Inode:
         bytes that arrived, or the full one with zeros in the holes."""
         found = set()
         for kept in itertools.product((0, 1, 2, 3), repeat=len(self.unsynced)):
-            parts = [(at, data[: len(data) * thirds // 3]) for thirds, (at, data) in zip(kept, self.unsynced, strict=True)]
             content = bytearray(self.durable)
-            for at, data in parts:
+            for thirds, (at, whole) in zip(kept, self.unsynced, strict=True):
+                data = whole[: len(whole) * thirds // 3]
                 if data:
                     content.extend(bytes(max(0, at - len(content))))
                     content[at : at + len(data)] = data
@@ -189,6 +189,12 @@ class SmallDisk(FileSystem):
         inode = os.fstat(fd).st_ino
         self._sizes[inode] = self._sizes.get(inode, 0) + taken
         return taken
+
+    def fsync(self, fd):
+        """Room does not depend on it, and the disk below may be slow."""
+
+    def fsync_dir(self, folder):
+        """Likewise."""
 
     def unlink(self, path):
         self.room += self._sizes.pop(os.stat(path).st_ino, 0)

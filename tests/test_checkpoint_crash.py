@@ -21,8 +21,8 @@ STATES = 20_000  # distinct ones, at least
 
 
 def state(turn):
-    arrays = {"counters": np.array([turn, 7], "i8"), "sums": np.full(16, turn + 0.5), "bytes": np.full(64, turn % 256, "u1")}
-    return arrays, {"rows": str(turn)}
+    sums, flags = np.full(16, turn + 0.5), np.full(64, turn % 256, "u1")
+    return {"counters": np.array([turn, 7], "i8"), "flags": flags, "sums": sums}, {"rows": str(turn)}
 
 
 KNOWN = [None, *(b"".join(encode(*state(turn))) for turn in range(1, COMMITS + 2))]

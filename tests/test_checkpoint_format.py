@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from crashfs import SmallDisk
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -100,7 +102,8 @@ def test_read_header_needs_no_numpy(tmp_path):
     assert run.stdout == f"257 1 {len(golden()[0])} {size} {GOLDEN.stat().st_size}\n['hashlib']\n"
 
 
-names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(lambda n: n not in ("seal", "__metadata__"))
+TAKEN = ("seal", "__metadata__")
+names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(lambda name: name not in TAKEN)
 arrays = st.sampled_from(list(DTYPES)).flatmap(
     lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9))
 )
@@ -223,7 +226,6 @@ def test_64_mib(tmp_path, rng):
     state = {f"head{head:02}.moments": rng.integers(0, 1 << 62, (1 << 17,)) for head in range(64)}
     path, plain = str(tmp_path / "run.sattn"), str(tmp_path / "plain")
     content = b"".join(array.tobytes() for array in state.values())
-    ratios = []
     for _ in range(3):
         start = time.perf_counter()
         with open(plain, "wb") as file:
@@ -233,8 +235,8 @@ def test_64_mib(tmp_path, rng):
         middle = time.perf_counter()
         save(path, state, {})
         end = time.perf_counter()
-        ratios.append((end - middle) / (middle - start))
-        print(f"64 MiB: plain write and fsync {middle - start:.3f} s, commit {end - middle:.3f} s, {ratios[-1]:.2f} times")
+        print(f"64 MiB: plain write and fsync {middle - start:.3f} s, commit {end - middle:.3f} s, "
+              f"{(end - middle) / (middle - start):.2f} times")
     same(read(path)[0], state)
     tracemalloc.start()
     save(path, state, {})
@@ -245,10 +247,6 @@ def test_64_mib(tmp_path, rng):
 
 def test_a_large_commit_that_fails_stops_hashing(tmp_path, rng):
     """The state is the caller's again when commit has raised: no thread looks at it any more."""
-    import threading
-
-    from crashfs import SmallDisk
-
     with CheckpointWriter(str(tmp_path / "run.sattn"), SmallDisk(1 << 20)) as writer:
         with pytest.raises(OutputFailed, match="No space left"):
             writer.commit({"a": rng.standard_normal(4 << 20)}, {})

@@ -7,8 +7,8 @@
     5. fsync the folder: the new name is durable
 
 Whenever the machine stops, the name leads to the old checkpoint or to the new one, whole. A step that failed is never
-tried again (after a failed fsync the system may have dropped the bytes and forgotten the error): the new file is removed,
-and the next commit begins with another one.
+tried again (after a failed fsync the system may have dropped the bytes and forgotten the error): the new file is
+removed, and the next commit begins with another one.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from contextlib import suppress
 
 from streamattn_cli.checkpoint.fs import FileSystem
@@ -16,8 +15,8 @@ class Lock:
     """Holds `path` locked from construction until `release`. Raises OutputFailed (held by another) or OSError.
 
     flock, not the file's existence, is the lock: it ends with the process however that dies, and a file left behind is
-    simply locked by the next one. The holder removes the file before it unlocks it, so whoever gets a lock looks whether
-    the file still has its name.
+    simply locked by the next one. The holder removes the file before it unlocks it, so whoever gets a lock looks
+    whether the file still has its name.
     """
 
     def __init__(self, fs: FileSystem, path: str, what: str):
@@ -56,7 +55,7 @@ class Lock:
     def _sign(self) -> None:
         """Leave word of who we are for those who come after."""
         self._fs.truncate(self._fd)
-        self._fs.write(self._fd, memoryview(f"process {os.getpid()} on {platform.node() or 'this machine'}\n".encode()))
+        self._fs.write(self._fd, memoryview(f"process {os.getpid()} on {os.uname().nodename}\n".encode()))
 
     def _holder(self, fd: int) -> str:
         text = self._fs.read(fd, 200).decode("ascii", "replace").strip()

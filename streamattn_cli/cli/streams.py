@@ -40,3 +40,15 @@ def let_go_of_broken() -> None:
                 stream.flush()
         except (OSError, ValueError):
             setattr(sys, name, None)
+
+
+def refuse_terminal(output: str, json: bool) -> None:
+    """Binary answers do not go to a terminal, nor JSON to where the answers go. Raises UsageError."""
+    from streamattn_cli.errors import UsageError
+
+    if output != "-":
+        return
+    if json:
+        raise UsageError("--json needs standard output, where the answers go: name a file with -o, or use --log-json")
+    if sys.stdout is not None and sys.stdout.isatty():
+        raise UsageError("standard output is a terminal, and answers are binary: pipe them on or give -o FILE")

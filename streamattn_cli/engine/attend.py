@@ -173,7 +173,7 @@ class Run:
         if self.problem.method == "exact":
             return self._exact(), None, self.plan.audit_reason
         if not self.phase:
-            self._first_rows()
+            self.first_rows()
         if self.problem.causal:
             rows = self._causal()
         else:
@@ -195,13 +195,13 @@ class Run:
 
     def save(self) -> dict:
         """The state of everything, as named arrays (or lists of one array per key head); views, not copies."""
-        state = stack_heads([s.state for s in self.sketches], "head")
+        state = self.save_sketch()
         state["tally"] = np.concatenate([np.ravel(self.workers.total(name)) for name in self._tallies()])
         return state | (self.auditor.save() if self.auditor else {})
 
     def load(self, state: dict, name: str) -> None:
         """Take back what `save` gave; `name` is the checkpoint's, for messages."""
-        unstack_heads(state, [s.state for s in self.sketches], "head", name)
+        self.load_sketch(state, name)
         at = 0
         for tally in self._tallies():
             counts = self.workers.works[0][tally]
@@ -209,6 +209,14 @@ class Run:
             at += len(counts)
         if self.auditor:
             self.auditor.load(state, name)
+
+    def save_sketch(self) -> dict:
+        """The state of the sketches alone."""
+        return stack_heads([s.state for s in self.sketches], "head")
+
+    def load_sketch(self, state: dict, name: str) -> None:
+        """Take back what `save_sketch` gave."""
+        unstack_heads(state, [s.state for s in self.sketches], "head", name)
 
     def _tallies(self) -> list[str]:
         return ["lane.dropped"] + (["counts"] if self.sketches else [])
@@ -242,7 +250,7 @@ class Run:
 
     # --- passes
 
-    def _first_rows(self) -> None:
+    def first_rows(self) -> None:
         """Show every sketch the first rows and some queries, so that it can choose its settings and predict its error.
 
         A method that learns from queries as they pass needs none for causal attention; for full attention it gets
@@ -265,8 +273,9 @@ class Run:
                 first_k[a:b], first_c[a:b] = lane.keys(k, v, a, b, a, work)
             for a, b in lane.steps(0, q.shape[1]):
                 first_q[:, a:b] = lane.queries(q, a, b, a, work)
+            flat = first_q.reshape(-1, p.q.dim) if first_q.size else None
             try:
-                self.sketches[lane.index].calibrate(first_k, first_c, first_q.reshape(-1, p.q.dim))
+                self.sketches[lane.index].calibrate(first_k, first_c, flat)
             except CannotMeet as error:
                 raise CannotMeet(f"{p.k.tensor.name}: {error}") from None
         work["lane.dropped"][:] = 0

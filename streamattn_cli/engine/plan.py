@@ -111,7 +111,8 @@ def project(plan: Plan) -> dict[str, int]:
     parts = {"read_buffers": reading, "held_by_inputs": held, "output": plan.query_block_rows * _output_row(problem)}
     work = spec_bytes(work_spec(problem)) * plan.threads
     if problem.sketches:
-        parts |= sketch_parts(problem) | {"work": work}
+        parts |= sketch_parts(problem, reading) | {"work": work}
+        parts["output"] *= problem.sketches.heaps or problem.request.audit > 0  # elsewhere no row is produced
     if problem.params:
         sketch = parts.get("sketch", 0) + len(problem.k) * spec_bytes(problem.params.state_spec())
         parts |= {"sketch": sketch, "work": work}
@@ -195,7 +196,7 @@ def _largest(plan: Plan, name: str, low: int, high: int, words: str) -> str | No
         request = replace(problem.request, **{name: value})
         try:
             plain = replace(problem.params, window=0, history=None, group=256)
-            params = head_params(request, problem.method, plain, problem.causal)
+            params = head_params(request, problem.method, plain, problem.causal, problem.k.rows)
         except UsageError:
             return False
         return _fits(_sized(replace(plan, problem=replace(problem, request=request, params=params)), plan.block_rows))

@@ -27,17 +27,26 @@ def sparse_of(sketching: Sketching, z: np.ndarray, n: int, k: int, reference: np
             values.append(part.values[:, j])
             significant.append(stands_out)
     flat = [np.concatenate(parts) for parts in (rows, columns, values, significant)]
-    # the best k entries themselves would leave the rest without the errors of the values that were found
-    best = np.sqrt(np.maximum(rest**2 - k * noise**2, 0.25 * rest**2))
-    return Sparse(*flat, reference, rest, best, np.maximum(zero, best))
+    return Sparse(*flat, reference, *_norms(flat, zero, rest, noise), zero)
+
+
+def _norms(flat: list[np.ndarray], zero: np.ndarray, rest: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates of what a column keeps without the entries found, and without its best ones. An entry above the noise
+    errs by the noise; one below it is taken for noise altogether, so that its whole value is error."""
+    _, columns, values, significant = flat
+    dim = len(zero)
+    sure = np.bincount(columns[significant], minlength=dim)
+    wrong = np.bincount(columns[~significant], values[~significant] ** 2, minlength=dim)
+    best = np.where(sure == 0, zero, rest)
+    return np.sqrt(best**2 + sure * noise**2 + wrong), best
 
 
 def _above_noise(part: Recovered, noise: np.ndarray, n: int) -> np.ndarray:
-    """Which rows (j,) could not be the largest noise among n rows: norms over c columns reach about
-    (sqrt(c) + sqrt(2 ln n)) times a column's noise by chance."""
+    """Which rows (j,) could not be the largest noise among n rows: by chance, that is about sqrt(2 ln n) times a column's
+    noise, and sqrt(c) times as much in norm over c columns, which may all be alike."""
     columns = part.values.shape[1]
     level = np.sqrt((noise**2).mean()) if part.column is None else noise[part.column]
-    return np.linalg.norm(part.values, axis=1) > level * (np.sqrt(columns) + np.sqrt(2 * log(max(n, 2))))
+    return np.linalg.norm(part.values, axis=1) > level * np.sqrt(columns) * (1 + np.sqrt(2 * log(max(n, 2))))
 
 
 @dataclass

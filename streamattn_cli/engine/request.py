@@ -150,14 +150,16 @@ def resolve(request: AttendRequest, inputs: Inputs) -> Problem:
         )
     precision = "f8" if "f8" in (h.tensor.dtype for h in (q, k, v)) else "f4"
     head = HeadParams(k.dim, v.dim, scale, precision, storage=_storage(k.tensor.dtype, v.tensor.dtype, precision))
-    params = None if method == "exact" else head_params(request, method, head, causal)
+    params = None if method == "exact" else head_params(request, method, head, causal, k.rows)
     if params and method in ("nystrom", "window", *KEEPERS) and k.rows is not None and _all_fit(request, k.rows):
         params = replace(head, sinks=0, window=k.rows, group=8)
         notes.append(f"all {k.rows} rows fit into --resident-rows: the answers are exact")
     return Problem(request, q, k, v, causal, scale, method, precision, params, tuple(notes))
 
 
-def head_params(request: AttendRequest, method: str, head: HeadParams, causal: bool) -> HeadParams:
+def head_params(
+    request: AttendRequest, method: str, head: HeadParams, causal: bool, stream: int | None
+) -> HeadParams:
     """The parameters of one head for a method, from those that the input decides. UsageError where they make no sense."""
     for name in ("sinks", "window", "resident_rows", "atoms", "buffer"):
         if (getattr(request, name) or 0) < 0:
@@ -169,7 +171,8 @@ def head_params(request: AttendRequest, method: str, head: HeadParams, causal: b
     head = replace(head, sinks=DEFAULT_SINKS if request.sinks is None else request.sinks)
     rows = request.resident_rows or DEFAULT_ROWS
     if method == "nystrom":
-        return nystrom_params(head, rows, request.effort, request.window, request.buffer, request.atoms, causal)
+        settings = (request.effort, request.window, request.buffer, request.atoms)
+        return nystrom_params(head, rows, *settings, causal, stream)
     if method in KEEPERS:
         return keeper_params(head, method, rows, request.window, request.buffer, request.atoms, causal, request.seed)
     if request.window is None:

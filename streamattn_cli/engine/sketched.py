@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from streamattn_cli.engine.attend import Run
@@ -13,7 +15,7 @@ from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.recovery import Entries, exact_norms, sparse_of
 from streamattn_cli.errors import CannotMeet, InputMalformed
 from streamattn_cli.rows.readahead import Block
-from streamattn_cli.rows.topk import BestRows
+from streamattn_cli.rows.topk import BestRows, Sparse
 from streamattn_cli.rows.writers import Writer
 from streamattn_cli.sketches.ranges import row_count
 from streamattn_cli.sketches.sketched import SketchedHead, require_psi
@@ -37,7 +39,7 @@ class SketchedRun(Run):
         for step in steps:
             if step == "q" and self.sketching.heaps:
                 self._complete()
-                self._answer(self._write_answers, "queries")
+                rows = self._answer(self._write_answers, "queries")
             elif step == "v" and self.sketching.kind == "phi":
                 self._keys(self._absorb, "keys and values")
             else:
@@ -45,7 +47,7 @@ class SketchedRun(Run):
         if not self.sketching.heaps:
             self._complete()
             self._recover()
-        rows = row_count(self.heads[0].state["query_rows"]) if self.sketching.params.phi else self.writer.rows_written
+            rows = row_count(self.heads[0].state["query_rows"])
         return rows, *self._audited()
 
     def counts(self) -> dict[str, int]:
@@ -115,8 +117,8 @@ class SketchedRun(Run):
             require_psi(error, self.sketching.params, p.request.max_error)
             self.watch.listener(Note(f"head {len(self.moments) - 1}: Psi alone errs by about {error:.2g} of the outputs"))
 
-    def _answer(self, use, phase: str) -> None:
-        """A pass over the queries: use(start, answers (n, heads, dv), q) for every block of rows."""
+    def _answer(self, use: Callable, phase: str) -> int:
+        """A pass over the queries: use(start, answers (n, heads, dv), q) for every block of rows; returns the rows."""
         bounded = self.sketching.heaps
 
         def take(block: Block) -> None:
@@ -135,7 +137,7 @@ class SketchedRun(Run):
             use(block.start, answers, q)
 
         p = self.problem
-        self._pump([p.q.tensor], take, phase, p.q.rows, block_rows=self.plan.query_block_rows)
+        return self._pump([p.q.tensor], take, phase, p.q.rows, block_rows=self.plan.query_block_rows)
 
     def _write_answers(self, start: int, answers: np.ndarray, q: np.ndarray) -> None:
         self._write(start, answers)
@@ -156,6 +158,7 @@ class SketchedRun(Run):
             if reference is not None:
                 z -= np.outer(self.heads[lane].state["sk_one"], mean)
             results.append(sparse_of(sketching, z, n, p.request.top_k, reference))
+        self._tell(results)
         writer = self.writer
         writer.results, writer.by, writer.joint = results, sketching.decoder, not sketching.per_column and p.v.dim > 1
         writer.rows_written, writer.measured = n, False
@@ -174,6 +177,18 @@ class SketchedRun(Run):
         self._answer(compare, "audit of recovery")
         writer.results = [exact_norms(s, taken, best, head) for head, (s, taken) in enumerate(zip(results, held, strict=True))]
         writer.measured = True
+
+    def _tell(self, results: list[Sparse]) -> None:
+        """Say so where the sketch is too small, or the outputs too flat, for what was asked."""
+        found, sure = (sum(int(x) for x in each) for each in zip(*((len(s.rows), s.significant.sum()) for s in results)))
+        if sure < found:
+            self.watch.listener(
+                Note(
+                    f"only {sure} of {found} entries stand above the noise of Phi ({self.sketching.params.phi.counters} counters), the "
+                    "others may be noise: outputs without heavy rows are served as well by nothing at all (T = 0), or try "
+                    "--deviation; heavy rows that are there need a larger --m2"
+                )
+            )
 
     def _audited(self) -> tuple[Audit | None, str | None]:
         if not self.auditor:

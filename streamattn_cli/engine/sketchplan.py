@@ -17,15 +17,22 @@ from streamattn_cli.units import format_bytes, format_count
 FIRST_ROWS = 1024
 
 
-def sketch_parts(problem: Problem) -> dict[str, int]:
-    """Bytes by purpose that sketches add to a run."""
+def sketch_parts(problem: Problem, reading: int) -> dict[str, int]:
+    """Bytes by purpose that sketches add to a run whose read buffers take `reading` bytes.
+
+    The first rows are looked at before any page of the sketches is in use, and columns are decoded when the read
+    buffers are gone: only what exceeds these counts.
+    """
     p = problem.sketches.params
-    parts = {"sketch": len(problem.k) * spec_bytes(p.state_spec())}
-    parts["moments"] = len(problem.k) * 2 * p.features * (p.value_dim + 1) * 8
-    parts["first_rows"] = PolyHistory.calibration_bytes(FIRST_ROWS, p.dim, max(p.dim, p.value_dim), problem.group)
-    if p.phi:
-        parts["decoding"] = 5 * p.phi.counters * p.value_dim * 8
-    return parts
+    sketch = len(problem.k) * spec_bytes(p.state_spec())
+    first = PolyHistory.calibration_bytes(FIRST_ROWS, p.dim, max(p.dim, p.value_dim), problem.group)
+    decoding = 5 * p.phi.counters * p.value_dim * 8 if p.phi else 0
+    return {
+        "sketch": sketch,
+        "moments": len(problem.k) * 2 * p.features * (p.value_dim + 1) * 8,
+        "first_rows": max(0, first - sketch),
+        "decoding": max(0, decoding - reading),
+    }
 
 
 def top_k_parts(problem: Problem) -> dict[str, int]:

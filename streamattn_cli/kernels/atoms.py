@@ -1,10 +1,14 @@
-"""Atoms of a coreset in eight bits: int8 keys and coefficients with a scale each, and the weight in float32."""
+"""Atoms of a coreset: int8 keys, int8 or int16 coefficients, a bfloat16 scale for each, and the weight in float32."""
+
+import math
 
 import numpy as np
 from numba import njit
 
 _S16 = np.uint32(16)
 _ROUND_UP = np.uint32(0xFFFF)
+_GOLDEN, _MIX1, _MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_U11, _U27, _U30, _U31, _U32 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -26,8 +30,33 @@ def quantise(rows, out, scales):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def quantise_at_random(rows, limit, counter, out, scales):
+    """`quantise` to -limit..limit, each item rounded up or down at random so that its mean is right (unbiased).
+
+    Rounding to the nearest would lose every increment below half a step, and on long streams all of them are. The
+    random numbers are splitmix64 of (counter, place), so that the same stream always rounds the same way.
+    """
+    n, w = rows.shape
+    for i in range(n):
+        top = 0.0
+        for j in range(w):
+            top = max(top, abs(rows[i, j]))
+        wide = np.float32(max(top / limit, 1e-30)).view(np.uint32)
+        bits = np.uint32(np.uint32(wide + _ROUND_UP) >> _S16)
+        scales[i] = bits
+        scale = np.float64(np.uint32(bits << _S16).view(np.float32))
+        for j in range(w):
+            x = (counter << _U32) + np.uint64(i * w + j)
+            x = x * _GOLDEN + _GOLDEN
+            x = (x ^ (x >> _U30)) * _MIX1
+            x = (x ^ (x >> _U27)) * _MIX2
+            draw = np.float64((x ^ (x >> _U31)) >> _U11) * 2.0**-53
+            out[i, j] = min(max(math.floor(rows[i, j] / scale + draw), -limit), limit)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def load(keys, coefs, scales, weights, centre, first, k, c):
-    """Atoms first .. first + n as k (n, d) and c (n, dv + 1), n = k.shape[0]; keys (m, d), coefs (m, dv) int8."""
+    """Atoms first .. first + n as k (n, d) and c (n, dv + 1), n = k.shape[0]; keys (m, d), coefs (m, dv)."""
     for i in range(k.shape[0]):
         a = first + i
         scale = np.uint32(np.uint32(scales[a, 0]) << _S16).view(np.float32)

@@ -12,11 +12,11 @@ from streamattn_cli.rows.spec import InputSpec
 
 def check_heads(spec: InputSpec, heads: dict[str, Heads]) -> None:
     """Numbers of heads and items agree with each other and with what the user said. Raises InputMalformed."""
-    k, v, q = heads["k"], heads["v"], heads.get("q")
-    if len(k) != len(v) or k.batch != v.batch:
+    k, v, q = (heads.get(part) for part in ("k", "v", "q"))
+    if k is not None and (len(k) != len(v) or k.batch != v.batch):
         raise InputMalformed(f"{k.tensor.name} has {len(k)} key heads and {v.tensor.name} {len(v)} value heads; they "
                              f"must agree (check --layout and --kv-heads)")
-    if q is not None:
+    if None not in (q, k):
         if q.dim != k.dim:
             raise InputMalformed(f"{q.tensor.name} has query heads of {q.dim} items and {k.tensor.name} key heads of "
                                  f"{k.dim}; they must agree (check --layout, --heads and --dim)")
@@ -42,8 +42,8 @@ def check_rows(heads: dict[str, Heads]) -> None:
     for part in heads.values():
         if part.rows == 0:
             raise InputMalformed(f"{part.tensor.name}: no rows, expected at least one")
-    k, v = heads["k"], heads["v"]
-    if None not in (k.rows, v.rows) and k.rows != v.rows:
+    k, v = heads.get("k"), heads.get("v")
+    if k is not None and None not in (k.rows, v.rows) and k.rows != v.rows:
         raise InputMalformed(f"{k.tensor.name} has {k.rows} rows and {v.tensor.name} {v.rows}; every key needs one "
                              f"value (check --layout, or cut both with --rows)")
 
@@ -51,7 +51,7 @@ def check_rows(heads: dict[str, Heads]) -> None:
 def with_ranges(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
     """The heads over only the rows asked for; parts that share a tensor and a range keep sharing one."""
     wanted = {"k": spec.rows, "v": spec.rows, "q": spec.q_rows}
-    shares = "q" in heads and heads["q"].tensor in (heads["k"].tensor, heads["v"].tensor)
+    shares = "q" in heads and any(heads["q"].tensor is heads[part].tensor for part in ("k", "v") if part in heads)
     if shares and spec.q_rows is None:
         wanted["q"] = spec.rows
     if shares and wanted["q"] != spec.rows and not heads["q"].tensor.seekable:

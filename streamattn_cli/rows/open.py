@@ -33,8 +33,8 @@ class Inputs:
     """The opened input; a context manager that closes it."""
 
     q: Heads | None
-    k: Heads
-    v: Heads
+    k: Heads | None
+    v: Heads | None
     attrs: dict = field(default_factory=dict)  # scale (float), causal (bool) and others where a file says so
     notes: tuple[str, ...] = ()  # what was inferred, one line each
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
@@ -50,18 +50,18 @@ class Inputs:
         self.close()
 
 
-def open_inputs(spec: InputSpec, need_q: bool = True) -> Inputs:
-    """Open k, v and (if need_q) q, check that they fit together, and read nothing but headers.
+def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True) -> Inputs:
+    """Open k, v and q, or those of them that are needed, check that they fit together, and read nothing but headers.
 
     Of a pipe the first row is read and kept. Raises InputMissing (3), InputMalformed (4) and UsageError (2).
     """
     with ExitStack() as stack:
-        opening = _Opening(spec, need_q, stack)
+        opening = _Opening(spec, ("q",) * need_q + ("k", "v") * need_kv, stack)
         heads = opening.heads()
         check_heads(spec, heads)
         heads = with_ranges(spec, heads)
         check_rows(heads)
-        q, k, v = heads.get("q"), heads["k"], heads["v"]
+        q, k, v = (heads.get(part) for part in ("q", "k", "v"))
         if spec.select is not None:
             q, k, v = select(q, k, v, spec.select)
         return Inputs(q, k, v, opening.attrs, tuple(dict.fromkeys(opening.notes)), stack.pop_all())
@@ -70,11 +70,11 @@ def open_inputs(spec: InputSpec, need_q: bool = True) -> Inputs:
 class _Opening:
     """The steps of opening: words -> stored arrays -> layouts -> tensors -> heads."""
 
-    def __init__(self, spec: InputSpec, need_q: bool, stack: ExitStack):
+    def __init__(self, spec: InputSpec, parts: tuple[str, ...], stack: ExitStack):
         self.attrs: dict = {}
         self.notes: list[str] = []
         self._spec = spec
-        self._parts = ("q", "k", "v") if need_q else ("k", "v")
+        self._parts = parts
         self._stack = stack
         self._layout = layout_word(spec.layout) if spec.layout else None
         self._raw = storage_word(spec.raw, "--raw") if spec.raw else None
@@ -217,9 +217,10 @@ class _Opening:
         unclear = {part: stored for part, stored in self._plain.items() if part not in layouts}
         if not unclear:
             return layouts
-        if list(self._plain) == ["q"] and packed_keys is not None:
+        keys = (len(packed_keys), packed_keys.dim) if packed_keys else (self._spec.kv_heads, self._spec.dim)
+        if list(self._plain) == ["q"] and None not in keys:
             q = unclear["q"]
-            word = infer_query(q.shape, q.name, len(packed_keys), packed_keys.dim)
+            word = infer_query(q.shape, q.name, *keys)
         else:
             word = infer({p: s.shape for p, s in unclear.items()}, {p: s.name for p, s in unclear.items()})
         for part, stored in unclear.items():

@@ -12,18 +12,16 @@ import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.sketches.bank import Bank, bank_spec, live
-from streamattn_cli.sketches.levels import LEVELS, level_of, level_to_halve, segment
+from streamattn_cli.sketches.levels import LEVELS, interleave, level_of, level_to_halve, segment
 from streamattn_cli.sketches.partial import Partial
-
-MODE=0
 
 @dataclass(frozen=True)
 class BalanceParams:
-    """How many rows are kept; gamma, how strongly the coin leans; the seed of the coin."""
+    """How many rows are kept; gamma, how strongly the coin leans; a factor of the kernel's exponent; the seed of the coin."""
 
     rows: int
-    gamma: float = 1.0
-    sharpness: float = 1.0
+    gamma: float = 100.0
+    sharpness: float = 0.5
     seed: int = 0
     storage: str = "f4"
 
@@ -74,6 +72,21 @@ class BalanceHistory:
             counts[0] += 1
         return 0
 
+    def merge(self, other: BalanceHistory) -> None:
+        """Take in the kept rows of other rows, and halve levels until all fit."""
+        s, theirs, names = self.state, other.state, ("rows",)
+        arrays = interleave([s[n] for n in names], s["counts"], [theirs[n] for n in names], theirs["counts"])
+        state = {name: array.copy() for name, array in s.items()} | dict(zip(names, arrays, strict=True))
+        state["counts"] += theirs["counts"]
+        both = BalanceHistory(self.params, self.bank.dim, self.value_dim, self.scale, "", state)
+        while state["counts"].sum() > self.params.rows and both._halve():
+            pass
+        left = int(state["counts"].sum())
+        for name in names:
+            s[name][:left] = state[name][:left]
+        for name in s.keys() - set(names):
+            s[name][:] = state[name]
+
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
         weights = np.ldexp(1.0, level_of(self.state["counts"]))[:, None]
@@ -110,10 +123,7 @@ class BalanceHistory:
         k, c = self.bank.load(a, b)
         x, v = k - k.mean(axis=0), c[:, :-1]
         gram = self.params.sharpness * self.scale * (x @ x.T)
-        if MODE: gram -= gram.diagonal().max()
-        else:
-            half = gram.diagonal()/2
-            gram = gram - half[:,None]-half[None]
+        gram -= gram.diagonal().max()
         np.exp(gram, out=gram)
         values = v @ v.T
         gram *= values + (values.diagonal().mean() or 1.0)

@@ -17,9 +17,11 @@ from streamattn_cli.sketches.sample import SampleParams
 from streamattn_cli.sketches.wildcat import WildcatParams
 
 WINDOW_SHARE = 0.15  # of the rows, exact recent ones
+LONG = 48  # rows of a stream per resident row above which coefficients take sixteen bits
+TEMPER = 0.8  # of a model of the queries that was learnt on the way
 ACTIVE = {"fast": 64, "default": 192, "best": 512}  # atoms that take part in one compression
 KEEPERS = ("balance", "evict", "sample", "wildcat")  # methods that choose which rows to keep
-KEEPER_WINDOW = {"balance": 0.5, "evict": 0.15, "sample": 0.5, "wildcat": 0.5}  # WINDOW_SHARE of each, tuned alike
+KEEPER_WINDOW = {"balance": 0.35, "evict": 0.15, "sample": 0.5, "wildcat": 0.6}  # WINDOW_SHARE of each, tuned alike
 PROBES = 32  # queries that `evict` holds for full attention
 
 
@@ -39,21 +41,26 @@ def window_params(params: HeadParams, rows: int) -> HeadParams:
 
 
 def nystrom_params(
-    params: HeadParams, rows: int, effort: str, window: int | None, buffer: int | None, atoms: int | None,
-    causal: bool = True,
+    params: HeadParams, rows: int, effort: str, window: int | None = None, buffer: int | None = None,
+    atoms: int | None = None, causal: bool = True, stream: int | None = None,
 ) -> HeadParams:  # fmt: skip
-    """The `nystrom` method within `rows` rows: sinks, window and buffer exact, atoms and statistics in the rest."""
+    """The `nystrom` method within `rows` rows: sinks, window and buffer exact, atoms and statistics in the rest.
+
+    `stream` is the number of rows that will come, None if nobody knows: coefficients of eight bits serve streams of up
+    to LONG rows per resident row; longer ones need sixteen, because each coefficient is rounded many times.
+    """
     group = buffer or _group(rows)
     _check_buffer(group)
     if window is None:
         window = 1 + max(1, round(WINDOW_SHARE * rows / group)) * group if causal else 1
-    history = NystromParams(atoms=0, active=ACTIVE[effort], storage=params.stored)
+    short = stream is not None and stream <= LONG * rows
+    history = NystromParams(0, ACTIVE[effort], 8 if short else 16, TEMPER if causal else 1.0, params.stored)
     params = replace(params, group=group, window=max(window, 1), history=history)
     if atoms is None:
         free = rows * row_bytes(params) - spec_bytes(params.state_spec())
-        atoms = free // atom_bytes(params.dim, params.value_dim)
+        atoms = free // atom_bytes(params.dim, params.value_dim, history.bits)
     if atoms < 2 * group:
-        least = spec_bytes(params.state_spec()) + 2 * group * atom_bytes(params.dim, params.value_dim)
+        least = spec_bytes(params.state_spec()) + 2 * group * atom_bytes(params.dim, params.value_dim, history.bits)
         raise UsageError(
             f"{max(atoms, 0)} atoms are left of --resident-rows {rows} beside {params.sinks} sinks, a window of "
             f"{params.window}, a buffer of {group} and the query statistics; give --resident-rows "

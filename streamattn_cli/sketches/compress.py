@@ -7,18 +7,24 @@ import numpy as np
 from streamattn_cli.kernels.atoms import eliminate, invert_triangle
 
 ALPHA = 1.0  # exponent of the normaliser model p_q(k) = e^(s q.x) / e^(alpha/2 s^2 q^T Sk q)
-TEMPER = 0.8  # of the kernel's log diagonal: the model over-trusts keys that are far out
 RIDGE = 1e-6
 LOWEST = -600.0  # of the log diagonal below its maximum, so that its reciprocal stays finite
 SMALL = 128  # triangles up to this size are inverted directly
 
 
 def compress(
-    keys: np.ndarray, coefs: np.ndarray, mean: np.ndarray, covariance: np.ndarray, scale: float, keep: int
+    keys: np.ndarray,
+    coefs: np.ndarray,
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    scale: float,
+    temper: float,
+    keep: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose `keep` of n atoms and their new coefficients so that sum_a e^(s q.k_a) C_a changes least for q ~ N(mean, cov).
 
-    keys (n, d), coefs (n, c), mean (d,), covariance (d, d): float64. Returns the survivors' indices, ascending, and
+    keys (n, d), coefs (n, c), mean (d,), covariance (d, d): float64. temper (0..1] flattens the log diagonal of the
+    kernel, for a model of the queries that over-trusts keys far out. Returns the survivors' indices, ascending, and
     their coefficients (keep, c).
     """
     x = keys - keys.mean(axis=0)
@@ -28,7 +34,7 @@ def compress(
     z = x @ (scale * np.linalg.cholesky(inner))
     half = 0.5 * np.einsum("ij,ij->i", z, z)
     # e = |z|^2/2 + s x^T A^-1 Sigma^-1 mu is the log of the kernel's diagonal root
-    e = TEMPER * (half + x @ (scale * (inner @ np.linalg.solve(covariance, mean))))
+    e = temper * (half + x @ (scale * (inner @ np.linalg.solve(covariance, mean))))
     h = np.exp(np.maximum(e - e.max(), LOWEST))
     kernel = z @ z.T
     kernel -= half[:, None]

@@ -96,6 +96,21 @@ class EvictHistory:
         s["held"][0] = count + len(k)
         return 0
 
+    def merge(self, other: EvictHistory) -> None:
+        """Take in the kept rows of other, later rows; of all of them those of the most mass stay, and the newest."""
+        s, theirs = self.state, other.state
+        mine, count, room = int(s["held"][0]), int(theirs["held"][0]), self.params.rows
+        if s["held"][1] and theirs["held"][1]:
+            s["normaliser"][:] = np.logaddexp(s["normaliser"], theirs["normaliser"])
+        rows = np.concatenate([s["rows"][:mine], theirs["rows"][:count]])
+        mass = np.concatenate([s["mass"][:mine], theirs["mass"][:count]])
+        both = Bank(rows, self.bank.dim, self.bank.storage)
+        stay = self._stay(both, mass, max(0, mine + count - room), min(self.params.recent, room))
+        left = int(stay.sum())
+        s["rows"][:left], s["held"][0] = rows[stay], left
+        if len(mass):
+            s["mass"][:left] = mass[stay]
+
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
         self.bank.partial(int(self.state["held"][0]), work, out)
@@ -108,20 +123,26 @@ class EvictHistory:
     def _evict(self, count: int, over: int) -> int:
         """Drop the `over` rows of the least mass that are not recent (of equal ones the oldest); returns how many stay."""
         s = self.state
-        if s["held"][1]:
-            weights = np.exp(self._logits(self.bank.load(0, count)[0]) - s["normaliser"][: s["held"][1], None])
-            mass = weights.sum(axis=0)
-        else:
-            mass = s["mass"][:count].astype(np.float64) if len(s["mass"]) else np.zeros(count)
-        old = max(over, count + over - self.params.recent)  # `over` rows are about to come, and they are recent
-        order = np.argsort(mass[: min(old, count)], kind="stable")[:over]
-        stay = np.ones(count, bool)
-        stay[order] = False
+        held = Bank(self.bank.rows[:count], self.bank.dim, self.bank.storage)
+        stay = self._stay(held, s["mass"][:count], over, self.params.recent - over)  # as many are about to come
         left = int(stay.sum())
         self.bank.rows[:left] = self.bank.rows[:count][stay]
         if len(s["mass"]):
             s["mass"][:left] = s["mass"][:count][stay]
         return left
+
+    def _stay(self, bank: Bank, mass: np.ndarray, over: int, recent: int) -> np.ndarray:
+        """Which rows of a bank stay (n,) when `over` must go and the last `recent` should not."""
+        count, probes = len(bank.rows), int(self.state["held"][1])
+        if probes:
+            weights = self._logits(bank.load(0, count)[0]) - self.state["normaliser"][:probes, None]
+            mass = np.exp(weights, out=weights).sum(axis=0)
+        elif not len(mass):
+            mass = np.zeros(count)
+        old = min(count, max(over, count - max(recent, 0)))
+        stay = np.ones(count, bool)
+        stay[np.argsort(mass[:old], kind="stable")[:over]] = False
+        return stay
 
     def _logits(self, k: np.ndarray) -> np.ndarray:
         """Logits (probes, n) of the known probes."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.registry import HISTORIES, HistoryParams
 from streamattn_cli.sketches.rowstore import HOLDER, get, put
@@ -191,6 +192,34 @@ class HeadAttention:
             low = np.full(b - a, max(0, self.rows - self.params.window) if self.history is None else 0)
             self._answer(q[:, a:b], start + a, low, np.full(b - a, self.rows), out[:, a:b], work)
 
+    def merge(self, other: HeadAttention, work: dict) -> None:
+        """Take in another sketch, of the rows that follow this one's; `other` stays as it is.
+
+        Its window stays the exact one. Raises CheckpointIncompatible when the parameters differ.
+        """
+        if other.params != self.params:
+            raise CheckpointIncompatible(f"{other.params} cannot be merged into {self.params}: their parameters differ")
+        s, o, p = self.state, other.state, self.params
+        rows, first = self.rows, int(o["counters"][1])
+        if self.history:
+            if first:  # nothing of ours is recent any more
+                self._retire(rows, work)
+            k, c = _widened(o["sinks"][: min(first, p.sinks)], p)
+            taken = min(max(p.sinks - rows, 0), len(k))
+            s["sinks"][rows : rows + taken] = o["sinks"][:taken]
+            c[:taken] = 0
+            for a in range(0, len(k), p.group):
+                self._give(k[a : a + p.group], c[a : a + p.group], work)
+            self.history.merge(other.history)
+            s["counters"][2:] += o["counters"][2:]
+            np.minimum(s["range"][0], o["range"][0], out=s["range"][0])
+            np.maximum(s["range"][1], o["range"][1], out=s["range"][1])
+        if first:
+            s["counters"][:2] = rows + first
+        k, c = _widened(o["recent"][: other.rows - first], p)
+        for a, b in pieces(self.rows, len(k), p.group):
+            self._take(k[a:b], c[a:b], work)
+
     def _pieces(self, n: int):
         return pieces(self.rows, n, self.params.group)
 
@@ -225,9 +254,14 @@ class HeadAttention:
 
     def _compress(self, a: int, b: int, row: int, work: dict) -> None:
         """Give recent rows [a, b), global rows from `row` on, to the history, without those that are sinks."""
-        s, p = self.state, self.params
-        k, c = get(s["recent"][a:b], p.stored, work["tile_k"], work["tile_c"])
+        p = self.params
+        k, c = get(self.state["recent"][a:b], p.stored, work["tile_k"], work["tile_c"])
         c[: max(p.sinks - row, 0)] = 0
+        self._give(k, c, work)
+
+    def _give(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
+        """Give the next rows, at most a group of them, to the history."""
+        s = self.state
         live = c[c[:, -1] > 0, :-1]
         if len(live):
             np.minimum(s["range"][0], live.min(axis=0), out=s["range"][0])
@@ -291,6 +325,12 @@ class HeadAttention:
         """End of the recent rows, rounded up to whole groups so that a tile's shape does not depend on the chunking."""
         base = int(self.state["counters"][1])
         return base + -(-(self.rows - base) // self.params.group) * self.params.group
+
+
+def _widened(rows: np.ndarray, params: HeadParams) -> tuple[np.ndarray, np.ndarray]:
+    """Stored rows as new arrays k (n, d) and c (n, dv + 1)."""
+    k = np.empty((len(rows), params.dim), params.dtype)
+    return get(rows, params.stored, k, np.empty((len(rows), params.value_dim + 1), params.dtype))
 
 
 def pieces(start: int, n: int, group: int):

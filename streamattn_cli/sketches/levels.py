@@ -28,3 +28,10 @@ def segment(counts: np.ndarray, level: int) -> tuple[int, int]:
 def level_of(counts: np.ndarray) -> np.ndarray:
     """The level of every row, in their order."""
     return np.repeat(np.arange(LEVELS)[::-1], counts[::-1])
+
+
+def interleave(mine: list[np.ndarray], counts: np.ndarray, theirs: list[np.ndarray], their_counts: np.ndarray) -> list[np.ndarray]:
+    """The rows of two sets of levels as one: arrays (rows, ...) of each set, level by level."""
+    order = np.argsort(-np.concatenate([level_of(counts), level_of(their_counts)]), kind="stable")
+    a, b = int(counts.sum()), int(their_counts.sum())
+    return [np.concatenate([x[:a], y[:b]])[order] for x, y in zip(mine, theirs, strict=True)]

@@ -44,3 +44,32 @@ def table(dim: int, degree: int) -> Monomials:
         start.append(start[l] + len(up))
         run, last = exponent, new
     return Monomials(*(np.concatenate(p) for p in (parent, var, many)), start=np.array(start))
+
+
+def exponents(monomials: Monomials, dim: int) -> np.ndarray:
+    """The multi-index of every monomial, (t, dim) uint8."""
+    found = np.zeros((len(monomials.parent), dim), np.uint8)
+    for m in range(1, len(found)):
+        found[m] = found[monomials.parent[m]]
+        found[m, monomials.var[m]] += 1
+    return found
+
+
+def recentre(moments: np.ndarray, monomials: Monomials, shift: np.ndarray) -> np.ndarray:
+    """Moments sum_j x_j^a c_j (t, w) turned into those of x_j + shift (dim,): exact, as sums of lower moments.
+
+    One variable after the other: sum C(e, f) s^(e-f) M_f is made by additions of s M_(e-1), as in Pascal's triangle.
+    """
+    power = exponents(monomials, len(shift))
+    place = {row.tobytes(): m for m, row in enumerate(power)}
+    moved = moments.copy()
+    degree = len(monomials.start) - 2
+    for i in np.flatnonzero(shift):
+        one = np.zeros(len(shift), np.uint8)
+        one[i] = 1
+        level = [np.flatnonzero(power[:, i] == e) for e in range(degree + 1)]
+        below = [np.array([place[(row - one).tobytes()] for row in power[at]], np.int64) for at in level[1:]]
+        for first in range(1, degree + 1):
+            for e in range(degree, first - 1, -1):
+                moved[level[e]] += shift[i] * moved[below[e - 1]]
+    return moved

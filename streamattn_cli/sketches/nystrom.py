@@ -20,6 +20,7 @@ from streamattn_cli.sketches.querymodel import QueryModel
 from streamattn_cli.sketches.rowstore import HOLDER, get, put
 
 CENTRE_ROWS = 64  # int8 keys are relative to the mean of the first rows that come
+MERGE_ROWS = 1024  # atoms of each side that are compressed together when two histories are merged
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class NystromParams:
 
     atoms: int
     active: int = 192
+    bits: int = 8  # of a coefficient, 8 or 16
+    temper: float = 0.8  # see compress; 1 where the queries are known beforehand
     storage: str = "f4"  # dtype of the exact rows that the bank holds at first
 
     def to_dict(self) -> dict:
@@ -35,9 +38,9 @@ class NystromParams:
         return asdict(self)
 
 
-def atom_bytes(dim: int, value_dim: int) -> int:
-    """Bytes of one atom: int8 key and coefficients, a bfloat16 scale for each, float32 weight."""
-    return dim + value_dim + 2 * 2 + 4
+def atom_bytes(dim: int, value_dim: int, bits: int) -> int:
+    """Bytes of one atom: int8 key, coefficients of 8 or 16 bits, a bfloat16 scale for each, float32 weight."""
+    return dim + value_dim * bits // 8 + 2 * 2 + 4
 
 
 class NystromHistory:
@@ -51,8 +54,9 @@ class NystromHistory:
         m, bank = params.atoms, state["bank"]
         self.weights = bank[: 4 * m].view(np.float32)
         self.scales = bank[4 * m : 8 * m].view(np.uint16).reshape(m, 2)
-        self.keys = bank[8 * m : 8 * m + m * dim].view(np.int8).reshape(m, dim)
-        self.coefs = bank[8 * m + m * dim :].view(np.int8).reshape(m, value_dim)
+        coefs = 8 * m + m * value_dim * params.bits // 8
+        self.coefs = bank[8 * m : coefs].view(f"i{params.bits // 8}").reshape(m, value_dim)
+        self.keys = bank[coefs:].view(np.int8).reshape(m, dim)
         holder = np.dtype(HOLDER[params.storage])
         capacity = len(bank) // ((dim + value_dim) * holder.itemsize)
         self.exact = bank[: capacity * (dim + value_dim) * holder.itemsize].view(holder).reshape(capacity, -1)
@@ -61,9 +65,9 @@ class NystromHistory:
     def state_spec(params: NystromParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype) of every state array."""
         return {
-            # weights f4 | scales u2 x 2 | keys i1 | coefficients i1, each for all atoms; exact rows until it is full
-            "bank": ((params.atoms * atom_bytes(dim, value_dim),), "u1"),
-            "held": ((3,), "i8"),  # atoms (or exact rows), 1 once they are atoms, first atom of the next slice
+            # weights f4 | scales u2 x 2 | coefficients | keys i1, each for all atoms; exact rows until it is full
+            "bank": ((params.atoms * atom_bytes(dim, value_dim, params.bits),), "u1"),
+            "held": ((4,), "i8"),  # atoms (or exact rows), 1 once they are atoms, first of the next slice, stores so far
             "centre": ((dim,), "f4"),
         } | QueryModel.state_spec(dim)
 
@@ -98,10 +102,26 @@ class NystromHistory:
                 put(self.exact[held[0] : held[0] + len(k)], k, c, self.params.storage)
                 held[0] += len(k)
                 return 0
-            self._become_atoms(work)
+            self._become_atoms()
         if len(k):
-            self._insert(k.astype(np.float64), c.astype(np.float64))
+            self._insert(k.astype(np.float64), c.astype(np.float64), self.params.active)
         return 0
+
+    def merge(self, other: NystromHistory) -> None:
+        """Take in the history of other rows (same parameters, dims and scale); the query models are pooled."""
+        self.queries.merge(other.queries)
+        mine, theirs = self.state["held"], other.state["held"]
+        a, b = int(mine[0]), int(theirs[0])
+        if not mine[1] and not theirs[1] and a + b <= len(self.exact):
+            self.exact[a : a + b] = other.exact[:b]
+            mine[0] += b
+            return
+        if not mine[1]:
+            self._become_atoms()
+        k, c = other._atoms()
+        for first in range(0, b, MERGE_ROWS):
+            part = slice(first, first + MERGE_ROWS)
+            self._insert(k[part], c[part], MERGE_ROWS)
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
@@ -124,29 +144,36 @@ class NystromHistory:
         """What to answer when nothing else can (dv,): 0."""
         return np.zeros(self.value_dim)
 
-    def _become_atoms(self, work: dict) -> None:
+    def _become_atoms(self) -> None:
         """The bank is full of exact rows: turn every one of them into an atom, which takes less room."""
-        count, d = int(self.state["held"][0]), self.dim
-        k, c = np.empty((count, d), np.float32), np.empty((count, self.value_dim + 1), np.float32)
-        get(self.exact[:count], self.params.storage, k, c)
-        self.state["centre"][:] = k[:CENTRE_ROWS].astype(np.float64).mean(axis=0) if count else 0
+        k, c = self._atoms()
+        self.state["centre"][:] = k[:CENTRE_ROWS].mean(axis=0) if len(k) else 0
         self.state["held"][1] = 1
-        self._store(np.arange(count), k.astype(np.float64), c.astype(np.float64))
+        self._store(np.arange(len(k)), k, c)
 
-    def _insert(self, k: np.ndarray, c: np.ndarray) -> None:
-        """Make atoms of new rows; where there is no room, compress them together with the next slice of the atoms."""
+    def _atoms(self) -> tuple[np.ndarray, np.ndarray]:
+        """All atoms, or the exact rows, as k (n, d) and c (n, dv + 1), float64."""
+        count = int(self.state["held"][0])
+        if self.state["held"][1]:
+            return self._load(np.arange(count))
+        k, c = np.empty((count, self.dim), np.float32), np.empty((count, self.value_dim + 1), np.float32)
+        get(self.exact[:count], self.params.storage, k, c)
+        return k.astype(np.float64), c.astype(np.float64)
+
+    def _insert(self, k: np.ndarray, c: np.ndarray, active: int) -> None:
+        """Make atoms of new rows; where there is no room, compress them with the next slice of `active` atoms."""
         held, m = self.state["held"], self.params.atoms
         count = int(held[0])
         if count + len(k) <= m:
             self._store(np.arange(count, count + len(k)), k, c)
             held[0] += len(k)
             return
-        slice_ = (held[2] + np.arange(min(self.params.active, count))) % count
-        held[2] = (held[2] + self.params.active) % m
+        slice_ = (held[2] + np.arange(min(active, count))) % count
+        held[2] = (held[2] + active) % m
         old_k, old_c = self._load(slice_)
         room = np.concatenate([slice_, np.arange(count, m)])
         k, c = np.concatenate([old_k, k]), np.concatenate([old_c, c])
-        index, c = compress(k, c, *self.queries.moments(), self.scale, len(room))
+        index, c = compress(k, c, *self.queries.moments(), self.scale, self.params.temper, len(room))
         self._store(room, k[index], c)
         held[0] = m
 
@@ -158,8 +185,14 @@ class NystromHistory:
 
     def _store(self, at: np.ndarray, k: np.ndarray, c: np.ndarray) -> None:
         """Quantise atoms k (n, d), c (n, dv + 1), float64, into these places."""
-        keys, coefs = np.empty(k.shape, np.int8), np.empty((len(c), self.value_dim), np.int8)
+        keys, coefs = np.empty(k.shape, np.int8), np.empty((len(c), self.value_dim), self.coefs.dtype)
         scales = np.empty((2, len(k)), np.uint16)
         kernel.quantise(k - self.state["centre"], keys, scales[0])
-        kernel.quantise(np.ascontiguousarray(c[:, :-1]), coefs, scales[1])
+        values = np.ascontiguousarray(c[:, :-1])
+        if self.params.bits == 8:
+            kernel.quantise(values, coefs, scales[1])
+        else:
+            with np.errstate(over="ignore"):  # unsigned products wrap around on purpose
+                kernel.quantise_at_random(values, 32767.0, np.uint64(self.state["held"][3]), coefs, scales[1])
+        self.state["held"][3] += 1
         self.keys[at], self.coefs[at], self.scales[at], self.weights[at] = keys, coefs, scales.T, c[:, -1]

@@ -17,7 +17,7 @@ import numpy as np
 
 from streamattn_cli.errors import CannotMeet
 from streamattn_cli.kernels import poly as kernel
-from streamattn_cli.sketches.monomials import feature_count, table
+from streamattn_cli.sketches.monomials import feature_count, recentre, table
 from streamattn_cli.sketches.partial import Partial
 
 MAX_DEGREE = 12  # beyond it the powers outgrow what float64 sums can hold apart
@@ -150,14 +150,10 @@ class PolyHistory:
         return total[:-1] / total[-1] if total[-1] > 0 else total[:-1] * 0
 
     def merge(self, other: PolyHistory) -> None:
-        """Add another shard's moments; both must have been calibrated alike (checked by the caller)."""
-        self.state["moments"] += other.state["moments"]
-
-
-def _columns(scratch: np.ndarray, count: int) -> np.ndarray:
-    """The memory of a scratch array (..., G) as a contiguous one of `count` <= G columns."""
-    shape = (*scratch.shape[:-1], count)
-    return scratch.reshape(-1)[: prod(shape)].reshape(shape)
+        """Add another shard's moments, moved to this one's centre first; the wider norm bounds of the two hold."""
+        shift = np.sqrt(self.scale) * (other.state["mu"] - self.state["mu"])
+        self.state["moments"] += recentre(other.state["moments"], self.table, shift)
+        np.maximum(self.state["radius"], other.state["radius"], out=self.state["radius"])
 
 
 def _clip_norm(rows: np.ndarray, radius: float) -> np.ndarray:

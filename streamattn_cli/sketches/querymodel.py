@@ -41,11 +41,17 @@ class QueryModel:
         step = mean - s["query.mean"]
         covariance = old * self._covariance() + (centred * u[:, None]).T @ centred
         covariance = (covariance + (old * new / total) * np.outer(step, step)) / total
-        s["query.weight"][0] = total
-        s["query.mean"][:] = s["query.mean"] + step * (new / total)
-        std = np.sqrt(np.maximum(np.diag(covariance), 1e-30))
-        s["query.std"][:] = std
-        s["query.corr"][:] = np.rint((covariance / np.outer(std, std))[self.upper] * _FULL)
+        self._set(total, step * (new / total), covariance)
+
+    def merge(self, other: QueryModel) -> None:
+        """Become the model of the queries of both."""
+        s, theirs = self.state, other.state
+        old, new = s["query.weight"][0], theirs["query.weight"][0]
+        if new == 0:
+            return
+        step = theirs["query.mean"].astype(np.float64) - s["query.mean"]
+        covariance = (old * self._covariance() + new * other._covariance()) / (old + new)
+        self._set(old + new, step * (new / (old + new)), covariance + (old * new / (old + new) ** 2) * np.outer(step, step))
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean (d,) and regularised covariance (d, d), float64. Without any query: the unit Gaussian."""
@@ -55,6 +61,13 @@ class QueryModel:
         covariance = self._covariance()
         ridge = RIDGE * np.trace(covariance) / d + 1e-12
         return self.state["query.mean"].astype(np.float64), covariance + ridge * np.eye(d)
+
+    def _set(self, weight: float, step: np.ndarray, covariance: np.ndarray) -> None:
+        s, std = self.state, np.sqrt(np.maximum(np.diag(covariance), 1e-30))
+        s["query.weight"][0] = weight
+        s["query.mean"][:] = s["query.mean"] + step
+        s["query.std"][:] = std
+        s["query.corr"][:] = np.rint((covariance / np.outer(std, std))[self.upper] * _FULL)
 
     def _covariance(self) -> np.ndarray:
         s = self.state

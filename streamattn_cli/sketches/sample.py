@@ -59,6 +59,10 @@ class SampleHistory:
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
         """Nothing to learn."""
 
+    def begin(self, row: int) -> None:
+        """The first row to come has this global number: shards must know it, so that no two choose alike."""
+        self.state["held"][2] = row
+
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""
         held = self.state["held"]
@@ -72,8 +76,8 @@ class SampleHistory:
 
     def merge(self, other: SampleHistory) -> None:
         """Take in the sample of other rows; the result is the sample of all of them."""
-        count, standing = (int(x) for x in other.state["held"][:2])
-        self.state["held"][1] += standing
+        count, standing, after = (int(x) for x in other.state["held"])
+        self.state["held"][1:] += standing, max(0, after - int(self.state["held"][2]))
         for i in range(count):
             self._offer(other.state["priority"][i], *other.bank.load(i, i + 1))
 

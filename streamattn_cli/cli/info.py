@@ -1,0 +1,53 @@
+"""`streamattn info`: what a checkpoint holds, from its header alone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from streamattn_cli.cli.options import Json
+
+
+def info(
+    checkpoint: Annotated[str, typer.Argument(metavar="FILE", help="A sketch or checkpoint, FILE.sattn.")],
+    json: Json = False,
+) -> None:
+    """What a sketch or checkpoint holds. Reads only its header; the seal is checked when the state is read.
+
+        streamattn info heads.sattn
+    """
+    import sys
+
+    from streamattn_cli.checkpoint.container import read_header
+    from streamattn_cli.cli.streams import printing
+    from streamattn_cli.cli.words import show_json
+    from streamattn_cli.report.info import render_info
+
+    found = _describe(checkpoint, read_header(checkpoint))
+    if json:
+        show_json(found)
+    else:
+        with printing():
+            render_info(found, sys.stdout)
+
+
+def _describe(file: str, header) -> dict:
+    """A JSON-able description of a header; metadata that holds JSON is opened up."""
+    import json
+
+    meta = {}
+    for key, text in header.meta.items():
+        try:
+            meta[key] = json.loads(text) if text[:1] in "{[" else text
+        except ValueError:
+            meta[key] = text
+    tensors = [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in header.tensors]
+    return {
+        "type": "info",
+        "file": file,
+        "container": header.version,
+        "meta": meta,
+        "state_bytes": header.state_bytes,
+        "tensors": tensors,
+    }

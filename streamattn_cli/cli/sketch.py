@@ -1,0 +1,72 @@
+"""`streamattn sketch`: keys and values into a sketch that is queried later."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from streamattn_cli.cli import options
+from streamattn_cli.cli.options import HOW, option
+
+
+def sketch(
+    input: options.Input = None,
+    output: Annotated[str, option("-o", "--output", help="The sketch, FILE.sattn.")] = "sketch.sattn",
+    append: Annotated[
+        bool, option("--append", help="Add the rows to those of the sketch that is there.", rich_help_panel=HOW)
+    ] = False,
+    q: Annotated[
+        str | None, option("--q", help="Queries to learn from (nystrom).", rich_help_panel=options.FROM)
+    ] = None,
+    k: options.Keys = None,
+    v: options.Values = None,
+    group: options.Group = None,
+    layout: options.Layout = None,
+    record: options.Record = None,
+    raw: options.Raw = None,
+    dtype: options.Dtype = None,
+    heads: options.QueryHeads = None,
+    kv_heads: options.KeyHeads = None,
+    dim: options.Dim = None,
+    value_dim: options.ValueDim = None,
+    select: options.Select = None,
+    rows: options.Rows = None,
+    scale: options.Scale = None,
+    method: options.Method = None,
+    resident_rows: options.ResidentRows = None,
+    effort: options.Effort = "default",
+    sinks: options.Sinks = None,
+    window: options.Window = None,
+    degree: options.Degree = 4,
+    polynomial: options.Polynomial = "hermite",
+    beta: options.Beta = None,
+    max_error: options.MaxError = 0.25,
+    memory: options.Memory = None,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+    block_rows: options.BlockRows = None,
+    nan_policy: options.NanPolicy = "error",
+    checkpoint_every: options.CheckpointEvery = "30s",
+    resume: Annotated[bool, option("--resume", help="Go on with an unfinished sketch.", rich_help_panel=HOW)] = False,
+    fingerprint: options.Fingerprint = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_json: options.LogJson = False,
+    progress_every: options.ProgressEvery = 10.0,
+) -> None:
+    """Read keys and values once and keep a sketch of them, to be queried, added to and merged.
+
+        streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn
+    """
+    words = dict(locals())
+    import os
+
+    from streamattn_cli.cli.words import attend_request, run_and_render
+    from streamattn_cli.engine.sketchfile import sketch as run
+    from streamattn_cli.errors import UsageError
+
+    if append and not os.path.exists(output):
+        raise UsageError(f"--append: there is no sketch {output} yet; leave --append away to make it")
+    if not append and not resume and os.path.exists(output):
+        raise UsageError(f"{output}: there is a file already; --append adds to it, --resume goes on with it")
+    request = attend_request(words, output="-", checkpoint=output)
+    run_and_render(lambda *given: run(*given, append=output if append else None), request, words)

@@ -1,0 +1,74 @@
+"""The oracle of the coresets: the query model and one compression, in float64, with loops and no cleverness."""
+
+import math
+
+import numpy as np
+
+
+class QueryModel:
+    """Every query with its weight, so that the moments are sums over all of them."""
+
+    def __init__(self, forget, lookback):
+        self.forget, self.lookback = forget, lookback
+        self.seen = []  # [query, weight]
+
+    def learn(self, q, share, rows):
+        """Older queries count e^(-rows / forget) less from now on."""
+        for item in self.seen:
+            item[1] *= math.exp(-rows / self.forget)
+        for row, part in zip(q, share):
+            self.seen.append([row.astype(np.float64), float(part) ** 2 + self.lookback])
+
+    def moments(self, ridge):
+        """Weighted mean, and covariance plus ridge times its mean diagonal."""
+        total = sum(u for _, u in self.seen)
+        mean = sum(u * q for q, u in self.seen) / total
+        covariance = sum(u * np.outer(q - mean, q - mean) for q, u in self.seen) / total
+        return mean, covariance + ridge * np.trace(covariance) / len(mean) * np.eye(len(mean))
+
+
+def kernel(keys, mean, covariance, scale, alpha, temper):
+    """Kernel of unit diagonal (n, n) and the logs of its diagonal's roots (n,), up to a constant: methods.md 3.2."""
+    n = len(keys)
+    x = [key - sum(keys) / n for key in keys]
+    spread = sum(np.outer(row, row) for row in x) / n
+    precision = np.linalg.inv(covariance)
+    inner = np.linalg.inv(precision + 2 * alpha * scale**2 * spread)
+    h = np.empty((n, n))
+    for i in range(n):
+        for j in range(n):
+            difference = x[i] - x[j]
+            h[i, j] = math.exp(-0.5 * scale**2 * difference @ inner @ difference)
+    e = [temper * (0.5 * scale**2 * row @ inner @ row + scale * row @ inner @ precision @ mean) for row in x]
+    return h, np.array(e)
+
+
+def compress(keys, coefs, mean, covariance, scale, temper, keep, alpha, ridge):
+    """Remove the atom whose removal costs least, solving the ridge least squares anew each time; (indices, coefs)."""
+    h, e = kernel(keys, mean, covariance, scale, alpha, temper)
+    root = np.exp(e - e.max())
+    wanted = coefs * root[:, None]
+    regular = h + ridge * np.eye(len(keys))
+    target = regular @ wanted
+    alive = list(range(len(keys)))
+
+    def solve(chosen):
+        return np.linalg.solve(regular[np.ix_(chosen, chosen)], target[chosen])
+
+    while len(alive) > keep:
+        inverse, w = np.linalg.inv(regular[np.ix_(alive, alive)]), solve(alive)
+        costs = [float(w[i] @ w[i]) / inverse[i, i] for i in range(len(alive))]
+        del alive[int(np.argmin(costs))]
+    return np.array(alive), solve(alive) / root[alive, None]
+
+
+def sampled_kernel(keys, scale, alpha, queries):
+    """The kernel as what it stands for: the mean over queries of p_q(k) p_q(k'), as unit diagonal and logs of roots."""
+    x = keys - keys.mean(axis=0)
+    spread = x.T @ x / len(x)
+    h = np.zeros((len(x), len(x)))
+    for q in queries:
+        p = np.exp(scale * x @ q - 0.5 * alpha * scale**2 * q @ spread @ q)
+        h += np.outer(p, p)
+    root = np.sqrt(np.diag(h))
+    return h / np.outer(root, root), np.log(root)

@@ -1,0 +1,107 @@
+"""Pipes: two stages, readers that leave, standard streams that are closed or terminals."""
+
+import os
+import pty
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+from clirun import COMMAND, FILES, environment, records, refused, run, save_heads, start
+
+PIPED = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+KEYS = ["--dim", "8", "--logit-std", "0.5", "--emit", "kv", "--seed", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipes")
+    save_heads(folder, rows=700)
+    run("generate", "--rows", "3000", *KEYS, "--quiet", "keys_{}.npy", cwd=folder)
+    return folder
+
+
+def test_two_stages_answer_what_files_answer(folder, tmp_path):
+    method = ["--method", "poly", "--degree", "2", "--full"]
+    with start("generate", "--rows", "3000", *KEYS, "--quiet", "-", stdout=subprocess.PIPE) as keys:
+        done = run("attend", "-", "--q", "q.npy", *method, "-o", "-", "--quiet", stdin=keys.stdout, cwd=folder)
+    assert keys.returncode == 0 and done.err == ""
+    files = ["--q", "q.npy", "--k", "keys_k.npy", "--v", "keys_v.npy"]
+    run("attend", *files, *method, "-o", tmp_path / "out.npy", cwd=folder)
+    assert np.array_equal(np.concatenate(records(done.out)), np.load(tmp_path / "out.npy"))
+
+
+def test_head_takes_what_it_wants(folder):
+    """generate | attend | head -c 1000: all end, silently, as a shell expects."""
+    with start("generate", "--rows", "30000", *KEYS, "--quiet", "-", **PIPED) as keys:
+        command = ["attend", "-", "--q", "q.npy", "--full", "--method", "poly", "--degree", "2", "--block-rows", "16"]
+        with start(*command, "-o", "-", "--quiet", stdin=keys.stdout, cwd=folder, **PIPED) as attend:
+            assert len(attend.stdout.read(1000)) == 1000
+            attend.stdout.close()
+            assert attend.stderr.read() == b""
+        assert keys.stderr.read() == b""
+    assert (keys.returncode, attend.returncode) in ((0, -signal.SIGPIPE), (0, 0))
+
+
+def test_a_closed_pipe_ends_an_endless_run_as_sigpipe_does(tmp_path):
+    with start("generate", "--rows", 10**12, "--dim", "8", "--quiet", "-", **PIPED) as rows:
+        command = ["attend", "-", "--causal", "--method", "window", "--window", "16", "-o", "-", "--quiet"]
+        with start(*command, stdin=rows.stdout, **PIPED) as attend:
+            rows.stdout.close()
+            attend.stdout.read(10000)
+            attend.stdout.close()
+            assert attend.stderr.read() == b""
+        assert rows.stderr.read() == b""
+    assert (rows.returncode, attend.returncode) == (-signal.SIGPIPE, -signal.SIGPIPE)
+
+
+def test_the_shell_sees_141(folder):
+    line = f"{' '.join(COMMAND)} attend {' '.join(FILES)} --causal --method window --json -o out.npy --quiet; echo $? >&2"
+    with subprocess.Popen(["sh", "-c", line], cwd=folder, env=environment(), **PIPED) as shell:
+        shell.stdout.close()
+        assert shell.stderr.read() == b"141\n"
+
+
+def test_a_reader_of_messages_that_leaves_stops_nothing(folder, tmp_path):
+    command = ["attend", *FILES, "--causal", "--method", "window", "--progress-every", "0", "-o", tmp_path / "out.npy"]
+    with start(*command, cwd=folder, stderr=subprocess.PIPE) as process:
+        process.stderr.close()
+    assert process.returncode == 0 and np.load(tmp_path / "out.npy").shape == (700, 8)
+
+
+@pytest.mark.parametrize("closing, args, code, words", [
+    ("<&-", ["-", "-o", "out.npy"], 2, "standard input is closed"),
+    (">&-", [*FILES, "--method", "window", "-o", "-"], 10, "standard output is closed; give -o FILE"),
+    (">&-", [*FILES, "--method", "window", "-o", "out.npy", "--quiet"], 0, ""),
+    ("2>&-", [*FILES, "--method", "window", "-o", "out.npy"], 0, ""),
+    ("2>&-", [*FILES, "--method", "nothing", "-o", "out.npy"], 2, ""),
+    ("2>/dev/full", [*FILES, "--method", "window", "-o", "out.npy"], 0, ""),
+    ("2>/dev/full", [*FILES, "--method", "nothing", "-o", "out.npy"], 2, ""),
+])  # fmt: skip
+def test_standard_streams_that_are_closed_or_full(folder, closing, args, code, words):
+    line = " ".join([*COMMAND, "attend", *args, closing])
+    done = subprocess.run(["sh", "-c", line], cwd=folder, env=environment(), capture_output=True, timeout=120)
+    assert done.returncode == code, done.stderr.decode()
+    assert words in done.stderr.decode() and b"Traceback" not in done.stderr
+    if code == 0:
+        assert np.load(folder / "out.npy").shape == (700, 8)
+
+
+@pytest.fixture
+def terminal():
+    """The far end of a terminal nobody types at."""
+    master, slave = pty.openpty()
+    yield slave
+    os.close(slave)
+    os.close(master)
+
+
+def test_a_terminal_as_input_is_refused(folder, terminal):
+    words = ["standard input is a terminal", "pipe rows into it"]
+    refused("attend", "-", "-o", "out.npy", code=2, words=words, stdin=terminal, folder=folder, cwd=folder)
+
+
+@pytest.mark.parametrize("command", [["attend", *FILES], ["attend", *FILES, "-o", "-"], ["generate", "--rows", "5", "-"]])
+def test_a_terminal_as_output_is_refused(folder, terminal, command):
+    words = ["standard output is a terminal", "binary"]
+    refused(*command, code=2, words=words, stdout=terminal, folder=folder, cwd=folder)
