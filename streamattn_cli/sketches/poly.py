@@ -156,6 +156,12 @@ class PolyHistory:
         np.maximum(self.state["radius"], other.state["radius"], out=self.state["radius"])
 
 
+def _columns(scratch: np.ndarray, count: int) -> np.ndarray:
+    """The memory of a scratch array (..., G) as a contiguous one of `count` <= G columns."""
+    shape = (*scratch.shape[:-1], count)
+    return scratch.reshape(-1)[: prod(shape)].reshape(shape)
+
+
 def _clip_norm(rows: np.ndarray, radius: float) -> np.ndarray:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows * np.minimum(1.0, radius / np.maximum(norms, 1e-300))
