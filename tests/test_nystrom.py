@@ -54,7 +54,7 @@ def full(params, stream, pieces=1):
 
 
 def sample_head(rows=4096):
-    """The real head of sample_data, its first query head twice removed from nothing: (3, rows, 64), (rows, 64)."""
+    """The real head of sample_data: three query heads of one key head."""
     with h5py.File(HEADS) as file:
         q, k, v = (np.ascontiguousarray(file[name][:rows].astype("f4").transpose(1, 0, 2)) for name in "qkv")
     return Stream(q, k[0], np.concatenate([v[0], np.ones((rows, 1), "f4")], axis=1))

@@ -113,9 +113,17 @@ class SketchedRun(Run):
         for head in self.heads:
             head.check_values(p.k.tensor.name, p.v.tensor.name)
             self.moments.append(head.moments())
-            error = head.psi_error(self.moments[-1], work)
+            error = head.psi_error(self.moments[-1], work, self._output_size(head, self.moments[-1]))
             require_psi(error, self.sketching.params, p.request.max_error)
             self.watch.listener(Note(f"head {len(self.moments) - 1}: Psi alone errs by about {error:.2g} of the outputs"))
+
+    def _output_size(self, head: SketchedHead, moments: np.ndarray) -> float | None:
+        """The mean squared norm of a row of outputs, which Phi tells also where few rows are heavy."""
+        phi = head.params.phi
+        if not phi or not row_count(head.state["query_rows"]):
+            return None
+        norms = [phi.tail(head.outputs(moments, h)[0]) for h in range(self.problem.group)]
+        return float((np.array(norms) ** 2).sum(axis=1).mean() / row_count(head.state["query_rows"]))
 
     def _answer(self, use: Callable, phase: str) -> int:
         """A pass over the queries: use(start, answers (n, heads, dv), q) for every block of rows; returns the rows."""

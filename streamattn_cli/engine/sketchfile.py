@@ -168,7 +168,7 @@ def merge(names: list[str], target: str) -> dict:
     rows = sum(file.rows for file in files)
     sources = {"absorbed": [source for file in files for source in file.sources]}
     state = stack_heads([head.state for head in shards[0]], "head")
-    save(target, state, describe(files[0].facts, "merged", rows, sources, None))
+    save(target, state, describe(files[0].facts, OPEN, rows, sources, None))
     return {"type": "merged", "rows": rows, "sketches": len(files), "heads": files[0].heads, "output": target}
 
 

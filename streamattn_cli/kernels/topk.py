@@ -4,6 +4,12 @@ import numpy as np
 from numba import njit
 
 
+@njit(inline="always")
+def _worse(keys, rows, i, key, row):
+    """Whether item i goes before one of this key and row: by its key, and of equal keys the later row."""
+    return keys[i] < key or (keys[i] == key and rows[i] > row)
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def offer(block, start, side, keys, rows, values):
     """Offer a block (n, c) of rows start.. to the heaps (c, k): keys (least first), rows int64, values float64.
@@ -23,9 +29,9 @@ def offer(block, start, side, keys, rows, values):
                 child = 2 * i + 1
                 if child >= k:
                     break
-                if child + 1 < k and heap[child + 1] < heap[child]:
+                if child + 1 < k and _worse(heap, rows[c], child + 1, heap[child], rows[c, child]):
                     child += 1
-                if heap[child] >= key:
+                if not _worse(heap, rows[c], child, key, start + r):
                     break
                 heap[i] = heap[child]
                 rows[c, i] = rows[c, child]

@@ -169,9 +169,10 @@ class SketchedHead:
             values += np.outer(s["prod"] - s["sk_k"].T @ s["sk_k"][:, 0], mean)  # column 0 of sk_k is Psi 1
         return np.column_stack([values, s["prod"]])
 
-    def psi_error(self, moments: np.ndarray, work: dict) -> float:
-        """Psi's error relative to the outputs, as far as the probes tell: rms(v) sqrt(sum_j p_j^2 n / (n m1)) over the
-        root mean square of the outputs less that noise."""
+    def psi_error(self, moments: np.ndarray, work: dict, size: float | None = None) -> float:
+        """Psi's error relative to the outputs: rms(v) sqrt(n / (n_eff m1)), with n_eff as the probes have it, over the root
+        mean square of the outputs less that noise. size: the mean squared norm of an output, if it is known better than
+        from the probes."""
         p, s = self.params, self.state
         out = np.empty((PROBES, p.value_dim))
         m, y = self._ask(s["probes"], 0, moments, work)
@@ -186,7 +187,7 @@ class SketchedHead:
         mean, square = s["value_sums"] / rows
         spread = square - mean**2 if p.centred else square
         noise = np.maximum(shares, 1 / rows).mean() * rows * spread.sum() / p.m1
-        signal = (out[good] ** 2).sum(axis=1).mean() - noise
+        signal = ((out[good] ** 2).sum(axis=1).mean() if size is None else size) - noise
         return float(np.sqrt(noise / signal)) if signal > 0 else np.inf
 
     # --- queries
