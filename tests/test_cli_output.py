@@ -55,7 +55,8 @@ def test_a_full_device_as_standard_output_is_10(folder):
 @pytest.fixture
 def tiny_disk(tmp_path):
     """A tmpfs of 64 KiB."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={TINY_DISK}", "none", tmp_path], capture_output=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={TINY_DISK}", "none", tmp_path]
+    mounted = subprocess.run(mount, capture_output=True)
     if mounted.returncode:
         pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
     yield tmp_path
@@ -76,7 +77,8 @@ def test_the_name_appears_at_the_end_only(folder, tmp_path, answers, name):
     q, k, v = (np.load(folder / f"{part}.npy") for part in "qkv")
     rows = np.concatenate([q, k, v], axis=1)
     command = ["attend", "-", "--raw", "f32", "--dim", "8", "--causal", "--method", "window", "--block-rows", "256"]
-    process = start(*command, "--progress-every", "0", "-o", tmp_path / name, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    command += ["--progress-every", "0", "-o", tmp_path / name]
+    process = start(*command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
         process.stdin.write(rows[:2000].tobytes())
         process.stdin.flush()

@@ -56,7 +56,8 @@ def test_a_closed_pipe_ends_an_endless_run_as_sigpipe_does(tmp_path):
 
 
 def test_the_shell_sees_141(folder):
-    line = f"{' '.join(COMMAND)} attend {' '.join(FILES)} --causal --method window --json -o out.npy --quiet; echo $? >&2"
+    command = [*COMMAND, "attend", *FILES, "--causal", "--method", "window", "--json", "-o", "out.npy", "--quiet"]
+    line = " ".join(command) + "; echo $? >&2"
     with subprocess.Popen(["sh", "-c", line], cwd=folder, env=environment(), **PIPED) as shell:
         shell.stdout.close()
         assert shell.stderr.read() == b"141\n"
@@ -101,7 +102,7 @@ def test_a_terminal_as_input_is_refused(folder, terminal):
     refused("attend", "-", "-o", "out.npy", code=2, words=words, stdin=terminal, folder=folder, cwd=folder)
 
 
-@pytest.mark.parametrize("command", [["attend", *FILES], ["attend", *FILES, "-o", "-"], ["generate", "--rows", "5", "-"]])
+@pytest.mark.parametrize("command", [["attend", *FILES], ["attend", *FILES, "-o", "-"], ["generate", "--rows", "5"]])
 def test_a_terminal_as_output_is_refused(folder, terminal, command):
     words = ["standard output is a terminal", "binary"]
     refused(*command, code=2, words=words, stdout=terminal, folder=folder, cwd=folder)

@@ -1,4 +1,4 @@
-"""The same question gives the same bytes: whatever the block size, threads, source, chunking of a pipe or storage type."""
+"""The same question gives the same bytes, whatever the block size, threads, source, cut of a pipe or storage type."""
 
 import subprocess
 

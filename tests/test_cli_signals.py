@@ -36,7 +36,9 @@ def waiting(tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize("number, name", [(signal.SIGINT, "out.npy"), (signal.SIGTERM, "out.h5"), (signal.SIGHUP, "out.npy")])
+@pytest.mark.parametrize("number, name", [
+    (signal.SIGINT, "out.npy"), (signal.SIGTERM, "out.h5"), (signal.SIGHUP, "out.npy"),
+])  # fmt: skip
 def test_once(waiting, tmp_path, number, name):
     process = waiting(name=name)
     process.send_signal(number)

@@ -114,7 +114,7 @@ def imported(args, cwd):
     return done.stderr.splitlines()[-1].split()
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["attend", "--help"], ["generate", "-h"], ["inspect", "-h"]])
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["attend", "--help"], ["generate", "-h"]])
 def test_help_imports_nothing_costly(tmp_path, args):
     assert imported(args, tmp_path) == []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import typer
 
 from streamattn_cli.cli import options
 from streamattn_cli.cli.options import option

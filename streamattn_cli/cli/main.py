@@ -95,10 +95,10 @@ def main() -> None:
 
 def _end(message: str, code: int) -> None:
     """Say why the run failed, in the language of its log, and end with this exit code."""
-    if _asked("--debug", "STREAMATTN_DEBUG"):
+    if _asked("--debug"):
         traceback.print_exc()
     line = f"streamattn: {message}"
-    if _asked("--log-json", "STREAMATTN_ATTEND_LOG_JSON", "STREAMATTN_GENERATE_LOG_JSON"):
+    if _asked("--log-json"):
         line = json_line({"type": "error", "code": code, "message": message})
     try:
         print(line, file=sys.stderr, flush=True)
@@ -107,6 +107,9 @@ def _end(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _asked(flag: str, *variables: str) -> bool:
+def _asked(switch: str) -> bool:
     """Whether a switch is on, by the command line or the environment, where the parsed options are out of reach."""
-    return flag in sys.argv or any(os.environ.get(name, "").lower() not in ("", "0", "false", "no") for name in variables)
+    command = next((word.upper() + "_" for word in sys.argv[1:] if not word.startswith("-")), "")
+    word = switch.removeprefix("--").replace("-", "_").upper()
+    values = (os.environ.get(f"STREAMATTN_{scope}{word}", "") for scope in ("", command))
+    return switch in sys.argv or any(value.lower() not in ("", "0", "false", "no") for value in values)

@@ -180,7 +180,7 @@ def _refusal(plan: Plan) -> str:
         largest = _largest(plan, "degree", 1, request.degree - 1, "--degree {}")
     elif problem.method == "window" and request.window is not None:
         largest = _largest(plan, "window", 1, problem.params.window - 1, "--window {}")
-    else:
+    elif problem.params:
         largest = _largest(plan, "resident_rows", 64, (request.resident_rows or DEFAULT_ROWS) - 1, "--resident-rows {}")
     if largest:
         return found + f"The largest setting that fits is {largest}."

@@ -1,18 +1,17 @@
-"""Which run serves a plan, and which writer its output. Apart from attend.py, which the runs themselves build on."""
+"""Which run serves a plan, and which writer its sparse output."""
 
 from __future__ import annotations
 
 from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import Problem
+from streamattn_cli.engine.run import Run
+from streamattn_cli.engine.sketched import SketchedRun
 from streamattn_cli.rows.writers import Writer
 
 
-def make_run(plan: Plan, watch: Watch, writer: Writer):
+def make_run(plan: Plan, watch: Watch, writer: Writer) -> Run:
     """The Run of a plan."""
-    from streamattn_cli.engine.attend import Run
-    from streamattn_cli.engine.sketched import SketchedRun
-
     return (SketchedRun if plan.problem.sketches else Run)(plan, watch, writer)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from streamattn_cli.engine.attend import Run
+from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.events import Audit, Note
 from streamattn_cli.engine.firstrows import first_rows
 from streamattn_cli.engine.lanes import Lane

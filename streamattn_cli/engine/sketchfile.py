@@ -14,7 +14,7 @@ import numpy as np
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter, save
 from streamattn_cli.checkpoint.container import read, read_header
-from streamattn_cli.engine.attend import Run
+from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.events import Finished, Listener, Note, Outcome, Started
 from streamattn_cli.engine.meter import Meter
 from streamattn_cli.engine.plan import Plan, make_plan

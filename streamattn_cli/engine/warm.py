@@ -84,4 +84,7 @@ def _made_up(heads: Heads) -> Heads:
 def _compiled() -> bool:
     """Whether kernels of this version have been compiled here before."""
     folder = os.environ.get("NUMBA_CACHE_DIR", "")
-    return os.path.isdir(folder) and any(os.scandir(folder))
+    if not os.path.isdir(folder):
+        return False
+    with os.scandir(folder) as entries:
+        return any(entries)

@@ -187,7 +187,10 @@ class SketchedHead:
         mean, square = s["value_sums"] / rows
         spread = square - mean**2 if p.centred else square
         noise = np.maximum(shares, 1 / rows).mean() * rows * spread.sum() / p.m1
-        signal = ((out[good] ** 2).sum(axis=1).mean() if size is None else size) - noise
+        if size is None:
+            size = (out[good] ** 2).sum(axis=1).mean()
+        noise += 0 if p.centred else max(size - noise, 0) / p.m1  # (p.v)^2 / m1: nothing, unless values have a mean
+        signal = size - noise
         return float(np.sqrt(noise / signal)) if signal > 0 else np.inf
 
     # --- queries

@@ -1,0 +1,299 @@
+"""The passes of one run: over keys, over queries, or over both together; with what they work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from streamattn_cli.engine.audit import Auditor
+from streamattn_cli.engine.events import Audit
+from streamattn_cli.engine.lanes import Lane
+from streamattn_cli.engine.plan import FIRST_ROWS, SLOTS, Plan, work_spec
+from streamattn_cli.engine.pool import Workers
+from streamattn_cli.engine.pump import Watch, pump
+from streamattn_cli.engine.resume import Saved
+from streamattn_cli.engine.saver import stack_heads, unstack_heads
+from streamattn_cli.errors import CannotMeet, InputMalformed
+from streamattn_cli.rows.readahead import Block, ReadAhead
+from streamattn_cli.rows.sample import spread_rows
+from streamattn_cli.rows.writers import Writer
+from streamattn_cli.sketches.exact import ExactQueries
+from streamattn_cli.sketches.head import HeadAttention, allocate
+
+
+class Run:
+    """The passes of one run and what they work on."""
+
+    def __init__(self, plan: Plan, watch: Watch, writer: Writer):
+        self.plan, self.watch, self.writer = plan, watch, writer
+        self.passed: Callable[[str, int], None] | None = None  # told after every block that could be gone on from
+        self.phase, self.done = "", 0  # where to go on: the phase, and how many of its rows are done
+        self.problem = problem = plan.problem
+        self.lanes = [Lane(problem, i) for i in range(len(problem.k))]
+        self.workers = Workers(plan.threads, work_spec(problem))
+        self.sketches = [HeadAttention(problem.params) for _ in self.lanes] if problem.params else []
+        rows = 0 if problem.method == "exact" else plan.query_block_rows
+        self.output = allocate({"output": ((rows, len(problem.q), problem.v.dim), problem.precision)})["output"]
+        self.auditor = None
+        if plan.audit_rows:
+            self.auditor = Auditor(problem, self.lanes, plan.audit_rows, reservoir=not problem.q.tensor.seekable)
+
+    def go(self) -> tuple[int, Audit | None, str | None]:
+        """All passes: rows answered, the audit, and why there is none."""
+        if self.problem.method == "exact":
+            return self._exact(), None, self.plan.audit_reason
+        if not self.phase:
+            self.first_rows()
+        if self.problem.causal:
+            rows = self._causal()
+        else:
+            if self.phase != "queries":
+                self.absorb_keys()
+                self.finish()
+            rows = self.answer_queries()
+        if not self.auditor:
+            return rows, None, self.plan.audit_reason
+        if self.auditor.reservoir:
+            self.auditor.prepare()
+            self._keys(self.auditor.see, "audit")
+        return rows, *self.auditor.estimate(self.workers.works[0])
+
+    def go_on(self, saved: Saved) -> None:
+        """Take up the state of a checkpoint, before `go`."""
+        self.phase, self.done = saved.phase, saved.done
+        self.load(saved.state, saved.name)
+
+    def save(self) -> dict:
+        """The state of everything, as named arrays (or lists of one array per key head); views, not copies."""
+        state = self.save_sketch()
+        state["tally"] = np.concatenate([np.ravel(self.workers.total(name)) for name in self._tallies()])
+        return state | (self.auditor.save() if self.auditor else {})
+
+    def load(self, state: dict, name: str) -> None:
+        """Take back what `save` gave; `name` is the checkpoint's, for messages."""
+        self.load_sketch(state, name)
+        at = 0
+        for tally in self._tallies():
+            counts = self.workers.works[0][tally]
+            counts[:] = state["tally"][at : at + len(counts)]
+            at += len(counts)
+        if self.auditor:
+            self.auditor.load(state, name)
+
+    def save_sketch(self) -> dict:
+        """The state of the sketches alone."""
+        return stack_heads([s.state for s in self.sketches], "head")
+
+    def load_sketch(self, state: dict, name: str) -> None:
+        """Take back what `save_sketch` gave."""
+        unstack_heads(state, [s.state for s in self.sketches], "head", name)
+
+    def _tallies(self) -> list[str]:
+        return ["lane.dropped"] + (["counts"] if self.sketches else [])
+
+    def absorb_keys(self) -> int:
+        """The pass over keys and values into the sketches; returns the rows absorbed."""
+        return self._keys(self._absorb, start=self.done, passed=self.passed)
+
+    def finish(self) -> None:
+        """The keys are complete: make the sketches ready for queries."""
+        self.workers.run(lambda lane, work: self.sketches[lane.index].finish(work), self.lanes)
+        self.phase, self.done = "queries", 0
+
+    def counts(self) -> dict[str, int]:
+        """What was clipped, guarded or dropped."""
+        dropped = self.workers.total("lane.dropped")
+        counts = {"dropped_keys": int(dropped[0]), "dropped_queries": int(dropped[1])}
+        if self.sketches:
+            clipped, guarded, unanswered = self.workers.total("counts")
+            counts |= {
+                "clipped_keys": sum(int(s.state["counters"][3]) for s in self.sketches),
+                "clipped_queries": int(clipped),
+                "guarded_queries": int(guarded),
+                "unanswered_queries": int(unanswered),
+            }
+        return counts
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self.workers.close()
+
+    # --- passes
+
+    def first_rows(self) -> None:
+        """Show every sketch the first rows and some queries, so that it can choose its settings and predict its error.
+
+        A method that learns from queries as they pass needs none for causal attention; for full attention it gets
+        queries from all over the input, where that can be read anywhere.
+        """
+        p = self.problem
+        learns = p.params.history is not None and self.sketches[0].history.learns
+        if not p.params.history or (learns and p.causal):
+            return
+        with self.watch.interrupts.at_once():
+            k, v = p.k.tensor.peek(FIRST_ROWS), p.v.tensor.peek(FIRST_ROWS)
+            q = spread_rows(p.q.tensor, FIRST_ROWS)[0] if learns else p.q.tensor.peek(FIRST_ROWS)
+        work = self.workers.works[0]
+        for lane in self.lanes:
+            n = min(k.shape[1], v.shape[1])
+            first_k = np.empty((n, p.k.dim), p.precision)
+            first_c = np.empty((n, p.v.dim + 1), p.precision)
+            first_q = np.empty((p.group, q.shape[1], p.q.dim), p.precision)
+            for a, b in lane.steps(0, n):
+                first_k[a:b], first_c[a:b] = lane.keys(k, v, a, b, a, work)
+            for a, b in lane.steps(0, q.shape[1]):
+                first_q[:, a:b] = lane.queries(q, a, b, a, work)
+            flat = first_q.reshape(-1, p.q.dim) if first_q.size else None
+            try:
+                self.sketches[lane.index].calibrate(first_k, first_c, flat)
+            except CannotMeet as error:
+                raise CannotMeet(f"{p.k.tensor.name}: {error}") from None
+        work["lane.dropped"][:] = 0
+
+    def _keys(
+        self,
+        use: Callable,
+        phase: str = "keys",
+        stop: int | None = None,
+        start: int = 0,
+        passed: Callable[[str, int], None] | None = None,
+    ) -> int:
+        """A pass over keys and values: use(lane, k, c, work) for the rows of every lane, in order."""
+        p = self.problem
+
+        def take(block: Block) -> None:
+            k, v = block.arrays
+
+            def lane_task(lane: Lane, work: dict) -> None:
+                for a, b in lane.steps(block.start, block.rows):
+                    use(lane, *lane.keys(k, v, a, b, block.start + a, work), work)
+
+            self.workers.run(lane_task, self.lanes)
+
+        for work in self.workers.works:
+            work["lane.dropped"][0] = 0  # the last pass over the keys sees all of them: each is counted once
+        stop = p.k.rows if stop is None else stop
+        rows = start + self._pump([p.k.tensor, p.v.tensor], take, phase, stop, start, passed=passed)
+        if rows == 0:
+            raise InputMalformed(f"{p.k.tensor.name}: no rows")
+        return rows
+
+    def _absorb(self, lane: Lane, k: np.ndarray, c: np.ndarray, work: dict) -> None:
+        self.sketches[lane.index].absorb(k, c, work)
+        if self.auditor and not self.auditor.reservoir:
+            self.auditor.see(lane, k, c, work)
+
+    def answer_queries(self) -> int:
+        """The pass over the queries of full attention: answer, write, audit."""
+        p = self.problem
+
+        def take(block: Block) -> None:
+            (q,) = block.arrays
+            answers = self.output[: block.rows]
+
+            def step_task(item: tuple, work: dict) -> None:
+                lane, a, b = item
+                queries = lane.queries(q, a, b, block.start + a, work)
+                out = work["lane.out"][:, : b - a]
+                self.sketches[lane.index].answer(queries, block.start + a, out, work)
+                lane.put(out, answers, a, b, work)
+
+            steps = [(lane, a, b) for lane in self.lanes for a, b in lane.steps(block.start, block.rows)]
+            self.workers.run(step_task, steps)
+            self._write(block.start, answers)
+            if self.auditor and self.auditor.reservoir:
+                self.auditor.offer(block.start, q, answers)
+
+        size = self.plan.query_block_rows
+        return self.done + self._pump([p.q.tensor], take, "queries", p.q.rows, self.done, size, self.passed)
+
+    def _causal(self) -> int:
+        """The pass over q, k and v together."""
+        p = self.problem
+
+        def take(block: Block) -> None:
+            q, k, v = block.arrays
+            answers = self.output[: block.rows]
+
+            def lane_task(lane: Lane, work: dict) -> None:
+                for a, b in lane.steps(block.start, block.rows):
+                    row = block.start + a
+                    keys, values = lane.keys(k, v, a, b, row, work)
+                    queries = lane.queries(q, a, b, row, work)
+                    out = work["lane.out"][:, : b - a]
+                    self.sketches[lane.index].step(queries, keys, values, out, work)
+                    lane.put(out, answers, a, b, work)
+                    if self.auditor:
+                        self.auditor.see(lane, keys, values, work)
+
+            self.workers.run(lane_task, self.lanes)
+            self._write(block.start, answers)
+
+        stop = p.k.rows if p.q.rows is None else p.q.rows
+        tensors = [p.q.tensor, p.k.tensor, p.v.tensor]
+        rows = self.done + self._pump(tensors, take, "rows", stop, self.done, passed=self.passed)
+        if rows == 0:
+            raise InputMalformed(f"{p.k.tensor.name}: no rows")
+        return rows
+
+    def _exact(self) -> int:
+        """Exact attention: for one batch of queries after the other, a pass over the keys that they see."""
+        p, done = self.problem, self.done
+        while done < p.q.rows:
+            count = min(self.plan.query_rows, p.q.rows - done)
+            held, lost = self._hold(done, count)
+
+            def see(lane: Lane, k: np.ndarray, c: np.ndarray, work: dict, held: list = held) -> None:
+                held[lane.index].absorb(k, c, work)
+
+            self._keys(see, stop=done + count if p.causal else None)
+            answers = np.empty((len(p.q), count, p.v.dim), p.precision)
+            for lane in self.lanes:
+                held[lane.index].finish(self.workers.works[0])
+                held[lane.index].outputs(answers[lane.query_heads])
+            answers[lost] = np.nan
+            self._write(done, answers.transpose(1, 0, 2))
+            done += count
+            if self.passed:
+                self.passed("exact", done)
+        return done
+
+    def _hold(self, first: int, count: int) -> tuple[list[ExactQueries], np.ndarray]:
+        """Read queries [first, first + count) into memory; and which of them are dropped, (heads, count) bool."""
+        p, work = self.problem, self.workers.works[0]
+        q = np.empty((len(p.q), count, p.q.dim), p.precision)
+        lost = np.zeros((len(p.q), count), bool)
+
+        def take(block: Block) -> None:
+            for lane in self.lanes:
+                for a, b in lane.steps(block.start, block.rows):
+                    at = block.start - first
+                    q[lane.query_heads, at + a : at + b] = lane.queries(block.arrays[0], a, b, block.start + a, work)
+                    if lane.q.drop:
+                        lost[lane.query_heads, at + a : at + b] = lane.lost(b - a, work)
+
+        self._pump([p.q.tensor], take, "queries", first + count, first, self.plan.query_block_rows)
+        positions = np.arange(first, first + count) if p.causal else None
+        return [ExactQueries(q[lane.query_heads], positions, p.v.dim, p.scale) for lane in self.lanes], lost
+
+    # --- what passes share
+
+    def _pump(
+        self,
+        tensors: list,
+        take: Callable[[Block], None],
+        phase: str,
+        stop: int | None,
+        start: int = 0,
+        block_rows: int | None = None,
+        passed: Callable[[str, int], None] | None = None,
+    ) -> int:
+        size = block_rows or self.plan.block_rows
+        blocks = ReadAhead(tensors, start, stop, size, SLOTS, self.watch.interrupts.check)
+        return pump(blocks, take, self.watch, phase, None if stop is None else stop - start, passed)
+
+    def _write(self, start: int, answers: np.ndarray) -> None:
+        self.writer.write(start, answers)
+        if self.auditor and not self.auditor.reservoir:
+            self.auditor.hear(start, answers)

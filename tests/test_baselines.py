@@ -1,0 +1,268 @@
+"""sample, evict, balance and wildcat: the conformance suite, their own laws, and what they are worth on a real head."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from streamattn_cli.engine.attend import attend
+from streamattn_cli.engine.request import AttendRequest
+from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.errors import UsageError
+from streamattn_cli.kernels import coreset as kernel
+from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.sketches.balance import BalanceParams
+from streamattn_cli.sketches.budget import KEEPERS, keeper_params, row_bytes, window_params
+from streamattn_cli.sketches.evict import EvictParams
+from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
+from streamattn_cli.sketches.levels import LEVELS, level_of, level_to_halve, segment
+from streamattn_cli.sketches.sample import SampleParams
+from streamattn_cli.sketches.wildcat import WildcatParams, halve
+from streamattn_cli.testing.sketch import LEARNING_LAWS, SKETCH_LAWS, SketchCase
+from streamattn_cli.testing.streams import Stream, attention, make_stream
+
+HEADS = Path(__file__).parent.parent / "sample_data" / "heads.h5"
+HEAD = HeadParams(64, 64, 0.125, "f4", sinks=4, storage="f2")
+
+
+def relative(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def head(history, dtype="f4", **words):
+    return HeadParams(dim=3, value_dim=2, scale=0.5, dtype=dtype, group=16, history=history, **words)
+
+
+CASES = {
+    "sample": SketchCase(head(SampleParams(20, seed=3))),
+    "sample of one row": SketchCase(head(SampleParams(1, storage="f8"), "f8", sinks=2, window=9)),
+    "balance": SketchCase(head(BalanceParams(20))),
+    "balance, sinks and window, f8": SketchCase(head(BalanceParams(9, storage="f8"), "f8", sinks=20, window=24)),
+    "wildcat": SketchCase(head(WildcatParams(20, sharpness=1.0))),
+    "wildcat, sinks and window, f8": SketchCase(head(WildcatParams(9, storage="f8"), "f8", sinks=20, window=24)),
+    "evict by probes": SketchCase(head(EvictParams(20, 5, probes=7)), step_rows=16),
+}
+LEARNING = {
+    "evict": SketchCase(head(EvictParams(20, 5)), step_rows=16),
+    "evict, fewer rows than a group, f8": SketchCase(head(EvictParams(9, 9, storage="f8"), "f8", sinks=3), step_rows=16),
+}
+
+
+def name(law):
+    return law.__name__
+
+
+@pytest.mark.parametrize("law", SKETCH_LAWS, ids=name)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_laws(case, law):
+    law(case)
+
+
+@pytest.mark.parametrize("law", LEARNING_LAWS, ids=name)
+@pytest.mark.parametrize("case", LEARNING.values(), ids=LEARNING)
+def test_learning_laws(case, law):
+    law(case)
+
+
+def absorbed(params, stream, pieces=1, begin=lambda sketch, row: None):
+    """One sketch of a whole stream, in merged shards, finished."""
+    work, shards, at = allocate(params.work_spec()), [], 0
+    for k, c in zip(np.array_split(stream.k, pieces), np.array_split(stream.c, pieces), strict=True):
+        shards.append(HeadAttention(params))
+        shards[-1].calibrate(k, c, stream.q.reshape(-1, params.dim))
+        begin(shards[-1], at)
+        shards[-1].absorb(k, c, work)
+        at += len(k)
+    for other in shards[1:]:
+        shards[0].merge(other, work)
+    shards[0].finish(work)
+    return shards[0]
+
+
+def answers(sketch, stream):
+    out = np.empty((*stream.q.shape[:2], sketch.params.value_dim), stream.k.dtype)
+    sketch.answer(stream.q, 0, out, allocate(sketch.params.work_spec()))
+    return out
+
+
+# --- sample
+
+
+def test_sample_is_unbiased_and_uniform():
+    """Over many seeds every row is kept equally often, and the mean of z is the true one within its standard error."""
+    stream = make_stream(60, 3, 2, "f8", heads=1)
+    kept, z = np.zeros(60), []
+    true = np.exp(0.5 * stream.q[0, :1] @ stream.k.T).sum()
+    for seed in range(300):
+        sketch = absorbed(head(SampleParams(15, seed=seed, storage="f8"), "f8"), stream)
+        rows = sketch.state["history.rows"][:, :3]
+        kept += (stream.k[:, None] == rows[None]).all(axis=2).any(axis=1)
+        z.append(4 * np.exp(0.5 * stream.q[0, :1] @ rows.T).sum())
+    assert kept.sum() == 300 * 15
+    assert np.abs(kept - 75).max() < 5 * np.sqrt(300 * 0.25 * 0.75)
+    assert abs(np.mean(z) - true) < 4 * np.std(z) / np.sqrt(300)
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 16])
+def test_merged_samples_are_the_sample_of_all(pieces):
+    """Shards that know their first row keep exactly the rows that one pass keeps."""
+    stream = make_stream(203, 3, 2, "f8", heads=1)
+    params = head(SampleParams(15, seed=5, storage="f8"), "f8", sinks=3)
+    one = absorbed(params, stream)
+    many = absorbed(params, stream, pieces, lambda sketch, row: sketch.history.begin(row))
+    rows = [s.state["history.rows"][np.argsort(s.state["history.priority"])] for s in (one, many)]
+    assert rows[0].tobytes() == rows[1].tobytes()
+    assert one.state["history.held"].tolist() == many.state["history.held"].tolist()
+
+
+# --- evict
+
+
+def test_evict_keeps_what_attention_dwelt_on():
+    """Two early rows that every query looks at outlive hundreds of others; the window alone forgets them."""
+    rng = np.random.default_rng(0)
+    k, v = rng.standard_normal((400, 4)) * 0.1, rng.standard_normal((400, 2))
+    k[[10, 20], 0] = 6
+    q = np.zeros((1, 400, 4))
+    q[..., 0] = 1
+    stream = Stream(q, k, np.concatenate([v, np.ones((400, 1))], axis=1))
+    params = HeadParams(4, 2, 1.0, "f8", group=8, history=EvictParams(24, 8, storage="f8"))
+    sketch, out = HeadAttention(params), np.empty((1, 400, 2))
+    sketch.step(stream.q, stream.k, stream.c, out, allocate(params.work_spec()))
+    assert relative(out[:, 200:], attention(stream, 1.0, causal=True)[:, 200:]) < 0.4
+    held = sketch.state["history.rows"][:, 0]
+    assert (held == 6).sum() == 2
+    blind = absorbed(replace(params, history=EvictParams(24, 8, probes=4, storage="f8")), stream)
+    assert (blind.state["history.rows"][:, 0] == 6).sum() == 2
+
+
+# --- merge-and-reduce
+
+
+def test_levels():
+    """The lowest level with an eighth of the places is halved, or else the fullest; a lone row never."""
+    counts = np.zeros(LEVELS, np.int32)
+    counts[:4] = 3, 8, 9, 2
+    assert level_to_halve(counts, 64) == 1
+    assert level_to_halve(counts, 100) == 2
+    assert segment(counts, 1) == (11, 19)
+    assert level_of(counts).tolist() == [3] * 2 + [2] * 9 + [1] * 8 + [0] * 3
+    counts[:4] = 1, 1, 1, 1
+    assert level_to_halve(counts, 4) is None
+
+
+@pytest.mark.parametrize("history", [BalanceParams(24, storage="f8"), SampleParams(24, storage="f8")])
+def test_weights_stand_for_all_rows(history):
+    """With queries of zero, z is the number of rows."""
+    stream = make_stream(240, 3, 2, "f8", heads=1)
+    sketch = absorbed(head(history, "f8"), stream)
+    work = allocate(sketch.params.work_spec())
+    out = work["scaled"]
+    out[:] = 0
+    from streamattn_cli.sketches.partial import Partial
+
+    part = Partial(work["m"][0], work["y"][0])
+    sketch.history.partial(out, work, part)
+    assert part.y[0, -1] * np.exp(part.m[0]) == pytest.approx(240, rel=1e-12)
+
+
+def test_balanced_halves_are_closer_than_random_ones(rng):
+    """The walk halves a smooth kernel's sum with less error than coin flips do."""
+    errors = {0.0: [], 100.0: []}
+    for _ in range(40):
+        x = rng.standard_normal((64, 2))
+        gram = np.exp(-0.5 * ((x[:, None] - x[None]) ** 2).sum(axis=2))
+        for gamma, found in errors.items():
+            keep = np.zeros(64, bool)
+            kernel.walk(gram, gamma, rng.random(32), keep)
+            assert keep[::2].sum() + keep[1::2].sum() == 32 and (keep[::2] != keep[1::2]).all()
+            sign = np.where(keep, 1.0, -1.0)
+            found.append(sign @ gram @ sign)
+    assert np.mean(errors[100.0]) < 0.5 * np.mean(errors[0.0])
+
+
+def test_pivots_span_their_block(rng):
+    """Duplicates are represented once, and the coefficients carry all of the mass."""
+    k = np.repeat(rng.standard_normal((5, 3)), 8, axis=0)
+    c = np.ones((40, 2))
+    index, coefs = halve(k, c, 1.0, 20)
+    assert len(index) == 5 and len(np.unique(k[index], axis=0)) == 5
+    np.testing.assert_allclose(coefs, 8, rtol=2e-3)
+
+
+@pytest.mark.parametrize("history", [BalanceParams(24), WildcatParams(24), EvictParams(24, 4, probes=8)])
+def test_merged_shards_answer_about_as_well(history):
+    """Merging four shards fits the places, counts every row and keeps the answers sane."""
+    stream = make_stream(640, 3, 2, "f4", heads=2)
+    params = head(history, sinks=3, window=4)
+    exact = attention(stream, 0.5, causal=False)
+    one, many = absorbed(params, stream), absorbed(params, stream, 4)
+    assert many.rows == 640 and many.state["counters"][2] == one.state["counters"][2] == 640 - 3 - 4
+    assert relative(answers(many, stream), exact) < 2 * relative(answers(one, stream), exact) + 0.05
+
+
+# --- budgets and the engine
+
+
+@pytest.mark.parametrize("method", KEEPERS)
+@pytest.mark.parametrize("rows", [128, 384, 1025, 4096])
+@pytest.mark.parametrize(("dim", "value_dim", "storage"), [(64, 64, "f2"), (128, 8, "f4"), (256, 256, "bf16"), (4, 4, "f8")])
+def test_state_fits_the_budget(method, rows, dim, value_dim, storage):
+    base = HeadParams(dim, value_dim, 0.1, "f8" if storage == "f8" else "f4", sinks=4, storage=storage)
+    for is_causal in (True, False):
+        params = keeper_params(base, method, rows, None, None, None, is_causal, 0)
+        budget, held = rows * row_bytes(params), spec_bytes(params.state_spec())
+        assert 0 <= budget - held < row_bytes(params) + 16
+
+
+@pytest.mark.parametrize("method", KEEPERS)
+def test_too_small_a_budget_is_refused(method):
+    with pytest.raises(UsageError, match="--resident-rows"):
+        keeper_params(HEAD, method, 12, None, None, None, True, 0)
+
+
+@pytest.fixture(scope="module")
+def real():
+    with h5py.File(HEADS) as file:
+        q, k, v = (np.ascontiguousarray(file[part][:2048].astype("f4").transpose(1, 0, 2)) for part in "qkv")
+    stream = Stream(q, k[0], np.concatenate([v[0], np.ones((2048, 1), "f4")], axis=1))
+    return stream, attention(stream, 0.125, causal=True)
+
+
+def run_real(params, stream):
+    out = np.empty((3, 2048, 64), "f4")
+    HeadAttention(params).step(stream.q, stream.k, stream.c, out, allocate(params.work_spec()))
+    return out
+
+
+@pytest.mark.parametrize(("method", "share"), [("evict", 0.75), ("balance", 1.0), ("wildcat", 1.1), ("sample", 1.6)])
+def test_real_head(real, method, share):
+    """Error over the window's at the same memory, R = 256: as measured, with a margin."""
+    stream, exact = real
+    found, window = (
+        relative(run_real(p, stream)[:, 1024:], exact[:, 1024:])
+        for p in (keeper_params(HEAD, method, 256, None, None, None, True, 0), window_params(HEAD, 256))
+    )
+    assert found < share * window
+
+
+@pytest.mark.parametrize("method", KEEPERS)
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_threads_and_blocks_change_nothing(tmp_path, method, is_causal):
+    """The same bytes by the engine, and exact answers when every row fits."""
+
+    def run(**words):
+        words = {"resident_rows": 160, "rows": (0, 900)} | words
+        request = AttendRequest(
+            InputSpec(input=str(HEADS), rows=words.pop("rows")), str(tmp_path / "out.npy"), method, causal=is_causal, **words
+        )
+        attend(request, lambda event: None, Interrupts())
+        return np.load(tmp_path / "out.npy")
+
+    expected = run(threads=1)
+    assert np.isfinite(expected).all()
+    assert run(threads=2, block_rows=96).tobytes() == expected.tobytes()
+    words = {"rows": (0, 150), "threads": 1}
+    assert relative(run(**words), run(**words, resident_rows=4096)) < 1e-5
