@@ -18,6 +18,7 @@ from streamattn_cli.sketches.budget import KEEPERS, keeper_params, row_bytes, wi
 from streamattn_cli.sketches.evict import EvictParams
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.levels import LEVELS, level_of, level_to_halve, segment
+from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.sample import SampleParams
 from streamattn_cli.sketches.wildcat import WildcatParams, halve
 from streamattn_cli.testing.sketch import LEARNING_LAWS, SKETCH_LAWS, SketchCase
@@ -161,8 +162,6 @@ def test_weights_stand_for_all_rows(history):
     work = allocate(sketch.params.work_spec())
     out = work["scaled"]
     out[:] = 0
-    from streamattn_cli.sketches.partial import Partial
-
     part = Partial(work["m"][0], work["y"][0])
     sketch.history.partial(out, work, part)
     assert part.y[0, -1] * np.exp(part.m[0]) == pytest.approx(240, rel=1e-12)
@@ -189,7 +188,7 @@ def test_pivots_span_their_block(rng):
     c = np.ones((40, 2))
     index, coefs = halve(k, c, 1.0, 20)
     assert len(index) == 5 and len(np.unique(k[index], axis=0)) == 5
-    np.testing.assert_allclose(coefs, 8, rtol=2e-3)
+    np.testing.assert_allclose(coefs, 8, rtol=1e-2)
 
 
 @pytest.mark.parametrize("history", [BalanceParams(24), WildcatParams(24), EvictParams(24, 4, probes=8)])
@@ -237,7 +236,7 @@ def run_real(params, stream):
     return out
 
 
-@pytest.mark.parametrize(("method", "share"), [("evict", 0.75), ("balance", 1.0), ("wildcat", 1.1), ("sample", 1.6)])
+@pytest.mark.parametrize(("method", "share"), [("evict", 0.75), ("balance", 1.25), ("wildcat", 1.1), ("sample", 1.6)])
 def test_real_head(real, method, share):
     """Error over the window's at the same memory, R = 256: as measured, with a margin."""
     stream, exact = real

@@ -35,7 +35,9 @@ def folder(tmp_path_factory):
 
 
 def _attend(folder, *words, **kwargs):
-    return run("attend", *FILES, "--full", "--degree", "6", "--json", *words, cwd=folder, **kwargs).document
+    said = run("attend", *FILES, "--full", "--degree", "6", "--json", *words, cwd=folder, **kwargs).document
+    assert said["memory"]["peak"] <= said["memory"]["projected"]
+    return said
 
 
 def _truth(folder):

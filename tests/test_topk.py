@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from streamattn_cli.errors import OutputFailed, UsageError
-from streamattn_cli.rows.sparseout import TopKWriter
+from streamattn_cli.rows.hdf5sparse import TopKWriter
 from streamattn_cli.rows.topk import BestRows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
@@ -84,7 +84,7 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
         if request.top_k:
             written["top_k"] = writer.finish()
         counts = run.counts()
-        writer.commit({**written, "counts": counts, "audit": asdict(audit) if audit else None, "audit_reason": reason})
+        writer.commit({**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason})
         if checkpoint:
             checkpoint.commit(run.save(), describe(facts, DONE, rows, sources, None))
         outcome = Outcome(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.engine.events import Audit, ErrorEstimate
+from streamattn_cli.engine.events import Audit
+from streamattn_cli.engine.estimate import Design, by_position, draw_rows, estimate, estimate_bytes, worst_rows
 from streamattn_cli.engine.lanes import Lane
 from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.saver import stack_heads, unstack_heads
 from streamattn_cli.rows.tensor import STORAGE
 from streamattn_cli.sketches.exact import ExactQueries, ValueMeans
-
-RESAMPLES = 2000
 
 
 class Auditor:
@@ -27,13 +26,13 @@ class Auditor:
         shape = (len(problem.q), rows, problem.q.dim)
         self.q = np.zeros(shape, problem.precision)
         self.approx = np.full((rows, len(problem.q), problem.v.dim), np.nan)
-        self.filled = 0
+        self.filled = self.offered = 0
         if reservoir:
             self.rows = np.zeros(rows, np.int64)
             self.keys = np.full(rows, np.iinfo(np.uint64).max, np.uint64)
         else:
-            generator = np.random.Generator(np.random.Philox(problem.request.seed))
-            self.rows = np.sort(generator.choice(problem.q.rows, rows, replace=False, shuffle=False)).astype(np.int64)
+            self.design = draw_rows(problem.q.rows, rows, problem.request.seed)
+            self.rows = self.design.rows
             self._read()
             self.prepare()
 
@@ -46,7 +45,7 @@ class Auditor:
         means = ValueMeans.projected_bytes(rows, dv) * lanes
         row = problem.q.tensor.outer * problem.q.tensor.width * STORAGE[problem.q.tensor.dtype].itemsize
         # the sample, the method's answers, and the four arrays of the same size that comparing them takes
-        return exact + means + rows * heads * (d * np.dtype(p).itemsize + 5 * dv * 8) + row
+        return exact + means + rows * heads * (d * np.dtype(p).itemsize + 5 * dv * 8) + row + estimate_bytes(rows, heads + 2)
 
     def prepare(self) -> None:
         """The sample is complete: make ready to see keys."""
@@ -88,6 +87,7 @@ class Auditor:
 
     def offer(self, start: int, block: np.ndarray, answers: np.ndarray) -> None:
         """Reservoir: keep those rows of a block of queries whose hash is among the smallest so far."""
+        self.offered = start + len(answers)
         keys = _hash(np.arange(start, start + len(answers), dtype=np.uint64), self.problem.request.seed)
         for i in np.flatnonzero(keys < self.keys.max()):
             slot = int(np.argmax(self.keys))
@@ -110,8 +110,28 @@ class Auditor:
         good = np.isfinite(self.approx).all(axis=(1, 2))
         if not good.any():
             return None, "every sampled query was dropped"
-        exact, approx, trivial = exact[good], self.approx[good], trivial[good]
-        return Audit(len(exact), estimate(exact, approx), estimate(exact, trivial)), None
+        return self._audit(exact, self.approx, trivial, good), None
+
+    def _audit(self, exact: np.ndarray, approx: np.ndarray, trivial: np.ndarray, good: np.ndarray) -> Audit:
+        """Compare answers (n, heads, dv) with exact ones, for the rows that are good, (n,) bool."""
+        design = self._design().only(good)
+        size = (exact[good] ** 2).sum(axis=2)
+        wrong = ((approx[good] - exact[good]) ** 2).sum(axis=2)
+        nothing = ((trivial[good] - exact[good]) ** 2).sum(axis=2)
+        together = size.sum(axis=1)
+        method, zero, *heads = estimate(
+            np.column_stack([wrong.sum(axis=1), nothing.sum(axis=1), wrong]), np.column_stack([together, together, size]),
+            design,
+        )  # fmt: skip
+        edges, pieces = by_position(wrong, size, design)
+        worst = worst_rows(wrong, size, design.rows)
+        return Audit(int(good.sum()), method, zero, tuple(heads), tuple(edges), tuple(map(tuple, pieces)), worst)
+
+    def _design(self) -> Design:
+        if not self.reservoir:
+            return self.design
+        total = self.problem.q.rows or max(self.offered, int(self.rows[-1]) + 1)
+        return Design(self.rows, np.array([0, total]))
 
     def _read(self) -> None:
         tensor = self.problem.q.tensor
@@ -128,35 +148,6 @@ class Auditor:
             if lane.q.widen(block, i, i + 1, row, wide, mask):
                 wide[:] = 0
             self.q[lane.query_heads, slot] = wide[:, 0]
-
-
-def estimate(exact: np.ndarray, other: np.ndarray) -> ErrorEstimate:
-    """Relative error of `other` against `exact`, both (rows, heads, dv), with a bootstrap interval over the rows.
-
-    The error is |other - exact| / |exact|, Frobenius over all audited rows; the row errors are the same row by row.
-    """
-    wrong = ((other - exact) ** 2).sum(axis=(1, 2))
-    size = (exact**2).sum(axis=(1, 2))
-    generator = np.random.Generator(np.random.Philox(0))
-    share = np.full(len(wrong), 1 / len(wrong))
-    resampled = []
-    while len(resampled) < RESAMPLES:
-        draw = generator.multinomial(len(wrong), share)
-        resampled.append(_ratio(draw @ wrong, draw @ size))
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    rows = _ratio(wrong, size)
-    return ErrorEstimate(
-        error=float(_ratio(wrong.sum(), size.sum())),
-        low=float(low),
-        high=float(high),
-        median_row=float(np.median(rows)),
-        p95_row=float(np.quantile(rows, 0.95)),
-    )
-
-
-def _ratio(wrong: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """sqrt(wrong / size); 0 / 0 is no error."""
-    return np.sqrt(np.where(wrong > 0, wrong / np.maximum(size, 1e-300), 0.0))
 
 
 def _hash(x: np.ndarray, seed: int) -> np.ndarray:

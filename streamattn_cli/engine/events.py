@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,33 @@ class ErrorEstimate:
 
 
 @dataclass(frozen=True)
+class WorstRow:
+    """A row and head that was answered badly, with its error relative to its own exact answer."""
+
+    row: int
+    head: int
+    error: float
+
+
+@dataclass(frozen=True)
 class Audit:
-    """The answer to 'how wrong is it?': `method` against exact attention, `trivial` is the mean of the values."""
+    """The answer to 'how wrong is it?': `method` against exact attention, `trivial` is the mean of the values.
+
+    heads: the same by query head. edges (pieces + 1) cut the stream into pieces; by_position[head][piece] is the error
+    there, None where no row was audited. worst: the worst rows, worst first.
+    """
 
     rows: int
     method: ErrorEstimate
     trivial: ErrorEstimate
+    heads: tuple[ErrorEstimate, ...] = ()
+    edges: tuple[int, ...] = ()
+    by_position: tuple[tuple[float | None, ...], ...] = ()
+    worst: tuple[WorstRow, ...] = ()
+
+    def summary(self) -> dict:
+        """What is kept beside an output: the figures without their division by head and position."""
+        return {"rows": self.rows, "method": asdict(self.method), "trivial": asdict(self.trivial)}
 
 
 @dataclass(frozen=True)
@@ -74,8 +95,6 @@ class Outcome:
 
     def to_dict(self) -> dict:
         """JSON-able form, keys in a fixed order."""
-        from dataclasses import asdict
-
         return {"type": "outcome", **asdict(self), "notes": list(self.notes)}
 
 

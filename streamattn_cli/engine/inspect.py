@@ -145,7 +145,8 @@ def _some_rows(heads: Heads, count: int) -> tuple[np.ndarray, np.ndarray]:
     tensor = heads.tensor
     block, rows = spread_rows(tensor, count)
     parts = [block[o, :, c : c + heads.dim] for o, c in zip(heads.outer, heads.column, strict=True)]
-    return np.nan_to_num(np.stack([_floats(part, tensor.dtype) for part in parts])), rows
+    found = np.stack([_floats(part, tensor.dtype) for part in parts])
+    return np.where(np.isfinite(found), found, 0.0), rows
 
 
 def _floats(items: np.ndarray, dtype: str) -> np.ndarray:

@@ -17,7 +17,7 @@ def make_run(plan: Plan, watch: Watch, writer: Writer) -> Run:
 
 def open_sparse(problem: Problem):
     """The writer of --top-k."""
-    from streamattn_cli.rows.sparseout import TopKWriter
+    from streamattn_cli.rows.hdf5sparse import TopKWriter
 
     r = problem.request
     heaps = problem.sketches is None or problem.sketches.heaps

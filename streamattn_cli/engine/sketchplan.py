@@ -7,14 +7,13 @@ from math import ceil, prod
 
 import numpy as np
 
+from streamattn_cli.engine.firstrows import FIRST
 from streamattn_cli.engine.request import Problem
 from streamattn_cli.rows.tensor import STORAGE
 from streamattn_cli.rows.topk import BestRows
 from streamattn_cli.sketches.head import spec_bytes
 from streamattn_cli.sketches.poly import PolyHistory
 from streamattn_cli.units import format_bytes, format_count
-
-FIRST_ROWS = 1024
 
 
 def sketch_parts(problem: Problem, reading: int) -> dict[str, int]:
@@ -25,7 +24,7 @@ def sketch_parts(problem: Problem, reading: int) -> dict[str, int]:
     """
     p = problem.sketches.params
     sketch = len(problem.k) * spec_bytes(p.state_spec())
-    first = PolyHistory.calibration_bytes(FIRST_ROWS, p.dim, max(p.dim, p.value_dim), problem.group)
+    first = PolyHistory.calibration_bytes(FIRST, p.dim, max(p.dim, p.value_dim), problem.group)
     decoding = 5 * p.phi.counters * p.value_dim * 8 if p.phi else 0
     return {
         "sketch": sketch,

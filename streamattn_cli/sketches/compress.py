@@ -40,10 +40,14 @@ def compress(
     kernel -= half[:, None]
     kernel -= half[None]
     np.exp(kernel, out=kernel)
-    w = coefs * h[:, None]
-    alive = eliminate(_inverse_factor(kernel), w, len(x) - keep)
-    index = np.flatnonzero(alive)
-    return index, w[index] / h[index, None]
+    return reduce(kernel, h, coefs, keep)
+
+
+def reduce(kernel: np.ndarray, root: np.ndarray, coefs: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for a given kernel (n, n), scaled to unit diagonal (and spoilt), and the roots (n,) of its diagonal."""
+    w = coefs * root[:, None]
+    index = np.flatnonzero(eliminate(_inverse_factor(kernel), w, len(w) - keep))
+    return index, w[index] / root[index, None]
 
 
 def _inverse_factor(kernel: np.ndarray) -> np.ndarray:

@@ -201,9 +201,8 @@ class HeadAttention:
             raise CheckpointIncompatible(f"{other.params} cannot be merged into {self.params}: their parameters differ")
         s, o, p = self.state, other.state, self.params
         rows, first = self.rows, int(o["counters"][1])
-        if self.history:
-            if first:  # nothing of ours is recent any more
-                self._retire(rows, work)
+        if self.history and first:  # `other` has a history; nothing of ours is recent any more
+            self._retire(rows, work)
             k, c = _widened(o["sinks"][: min(first, p.sinks)], p)
             taken = min(max(p.sinks - rows, 0), len(k))
             s["sinks"][rows : rows + taken] = o["sinks"][:taken]

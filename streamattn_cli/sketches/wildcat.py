@@ -146,8 +146,14 @@ def halve(k: np.ndarray, c: np.ndarray, sharpness: float, keep: int) -> tuple[np
     h = np.exp(np.maximum(half - half.max(), LOWEST))[:, None]
     w = c * h
     index = np.empty(keep, np.int64)
-    size = np.einsum("ij,ij->i", w, w)
-    found = kernel.pivots(gram, size / max(size.max(), 1e-300), keep, index)
+    size = _share(w[:, :-1]) + _share(w[:, -1:])
+    found = kernel.pivots(gram, size, keep, index)
     index = np.sort(index[:found])
     chosen = gram[np.ix_(index, index)] + RIDGE * np.eye(found)
     return index, np.linalg.solve(chosen, gram[index] @ w + RIDGE * w[index]) / h[index]
+
+
+def _share(w: np.ndarray) -> np.ndarray:
+    """Each row's part of the sum of squares (n,)."""
+    size = np.einsum("ij,ij->i", w, w)
+    return size / max(size.sum(), 1e-300)

@@ -1,0 +1,77 @@
+"""Truth, and two methods that no stream can have because they know the future: bounds on what is to be gained."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import numpy as np
+from heads import Head
+
+from streamattn_cli.sketches import nystrom
+from streamattn_cli.sketches.compress import reduce
+from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+
+BLOCK = 128  # queries that are answered at a time
+AHEAD = 1024  # rows of the future that the oracles know
+SAMPLE = 384  # queries of it that least squares is fitted to
+
+
+class Truth:
+    """Exact answers (heads, n, dv); of causal attention also the logs of the normalisers and the mass of every key."""
+
+    def __init__(self, head: Head, causal: bool):
+        groups, n, _ = head.q.shape
+        self.out = np.zeros((groups, n, head.c.shape[1] - 1), "f4")
+        self.log_z = np.zeros((groups, n), "f4")
+        self.mass = np.zeros((-(-n // BLOCK), n), "f4")  # of block b's queries on every key
+        for a in range(0, n, BLOCK):
+            b = min(a + BLOCK, n)
+            seen = b if causal else n
+            logits = head.scale * head.q[:, a:b] @ head.k[:seen].T
+            if causal:
+                logits[:, np.arange(a, b)[:, None] < np.arange(seen)[None]] = -np.inf
+            top = logits.max(axis=2, keepdims=True)
+            p = np.exp(logits - top)
+            z = p.sum(axis=2, keepdims=True, dtype="f8").astype("f4")
+            p /= z
+            self.out[:, a:b] = p @ head.c[:seen, :-1]
+            self.log_z[:, a:b] = (top + np.log(z))[..., 0]
+            self.mass[a // BLOCK, :seen] = p.sum(axis=(0, 1))
+
+
+def evict_knowing(head: Head, truth: Truth, rows: int, group: int = 16) -> np.ndarray:
+    """Causal answers when always those `rows` rows are kept that the next AHEAD queries will dwell on most."""
+    groups, n, _ = head.q.shape
+    out, kept = np.zeros_like(truth.out), np.arange(0)
+    for a in range(0, n, group):
+        b = min(a + group, n)
+        kept = np.concatenate([kept, np.arange(a, b)])
+        logits = head.scale * head.q[:, a:b] @ head.k[kept].T
+        logits[:, np.arange(a, b)[:, None] < kept[None]] = -np.inf
+        p = np.exp(logits - logits.max(axis=2, keepdims=True))
+        out[:, a:b] = p @ head.c[kept, :-1] / p.sum(axis=2, keepdims=True)
+        if len(kept) > rows - group:
+            block = b // BLOCK
+            score = truth.mass[block : block + 1 + AHEAD // BLOCK][:, kept].sum(axis=0)
+            kept = np.sort(kept[np.argsort(-score, kind="stable")[: rows - group]])
+    return out
+
+
+def nystrom_knowing(head: Head, truth: Truth, params: HeadParams) -> np.ndarray:
+    """Causal answers of `nystrom` whose kernel is that of the next AHEAD queries themselves instead of a Gaussian."""
+    sketch, work = HeadAttention(params), allocate(params.work_spec())
+    out = np.empty_like(truth.out)
+
+    def compress(keys, coefs, mean, covariance, scale, temper, keep):
+        rows = np.linspace(a, min(a + AHEAD, head.rows) - 1, SAMPLE // len(head.q)).astype(int)
+        logits = scale * head.q[:, rows].reshape(-1, head.q.shape[2]) @ keys.T
+        p = np.exp(logits - truth.log_z[:, rows].reshape(-1, 1).astype("f8"))
+        kernel = p.T @ p
+        root = np.sqrt(np.maximum(np.diag(kernel), 1e-60))
+        return reduce(kernel / root[:, None] / root, root / root.max(), coefs, keep)
+
+    with mock.patch.object(nystrom, "compress", compress):
+        for a in range(0, head.rows, params.group):
+            part = slice(a, a + params.group)
+            sketch.step(head.q[:, part], head.k[part], head.c[part], out[:, part], work)
+    return out

@@ -1,0 +1,117 @@
+"""One sketch of several: of files, or of the shards of a run, always in the same tree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from streamattn_cli.checkpoint.commit import save
+from streamattn_cli.checkpoint.container import read_header
+from streamattn_cli.engine.saver import describe, stack_heads
+from streamattn_cli.engine.sketchfile import OPEN, SketchFile, open_sketch_file
+from streamattn_cli.errors import CheckpointIncompatible, UsageError
+from streamattn_cli.sketches.head import HeadAttention, allocate
+
+
+def merge(names: list[str], target: str) -> dict:
+    """Merge sketch files of disjoint rows, in the order given, into `target`; returns what it holds.
+
+    Raises CheckpointIncompatible for other parameters and for rows that two of them share.
+    """
+    if len(names) < 2:
+        raise UsageError("merge: give at least two sketches")
+    if os.path.exists(target):
+        read_header(target)  # raises where it is something else, which must not be replaced
+    files = [open_sketch_file(name) for name in names]
+    merged = merge_files(files)
+    save(target, *packed(merged))
+    return {"type": "merged", "rows": merged.rows, "sketches": len(files), "heads": merged.heads, "output": target}
+
+
+def merge_files(files: list[SketchFile]) -> SketchFile:
+    """Sketches of disjoint rows as one; the state of the first becomes that of all. Raises as `merge` does."""
+    check_alike(files)
+    check_disjoint(files)
+    first = files[0]
+    heads = merge_heads((heads_of(file) for file in files), allocate(first.params.work_spec()))
+    state = stack_heads([head.state for head in heads], "head")
+    rows = sum(file.rows for file in files)
+    sources = [source for file in files for source in file.sources]
+    return SketchFile(first.name, first.params, first.heads, state, OPEN, rows, first.facts, sources)
+
+
+def packed(file: SketchFile) -> tuple[dict, dict]:
+    """State and metadata of a sketch as a checkpoint has them."""
+    return file.state, describe(file.facts, file.phase, file.rows, {"absorbed": file.sources}, None)
+
+
+def merge_heads(shards: Iterable[list[HeadAttention]], work: dict) -> list[HeadAttention]:
+    """Merge shards that come in order: neighbours first, then neighbours of those, whatever is left over last.
+
+    The tree, and with it every byte, depends only on their number. At most log2(number) + 1 of them are held.
+    """
+    waiting: list[tuple[int, list[HeadAttention]]] = []
+    for heads in shards:
+        level = 0
+        while waiting and waiting[-1][0] == level:
+            heads = _take_in(waiting.pop()[1], heads, work)
+            level += 1
+        waiting.append((level, heads))
+    heads = waiting.pop()[1]
+    while waiting:
+        heads = _take_in(waiting.pop()[1], heads, work)
+    return heads
+
+
+def _take_in(mine: list[HeadAttention], others: list[HeadAttention], work: dict) -> list[HeadAttention]:
+    for head, other in zip(mine, others, strict=True):
+        head.merge(other, work)
+    return mine
+
+
+def heads_of(file: SketchFile) -> list[HeadAttention]:
+    """A sketch of every key head, over copies of the file's arrays."""
+    prefix = "head."
+    arrays = {name[len(prefix) :]: array for name, array in file.state.items() if name.startswith(prefix)}
+    return [HeadAttention(file.params, {n: np.array(a[i]) for n, a in arrays.items()}) for i in range(file.heads)]
+
+
+def check_alike(files: list[SketchFile]) -> None:
+    """Refuse (exit 8) sketches of different parameters."""
+    first = files[0]
+    for other in files[1:]:
+        if (other.params, other.heads) != (first.params, first.heads):
+            theirs, ours = other.params.to_dict() | {"heads": other.heads}, first.params.to_dict() | {"heads": first.heads}
+            changed = [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+            raise CheckpointIncompatible(f"{first.name} and {other.name} differ in {'; '.join(changed)}: only sketches of "
+                                         "the same parameters merge")  # fmt: skip
+
+
+def check_disjoint(files: list[SketchFile]) -> None:
+    """No row may be counted twice: sources with the same content must not overlap in their row ranges."""
+    seen: list[tuple[str, Mapping]] = []
+    for file in files:
+        for source in file.sources:
+            for name, other in seen:
+                if _overlap(source.get("k", {}), other.get("k", {})):
+                    raise CheckpointIncompatible(f"{name} and {file.name} hold the same rows of the same keys: merging them "
+                                                 "would count these twice")  # fmt: skip
+            seen.append((file.name, source))
+
+
+def _overlap(a: Mapping, b: Mapping) -> bool:
+    if a.get("kind") != "file" or b.get("kind") != "file":
+        return False
+    if any(a.get(key) != b.get(key) for key in ("size", "first", "last", "rows", "modified_ns")):
+        return False
+    (a0, a1), (b0, b1) = (_range(source) for source in (a, b))
+    return a0 < b1 and b0 < a1
+
+
+def _range(source: Mapping) -> tuple[int, int]:
+    if "range" in source:
+        first, last = source["range"].split(":")
+        return int(first), int(last)
+    return 0, int(source["rows"])

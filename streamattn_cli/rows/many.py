@@ -1,0 +1,110 @@
+"""Several files, or a pattern such as 'dump-*.h5', as one stream of keys and values."""
+
+from __future__ import annotations
+
+import glob
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+
+from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.rows.concat import ConcatTensor
+from streamattn_cli.rows.fit import check_rows, with_ranges
+from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensor import RowTensor
+
+
+def open_stream(spec: InputSpec, need_q: bool = False) -> Inputs:
+    """`open_inputs` of keys and values whose words may name several files: their rows follow one another.
+
+    With `need_q`, queries come from `spec.q`, one file, or else from the first file of the stream. Raises what
+    `open_inputs` does, and InputMalformed for files that are not alike.
+    """
+    specs = single_files(spec)
+    if len(specs) == 1:
+        return open_inputs(specs[0], need_q=need_q)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_inputs(one, need_q=need_q and one is specs[0])) for one in specs]
+        made: dict[tuple[int, ...], ConcatTensor] = {}
+        heads = {part: _joined([getattr(inputs, part) for inputs in opened], made) for part in "kv"}
+        if need_q:
+            heads["q"] = opened[0].q
+        heads = with_ranges(replace(spec, q_rows=None), heads)
+        check_rows(heads)
+        notes = [*opened[0].notes, f"{len(specs)} files are one stream, in this order: {_named(specs)}"]
+        return Inputs(heads.get("q"), heads["k"], heads["v"], opened[0].attrs, tuple(notes), stack.pop_all())
+
+
+def single_files(spec: InputSpec) -> list[InputSpec]:
+    """One InputSpec for each file of a stream, patterns resolved, in order; rows are still to be chosen.
+
+    Raises InputMissing where a pattern fits nothing, UsageError where k and v name different numbers of files.
+    """
+    words = {"input": _files(spec.input, *spec.more), "k": _files(spec.k), "v": _files(spec.v)}
+    count = max(map(len, words.values()), default=0)
+    if count <= 1:
+        one = {part: found[0] for part, found in words.items() if found}
+        return [replace(spec, more=(), **one)]
+    for part, found in words.items():
+        if found and len(found) != count:
+            raise UsageError(f"{spec.input or spec.k}: {count} files, but {part} names {len(found)}; every file of a stream "
+                             "needs its keys and its values")  # fmt: skip
+    if "-" in (word for found in words.values() for word in found):
+        raise UsageError("standard input (-) cannot be one of several files of a stream")
+    return [
+        replace(spec, more=(), rows=None, q_rows=spec.q_rows if at == 0 else None,
+                q=spec.q if at == 0 else None, **{part: found[at] for part, found in words.items() if found})
+        for at in range(count)
+    ]  # fmt: skip
+
+
+def absolute(spec: InputSpec) -> InputSpec:
+    """The same files, by names that hold in other folders, for workers that run elsewhere; patterns resolved here."""
+    def full(word: str | None) -> str | None:
+        return word if word in (None, "-") else os.path.abspath(word)
+
+    inputs, keys, values = (_files(*words) for words in ((spec.input, *spec.more), (spec.k,), (spec.v,)))
+    if max(len(keys), len(values)) > 1:
+        return replace(spec, input=full(spec.input), q=full(spec.q), k=full(spec.k), v=full(spec.v))
+    first, *more = map(full, inputs or [None])
+    return replace(spec, input=first, more=tuple(more), q=full(spec.q), k=full(spec.k), v=full(spec.v))
+
+
+def _files(*words: str | None) -> list[str]:
+    """The words with every pattern replaced by the names that fit it, sorted; FILE:DATASET patterns keep :DATASET."""
+    found: list[str] = []
+    for word in words:
+        if word is None:
+            continue
+        if not any(letter in word for letter in "*?[") or os.path.lexists(word):
+            found.append(word)
+            continue
+        pattern, colon, inside = word.partition(":")
+        names = sorted(glob.glob(pattern))
+        if not names:
+            raise InputMissing(f"{word}: no file has such a name; check the pattern and the folder")
+        found += [name + colon + inside for name in names]
+    return found
+
+
+def _joined(parts: list[Heads], made: dict[tuple[int, ...], ConcatTensor]) -> Heads:
+    """The heads of all files as one; k and v that share every file's tensor keep sharing one."""
+    first = parts[0]
+    for other in parts[1:]:
+        if (other.outer, other.column, other.dim) != (first.outer, first.column, first.dim):
+            raise InputMalformed(
+                f"{other.tensor.name}: {len(other)} heads of {other.dim} found, expected them as in {first.tensor.name} "
+                f"({len(first)} of {first.dim}); files of one stream must be alike"
+            )
+    tensors: list[RowTensor] = [part.tensor for part in parts]
+    key = tuple(map(id, tensors))
+    if key not in made:
+        made[key] = ConcatTensor(tensors)
+    return replace(first, tensor=made[key])
+
+
+def _named(specs: list[InputSpec]) -> str:
+    names = [spec.input or spec.k for spec in specs]
+    return ", ".join(names if len(names) <= 4 else [*names[:2], "...", names[-1]])
