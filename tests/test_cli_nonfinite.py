@@ -40,8 +40,8 @@ def test_an_overflow_of_half_precision_is_not_finite_either(tmp_path):
 def test_dropped_rows_are_counted_and_have_no_part(tmp_path, method, mode):
     arrays = spoil(tmp_path, *BAD)
     extra = {"exact": [], "window": ["--sinks", "4", "--window", "40"], "poly": ["--degree", "2", "--beta", "50"]}
-    done = run("attend", *FILES, mode, "--method", method, *extra[method], "--scale", SCALE, "--nan-policy", "drop", "--json",
-               "-o", "out.npy", cwd=tmp_path)  # fmt: skip
+    command = ["attend", *FILES, mode, "--method", method, *extra[method], "--scale", SCALE, "--nan-policy", "drop"]
+    done = run(*command, "--json", "-o", "out.npy", cwd=tmp_path)
     counts = done.document["counts"]
     assert (counts["dropped_keys"], counts["dropped_queries"]) == (2, 1)
     found = np.load(tmp_path / "out.npy")

@@ -15,6 +15,11 @@ SELECTED = [
     "tests/test_sketches.py::test_poly_is_naive_poly",
     "tests/test_sketches.py::test_window_is_naive_windowed",
     "tests/test_sketches.py::test_queries_that_the_polynomial_cannot_answer_are_guarded",
+    "tests/test_psi.py::test_places_are_those_of_the_explicit_matrix",
+    "tests/test_phi.py::test_both_sketches_are_their_explicit_matrices",
+    "tests/test_phi.py::test_all_rows_are_found_when_k_is_all",
+    "tests/test_phi.py::test_phi_of_the_features_is_phi_of_the_outputs",
+    "tests/test_topk.py::test_the_heaps_hold_the_best_k",
 ]
 
 

@@ -66,7 +66,15 @@ HEAD = HeadParams(64, 64, 0.125, "f4", sinks=4, storage="f2")
 @pytest.fixture(scope="module")
 def real():
     stream = sample_head()
-    return stream, attention(stream, 0.125, causal=True)
+    return stream, np.concatenate([later_answers(stream, a) for a in range(2048, 4096, 256)], axis=1)
+
+
+def later_answers(stream, a):
+    """Exact causal answers of rows a .. a + 256, in float32."""
+    logits = 0.125 * stream.q[:, a : a + 256] @ stream.k[: a + 256].T
+    logits[:, np.arange(a, a + 256)[:, None] < np.arange(a + 256)] = -np.inf
+    p = np.exp(logits - logits.max(axis=2, keepdims=True))
+    return p @ stream.v[: a + 256] / p.sum(axis=2, keepdims=True)
 
 
 # --- against the loops
@@ -92,7 +100,11 @@ def test_kernel_is_what_it_stands_for(rng):
     h, e = naive.kernel(keys, mean, covariance, 0.5, 1.0, 1.0)
     sampled, root = naive.sampled_kernel(keys, 0.5, 1.0, queries)
     np.testing.assert_allclose(h, sampled, atol=0.01)
-    np.testing.assert_allclose(e - e[0], root - root[0], atol=0.02)
+    # the quadratic part of e counts half in `compress`: the root's log is e + |z|^2/2 (measured: no better on real heads)
+    x = keys - keys.mean(axis=0)
+    inner = np.linalg.inv(np.linalg.inv(covariance) + 0.5 * x.T @ x / 6)
+    whole = e + 0.125 * np.einsum("ij,jk,ik->i", x, inner, x)
+    np.testing.assert_allclose(whole - whole[0], root - root[0], atol=0.03)
 
 
 def test_compression_beats_leaving_atoms_out(rng):
@@ -149,7 +161,7 @@ HOSTILE = {  # what happens to q, k, v; the largest allowed relative error at R 
     "keys offset, no mean query": (lambda q, k, v: (q, k + 1000 * np.linspace(-1, 1, 64), v), 1.1),
     "sharp": (lambda q, k, v: (5 * q, 4 * k, v), 2.0),
     "constant keys": (lambda q, k, v: (q, 0 * k + 1, v), 0.5),
-    "duplicate rows": (lambda q, k, v: (q, np.tile(k[:10], (150, 1)), np.tile(v[:10], (150, 1))), 0.02),
+    "duplicate rows": (lambda q, k, v: (q, np.tile(k[:10], (150, 1)), np.tile(v[:10], (150, 1))), 0.05),
     "constant queries": (lambda q, k, v: (0 * q + 0.5, k, v), 0.2),
     "zero queries": (lambda q, k, v: (0 * q, k, v), 0.2),
     "equal values": (lambda q, k, v: (q, k, 0 * v + 3), 1e-3),
@@ -242,7 +254,7 @@ def test_state_fits_the_budget(rows, dim, value_dim, storage, effort, is_causal,
 
 def test_a_budget_below_the_statistics_is_refused_with_what_would_do():
     with pytest.raises(UsageError, match="give --resident-rows") as refusal:
-        nystrom_params(HEAD, 60, "default")
+        nystrom_params(HEAD, 30, "default")
     enough = int(str(refusal.value).split("--resident-rows ")[2].split()[0])
     assert nystrom_params(HEAD, enough + 8, "default").history.atoms > 0
 
@@ -326,12 +338,12 @@ def error(params, real):
     stream, exact = real
     out, _, work = causal(params, stream)
     assert work["counts"][1] == 0  # z <= 0
-    return relative(out[:, 2048:], exact[:, 2048:])
+    return relative(out[:, 2048:], exact)
 
 
 def test_real_head_is_answered_well(real):
-    """Bounds measured on the sample head (0.0131 and 0.0039), with a margin of 15%; half the window's and less."""
-    for rows, bound in ((384, 0.0151), (1024, 0.0045)):
+    """Bounds measured on the sample head, with a margin; far below the window's."""
+    for rows, bound in ((384, 0.018), (1024, 0.0036)):
         ours = error(nystrom_params(HEAD, rows, "default", stream=4096), real)
         assert ours <= bound
         assert ours < 0.3 * error(window_params(HEAD, rows), real)

@@ -13,7 +13,6 @@ from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
 
 BLOCK = 128  # queries that are answered at a time
 AHEAD = 1024  # rows of the future that the oracles know
-SAMPLE = 384  # queries of it that least squares is fitted to
 
 
 class Truth:
@@ -63,9 +62,9 @@ def nystrom_knowing(head: Head, truth: Truth, params: HeadParams) -> np.ndarray:
     out = np.empty_like(truth.out)
 
     def compress(keys, coefs, mean, covariance, scale, temper, keep):
-        rows = np.linspace(a, min(a + AHEAD, head.rows) - 1, SAMPLE // len(head.q)).astype(int)
-        logits = scale * head.q[:, rows].reshape(-1, head.q.shape[2]) @ keys.T
-        p = np.exp(logits - truth.log_z[:, rows].reshape(-1, 1).astype("f8"))
+        rows = slice(a, a + AHEAD)
+        logits = scale * head.q[:, rows].reshape(-1, head.q.shape[2]) @ keys.astype("f4").T
+        p = np.exp(logits - truth.log_z[:, rows].reshape(-1, 1)).astype("f8")
         kernel = p.T @ p
         root = np.sqrt(np.maximum(np.diag(kernel), 1e-60))
         return reduce(kernel / root[:, None] / root, root / root.max(), coefs, keep)

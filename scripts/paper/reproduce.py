@@ -11,6 +11,7 @@ PARTS = {
     "rows": ("accuracy", "error_against_rows"),
     "polynomial": ("polynomial", "error_against_degree"),
     "recovery": ("recovery", "recovery_against_size"),
+    "decoders": ("recovery", "decoders"),
     "guarantee": ("recovery", "guarantee"),
     "words": ("memory", "words_against_rows"),
     "memory": ("memory", "memory_against_rows"),

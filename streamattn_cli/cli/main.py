@@ -15,12 +15,14 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 import typer  # noqa: E402
 
 from streamattn_cli.cli.attend import attend  # noqa: E402
+from streamattn_cli.cli.compare import compare  # noqa: E402
 from streamattn_cli.cli.generate import generate  # noqa: E402
 from streamattn_cli.cli.info import info  # noqa: E402
 from streamattn_cli.cli.inspect import inspect  # noqa: E402
 from streamattn_cli.cli.merge import merge  # noqa: E402
 from streamattn_cli.cli.options import ENVIRONMENT  # noqa: E402
 from streamattn_cli.cli.query import query  # noqa: E402
+from streamattn_cli.cli.report import report  # noqa: E402
 from streamattn_cli.cli.sketch import sketch  # noqa: E402
 from streamattn_cli.cli.streams import fill_standard_streams, let_go_of_broken  # noqa: E402
 from streamattn_cli.errors import Interrupted, StreamattnError  # noqa: E402
@@ -52,7 +54,7 @@ def _dying_of_pipe(command):
     return run
 
 
-for _command in (attend, sketch, query, merge, info, inspect, generate):
+for _command in (attend, compare, report, sketch, query, merge, info, inspect, generate):
     app.command(epilog=ENVIRONMENT)(_dying_of_pipe(_command))
 
 

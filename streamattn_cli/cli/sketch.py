@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import typer
+
 from streamattn_cli.cli import options
 from streamattn_cli.cli.options import HOW, option
 
 
 def sketch(
-    input: options.Input = None,
+    input: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUT]...",
+            help="File that holds k, v (.h5, .safetensors, packed .npy), several or a pattern for one long stream, or -.",
+        ),
+    ] = None,
     output: Annotated[str, option("-o", "--output", help="The sketch, FILE.sattn.")] = "sketch.sattn",
     append: Annotated[
         bool, option("--append", help="Add the rows to those of the sketch that is there.", rich_help_panel=HOW)
@@ -47,7 +55,20 @@ def sketch(
     nan_policy: options.NanPolicy = "error",
     checkpoint_every: options.CheckpointEvery = "30s",
     resume: Annotated[bool, option("--resume", help="Go on with an unfinished sketch.", rich_help_panel=HOW)] = False,
+    skip_rows: options.SkipRows = None,
     fingerprint: options.Fingerprint = False,
+    shards: Annotated[
+        int | None, option("--shards", help="Absorb N ranges of rows side by side, then merge.", rich_help_panel=HOW)
+    ] = None,
+    engine: Annotated[
+        str | None,
+        option(
+            "--engine",
+            help="Of --shards: threads, processes, dask=ADDRESS, dask=local.",
+            show_default="threads",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     log_json: options.LogJson = False,
@@ -58,15 +79,31 @@ def sketch(
         streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn
     """
     words = dict(locals())
+    from streamattn_cli.cli.words import attend_request, run_and_render
+    from streamattn_cli.errors import UsageError
+
+    _check_target(output, append, resume)
+    if shards is None:
+        from streamattn_cli.engine.sketchfile import sketch as run
+    else:
+        from streamattn_cli.engine.shards import sketch_shards as run
+    if shards is not None and (append or resume):
+        raise UsageError("--shards: such a sketch is made in one go; for more rows make another one and merge the two")
+    if engine is not None and shards is None:
+        raise UsageError("--engine says who absorbs the shards: give --shards N with it")
+    first, *more = input or [None]
+    request = attend_request(words, output="-", checkpoint=output, input=first, more=tuple(more))
+    extra = {"append": output} if append else {}
+    run_and_render(lambda *given: run(*given, **extra), request, words)
+
+
+def _check_target(output: str, append: bool, resume: bool) -> None:
+    """What is there already is never replaced by accident. Raises UsageError."""
     import os
 
-    from streamattn_cli.cli.words import attend_request, run_and_render
-    from streamattn_cli.engine.sketchfile import sketch as run
     from streamattn_cli.errors import UsageError
 
     if append and not os.path.exists(output):
         raise UsageError(f"--append: there is no sketch {output} yet; leave --append away to make it")
     if not append and not resume and os.path.exists(output):
         raise UsageError(f"{output}: there is a file already; --append adds to it, --resume goes on with it")
-    request = attend_request(words, output="-", checkpoint=output)
-    run_and_render(lambda *given: run(*given, append=output if append else None), request, words)

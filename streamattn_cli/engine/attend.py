@@ -105,6 +105,7 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
             audit_reason=reason,
             output=request.output,
             notes=problem.notes,
+            series=watch.series.to_dict(),
         )
     listener(Finished(outcome))
     return outcome

@@ -31,8 +31,8 @@ class Auditor:
             self.rows = np.zeros(rows, np.int64)
             self.keys = np.full(rows, np.iinfo(np.uint64).max, np.uint64)
         else:
-            self.design = draw_rows(problem.q.rows, rows, problem.request.seed)
-            self.rows = self.design.rows
+            self.drawn = draw_rows(problem.q.rows, rows, problem.request.seed)
+            self.rows = self.drawn.rows
             self._read()
             self.prepare()
 
@@ -99,6 +99,10 @@ class Auditor:
 
     def estimate(self, work: dict) -> tuple[Audit | None, str | None]:
         """All keys have been seen: the audit, or the reason why there is none."""
+        return compare_answers(*self.answers(work), self.approx, self.design())
+
+    def answers(self, work: dict) -> tuple[np.ndarray, np.ndarray]:
+        """All keys have been seen: the exact and the trivial answers, both (rows, heads, dv) float64."""
         exact = np.empty((len(self.rows), len(self.problem.q), self.problem.v.dim))
         trivial = np.empty_like(exact)
         for lane, truth, means in zip(self.lanes, self.truth, self.means, strict=True):
@@ -107,29 +111,12 @@ class Auditor:
             truth.outputs(out := np.empty((self.problem.group, *exact.shape[::2])))
             exact[:, lane.query_heads] = out.transpose(1, 0, 2)
             trivial[:, lane.query_heads] = means.outputs()[:, None]
-        good = np.isfinite(self.approx).all(axis=(1, 2))
-        if not good.any():
-            return None, "every sampled query was dropped"
-        return self._audit(exact, self.approx, trivial, good), None
+        return exact, trivial
 
-    def _audit(self, exact: np.ndarray, approx: np.ndarray, trivial: np.ndarray, good: np.ndarray) -> Audit:
-        """Compare answers (n, heads, dv) with exact ones, for the rows that are good, (n,) bool."""
-        design = self._design().only(good)
-        size = (exact[good] ** 2).sum(axis=2)
-        wrong = ((approx[good] - exact[good]) ** 2).sum(axis=2)
-        nothing = ((trivial[good] - exact[good]) ** 2).sum(axis=2)
-        together = size.sum(axis=1)
-        method, zero, *heads = estimate(
-            np.column_stack([wrong.sum(axis=1), nothing.sum(axis=1), wrong]), np.column_stack([together, together, size]),
-            design,
-        )  # fmt: skip
-        edges, pieces = by_position(wrong, size, design)
-        worst = worst_rows(wrong, size, design.rows)
-        return Audit(int(good.sum()), method, zero, tuple(heads), tuple(edges), tuple(map(tuple, pieces)), worst)
-
-    def _design(self) -> Design:
+    def design(self) -> Design:
+        """How the sampled rows were drawn."""
         if not self.reservoir:
-            return self.design
+            return self.drawn
         total = self.problem.q.rows or max(self.offered, int(self.rows[-1]) + 1)
         return Design(self.rows, np.array([0, total]))
 
@@ -148,6 +135,26 @@ class Auditor:
             if lane.q.widen(block, i, i + 1, row, wide, mask):
                 wide[:] = 0
             self.q[lane.query_heads, slot] = wide[:, 0]
+
+
+def compare_answers(
+    exact: np.ndarray, trivial: np.ndarray, approx: np.ndarray, design: Design
+) -> tuple[Audit | None, str | None]:
+    """The audit of answers (rows, heads, dv), NaN where a query was dropped; or the reason why there is none."""
+    good = np.isfinite(approx).all(axis=(1, 2))
+    if not good.any():
+        return None, "every sampled query was dropped"
+    design = design.only(good)
+    size = (exact[good] ** 2).sum(axis=2)
+    wrong, nothing = (((other[good] - exact[good]) ** 2).sum(axis=2) for other in (approx, trivial))
+    together = size.sum(axis=1)
+    method, zero, *heads = estimate(
+        np.column_stack([wrong.sum(axis=1), nothing.sum(axis=1), wrong]), np.column_stack([together, together, size]),
+        design,
+    )  # fmt: skip
+    edges, pieces = by_position(wrong, size, design)
+    worst = worst_rows(wrong, size, design.rows)
+    return Audit(int(good.sum()), method, zero, tuple(heads), tuple(edges), tuple(map(tuple, pieces)), worst), None
 
 
 def _hash(x: np.ndarray, seed: int) -> np.ndarray:

@@ -92,6 +92,7 @@ class Outcome:
     audit_reason: str | None = None  # why there is no audit
     output: str | None = None
     notes: tuple[str, ...] = ()
+    series: dict = field(default_factory=dict)  # seconds, phase, rows, memory: lists, see engine/series.py
 
     def to_dict(self) -> dict:
         """JSON-able form, keys in a fixed order."""

@@ -12,20 +12,28 @@ from streamattn_cli.kernels.widen import KIND, widen
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.sketches.head import pieces
 
-STEP = 512  # rows widened and consumed at a time, aligned to the global row: they stay in the cache
+STEP = 512  # rows are widened and consumed a multiple of this at a time, aligned to the global row,
+STEP_BYTES = 1 << 19  # of k and v as floats: they stay in the cache
 
 
 def lane_work_spec(problem: Problem) -> dict:
     """Scratch arrays of one thread for widened rows and answers."""
     d, w, p = problem.k.dim, problem.v.dim + 1, problem.precision
+    step = lane_step(problem)
     return {
-        "lane.k": ((1, STEP, d), p),
-        "lane.c": ((1, STEP, w), p),
-        "lane.q": ((problem.group, STEP, d), p),
-        "lane.out": ((problem.group, STEP, w - 1), p),
-        "lane.mask": ((problem.group + 2, STEP), "u1"),
+        "lane.k": ((1, step, d), p),
+        "lane.c": ((1, step, w), p),
+        "lane.q": ((problem.group, step, d), p),
+        "lane.out": ((problem.group, step, w - 1), p),
+        "lane.mask": ((problem.group + 2, step), "u1"),
         "lane.dropped": ((2,), "i8"),  # rows of k, v and rows of q that were not finite
     }
+
+
+def lane_step(problem: Problem) -> int:
+    """Rows of one step: as many as fit the cache, 512 to 4096."""
+    row = (problem.k.dim + problem.v.dim + 1) * int(problem.precision[1])
+    return STEP * min(8, max(1, STEP_BYTES // (STEP * row)))
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,11 @@ class Lane:
         self.v = Part("v", problem.v, index, 1, drop)
         self.q = Part("q", problem.q, index * problem.group, problem.group, drop)
         self.value_dim = problem.v.dim
+        self.step = lane_step(problem)
 
     def steps(self, start: int, rows: int):
-        """Cut a block at multiples of STEP of the global row; yields (a, b) within the block."""
-        return pieces(start, rows, STEP)
+        """Cut a block at multiples of `step` of the global row; yields (a, b) within the block."""
+        return pieces(start, rows, self.step)
 
     def keys(self, k: np.ndarray, v: np.ndarray, a: int, b: int, row: int, work: dict) -> tuple[np.ndarray, np.ndarray]:
         """Rows [a, b) of the blocks k and v as k (n, d) and c (n, dv + 1) = [v, weight]."""

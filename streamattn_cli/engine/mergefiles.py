@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from streamattn_cli.checkpoint.commit import save
 from streamattn_cli.checkpoint.container import read_header
 from streamattn_cli.engine.saver import describe, stack_heads
 from streamattn_cli.engine.sketchfile import OPEN, SketchFile, open_sketch_file
+from streamattn_cli.engine.sources import check_disjoint
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
 from streamattn_cli.sketches.head import HeadAttention, allocate
 
@@ -33,7 +34,7 @@ def merge(names: list[str], target: str) -> dict:
 def merge_files(files: list[SketchFile]) -> SketchFile:
     """Sketches of disjoint rows as one; the state of the first becomes that of all. Raises as `merge` does."""
     check_alike(files)
-    check_disjoint(files)
+    check_disjoint([(file.name, file.sources) for file in files])
     first = files[0]
     heads = merge_heads((heads_of(file) for file in files), allocate(first.params.work_spec()))
     state = stack_heads([head.state for head in heads], "head")
@@ -87,31 +88,3 @@ def check_alike(files: list[SketchFile]) -> None:
             changed = [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
             raise CheckpointIncompatible(f"{first.name} and {other.name} differ in {'; '.join(changed)}: only sketches of "
                                          "the same parameters merge")  # fmt: skip
-
-
-def check_disjoint(files: list[SketchFile]) -> None:
-    """No row may be counted twice: sources with the same content must not overlap in their row ranges."""
-    seen: list[tuple[str, Mapping]] = []
-    for file in files:
-        for source in file.sources:
-            for name, other in seen:
-                if _overlap(source.get("k", {}), other.get("k", {})):
-                    raise CheckpointIncompatible(f"{name} and {file.name} hold the same rows of the same keys: merging them "
-                                                 "would count these twice")  # fmt: skip
-            seen.append((file.name, source))
-
-
-def _overlap(a: Mapping, b: Mapping) -> bool:
-    if a.get("kind") != "file" or b.get("kind") != "file":
-        return False
-    if any(a.get(key) != b.get(key) for key in ("size", "first", "last", "rows", "modified_ns")):
-        return False
-    (a0, a1), (b0, b1) = (_range(source) for source in (a, b))
-    return a0 < b1 and b0 < a1
-
-
-def _range(source: Mapping) -> tuple[int, int]:
-    if "range" in source:
-        first, last = source["range"].split(":")
-        return int(first), int(last)
-    return 0, int(source["rows"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streamattn_cli.engine.events import Listener, Progress
 from streamattn_cli.engine.meter import Meter
+from streamattn_cli.engine.series import Series
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.rows.readahead import Block, ReadAhead
 
@@ -23,6 +24,7 @@ class Watch:
     sketch_bytes: int = 0
     wait_seconds: float = 0.0
     bytes_read: int = 0
+    series: Series = field(default_factory=Series)
 
 
 def pump(
@@ -46,6 +48,8 @@ def pump(
             rows += block.rows
             if passed:
                 passed(phase, block.start + block.rows)
+            memory_now = watch.meter.now() if watch.meter else 0
+            watch.series.add(phase, rows, memory_now)
             watch.listener(
                 Progress(
                     phase=phase,
@@ -54,7 +58,7 @@ def pump(
                     bytes=blocks.bytes_read,
                     seconds=time.monotonic() - began,
                     sketch_bytes=watch.sketch_bytes,
-                    memory_now=watch.meter.now() if watch.meter else 0,
+                    memory_now=memory_now,
                     memory_peak=watch.meter.peak() if watch.meter else 0,
                     memory_allowed=watch.allowed,
                 )

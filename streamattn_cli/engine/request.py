@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from sys import float_info
 from typing import TYPE_CHECKING
 
 from streamattn_cli.engine.scale import scale_value
@@ -63,6 +64,8 @@ class AttendRequest:
     resume: bool = False
     skip_rows: int | None = None
     fingerprint: bool = False
+    shards: int | None = None
+    engine: str | None = None  # of the shards: see engine/executors.py
     out_dtype: str | None = None  # numpy: "f2", "f4" or "f8"
 
 
@@ -197,7 +200,8 @@ def _poly_params(request: AttendRequest) -> PolyParams:
         raise UsageError(f"--max-error {request.max_error:g}: must be 0 or more (0.25 allows a relative error of 25%)")
     if request.beta is not None and not request.beta > 0:
         raise UsageError(f"--beta {request.beta:g}: must be above 0")
-    return PolyParams(request.degree, request.polynomial, request.beta, request.max_error)
+    max_error = min(request.max_error, float_info.max)  # "inf" would not be JSON
+    return PolyParams(request.degree, request.polynomial, request.beta, max_error)
 
 
 def _storage(k: str, v: str, precision: str) -> str:

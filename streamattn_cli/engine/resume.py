@@ -11,6 +11,7 @@ import numpy as np
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
+from streamattn_cli.engine.meter import available_memory
 from streamattn_cli.engine.request import AttendRequest, Problem
 from streamattn_cli.engine.saver import Every, Saver, check_facts, check_sources, describe, parse_every
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
@@ -32,6 +33,7 @@ class Saved:
     phase: str
     done: int
     part: tuple[str, int] | None  # file name beside the output, and how many of its rows count
+    meta: dict[str, str]
 
 
 def facts_of(problem: Problem, audit_rows: int) -> dict:
@@ -66,7 +68,7 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
         return None
     if not request.resume:
         raise UsageError(f"{name}: there is a checkpoint already; go on with it by --resume, or remove it first")
-    state, meta = read(name)
+    state, meta = read(name, request.memory or available_memory())
     check_facts(name, meta, facts)
     check_sources(name, meta, sources)
     output = json.loads(meta["output"]) if "output" in meta else None
@@ -74,12 +76,12 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
     phase, done = meta["phase"], int(meta["rows"])
     if part and not os.path.exists(os.path.join(os.path.dirname(os.path.realpath(request.output)), part[0])):
         if os.path.exists(request.output) and done == sources_rows(sources):
-            return Saved(name, state, DONE, done, None)  # it ended between its last two steps
+            return Saved(name, state, DONE, done, None, meta)  # it ended between its last two steps
         raise CheckpointIncompatible(
             f"{name}: the unfinished output {part[0]} beside {request.output} is gone; put it back, or start again "
             "without --resume"
         )
-    return Saved(name, state, phase, done, part)
+    return Saved(name, state, phase, done, part, meta)
 
 
 def sources_rows(sources: Mapping[str, dict]) -> int | None:

@@ -96,6 +96,17 @@ class Run:
         """The pass over keys and values into the sketches; returns the rows absorbed."""
         return self._keys(self._absorb, start=self.done, passed=self.passed)
 
+    def absorb_range(self, first: int, stop: int) -> int:
+        """Absorb rows [first, stop) alone, as a shard of the keys; returns how many were dropped."""
+        self.begin(first)
+        self._keys(self._absorb, "keys", stop, first)
+        return int(self.workers.total("lane.dropped")[0])
+
+    def begin(self, row: int) -> None:
+        """The first row to come has this number in the stream that this is a shard of."""
+        for sketch in self.sketches:
+            sketch.begin(row)
+
     def finish(self) -> None:
         """The keys are complete: make the sketches ready for queries."""
         self.workers.run(lambda lane, work: self.sketches[lane.index].finish(work), self.lanes)
@@ -171,7 +182,7 @@ class Run:
 
             self.workers.run(lane_task, self.lanes)
 
-        for work in self.workers.works:
+        for work in self.workers.works if start == 0 else ():
             work["lane.dropped"][0] = 0  # the last pass over the keys sees all of them: each is counted once
         stop = p.k.rows if stop is None else stop
         rows = start + self._pump([p.k.tensor, p.v.tensor], take, phase, stop, start, passed=passed)

@@ -5,31 +5,31 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
 
-from streamattn_cli.checkpoint.commit import CheckpointWriter, save
-from streamattn_cli.checkpoint.container import read, read_header
-from streamattn_cli.engine.run import Run
+from streamattn_cli.checkpoint.commit import CheckpointWriter
+from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.events import Finished, Listener, Note, Outcome, Started
-from streamattn_cli.engine.meter import Meter
+from streamattn_cli.engine.meter import Meter, available_memory
 from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import AttendRequest, Problem, resolve
-from streamattn_cli.engine.resume import find_saved, make_saver
-from streamattn_cli.engine.saver import check_schema, describe, stack_heads
+from streamattn_cli.engine.resume import Saved, continued, find_saved, make_saver
+from streamattn_cli.engine.run import Run
+from streamattn_cli.engine.saver import Saver, check_schema, describe
 from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.sources import absorbed, check_disjoint, check_same, key_sources
 from streamattn_cli.engine.warm import warm
-from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, Interrupted, UsageError
+from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, Interrupted
 from streamattn_cli.rows.absent import absent
-from streamattn_cli.rows.identity import identity
+from streamattn_cli.rows.many import open_stream
 from streamattn_cli.rows.open import Inputs, open_inputs
-from streamattn_cli.rows.writers import open_writer
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.rows.writers import Writer, open_writer
+from streamattn_cli.sketches.head import HeadParams
 
 OPEN = "sketch"  # phase of a sketch whose last rows still wait: more may be appended
 
@@ -53,12 +53,13 @@ class SketchFile:
         return self.phase != OPEN
 
 
-def open_sketch_file(name: str) -> SketchFile:
+def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
     """Read a sketch (of `sketch`, `merge`, or of a full-attention `attend --checkpoint` whose keys were all absorbed).
 
-    Raises the errors of reading (3, 7, 8), and CheckpointIncompatible where it cannot answer queries.
+    `memory`: bytes that it may take, None for what the machine has. Raises the errors of reading (3, 6, 7, 8), and
+    CheckpointIncompatible where it cannot answer queries.
     """
-    state, meta = read(name)
+    state, meta = read(name, memory or available_memory())
     check_schema(name, meta)
     facts = json.loads(meta["params"])
     if facts.get("head") is None:
@@ -76,9 +77,7 @@ def open_sketch_file(name: str) -> SketchFile:
                                      f"streamattn that wrote it ({meta.get('created_by')})") from error  # fmt: skip
     counters = state["head.counters"]
     rows = int(counters[0][0])
-    sources = json.loads(meta["source"])
-    sources = sources.get("absorbed", [sources])
-    return SketchFile(name, params, len(counters), state, meta["phase"], rows, facts, sources)
+    return SketchFile(name, params, len(counters), state, meta["phase"], rows, facts, absorbed(meta))
 
 
 def sketch(
@@ -86,30 +85,33 @@ def sketch(
 ) -> Outcome:
     """Absorb keys and values into the sketch file `request.checkpoint`, after those of `append` if it is given."""
     with ExitStack() as stack:
-        spec = request.inputs
-        wants_queries = spec.q is not None
-        inputs = stack.enter_context(open_inputs(spec, need_q=wants_queries))
-        before = open_sketch_file(append) if append else None
-        problem = _keys_problem(request, inputs, before)
+        inputs = stack.enter_context(open_stream(request.inputs, need_q=request.inputs.q is not None))
+        before = open_sketch_file(append, request.memory) if append else None
+        problem = keys_problem(request, inputs, before)
+        facts, sources = sketch_facts(problem), key_sources(problem)
+        if before:
+            check_disjoint([(before.name, before.sources), (problem.k.tensor.name, sources)])
+            sources = [*before.sources, *sources]
+        saved = None if append else _saved(request, facts, sources)
+        if saved:
+            problem = continued(problem, saved)
         plan = make_plan(problem)
         listener(Started(plan.to_dict()))
-        for note in problem.notes:
+        for note in (*problem.notes, *([f"going on after row {saved.done}"] if saved else [])):
             listener(Note(note))
-        facts, source = _sketch_facts(problem), _source(problem, before)
-        saved = None if append else find_saved(request, facts, {})
         writer = stack.enter_context(CheckpointWriter(request.checkpoint))
         warm(plan, listener)
         began = time.monotonic()
         with Meter() as meter:
             watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
             run = Run(plan, watch, None)
-            saver = make_saver(writer, run, None, facts, source, request.checkpoint_every)
+            saver = make_saver(writer, run, None, facts, {"absorbed": sources}, request.checkpoint_every)
             try:
                 rows = _absorb(run, before, saved, saver)
             finally:
                 run.close()
-            writer.commit(run.save_sketch(), describe(facts, OPEN, rows, source, None))
-        outcome = _outcome("sketch", plan, run, watch, meter, rows, began, request.checkpoint)
+            writer.commit(run.save_sketch(), describe(facts, OPEN, rows, {"absorbed": sources}, None))
+        outcome = outcome_of("sketch", plan, run.counts(), watch, meter, rows, began, request.checkpoint)
     listener(Finished(outcome))
     return outcome
 
@@ -117,10 +119,10 @@ def sketch(
 def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
     """Answer the queries of `request.inputs` from the sketch file `request.checkpoint`."""
     with ExitStack() as stack:
-        file = open_sketch_file(request.checkpoint)
+        file = open_sketch_file(request.checkpoint, request.memory)
         spec = replace(request.inputs, kv_heads=file.heads, dim=file.params.dim)
         inputs = stack.enter_context(open_inputs(spec, need_kv=False))
-        problem = _queries_problem(request, file, inputs)
+        problem = queries_problem(request, file, inputs)
         plan = make_plan(problem)
         listener(Started(plan.to_dict()))
         for note in problem.notes:
@@ -135,55 +137,48 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
         began = time.monotonic()
         with Meter() as meter:
             watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
-            run = Run(plan, watch, writer)
-            try:
-                run.load_sketch(file.state, file.name)
-                if not file.complete:
-                    run.finish()
-                rows = run.answer_queries()
-            finally:
-                run.close()
-        writer.commit({**problem.facts(), "sketch": os.path.basename(file.name), "counts": run.counts()})
-        outcome = _outcome("query", plan, run, watch, meter, rows, began, request.output)
+            rows, counts = answer(file, plan, watch, writer)
+        writer.commit({**problem.facts(), "sketch": os.path.basename(file.name), "counts": counts})
+        outcome = outcome_of("query", plan, counts, watch, meter, rows, began, request.output)
     listener(Finished(outcome))
     return outcome
 
 
-def merge(names: list[str], target: str) -> dict:
-    """Merge sketch files of disjoint rows, in the order given, into `target`; returns what it holds.
-
-    Raises CheckpointIncompatible for other parameters and for rows that two of them share.
-    """
-    if len(names) < 2:
-        raise UsageError("merge: give at least two sketches")
-    if os.path.exists(target):
-        read_header(target)  # raises where it is something else, which must not be replaced
-    files = [open_sketch_file(name) for name in names]
-    _check_alike(files)
-    _check_disjoint(files)
-    shards = [_heads(file) for file in files]
-    work = allocate(files[0].params.work_spec())
-    while len(shards) > 1:  # a fixed tree: neighbours first, so that the bytes depend only on the list
-        shards = [_merged(shards[i : i + 2], work) for i in range(0, len(shards), 2)]
-    rows = sum(file.rows for file in files)
-    sources = {"absorbed": [source for file in files for source in file.sources]}
-    state = stack_heads([head.state for head in shards[0]], "head")
-    save(target, state, describe(files[0].facts, OPEN, rows, sources, None))
-    return {"type": "merged", "rows": rows, "sketches": len(files), "heads": files[0].heads, "output": target}
+def answer(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> tuple[int, dict]:
+    """Answer the queries of a plan made by `queries_problem` into `writer`; returns their number and the counts."""
+    run = Run(plan, watch, writer)
+    try:
+        run.load_sketch(file.state, file.name)
+        if not file.complete:
+            run.finish()
+        return run.answer_queries(), run.counts()
+    finally:
+        run.close()
 
 
-def _absorb(run: Run, before: SketchFile | None, saved, saver) -> int:
+def _saved(request: AttendRequest, facts: dict, sources: list[dict]) -> Saved | None:
+    """The unfinished sketch to go on with, None to begin. Raises SourceChanged where the input is another one."""
+    saved = find_saved(request, facts, {})
+    if saved:
+        check_same(saved.name, absorbed(saved.meta), sources, "go on with the original input, or make another sketch")
+    return saved
+
+
+def _absorb(run: Run, before: SketchFile | None, saved: Saved | None, saver: Saver) -> int:
     """The pass over the keys; returns all rows that the sketch holds then."""
     if before:
         run.load_sketch(before.state, before.name)
         run.phase = "keys"
     if saved:
-        run.phase, run.done = "keys", saved.done
-        run.load_sketch(saved.state, saved.name)
+        if saved.phase == OPEN:
+            run.load_sketch(saved.state, saved.name)
+            return saved.done
+        run.go_on(saved)
     run.passed = saver.passed if not before else None  # a file that is appended to keeps what it had until the end
     try:
         if not run.phase:
             run.first_rows()
+            run.begin(getattr(run.problem.k.tensor, "first", 0))  # of --rows
         run.absorb_keys()
     except Interrupted as stop:
         if not before:
@@ -193,7 +188,7 @@ def _absorb(run: Run, before: SketchFile | None, saved, saver) -> int:
     return run.sketches[0].rows
 
 
-def _keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | None) -> Problem:
+def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | None) -> Problem:
     """The problem of a sketch: full attention whose queries are unknown, or known only as a sample."""
     q = inputs.q or absent(len(inputs.k), inputs.k.dim, inputs.k.tensor.dtype)
     problem = resolve(replace(request, causal=False), replace(inputs, q=q))
@@ -217,7 +212,7 @@ def _keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | N
     return replace(problem, params=before.params, scale=before.params.scale, method=before.facts["method"], notes=notes)
 
 
-def _queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) -> Problem:
+def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) -> Problem:
     """The problem of a query: keys and values are those of the sketch."""
     p, q = file.params, inputs.q
     if q.dim != p.dim or len(q) % file.heads:
@@ -229,19 +224,18 @@ def _queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) -
     return Problem(replace(request, audit=0), q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes)
 
 
-def _sketch_facts(problem: Problem) -> dict:
+def sketch_facts(problem: Problem) -> dict:
+    """What must be the same for a sketch to be gone on with, and what it is queried and merged by."""
     facts = problem.facts()
     shapes = {name: facts["shapes"][name] for name in ("kv_heads", "dim", "value_dim")}
     kept = {name: facts[name] for name in ("method", "mode", "scale", "seed", "precision")}
     return kept | {"shapes": shapes, "head": problem.params.to_dict(), "nan_policy": problem.request.nan_policy}
 
 
-def _source(problem: Problem, before: SketchFile | None) -> dict:
-    new = {part: identity(getattr(problem, part).tensor, problem.request.fingerprint) for part in "kv"}
-    return {"absorbed": [*(before.sources if before else []), new]}
-
-
-def _outcome(command, plan: Plan, run: Run, watch: Watch, meter: Meter, rows: int, began: float, output) -> Outcome:
+def outcome_of(
+    command: str, plan: Plan, counts: dict, watch: Watch, meter: Meter, rows: int, began: float, output: str
+) -> Outcome:
+    """What a command on sketch files has to say when it is done."""
     return Outcome(
         command=command,
         facts={**plan.problem.facts(), "threads": plan.threads, "versions": {"streamattn-cli": version("streamattn-cli")}},
@@ -252,60 +246,8 @@ def _outcome(command, plan: Plan, run: Run, watch: Watch, meter: Meter, rows: in
         memory={
             "allowed": plan.allowed, "reserved": meter.baseline, "projected": plan.projected, "peak": meter.peak(),
         },
-        counts=run.counts(),
+        counts=counts,
         audit_reason=None if command == "sketch" else "the keys are not at hand; audit with attend",
         output=output,
         notes=plan.problem.notes,
     )  # fmt: skip
-
-
-def _heads(file: SketchFile) -> list[HeadAttention]:
-    prefix = "head."
-    arrays = {name[len(prefix) :]: array for name, array in file.state.items() if name.startswith(prefix)}
-    return [HeadAttention(file.params, {n: np.ascontiguousarray(a[i]) for n, a in arrays.items()}) for i in range(file.heads)]
-
-
-def _merged(pair: list[list[HeadAttention]], work: dict) -> list[HeadAttention]:
-    if len(pair) == 2:
-        for mine, other in zip(*pair, strict=True):
-            mine.merge(other, work)
-    return pair[0]
-
-
-def _check_alike(files: list[SketchFile]) -> None:
-    first = files[0]
-    for other in files[1:]:
-        if (other.params, other.heads) != (first.params, first.heads):
-            theirs, ours = other.params.to_dict() | {"heads": other.heads}, first.params.to_dict() | {"heads": first.heads}
-            changed = [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
-            raise CheckpointIncompatible(f"{first.name} and {other.name} differ in {'; '.join(changed)}: only sketches of "
-                                         "the same parameters merge")  # fmt: skip
-
-
-def _check_disjoint(files: list[SketchFile]) -> None:
-    """No row may be counted twice: sources with the same content must not overlap in their row ranges."""
-    seen: list[tuple[str, Mapping]] = []
-    for file in files:
-        for source in file.sources:
-            for name, other in seen:
-                if _overlap(source.get("k", {}), other.get("k", {})):
-                    raise CheckpointIncompatible(f"{name} and {file.name} hold the same rows of the same keys: merging them "
-                                                 "would count these twice")  # fmt: skip
-            seen.append((file.name, source))
-
-
-def _overlap(a: Mapping, b: Mapping) -> bool:
-    if a.get("kind") != "file" or b.get("kind") != "file":
-        return False
-    if any(a.get(key) != b.get(key) for key in ("size", "first", "last", "rows", "modified_ns")):
-        return False
-    (a0, a1), (b0, b1) = (_range(source) for source in (a, b))
-    return a0 < b1 and b0 < a1
-
-
-def _range(source: Mapping) -> tuple[int, int]:
-    if "range" in source:
-        first, last = source["range"].split(":")
-        return int(first), int(last)
-    return 0, int(source["rows"])
-

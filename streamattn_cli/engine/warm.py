@@ -61,10 +61,10 @@ def warm(plan: Plan, listener: Listener) -> None:
     run = make_run(plan, Watch(lambda event: None, Interrupts()), _Nowhere(problem))
     run.go()
     run.close()
-    _give_back()
+    give_back()
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return freed memory to the system, so that what a run takes afterwards is seen as taken."""
     gc.collect()
     try:

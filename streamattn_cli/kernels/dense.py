@@ -99,6 +99,20 @@ def combine(m, y, other_m, other_y):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def extend_range(c, low, high):
+    """Widen low, high (dv,) to the values of the rows of c (n, dv + 1) that have a weight; return the number of those."""
+    live = 0
+    width = c.shape[1] - 1
+    for i in range(c.shape[0]):
+        if c[i, width] > 0:
+            live += 1
+            for j in range(width):
+                low[j] = min(low[j], c[i, j])
+                high[j] = max(high[j], c[i, j])
+    return live
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def guard(m, y, low, high):
     """Make a compressed part sane, in place; return the number of rows whose z was not positive.
 

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from streamattn_cli.rows.concat import ConcatTensor
 from streamattn_cli.rows.ranges import RangeTensor
 from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
 
@@ -21,6 +22,10 @@ def identity(tensor: RowTensor, whole: bool = False) -> dict[str, str]:
     """
     if isinstance(tensor, RangeTensor):
         return identity(tensor.base, whole) | {"range": f"{tensor.first}:{tensor.first + (tensor.rows or 0)}"}
+    if isinstance(tensor, ConcatTensor):
+        each = [identity(part, whole) for part in tensor.parts]
+        joined = {key: ",".join(one[key] for one in each) for key in each[0]}
+        return joined | {"kind": "file", "rows": str(tensor.rows)}
     found = {"dtype": tensor.dtype, "outer": str(tensor.outer), "width": str(tensor.width)}
     if not tensor.seekable:
         return found | {"kind": "pipe"}

@@ -61,15 +61,13 @@ def single_files(spec: InputSpec) -> list[InputSpec]:
 
 
 def absolute(spec: InputSpec) -> InputSpec:
-    """The same files, by names that hold in other folders, for workers that run elsewhere; patterns resolved here."""
+    """The same files, by names that hold in other folders, for workers that run elsewhere."""
+
     def full(word: str | None) -> str | None:
         return word if word in (None, "-") else os.path.abspath(word)
 
-    inputs, keys, values = (_files(*words) for words in ((spec.input, *spec.more), (spec.k,), (spec.v,)))
-    if max(len(keys), len(values)) > 1:
-        return replace(spec, input=full(spec.input), q=full(spec.q), k=full(spec.k), v=full(spec.v))
-    first, *more = map(full, inputs or [None])
-    return replace(spec, input=first, more=tuple(more), q=full(spec.q), k=full(spec.k), v=full(spec.v))
+    more = tuple(map(full, spec.more))
+    return replace(spec, input=full(spec.input), more=more, q=full(spec.q), k=full(spec.k), v=full(spec.v))
 
 
 def _files(*words: str | None) -> list[str]:

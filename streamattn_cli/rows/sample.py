@@ -9,7 +9,7 @@ from streamattn_cli.rows.tensor import STORAGE, RowTensor
 
 def spread_rows(tensor: RowTensor, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Up to `count` rows (O, n, I) in storage dtype, and their numbers (n,) int64; of a pipe its first rows."""
-    if not tensor.seekable:
+    if not tensor.seekable or tensor.rows is None:
         block = tensor.peek(count)
         return block, np.arange(block.shape[1])
     rows = np.unique(np.linspace(0, tensor.rows - 1, min(count, tensor.rows)).astype(np.int64))

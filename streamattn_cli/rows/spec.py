@@ -11,6 +11,7 @@ class InputSpec:
     """Words of the command line. FILE may be FILE:DATASET, and `-` is standard input."""
 
     input: str | None = None  # holds all of q, k, v (or packed rows, see record)
+    more: tuple[str, ...] = ()  # further files whose rows follow those of `input` (see many.py)
     q: str | None = None  # a file of its own for one of them; wins over `input`
     k: str | None = None
     v: str | None = None

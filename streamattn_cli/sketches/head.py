@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from streamattn_cli.errors import CheckpointIncompatible
+from streamattn_cli.kernels import dense
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.registry import HISTORIES, HistoryParams
 from streamattn_cli.sketches.rowstore import HOLDER, get, put
@@ -158,10 +159,22 @@ class HeadAttention:
         """Show the history the first rows and some queries; returns its predicted relative error, if it has one."""
         return self.history.calibrate(k, c, q) if self.history else None
 
+    def begin(self, row: int) -> None:
+        """The first row to come has this number in the stream that this is a shard of: to some histories it matters."""
+        if hasattr(self.history, "begin"):
+            self.history.begin(row)
+
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
         """Take in the next rows, k (n, d) and c (n, dv + 1), any n."""
+        p = self.params
         for a, b in self._pieces(len(k)):
-            self._take(k[a:b], c[a:b], work)
+            whole = b - a == p.group and b < len(k) and self.rows >= p.sinks
+            if whole and self.history and p.window <= 1:  # the next rows would retire these: they need not wait
+                self._retire(self.rows, work)
+                self._give(k[a:b], c[a:b], work)
+                self.state["counters"][:2] = self.rows + p.group
+            else:
+                self._take(k[a:b], c[a:b], work)
 
     def step(self, q: np.ndarray, k: np.ndarray, c: np.ndarray, out: np.ndarray, work: dict) -> None:
         """Take in the next rows and answer their causal queries q (heads, n, d) into out (heads, n, dv).
@@ -249,6 +262,7 @@ class HeadAttention:
         for a in range(0, left, gone):  # in steps that do not overlap
             b = min(a + gone, left)
             recent[a:b] = recent[gone + a : gone + b]
+        recent[left : left + gone] = 0  # so that the state does not tell how its rows were cut
         s["counters"][1] = base
 
     def _compress(self, a: int, b: int, row: int, work: dict) -> None:
@@ -261,12 +275,8 @@ class HeadAttention:
     def _give(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
         """Give the next rows, at most a group of them, to the history."""
         s = self.state
-        live = c[c[:, -1] > 0, :-1]
-        if len(live):
-            np.minimum(s["range"][0], live.min(axis=0), out=s["range"][0])
-            np.maximum(s["range"][1], live.max(axis=0), out=s["range"][1])
+        s["counters"][2] += dense.extend_range(c, s["range"][0], s["range"][1])
         s["counters"][3] += self.history.absorb(k, c, work)
-        s["counters"][2] += len(live)
 
     def _answer(self, q, first, low, high, out, work, learn=False) -> None:
         """Answer queries q (heads, n, d) of one group; query i sees the rows low[i] <= j < high[i]."""

@@ -129,8 +129,9 @@ class PolyHistory:
         """Take in one group of rows, k (n, d), c (n, dv + 1), n <= group. Returns how many keys were clipped."""
         x, ct, t = work["x"], work["ct"], self.table
         clipped = kernel.centre(k, self.state["mu"], np.sqrt(self.scale), self.state["radius"][0], x)
-        ct[:] = 0
-        ct[: c.shape[1], : len(c)] = c.T
+        n, width = c.shape
+        ct[:width, :n] = c.T
+        ct[:width, n:], ct[width:] = 0, 0
         kernel.absorb(x, ct, t.parent, t.var, work["low"], work["some"], self.state["moments"])
         return clipped
 

@@ -1,0 +1,101 @@
+"""`streamattn compare`: which method is least wrong on this input, at the same memory."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from streamattn_cli.cli import options
+from streamattn_cli.cli.options import HOW, WHAT, option
+
+
+def compare(
+    input: options.Input = None,
+    q: options.Queries = None,
+    k: options.Keys = None,
+    v: options.Values = None,
+    group: options.Group = None,
+    layout: options.Layout = None,
+    record: options.Record = None,
+    raw: options.Raw = None,
+    dtype: options.Dtype = None,
+    heads: options.QueryHeads = None,
+    kv_heads: options.KeyHeads = None,
+    dim: options.Dim = None,
+    value_dim: options.ValueDim = None,
+    select: options.Select = None,
+    rows: options.Rows = None,
+    q_rows: options.QueryRows = None,
+    causal: options.Causal = None,
+    scale: options.Scale = None,
+    methods: Annotated[
+        str,
+        option(
+            "--methods", help="Names, with settings: nystrom,nystrom:effort=best,poly:degree=2.", show_default="all",
+            rich_help_panel=WHAT,
+        ),
+    ] = "",
+    resident_rows: Annotated[
+        str,
+        option("--resident-rows", help="Memory of one key head, in rows of k and v: N or N,M,...", rich_help_panel=WHAT),
+    ] = "1024",
+    resident: Annotated[
+        str | None,
+        option("--resident", help="The same in bytes of all key heads: 256KiB,1MiB.", rich_help_panel=WHAT),
+    ] = None,
+    effort: options.Effort = "default",
+    sinks: options.Sinks = None,
+    audit: Annotated[
+        int, option("--audit", help="Rows that are also answered exactly.", rich_help_panel=HOW)
+    ] = 128,
+    memory: options.Memory = None,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+    nan_policy: options.NanPolicy = "error",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_json: options.LogJson = False,
+    progress_every: options.ProgressEvery = 10.0,
+) -> None:  # fmt: skip
+    """Several methods at equal resident bytes on the same rows: error, speed and memory, and which are best.
+
+        streamattn compare heads.h5 --methods nystrom,window --resident-rows 256,512
+    """
+    words = dict(locals())
+    import sys
+
+    from streamattn_cli.cli.streams import printing
+    from streamattn_cli.cli.words import attend_request, show_json
+    from streamattn_cli.engine.candidates import parse_candidates
+    from streamattn_cli.engine.compare import compare as run
+    from streamattn_cli.engine.signals import Interrupts
+    from streamattn_cli.report.compare import render_compare
+    from streamattn_cli.report.progress import make_listener
+
+    request = attend_request(words, resident_rows=None)
+    budgets = _sizes(resident) if resident else _counts(resident_rows)
+    mode = "json" if log_json else "quiet" if quiet else "auto"
+    with make_listener(mode, progress_every) as listener, Interrupts(status=listener.status) as interrupts:
+        found = run(request, parse_candidates(methods), budgets, bool(resident), listener, interrupts)
+    if json:
+        show_json(found.to_dict())
+    elif not quiet and not log_json:
+        with printing():
+            render_compare(found.to_dict(), sys.stdout)
+
+
+def _sizes(text: str) -> list[int]:
+    from streamattn_cli.units import parse_size
+
+    return [parse_size(word) for word in text.split(",")]
+
+
+def _counts(text: str) -> list[int]:
+    from streamattn_cli.errors import UsageError
+
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise UsageError(f"--resident-rows {text}: give numbers above 0 with commas between them, such as 256,1024")
+    return counts

@@ -1,0 +1,38 @@
+"""`streamattn report`: one page from the JSON of a run or a comparison."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from streamattn_cli.cli.options import option
+
+
+def report(
+    document: Annotated[
+        str, typer.Argument(metavar="[JSON]", help="What attend or compare wrote with --json or --log-json; - is standard input.")
+    ] = "-",
+    output: Annotated[str, option("-o", "--output", help="The page, FILE.html, or - for standard output.")] = "-",
+) -> None:  # fmt: skip
+    """One self-contained HTML page from the outcome of a run or a comparison: error, memory and speed in pictures.
+
+        streamattn report outcome.json -o outcome.html
+    """
+    import sys
+
+    from streamattn_cli.cli.streams import printing
+    from streamattn_cli.errors import UsageError
+    from streamattn_cli.report.document import read_document, save_page
+    from streamattn_cli.report.htmlcompare import comparison_page
+    from streamattn_cli.report.htmloutcome import outcome_page
+
+    if document == "-" and sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError("standard input is a terminal: give the file that --json was written to, or pipe it in")
+    found = read_document(document)
+    page = (comparison_page if found["type"] == "comparison" else outcome_page)(found)
+    if output == "-":
+        with printing():
+            print(page, end="")
+    else:
+        save_page(page, output)

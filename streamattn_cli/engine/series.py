@@ -1,0 +1,31 @@
+"""How a run went over time, in a bounded number of samples."""
+
+from __future__ import annotations
+
+import time
+
+MOST = 120  # samples; when there are more, every second one goes and the rest count for longer
+
+
+class Series:
+    """Samples of (seconds, phase, rows of the phase, memory), never more than MOST, spread over the whole run."""
+
+    def __init__(self):
+        self._began = time.monotonic()
+        self._samples: list[tuple[float, str, int, int]] = []
+        self._every = 0.0
+
+    def add(self, phase: str, rows: int, memory: int) -> None:
+        """Note where the run is; most calls in a long run are forgotten at once."""
+        now = time.monotonic() - self._began
+        if self._samples and now - self._samples[-1][0] < self._every and phase == self._samples[-1][1]:
+            return
+        self._samples.append((now, phase, rows, memory))
+        if len(self._samples) > MOST:
+            self._samples = self._samples[::2]
+            self._every = max(2 * self._every, now / MOST)
+
+    def to_dict(self) -> dict[str, list]:
+        """JSON-able columns: seconds, phase, rows, memory (bytes above the baseline)."""
+        seconds, phase, rows, memory = ([s[i] for s in self._samples] for i in range(4))
+        return {"seconds": [round(s, 4) for s in seconds], "phase": phase, "rows": rows, "memory": memory}

@@ -1,0 +1,64 @@
+"""A scatter plot in characters: points as letters, a line through some of them in braille dots."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of row, column within a braille cell
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point above 0 in both directions, its letter, and whether the line passes through it."""
+
+    x: float
+    y: float
+    letter: str
+    on_line: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A logarithmic axis over `cells` cells; `text` writes its ends."""
+
+    low: float
+    high: float
+    cells: int
+
+    @classmethod
+    def over(cls, values: list[float], cells: int) -> Axis:
+        """An axis on which all values lie, with a little room at both ends."""
+        low, high = min(values), max(values)
+        room = max(0.05 * math.log(high / low), 0.05)
+        return cls(low * math.exp(-room), high * math.exp(room), cells)
+
+    def place(self, value: float) -> float:
+        """From 0 at the low end to just below `cells`."""
+        share = math.log(value / self.low) / math.log(self.high / self.low)
+        return min(max(share, 0.0), 0.999999) * self.cells
+
+
+def scatter(points: list[Point], width: int, height: int) -> list[str]:
+    """Lines of `width` characters; both axes are logarithmic, larger is right and up. Needs a point."""
+    across = Axis.over([p.x for p in points], width)
+    up = Axis.over([p.y for p in points], height)
+    cells = [[0] * width for _ in range(height)]
+    line = sorted((across.place(p.x), height - up.place(p.y)) for p in points if p.on_line)
+    for (x0, y0), (x1, y1) in zip(line, line[1:], strict=False):
+        steps = 1 + int(8 * max(abs(x1 - x0), abs(y1 - y0)))
+        for i in range(steps + 1):
+            x, y = (min(a + (b - a) * i / steps, n - 1e-6) for a, b, n in ((x0, x1, width), (y0, y1, height)))
+            cells[int(y)][int(x)] |= _DOTS[int(4 * (y % 1))][int(2 * (x % 1))]
+    rows = [[chr(0x2800 + cell) if cell else " " for cell in row] for row in cells]
+    for p in sorted(points, key=lambda p: p.on_line):  # those on the line are drawn last: on top
+        rows[int(height - up.place(p.y) - 1e-9)][int(across.place(p.x))] = p.letter
+    return ["".join(row) for row in rows]
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """Up to `width` block characters, the last values, from 0 to their maximum."""
+    blocks = "▁▂▃▄▅▆▇█"
+    values = values[-width:]
+    top = max(values, default=0)
+    return "".join(blocks[min(7, int(8 * v / top))] if top > 0 else blocks[0] for v in values)

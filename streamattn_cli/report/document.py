@@ -1,0 +1,59 @@
+"""Outcomes and comparisons as JSON files, and pages as files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.rows.temporary import Temporary, failing_as_output
+
+KINDS = {
+    "outcome": ("command", "facts", "rows", "seconds", "memory", "counts", "bytes_read", "wait_seconds"),
+    "comparison": ("input", "facts", "trials", "trivial", "audited", "truth_seconds"),
+}
+
+
+def read_document(name: str) -> dict:
+    """The outcome or comparison in a file (- is standard input): one JSON document, or the last such line of a log.
+
+    Raises InputMissing (3) and InputMalformed (4).
+    """
+    try:
+        if name == "-":
+            if sys.stdin is None:
+                raise InputMissing("standard input is closed; name the file")
+            text = sys.stdin.read()
+        else:
+            with open(name, encoding="utf-8") as file:
+                text = file.read()
+    except OSError as error:
+        raise InputMissing(f"{name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputMalformed(f"{name}: not text; expected what attend or compare wrote with --json") from error
+    for line in reversed([text, *text.splitlines()]):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and all(key in found for key in KINDS.get(found.get("type"), ("no such type",))):
+            return found
+    raise InputMalformed(f"{'standard input' if name == '-' else name}: no outcome or comparison found; expected what "
+                         "attend or compare wrote with --json or --log-json")  # fmt: skip
+
+
+def save_page(page: str, name: str) -> None:
+    """Write a page to a file, which gets its name when it is complete. Raises UsageError and OutputFailed."""
+    if not name.endswith((".html", ".htm")):
+        raise UsageError(f"{name}: a page is called FILE.html; or give - for standard output")
+    if os.path.isdir(name):
+        raise UsageError(f"{name}: is a folder; name a file in it")
+    with failing_as_output(name):
+        file = Temporary(name)
+        try:
+            with os.fdopen(os.dup(file.fd), "wb") as stream:
+                stream.write(page.encode())
+            file.commit()
+        finally:
+            file.abort()

@@ -1,0 +1,63 @@
+"""Runs of the engine in this process, for tests of what is kept in files: no subprocess, no progress shown."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from streamattn_cli.checkpoint.container import read
+from streamattn_cli.engine.attend import attend
+from streamattn_cli.engine.request import AttendRequest
+from streamattn_cli.engine.shards import sketch_shards
+from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.sketchfile import query, sketch
+from streamattn_cli.rows.spec import InputSpec
+
+POLY = {"method": "poly", "degree": 2, "max_error": float("inf")}
+SMALL = {"resident_rows": 160}  # of the methods that keep rows
+METHODS = {
+    "poly": POLY,
+    "poly with a window": POLY | {"window": 40, "sinks": 3},
+    "window": {"method": "window", **SMALL},
+    **{name: {"method": name, **SMALL} for name in ("nystrom", "sample", "evict", "balance", "wildcat")},
+}
+
+
+def silent(_event):
+    """A listener that does not listen."""
+
+
+def save_stream(folder, rows, heads=1, dim=4, dtype=np.float32, seed=0):
+    """q.npy, k.npy, v.npy in layout THD (rows, heads, dim); returns their InputSpec."""
+    rng = np.random.default_rng(seed)
+    for part in "qkv":
+        np.save(folder / f"{part}.npy", rng.standard_normal((rows, heads, dim)).astype(dtype))
+    return InputSpec(**{part: str(folder / f"{part}.npy") for part in "qkv"}, layout="THD")
+
+
+def run(spec, **words):
+    """attend; returns the outcome."""
+    return attend(AttendRequest(inputs=spec, **words), silent, Interrupts())
+
+
+def make_sketch(spec, path, shards=None, append=False, **words):
+    """sketch or sketch --shards into `path`, keys and values only unless nystrom needs queries; returns the outcome."""
+    request = AttendRequest(inputs=spec, checkpoint=str(path), shards=shards, **words)
+    if shards is not None:
+        return sketch_shards(request, silent, Interrupts())
+    return sketch(request, silent, Interrupts(), append=str(path) if append else None)
+
+
+def keys_only(spec):
+    """The stream without its queries."""
+    return replace(spec, q=None)
+
+
+def answers(path, spec, out):
+    """The answers of a sketch file to the queries of a stream."""
+    query(AttendRequest(inputs=InputSpec(input=spec.q, layout="THD"), output=str(out), checkpoint=str(path)), silent, Interrupts())
+    return np.load(out)
+
+
+def state_of(path):
+    """State arrays of a checkpoint."""
+    return read(str(path))[0]

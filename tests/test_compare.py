@@ -1,0 +1,100 @@
+"""`compare`: the same truth for all, the errors that attend --audit measures, fronts, and what cannot run."""
+
+import numpy as np
+import pytest
+from clirun import SAMPLE, refused, run, save_heads
+
+from streamattn_cli.engine.candidates import parse_candidates
+from streamattn_cli.errors import UsageError
+from streamattn_cli.report.braille import Axis, Point, scatter, sparkline
+
+HEADS = SAMPLE / "heads.h5"
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return run("compare", HEADS, "--rows", "0:2000", "--methods", "window,sample,poly,window:sinks=0",
+               "--resident-rows", "96,256", "--audit", "40", "--json").document  # fmt: skip
+
+
+def test_every_method_runs_at_every_budget_or_says_why_not(comparison):
+    assert comparison["type"] == "comparison" and comparison["audited"] == 40
+    assert [(t["label"], t["budget"]) for t in comparison["trials"]] == [
+        (label, rows) for rows in (96, 256) for label in ("window", "sample", "poly", "window:sinks=0")
+    ]
+    for trial in comparison["trials"]:
+        assert (trial["audit"] is None) == (trial["refused"] is not None)
+        if trial["audit"] and trial["method"] != "poly":
+            assert 0.9 * trial["budget"] * 256 <= trial["resident_bytes"] <= trial["budget"] * 256
+            assert trial["peak"] <= trial["projected"]
+    assert {t["budget"] for t in comparison["trials"] if t["refused"]} == {96, 256}
+    assert "degree 1 alone takes" in comparison["trials"][2]["refused"]
+
+
+def test_the_errors_are_those_of_attend(comparison, tmp_path):
+    alone = run("attend", HEADS, "--rows", "0:2000", "--method", "window", "--resident-rows", "256", "--audit", "40",
+                "-o", tmp_path / "out.npy", "--json").document["audit"]  # fmt: skip
+    trial = next(t for t in comparison["trials"] if (t["label"], t["budget"]) == ("window", 256))
+    for name in ("error", "low", "high", "median_row", "p95_row"):
+        np.testing.assert_allclose(trial["audit"]["method"][name], alone["method"][name], rtol=1e-4)
+    np.testing.assert_allclose(comparison["trivial"]["error"], alone["trivial"]["error"], rtol=1e-6)
+
+
+def test_the_fronts_hold_what_nothing_beats(comparison):
+    ran = [t for t in comparison["trials"] if t["audit"]]
+    for name, cost in (("memory", "resident_bytes"), ("time", "seconds")):
+        for t in ran:
+            own = (t["audit"]["method"]["error"], t[cost])
+            others = [(o["audit"]["method"]["error"], o[cost]) for o in ran]
+            beaten = any(o[0] < own[0] and o[1] <= 1.03 * own[1] for o in others)
+            assert (name in t["front"]) == (not beaten)
+
+
+def test_full_attention_and_a_budget_in_bytes(tmp_path):
+    save_heads(tmp_path, rows=1200, dim=4, value_dim=4, factor=1.0)
+    files = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy")
+    found = run("compare", *files, "--full", "--scale", "0.25", "--methods", "poly,sample", "--resident", "16KiB", "--audit", "50",
+                "--json", cwd=tmp_path).document  # fmt: skip
+    poly, sample = found["trials"]
+    assert poly["resident_bytes"] <= 16384 and sample["resident_bytes"] <= 16384
+    assert poly["params"]["degree"] >= 3  # 35 moments of 5 float64 fit well
+    assert poly["audit"]["method"]["error"] < 0.1 < sample["audit"]["method"]["error"]
+
+
+def test_the_text_fits_its_terminal_and_holds_both_plots():
+    words = ("--rows", "0:1500", "--methods", "window,sample", "--resident-rows", "64,128", "--audit", "16")
+    for width in (40, 120):
+        text = run("compare", HEADS, *words, env={"COLUMNS": str(width)}).out.decode()
+        lines = text.splitlines()
+        assert max(map(len, lines)) <= width
+        assert "window" in text and "against resident memory" in " ".join(text.split())
+        assert any("⠀" < c <= "⣿" for c in text)
+    assert "95% interval" in text and "best in" in text
+
+
+def test_what_cannot_be_compared_is_refused():
+    refused("compare", HEADS, "--methods", "exact", code=2, words=["--methods exact", "leave it out"])
+    refused("compare", HEADS, "--methods", "magic", code=2, words=["--methods magic", "nystrom"])
+    refused("compare", HEADS, "--methods", "window:width=3", code=2, words=["'width=3' is not a setting", "sinks"])
+    refused("compare", HEADS, "--audit", "0", code=2, words=["--audit 0"])
+    refused("compare", HEADS, "--resident-rows", "64,many", code=2, words=["--resident-rows 64,many"])
+    refused("compare", "-", "--raw", "f32", "--dim", "2", code=11, words=["standard input", "once"], input=b"\0" * 24)
+    refused("compare", HEADS, "--methods", "poly", "--resident-rows", "8", code=11, words=["no method could run"])
+
+
+def test_settings_are_read_from_their_words():
+    first, second = parse_candidates("nystrom:effort=best:sinks=8, poly:degree=2")
+    assert (first.method, first.settings) == ("nystrom", {"effort": "best", "sinks": 8})
+    assert (second.label, second.settings) == ("poly:degree=2", {"degree": 2})
+    with pytest.raises(UsageError, match="'x' is not a value of degree"):
+        parse_candidates("poly:degree=x")
+
+
+def test_a_scatter_puts_points_where_they_belong():
+    lines = scatter([Point(1, 1, "a", True), Point(100, 0.01, "b", True), Point(100, 1, "c")], 40, 8)
+    assert (len(lines), {len(line) for line in lines}) == (8, {40})
+    a, b, c = (next((y, line.index(letter)) for y, line in enumerate(lines) if letter in line) for letter in "abc")
+    assert a[0] == c[0] == 0 and b[0] == 7 and a[1] < 4 and b[1] == c[1] > 35
+    assert sum("⠀" < ch <= "⣿" for line in lines for ch in line) > 20
+    assert Axis.over([5.0], 10).place(5.0) == pytest.approx(5)
+    assert sparkline([0, 1, 2, 4], 3) == "▃▅█" and sparkline([0, 0], 5) == "▁▁"
