@@ -1,4 +1,7 @@
-"""streamattn: attention over token streams far longer than memory."""
+"""streamattn: attention over token streams far longer than memory.
+
+From Python: `from streamattn_cli import open_sketch, AttentionSketch` (see engine/door.py).
+"""
 
 import hashlib
 import os
@@ -23,3 +26,12 @@ def _kernel_cache() -> str:
 
 
 os.environ["NUMBA_CACHE_DIR"] = _kernel_cache()
+
+
+def __getattr__(name: str) -> object:
+    """The door for programs, opened only when it is asked for: it needs numpy and numba, `import streamattn_cli` not."""
+    if name in ("AttentionSketch", "open_sketch"):
+        from streamattn_cli.engine import door
+
+        return getattr(door, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

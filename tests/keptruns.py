@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.attend import attend
@@ -20,6 +21,13 @@ METHODS = {
     "window": {"method": "window", **SMALL},
     **{name: {"method": name, **SMALL} for name in ("nystrom", "sample", "evict", "balance", "wildcat")},
 }
+
+
+@pytest.fixture
+def not_warmed(monkeypatch):
+    """Kernels are compiled when they are needed: these tests make many short runs, and measure no memory."""
+    for room in ("attend", "shards", "sketchfile"):
+        monkeypatch.setattr(f"streamattn_cli.engine.{room}.warm", lambda plan, listener: None)
 
 
 def silent(_event):

@@ -47,7 +47,7 @@ CASES = {
 }
 LEARNING = {
     "evict": SketchCase(head(EvictParams(20, 5)), step_rows=16),
-    "evict, fewer rows than a group, f8": SketchCase(head(EvictParams(9, 9, storage="f8"), "f8", sinks=3), step_rows=16),
+    "evict, less than a group, f8": SketchCase(head(EvictParams(9, 9, storage="f8"), "f8", sinks=3), step_rows=16),
 }
 
 
@@ -207,7 +207,9 @@ def test_merged_shards_answer_about_as_well(history):
 
 @pytest.mark.parametrize("method", KEEPERS)
 @pytest.mark.parametrize("rows", [128, 384, 1025, 4096])
-@pytest.mark.parametrize(("dim", "value_dim", "storage"), [(64, 64, "f2"), (128, 8, "f4"), (256, 256, "bf16"), (4, 4, "f8")])
+@pytest.mark.parametrize(
+    ("dim", "value_dim", "storage"), [(64, 64, "f2"), (128, 8, "f4"), (256, 256, "bf16"), (4, 4, "f8")]
+)
 def test_state_fits_the_budget(method, rows, dim, value_dim, storage):
     base = HeadParams(dim, value_dim, 0.1, "f8" if storage == "f8" else "f4", sinks=4, storage=storage)
     for is_causal in (True, False):
@@ -254,9 +256,8 @@ def test_threads_and_blocks_change_nothing(tmp_path, method, is_causal):
 
     def run(**words):
         words = {"resident_rows": 160, "rows": (0, 900)} | words
-        request = AttendRequest(
-            InputSpec(input=str(HEADS), rows=words.pop("rows")), str(tmp_path / "out.npy"), method, causal=is_causal, **words
-        )
+        spec = InputSpec(input=str(HEADS), rows=words.pop("rows"))
+        request = AttendRequest(spec, str(tmp_path / "out.npy"), method, causal=is_causal, **words)
         attend(request, lambda event: None, Interrupts())
         return np.load(tmp_path / "out.npy")
 

@@ -100,7 +100,7 @@ def test_kernel_is_what_it_stands_for(rng):
     h, e = naive.kernel(keys, mean, covariance, 0.5, 1.0, 1.0)
     sampled, root = naive.sampled_kernel(keys, 0.5, 1.0, queries)
     np.testing.assert_allclose(h, sampled, atol=0.01)
-    # the quadratic part of e counts half in `compress`: the root's log is e + |z|^2/2 (measured: no better on real heads)
+    # the quadratic part of e counts half in `compress`: the root's log is e + |z|^2/2 (no better on real heads)
     x = keys - keys.mean(axis=0)
     inner = np.linalg.inv(np.linalg.inv(covariance) + 0.5 * x.T @ x / 6)
     whole = e + 0.125 * np.einsum("ij,jk,ik->i", x, inner, x)
@@ -268,8 +268,9 @@ def run(tmp_path):
 
     def run(name, **words):
         request = AttendRequest(
-            InputSpec(input=str(HEADS), rows=(0, 1500)), str(tmp_path / f"{name}.npy"), "nystrom", resident_rows=256, **words
-        )
+            InputSpec(input=str(HEADS), rows=(0, 1500)), str(tmp_path / f"{name}.npy"), "nystrom", resident_rows=256,
+            **words,
+        )  # fmt: skip
         attend(request, lambda event: None, Interrupts())
         return np.load(tmp_path / f"{name}.npy").tobytes()
 

@@ -24,7 +24,9 @@ N, K = 1 << 20, 64
 
 def _sketch(sketch, x):
     step = 1 << 16
-    return sum(sketch_rows(sketch, np.arange(a, min(a + step, len(x))), x[a : a + step]) for a in range(0, len(x), step))
+    return sum(
+        sketch_rows(sketch, np.arange(a, min(a + step, len(x))), x[a : a + step]) for a in range(0, len(x), step)
+    )
 
 
 def _planted(rng, n, k, columns, mass=2.0):

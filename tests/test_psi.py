@@ -43,7 +43,9 @@ def test_places_are_those_of_the_explicit_matrix(rng):
     columns, _ = naive.features(np.sqrt(0.5) * (k - head.state["mu"]), 3)
     expected = sorted((psi @ column).tolist() for column in columns.values())
     np.testing.assert_allclose(sorted(head.state["sk_k"].T.tolist()), expected, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(sorted(head.state["prod"]), sorted(c.sum() for c in columns.values()), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        sorted(head.state["prod"]), sorted(c.sum() for c in columns.values()), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_any_cut_gives_the_same_bytes(rng):
@@ -63,7 +65,7 @@ def test_with_one_bucket_for_every_row_psi_is_exact(rng):
     params = SketchParams(3, 2, 0.5, PolyParams(4), m1=m1, seed=seed)
     k, v, q = _rows(rng, n, params)
     head = _head(params, k, v, q)
-    work = _absorb(head, k, v)
+    _absorb(head, k, v)
     exact = PolyHistory(params.poly, 3, 2, 0.5, "f8", allocate(PolyHistory.state_spec(params.poly, 3, 2)))
     for name in ("mu", "radius"):
         exact.state[name][:] = head.state[name]
@@ -73,8 +75,8 @@ def test_with_one_bucket_for_every_row_psi_is_exact(rng):
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_the_error_follows_the_formula(rng, centred):
-    """rms error = sqrt((rms(v)^2 n / n_eff + rms(T)^2) / m1) within 20%, rms over 24 hashes; the second term is that of a
-    mean. Centred, only the spread of v counts."""
+    """rms error = sqrt((rms(v)^2 n / n_eff + rms(T)^2) / m1) within 20%, rms over 24 hashes; the second term is that
+    of a mean. Centred, only the spread of v counts."""
     n, m1 = 4096, 64
     params = SketchParams(4, 3, 0.5, PolyParams(6), m1=m1, centred=centred)
     k, v, q = _rows(rng, n, params, mean=1.0)

@@ -20,7 +20,9 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sketches")
     rng = np.random.default_rng(7)
     k = rng.standard_normal((N, 4))
-    others = np.column_stack([k[:, 1] ** a * k[:, 2] ** b * k[:, 3] ** c for a in range(4) for b in range(4) for c in range(4)])
+    others = np.column_stack(
+        [k[:, 1] ** a * k[:, 2] ** b * k[:, 3] ** c for a in range(4) for b in range(4) for c in range(4)]
+    )
     k[:, 0] -= others @ np.linalg.lstsq(others, k[:, 0])[0]  # so that the other queries see nothing of it by chance
     q = rng.standard_normal((N, 4))
     q[:, 0] = 0
@@ -53,12 +55,27 @@ def _columns(path):
 
 
 def test_psi_answers_where_keys_and_values_come_apart(folder, tmp_path):
-    said = _attend(folder, "--sketches", "psi", "--m1", "65536", "-o", tmp_path / "out.npy", "--audit", "64", "--max-error", "inf")
+    said = _attend(
+        folder, "--sketches", "psi", "--m1", "65536", "-o", tmp_path / "out.npy", "--audit", "64", "--max-error", "inf"
+    )
     error = np.linalg.norm(np.load(tmp_path / "out.npy") - _truth(folder)) / np.linalg.norm(_truth(folder))
     assert error < 0.5 and said["audit"]["rows"] == 64
     assert said["facts"]["params"]["kind"] == "psi" and said["facts"]["params"]["order"] == "kvq"
     again = tmp_path / "again.npy"
-    words = ["--sketches", "psi", "--m1", "65536", "--order", "vkq", "--block-rows", "77", "--threads", "1", "--max-error", "inf"]
+    words = [
+        "--sketches",
+        "psi",
+        "--m1",
+        "65536",
+        "--order",
+        "vkq",
+        "--block-rows",
+        "77",
+        "--threads",
+        "1",
+        "--max-error",
+        "inf",
+    ]
     _attend(folder, *words, "-o", again)
     assert again.read_bytes() == (tmp_path / "out.npy").read_bytes()
 
@@ -113,8 +130,23 @@ def test_keys_from_a_file_queries_on_a_fifo_and_values_on_standard_input(folder,
     fifo = tmp_path / "q"
     os.mkfifo(fifo)
     q, v = np.load(folder / "q.npy"), np.load(folder / "v.npy")
-    words = ["--q", fifo, "--k", folder / "k.npy", "--v", "-", "--full", "--degree", "6", "--sketches", "phi", "--top-k", HEAVY]
-    process = subprocess.Popen([*COMMAND, "attend", *map(str, words), "--m2", "8000", "-o", tmp_path / "x.h5", "--log-json"],
+    words = [
+        "--q",
+        fifo,
+        "--k",
+        folder / "k.npy",
+        "--v",
+        "-",
+        "--full",
+        "--degree",
+        "6",
+        "--sketches",
+        "phi",
+        "--top-k",
+        HEAVY,
+    ]
+    process = subprocess.Popen([*COMMAND, "attend", *map(str, words), "--m2", "8000", "-o", tmp_path / "x.h5",
+    "--log-json"],
                                stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())  # fmt: skip
     eaten = threading.Event()
 
@@ -142,7 +174,20 @@ def test_values_that_end_early(folder, tmp_path):
 
 
 def test_the_plan_says_what_sketches_cost_and_when_they_pay(folder):
-    words = ["attend", *FILES, "--full", "--sketches", "paper", "--degree", "6", "--top-k", "8", "--dry-run", "-o", "x.h5"]
+    words = [
+        "attend",
+        *FILES,
+        "--full",
+        "--sketches",
+        "paper",
+        "--degree",
+        "6",
+        "--top-k",
+        "8",
+        "--dry-run",
+        "-o",
+        "x.h5",
+    ]
     plan = run(*words, "--json", cwd=folder).document
     account = plan["sketches"]
     assert account["bytes"]["sk_k"] == 4096 * 210 * 8 and account["exact_accumulator_bytes"] == 210 * 5 * 8
@@ -189,16 +234,38 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("words, code, said", REFUSED, ids=lambda value: " ".join(value) if isinstance(value, tuple) else None)
+@pytest.mark.parametrize(
+    "words, code, said", REFUSED, ids=lambda value: " ".join(value) if isinstance(value, tuple) else None
+)
 def test_what_cannot_work_is_refused(tmp_path, words, code, said):
     save_heads(tmp_path)
-    refused("attend", *FILES, "--method", "poly", "-o", "x.h5", *words, code=code, words=[said], folder=tmp_path, cwd=tmp_path)
+    refused(
+        "attend",
+        *FILES,
+        "--method",
+        "poly",
+        "-o",
+        "x.h5",
+        *words,
+        code=code,
+        words=[said],
+        folder=tmp_path,
+        cwd=tmp_path,
+    )
 
 
 def test_a_pipe_of_keys_cannot_be_read_twice(tmp_path):
     heads = save_heads(tmp_path)
     words = ["--k", "-", "--q", "q.npy", "--v", "v.npy", "--full", "--sketches", "phi", "--top-k", "3", "-o", "x.h5"]
-    refused("attend", *words, code=11, words=["reads the keys twice"], folder=tmp_path, cwd=tmp_path, input=record_bytes(heads["k"]))
+    refused(
+        "attend",
+        *words,
+        code=11,
+        words=["reads the keys twice"],
+        folder=tmp_path,
+        cwd=tmp_path,
+        input=record_bytes(heads["k"]),
+    )
     both = record_bytes(np.hstack([heads["k"], heads["v"]]))
     words = ["-", "--q", "q.npy", "--full", "--sketches", "paper", "--top-k", "3", "-o", "x.h5"]
     refused("attend", *words, code=11, words=["same rows of a pipe"], folder=tmp_path, cwd=tmp_path, input=both)
@@ -207,4 +274,12 @@ def test_a_pipe_of_keys_cannot_be_read_twice(tmp_path):
 def test_more_entries_than_a_pipe_has_rows(tmp_path):
     heads = save_heads(tmp_path)
     words = ["--q", "-", "--k", "k.npy", "--v", "v.npy", "--full", "--top-k", "51", "-o", "x.h5"]
-    refused("attend", *words, code=2, words=["only 50 query rows"], folder=tmp_path, cwd=tmp_path, input=record_bytes(heads["q"]))
+    refused(
+        "attend",
+        *words,
+        code=2,
+        words=["only 50 query rows"],
+        folder=tmp_path,
+        cwd=tmp_path,
+        input=record_bytes(heads["q"]),
+    )

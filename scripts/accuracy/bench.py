@@ -114,7 +114,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def tables(results: list[Result]) -> str:
-    """Markdown: geometric means over the heads of each kind, ratios to the best baseline, worst heads, stress streams."""
+    """Markdown: geometric means over the heads of each kind, ratios to the best baseline, worst heads, stress."""
     by = defaultdict(dict)  # (kind, mode, share, method) -> {head: result}
     for r in results:
         by[_kind(r.head), r.mode, r.share, r.method][r.head] = r
@@ -122,7 +122,8 @@ def tables(results: list[Result]) -> str:
     for kind, mode in sorted({key[:2] for key in by}):
         names = [m for m in (*METHODS, *CAUSAL_ORACLES) if any(key[:2] == (kind, mode) and key[3] == m for key in by)]
         heads = len({head for key, found in by.items() if key[:2] == (kind, mode) for head in found})
-        text += ["", f"### {kind}, {mode} ({heads} key heads)", "", "| method | " + " | ".join(f"{s:.0%}" for s in SHARES) + " |"]
+        text += ["", f"### {kind}, {mode} ({heads} key heads)", ""]
+        text.append("| method | " + " | ".join(f"{s:.0%}" for s in SHARES) + " |")
         text.append("| --- |" + " ---: |" * len(SHARES))
         for method in names:
             cells = [_cell(by.get((kind, mode, share, method))) for share in SHARES]
@@ -173,11 +174,13 @@ def _needles(by: dict, mode: str, method: str) -> str:
 def figure(results: list[Result], path: Path) -> None:
     """Error against resident rows: geometric means over the real heads (without any: the sample head), causal."""
     kind = "real heads" if any(_kind(r.head) == "real heads" for r in results) else "sample head"
-    plot = Figure(f"Causal attention, {kind}: error at equal memory", "resident rows of one key head, everything counted", "relative error")
+    title = f"Causal attention, {kind}: error at equal memory"
+    plot = Figure(title, "resident rows of one key head, everything counted", "relative error")
     for method in (*METHODS, *CAUSAL_ORACLES):
         points = []
         for share in SHARES:
-            found = [r for r in results if (_kind(r.head), r.mode, r.share, r.method) == (kind, "causal", share, method)]
+            wanted = (kind, "causal", share, method)
+            found = [r for r in results if (_kind(r.head), r.mode, r.share, r.method) == wanted]
             if found:
                 points.append((np.mean([r.resident_rows for r in found]), _mean({r.head: r for r in found})))
         if points:

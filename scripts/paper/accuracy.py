@@ -93,7 +93,9 @@ def error_against_rows() -> None:
                     rows.append((dim, DEGREE[dim], mean, 1 << power, name, error))
                     lines.setdefault((mean, name), []).append((1 << power, error))
         for mean in (0.0, MEAN):
-            fig = Figure(f"Error at fixed memory, d = {dim}, value mean {mean:g}", "rows n", "rms error of an output entry")
+            fig = Figure(
+                f"Error at fixed memory, d = {dim}, value mean {mean:g}", "rows n", "rms error of an output entry"
+            )
             for (its, name), points in lines.items():
                 if its == mean:
                     fig.line(name, points, dashed=name in ("outputs (rms)", "Psi, formula"))
@@ -102,13 +104,16 @@ def error_against_rows() -> None:
 
 
 def _phi_error(race: Race, mean: float) -> tuple[float, float]:
-    """rms of T - recovered(T) and of T less its best k, over up to 2^20 queries; T comes from the exact accumulators."""
+    """rms of T - recovered(T) and of T less its best k, over up to 2^20 queries; T comes from the exact
+    accumulators."""
     head = HeadAttention(race.exact.params, {name: array.copy() for name, array in race.exact.state.items()})
     head.finish(race.exact_work)
     n = min(race.rows, 1 << 20)
     out = np.empty((1, n, race.dim))
     for a in range(0, n, BLOCK):
-        head.answer(block(a // BLOCK, race.dim, SPREAD)[0][None].astype(np.float64), a, out[:, a : a + BLOCK], race.exact_work)
+        head.answer(
+            block(a // BLOCK, race.dim, SPREAD)[0][None].astype(np.float64), a, out[:, a : a + BLOCK], race.exact_work
+        )
     t = out[0] + mean
     phi = scan_sketch(M2, True, 1)
     z = sum(sketch_rows(phi, np.arange(a, a + BLOCK), t[a : a + BLOCK]) for a in range(0, n, BLOCK))
@@ -121,8 +126,8 @@ def _phi_error(race: Race, mean: float) -> tuple[float, float]:
 def psi_error_against_size() -> None:
     """Figure and numbers: the approximate matrix product's error against m1, with the formula drawn in.
 
-    The variance of an entry is (|p|^2 |v|^2 + (p.v)^2) / m1. The first term is the usual formula rms(v)^2 n / (n_eff m1);
-    the second, the output's own square, matters where values have a mean.
+    The variance of an entry is (|p|^2 |v|^2 + (p.v)^2) / m1. The first term is the usual formula rms(v)^2 n / (n_eff
+    m1); the second, the output's own square, matters where values have a mean.
     """
     dim, n, seeds = 4, 1 << 14, 32
     parts = [block(i, dim, SPREAD) for i in range(n // BLOCK)]
@@ -149,7 +154,17 @@ def psi_error_against_size() -> None:
             rows.append((dim, n, mean, 1 << power, measured, formula, measured / formula, whole, measured / whole))
             lines.setdefault((mean, "measured"), []).append((1 << power, measured))
             lines.setdefault((mean, "formula"), []).append((1 << power, whole))
-    header = ("dim", "rows", "value_mean", "m1", "rms_error", "formula", "ratio", "formula_with_output", "ratio_with_output")
+    header = (
+        "dim",
+        "rows",
+        "value_mean",
+        "m1",
+        "rms_error",
+        "formula",
+        "ratio",
+        "formula_with_output",
+        "ratio_with_output",
+    )
     keep("psi_size", header, rows)
     fig = Figure(f"Psi: error against m1, n = {n}, d = {dim}", "m1", "rms error of an output entry")
     for (mean, name), points in lines.items():
@@ -158,7 +173,8 @@ def psi_error_against_size() -> None:
 
 
 def speed() -> list[tuple]:
-    """Rows a second of the update kernels, and the FLOP rate of exact accumulators against NumPy's sgemm in this run."""
+    """Rows a second of the update kernels, and the FLOP rate of exact accumulators against NumPy's sgemm in this
+    run."""
     import time
 
     from streamattn_cli.kernels import poly as kernel
@@ -182,12 +198,18 @@ def speed() -> list[tuple]:
     params = SketchParams(4, 4, 0.5, PolyParams(6), 4096, scan_sketch(10_240, True, 0))
     q, k, v = block(0, 4, SPREAD)
     head, work = fresh_head(params, k, v, q)
-    for name, use in (("Psi keys", lambda h, s: h.absorb_keys(k, s, work)), ("Psi values", lambda h, s: h.absorb_values(v, s, work)),
-                      ("Phi queries", lambda h, s: h.absorb_queries(q[None], s, work))):  # fmt: skip
-        use(head, 0)
+    updates = {
+        "Psi keys": lambda start: head.absorb_keys(k, start, work),
+        "Psi values": lambda start: head.absorb_values(v, start, work),
+        "Phi queries": lambda start: head.absorb_queries(q[None], start, work),
+    }
+    for name, use in updates.items():
+        use(0)
         began = time.perf_counter()
         for i in range(1, 17):
-            use(head, i * BLOCK)
-        rows.append((f"{name}, d = 4, degree 6, m1 4096, m2 10240 (rows/s)", 16 * BLOCK / (time.perf_counter() - began)))
+            use(i * BLOCK)
+        rows.append(
+            (f"{name}, d = 4, degree 6, m1 4096, m2 10240 (rows/s)", 16 * BLOCK / (time.perf_counter() - began))
+        )
     keep("speed", ("what", "rate"), rows)
     return rows

@@ -41,11 +41,27 @@ def words_against_rows() -> None:
 
 
 def memory_against_rows() -> None:
-    """The peak of the program itself, fed by a pipe: exact accumulators and Psi up to 10^8 rows, all sketches to 10^7."""
+    """The peak of the program itself, fed by a pipe: exact accumulators and Psi up to 10^8 rows, all sketches to
+    10^7."""
     rows, lines = [], {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _check([*COMMAND, "generate", "--rows", "2000", "--dim", "4", "--emit", "q", "--seed", "3", "--quiet", folder / "q.npy"])
+        _check(
+            [
+                *COMMAND,
+                "generate",
+                "--rows",
+                "2000",
+                "--dim",
+                "4",
+                "--emit",
+                "q",
+                "--seed",
+                "3",
+                "--quiet",
+                folder / "q.npy",
+            ]
+        )
         for what, most in (("exact accumulators", 8), ("psi", 8), ("paper", 7)):
             for power in range(5, most + 1):
                 memory, seconds = _measure(folder, what, 10**power)
@@ -75,8 +91,11 @@ def _measure(folder: Path, what: str, n: int) -> tuple[dict, float]:
             os.mkfifo(queries)
         words += ["--sketches", "paper", "--order", "kvq", "--top-k", "64", "--m2", "10240"]
         makers.append(_start([*COMMAND, "generate", *stream, "--emit", "q", "--seed", "2", "--quiet", queries]))
-    made = _start([*COMMAND, "generate", *stream, "--emit", "kv", "--seed", "1", "--quiet", "-"], stdout=subprocess.PIPE)
-    done = subprocess.run(list(map(str, [*COMMAND, "attend", "-", "--q", queries, *words, "-o", out])), stdin=made.stdout,
+    made = _start(
+        [*COMMAND, "generate", *stream, "--emit", "kv", "--seed", "1", "--quiet", "-"], stdout=subprocess.PIPE
+    )
+    done = subprocess.run(list(map(str, [*COMMAND, "attend", "-", "--q", queries, *words, "-o", out])),
+    stdin=made.stdout,
                           stdout=subprocess.PIPE, check=True)  # fmt: skip
     for process in (made, *makers):
         process.wait()

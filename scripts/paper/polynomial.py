@@ -35,8 +35,8 @@ def minimax_error(beta: float, degree: int) -> float:
 def attention_errors(spread: float, degree: int, power: int) -> dict[str, float]:
     """Root of E (P - e^x)^2 e^(-power x), relative to the same of e^x, over logits x ~ N(0, spread^2).
 
-    power 0: the error of outputs whose values know nothing of the logits. power 1: the relative error of the weights, under
-    the softmax itself (methods.md 2.2).
+    power 0: the error of outputs whose values know nothing of the logits. power 1: the relative error of the weights,
+    under the softmax itself (methods.md 2.2).
     """
     x = np.linspace(-8 * spread, 8 * spread, 20001)
     density = np.exp(-(x**2) / (2 * spread**2) - power * x)
@@ -55,7 +55,8 @@ def attention_errors(spread: float, degree: int, power: int) -> dict[str, float]
 
 
 def error_against_degree() -> None:
-    """Three figures: the worst case on [-beta, beta], and two ways in which attention over Gaussian logits sees errors."""
+    """Three figures: the worst case on [-beta, beta], and two ways in which attention over Gaussian logits sees
+    errors."""
     rows = []
     worst = Figure("Largest relative error of P on [-beta, beta]", "degree", "max |P(x)/e^x - 1|", log_x=False)
     for beta in (1, 2, 4, 6, 8):
@@ -70,7 +71,9 @@ def error_against_degree() -> None:
             rows += [(name, "beta", float(beta), g, error) for g, error in points]
     figure(worst, "degree_worst")
     for power, kind, name in ((0, "outputs", "independent values"), (1, "weights", "weights, under the softmax")):
-        seen = Figure(f"Error of attention over logits N(0, std^2): {name}", "degree", "relative error (rms)", log_x=False)
+        seen = Figure(
+            f"Error of attention over logits N(0, std^2): {name}", "degree", "relative error (rms)", log_x=False
+        )
         for spread in (0.7, 1.5, 2.5):
             lines: dict[str, list] = {}
             for g in DEGREES:

@@ -1,4 +1,5 @@
-"""The made-up streams of the experiments: Gaussian q, k, v with logits of a given spread, in blocks keyed by their number."""
+"""The made-up streams of the experiments: Gaussian q, k, v with logits of a given spread, in blocks keyed by their
+number."""
 
 from __future__ import annotations
 

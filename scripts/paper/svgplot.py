@@ -1,4 +1,5 @@
-"""Line plots, by default with logarithmic axes, as SVG text. Series of one figure share its axes; nothing else is needed here."""
+"""Line plots, by default with logarithmic axes, as SVG text. Series of one figure share its axes; nothing else is
+needed here."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ class Figure:
             yield f'<path d="M{at:.1f} {TOP}V{TOP + down}" stroke="#e4e4e4"/>' + _text(at, TOP + down + 17, label)
         for value, label in _ticks(low_y, high_y, self.log_y):
             at = place_y(value)
-            yield f'<path d="M{LEFT} {at:.1f}H{LEFT + across}" stroke="#e4e4e4"/>' + _text(LEFT - 7, at + 4, label, "end")
+            yield f'<path d="M{LEFT} {at:.1f}H{LEFT + across}" stroke="#e4e4e4"/>' + _text(
+                LEFT - 7, at + 4, label, "end"
+            )
         yield f'<rect x="{LEFT}" y="{TOP}" width="{across}" height="{down}" fill="none" stroke="#777"/>'
         yield _text(LEFT + across / 2, HEIGHT - 14, self.x)
         yield f'<g transform="rotate(-90 18 {TOP + down / 2})">{_text(18, TOP + down / 2, self.y)}</g>'
@@ -71,7 +74,9 @@ class Figure:
             dash = ' stroke-dasharray="6 4"' if dashed else ""
             yield f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"{dash}/>'
             if not dashed:
-                yield "".join(f'<circle cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="2.6" fill="{color}"/>' for x, y in line)
+                yield "".join(
+                    f'<circle cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="2.6" fill="{color}"/>' for x, y in line
+                )
             at = TOP + 12 + 20 * i
             yield f'<path d="M{LEFT + across + 12} {at}h22" stroke="{color}" stroke-width="2"{dash}/>'
             yield _text(LEFT + across + 40, at + 4, name, "start")

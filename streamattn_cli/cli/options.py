@@ -42,7 +42,7 @@ Select = Annotated[ str | None, option("--select", help="Key heads to use, such 
 Rows = Annotated[ str | None, option("--rows", metavar="A:B", help="Rows A to B (not included) only.", rich_help_panel=FROM) ]
 QueryRows = Annotated[ str | None, option("--q-rows", metavar="A:B", help="The same for queries of their own.", rich_help_panel=FROM) ]
 Causal = Annotated[ bool | None, option("--causal/--full", help="Row i sees rows up to i, or all rows.", rich_help_panel=WHAT), ]
-Method = Annotated[ str | None, option("--method",  help="nystrom, poly, exact; to compare: window, evict, sample, balance, wildcat.", show_default="nystrom", rich_help_panel=WHAT, ), ]
+Method = Annotated[ str | None, option("--method",  help="nystrom, poly, exact, or auto to decide by the input; to compare: window, evict, sample, balance, wildcat.", show_default="nystrom", rich_help_panel=WHAT, ), ]
 ResidentRows = Annotated[ int | None, option("--resident-rows",  help="All but poly, exact: memory of one key head, in rows of k and v; everything counts.", show_default="1024", rich_help_panel=WHAT, ), ]
 Effort = Annotated[ str, option("--effort", help="nystrom: fast, default or best, time against error.", rich_help_panel=WHAT) ]
 Sinks = Annotated[ int | None, option("--sinks", help="First rows that stay exact.", show_default="4, poly 0", rich_help_panel=WHAT) ]

@@ -77,7 +77,7 @@ def requests(
                 degree = _largest_degree(changed, head, rows * one)
                 yield candidate.label, rows, (
                     replace(changed, degree=degree, resident_rows=None) if degree else
-                    f"degree 1 alone takes {format_bytes(_poly_bytes(changed, head, 1))} per key head, "
+                    f"degree 1 alone takes {format_bytes(poly_bytes(changed, head, 1))} per key head, "
                     f"{format_bytes(rows * one)} are allowed"
                 )  # fmt: skip
 
@@ -86,12 +86,13 @@ def _largest_degree(request: AttendRequest, head: HeadParams, allowed: int) -> i
     degree = 0
     while degree < MAX_DEGREE and feature_count(head.dim, degree + 1) * (head.value_dim + 1) * 8 <= allowed:
         degree += 1
-    while degree and _poly_bytes(request, head, degree) > allowed:
+    while degree and poly_bytes(request, head, degree) > allowed:
         degree -= 1
     return degree
 
 
-def _poly_bytes(request: AttendRequest, head: HeadParams, degree: int) -> int:
+def poly_bytes(request: AttendRequest, head: HeadParams, degree: int) -> int:
+    """Bytes of the state of poly of this degree for one key head."""
     params = head_params(replace(request, degree=degree), "poly", head, False, None)
     return spec_bytes(params.state_spec())
 

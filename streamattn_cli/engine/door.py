@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
 from streamattn_cli.checkpoint.commit import save
 from streamattn_cli.engine.mergefiles import heads_of, merge_files, packed
+from streamattn_cli.engine.lanes import STEP
 from streamattn_cli.engine.plan import FIRST_ROWS, Plan, make_plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import AttendRequest
@@ -25,7 +25,7 @@ from streamattn_cli.engine.sketchfile import (
     queries_problem,
     sketch_facts,
 )
-from streamattn_cli.errors import CheckpointIncompatible, InputMalformed, UsageError
+from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.continued import ContinuedTensor
 from streamattn_cli.rows.heads import Heads, whole
 from streamattn_cli.rows.identity import identity
@@ -77,6 +77,7 @@ class AttentionSketch:
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []  # the first rows, until there are enough of them
         self._run: Run | None = None
         self._file: SketchFile | None = None
+        self._kind: tuple | None = None  # shapes and dtypes of a row of k and v
 
     @property
     def rows(self) -> int:
@@ -93,19 +94,16 @@ class AttentionSketch:
         method cannot serve such rows; then the sketch is as it was before.
         """
         k, v = np.asarray(k), np.asarray(v)
-        if len(k) != len(v) or k.ndim != v.ndim or k.ndim not in (2, 3) or k.shape[1:-1] != v.shape[1:-1]:
-            raise InputMalformed(f"absorb: k {k.shape} and v {v.shape} found, expected (n, heads, dim) and (n, heads, "
-                                 "value_dim), or (n, dim) and (n, value_dim)")  # fmt: skip
+        self._check(k, v)
         if not len(k):
             return
         if self._run is None and self._file is None:
-            if sum(len(rows) for rows, _ in self._waiting) + len(k) < FIRST_ROWS:
-                self._waiting.append((k.copy(), v.copy()))  # the caller may use its arrays again
+            self._waiting.append((k.copy(), v.copy()))  # the caller may use its arrays again
+            if self.rows < FIRST_ROWS:
                 return
-            first = [(*self._waiting, (k, v))]
-            k, v = (np.concatenate(parts) for parts in zip(*first[0], strict=True)) if self._waiting else (k, v)
-            self._waiting = []
+            k, v = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
         self._absorb(k, v)
+        self._waiting = []
 
     def query(self, q: np.ndarray) -> np.ndarray:
         """Attention over all rows absorbed: q (n, query heads, dim) or (n, dim) -> (n, query heads, value_dim) or (n,
@@ -135,20 +133,14 @@ class AttentionSketch:
 
     def _absorb(self, k: np.ndarray, v: np.ndarray) -> None:
         """Absorb rows through the pass of the command, as a pipe that begins where the last rows ended."""
-        done = self.rows
+        done = self._run.done if self._run else self._file.rows if self._file else 0
         parts = {name: _heads(array, name, done) for name, array in (("k", k), ("v", v))}
         if self._run is None:
             self._begin(parts)
         run = self._run
-        for name, heads in parts.items():
-            before = getattr(run.problem, name)
-            if (len(heads), heads.dim, heads.tensor.dtype) != (len(before), before.dim, before.tensor.dtype):
-                raise InputMalformed(
-                    f"absorb: {len(heads)} heads of dim {heads.dim}, {heads.tensor.dtype}, found for {name}, expected "
-                    f"{len(before)} of dim {before.dim}, {before.tensor.dtype}, as in the rows before"
-                )
         before = [{name: array.copy() for name, array in sketch.state.items()} for sketch in run.sketches]
         run.problem = replace(run.problem, **parts)
+        run.plan = replace(run.plan, block_rows=min(self._block_rows, -(-len(k) // STEP) * STEP))
         try:
             if not done:
                 run.first_rows()
@@ -162,14 +154,24 @@ class AttentionSketch:
             raise
         run.done = done + len(k)
 
+    def _check(self, k: np.ndarray, v: np.ndarray) -> None:
+        """Whether k and v fit each other and the rows before."""
+        if len(k) != len(v) or k.ndim != v.ndim or k.ndim not in (2, 3) or k.shape[1:-1] != v.shape[1:-1]:
+            raise InputMalformed(f"absorb: k {k.shape} and v {v.shape} found, expected (n, heads, dim) and (n, heads, "
+                                 "value_dim), or (n, dim) and (n, value_dim)")  # fmt: skip
+        kind = [(array.shape[1:], array.dtype.str) for array in (k, v)]
+        if self._kind not in (None, kind):
+            raise InputMalformed(f"absorb: rows of k and v like {kind} found, expected {self._kind} as before")
+        self._kind = kind
+
     def _begin(self, parts: dict[str, Heads]) -> None:
         """Decide everything that the first rows decide, and make the empty state."""
         inputs = Inputs(self._queries, parts["k"], parts["v"])
         problem = keys_problem(self._request, inputs, self._file)
         plan = make_plan(problem)
-        self._run = Run(plan, _unwatched(plan), None)
-        self._facts, self._sources = sketch_facts(problem), self._file.sources if self._file else []
-        self._sources = [*self._sources, {name: identity(getattr(problem, name).tensor) for name in "kv"}]
+        self._run, self._block_rows = Run(plan, _unwatched(plan), None), plan.block_rows
+        source = {name: identity(getattr(problem, name).tensor) for name in "kv"}
+        self._facts, self._sources = sketch_facts(problem), [*(self._file.sources if self._file else []), source]
         if self._file:
             self._run.load_sketch(self._file.state, self._file.name)
             self._run.done = self._file.rows
@@ -178,8 +180,8 @@ class AttentionSketch:
     def _current(self) -> SketchFile:
         """The sketch as it is now, over its living arrays."""
         if self._waiting:
-            rows, self._waiting = self._waiting, []
-            self._absorb(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
+            self._absorb(*(np.concatenate(parts) for parts in zip(*self._waiting, strict=True)))
+            self._waiting = []
         if self._file:
             return self._file
         run = self._run

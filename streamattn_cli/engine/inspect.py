@@ -47,14 +47,14 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
         report["attributes"] = inputs.attrs
         parts = {name: heads for name in ("q", "k", "v") if (heads := getattr(inputs, name)) is not None}
         with interrupts.at_once():
-            sample = _sample(inputs)
+            sample = sample_rows(inputs)
         watch = Watch(listener, interrupts)
         scans = {id(t): _scan(t, watch) for t in distinct(h.tensor for h in parts.values())}
         for name, heads in parts.items():
             report["tensors"].append(_describe(name, heads, *scans[id(heads.tensor)]))
         if sample is not None:
             factor = scale_value(str(scale or inputs.attrs.get("scale", "sqrt")), inputs.k.dim)
-            report["logits"] = _logits(*sample, factor, bool(inputs.attrs.get("causal", False)))
+            report["logits"] = logit_spread(*sample, factor, bool(inputs.attrs.get("causal", False)))
             report |= _methods(report["logits"], inputs, max(rows for rows, _ in scans.values()))
     for text in report["notes"]:
         listener(Note(text))
@@ -131,7 +131,7 @@ def _describe(name: str, heads: Heads, rows: int, lost: int) -> dict:
     }
 
 
-def _sample(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+def sample_rows(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """q (heads, a, d), k (kv_heads, b, d), float64, and their rows; None without queries."""
     if inputs.q is None:
         return None
@@ -155,7 +155,7 @@ def _floats(items: np.ndarray, dtype: str) -> np.ndarray:
     return (np.ascontiguousarray(items).view(np.float16) if dtype == "f2" else items).astype(np.float64)
 
 
-def _logits(q: np.ndarray, k: np.ndarray, q_rows: np.ndarray, k_rows: np.ndarray, scale: float, causal: bool) -> dict:
+def logit_spread(q: np.ndarray, k: np.ndarray, q_rows: np.ndarray, k_rows: np.ndarray, scale: float, causal: bool) -> dict:
     """Spread of the logits: per query head the median over rows of their standard deviation, and the extremes."""
     group = len(q) // len(k)
     seen = k_rows[None] <= q_rows[:, None] if causal else np.ones((len(q_rows), len(k_rows)), bool)

@@ -30,7 +30,9 @@ def sparse_of(sketching: Sketching, z: np.ndarray, n: int, k: int, reference: np
     return Sparse(*flat, reference, *_norms(flat, zero, rest, noise), zero)
 
 
-def _norms(flat: list[np.ndarray], zero: np.ndarray, rest: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _norms(
+    flat: list[np.ndarray], zero: np.ndarray, rest: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Estimates of what a column keeps without the entries found, and without its best ones. An entry above the noise
     errs by the noise; one below it is taken for noise altogether, so that its whole value is error."""
     _, columns, values, significant = flat
@@ -42,8 +44,8 @@ def _norms(flat: list[np.ndarray], zero: np.ndarray, rest: np.ndarray, noise: np
 
 
 def _above_noise(part: Recovered, noise: np.ndarray, n: int) -> np.ndarray:
-    """Which rows (j,) could not be the largest noise among n rows: by chance, that is about sqrt(2 ln n) times a column's
-    noise, and sqrt(c) times as much in norm over c columns, which may all be alike."""
+    """Which rows (j,) could not be the largest noise among n rows: by chance, that is about sqrt(2 ln n) times a
+    column's noise, and sqrt(c) times as much in norm over c columns, which may all be alike."""
     columns = part.values.shape[1]
     level = np.sqrt((noise**2).mean()) if part.column is None else noise[part.column]
     return np.linalg.norm(part.values, axis=1) > level * np.sqrt(columns) * (1 + np.sqrt(2 * log(max(n, 2))))

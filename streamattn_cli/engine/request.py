@@ -139,8 +139,8 @@ def resolve(request: AttendRequest, inputs: Inputs) -> Problem:
     causal = _causal(request, inputs, notes)
     scale = _scale(request.scale, inputs, k.dim, notes)
     method = request.method or ("poly" if request.sketches or request.eps else "nystrom")
-    if method not in METHODS:
-        raise UsageError(f"--method {method}: unknown; use one of {', '.join(METHODS)}")
+    if method not in (*METHODS, "auto"):
+        raise UsageError(f"--method {method}: unknown; use one of {', '.join(METHODS)}, auto")
     if not request.method:
         notes.append(f"--method {method} is the default; inspect tells whether poly suits this input")
     _check_streams(method, causal, q, k, v)
@@ -153,6 +153,12 @@ def resolve(request: AttendRequest, inputs: Inputs) -> Problem:
         )
     precision = "f8" if "f8" in (h.tensor.dtype for h in (q, k, v)) else "f4"
     head = HeadParams(k.dim, v.dim, scale, precision, storage=_storage(k.tensor.dtype, v.tensor.dtype, precision))
+    if method == "auto":
+        from streamattn_cli.engine.choose import decided  # which builds on this module
+
+        request, why = decided(request, inputs, head, causal)
+        notes.append(why)
+        method = request.method
     params = None if method == "exact" else head_params(request, method, head, causal, k.rows)
     if params and method in ("nystrom", "window", *KEEPERS) and k.rows is not None and _all_fit(request, k.rows):
         params = replace(head, sinks=0, window=k.rows, group=8)

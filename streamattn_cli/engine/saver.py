@@ -144,14 +144,20 @@ def stack_heads(states: list[dict[str, np.ndarray]], prefix: str) -> State:
     return {f"{prefix}.{name}": [state[name] for state in states] for name in states[0]}
 
 
-def unstack_heads(state: Mapping[str, np.ndarray], states: list[dict[str, np.ndarray]], prefix: str, name: str) -> None:
+def unstack_heads(state: State, states: list[dict[str, np.ndarray]], prefix: str, name: str) -> None:
     """Copy what `stack_heads` saved back into the arrays of all heads; exit 8 where a shape is another one."""
     for at, head in enumerate(states):
         for key, array in head.items():
             saved = state.get(f"{prefix}.{key}")
-            if saved is None or saved.shape != (len(states), *array.shape) or saved.dtype != array.dtype:
-                found = "nothing" if saved is None else f"{saved.dtype} {saved.shape}"
-                raise CheckpointIncompatible(
-                    f"{name}: {found} found for {prefix}.{key}, expected {array.dtype} {(len(states), *array.shape)}"
-                )
+            found = "nothing" if saved is None else _form(saved)
+            expected = f"{array.dtype} {(len(states), *array.shape)}"
+            if found != expected:
+                raise CheckpointIncompatible(f"{name}: {found} found for {prefix}.{key}, expected {expected}")
             array[...] = saved[at]
+
+
+def _form(saved: np.ndarray | list[np.ndarray]) -> str:
+    """Dtype and shape of an array, or of arrays of one shape as if they were stacked."""
+    if isinstance(saved, list):
+        return f"{saved[0].dtype} {(len(saved), *saved[0].shape)}"
+    return f"{saved.dtype} {saved.shape}"

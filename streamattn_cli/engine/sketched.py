@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.events import Audit, Note
 from streamattn_cli.engine.firstrows import first_rows
 from streamattn_cli.engine.lanes import Lane
 from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.recovery import Entries, exact_norms, sparse_of
+from streamattn_cli.engine.run import Run
 from streamattn_cli.errors import CannotMeet, InputMalformed
 from streamattn_cli.rows.readahead import Block
 from streamattn_cli.rows.topk import BestRows, Sparse
@@ -73,7 +73,9 @@ class SketchedRun(Run):
             if self.sketches:
                 for name in ("mu", "radius"):
                     self.sketches[lane.index].state["history." + name][:] = self.heads[lane.index].state[name]
-            self.watch.listener(Note(f"head {lane.index}: the polynomial alone errs by about {error:.2g} on the first rows"))
+            self.watch.listener(
+                Note(f"head {lane.index}: the polynomial alone errs by about {error:.2g} on the first rows")
+            )
 
     def _absorb_parts(self, step: str) -> None:
         """A pass over one of k, v and q, or over k and v that come in the same rows of a pipe."""
@@ -115,7 +117,9 @@ class SketchedRun(Run):
             self.moments.append(head.moments())
             error = head.psi_error(self.moments[-1], work, self._output_size(head, self.moments[-1]))
             require_psi(error, self.sketching.params, p.request.max_error)
-            self.watch.listener(Note(f"head {len(self.moments) - 1}: Psi alone errs by about {error:.2g} of the outputs"))
+            self.watch.listener(
+                Note(f"head {len(self.moments) - 1}: Psi alone errs by about {error:.2g} of the outputs")
+            )
 
     def _output_size(self, head: SketchedHead, moments: np.ndarray) -> float | None:
         """The mean squared norm of a row of outputs, which Phi tells also where few rows are heavy."""
@@ -141,7 +145,9 @@ class SketchedRun(Run):
                 self.heads[lane.index].answer(queries, block.start + a, moments, out, work, bounded)
                 lane.put(out, answers, a, b, work)
 
-            self.workers.run(step_task, [(lane, a, b) for lane in self.lanes for a, b in lane.steps(block.start, block.rows)])
+            self.workers.run(
+                step_task, [(lane, a, b) for lane in self.lanes for a, b in lane.steps(block.start, block.rows)]
+            )
             use(block.start, answers, q)
 
         p = self.problem
@@ -183,18 +189,22 @@ class SketchedRun(Run):
                 self.auditor.hear(start, answers)
 
         self._answer(compare, "audit of recovery")
-        writer.results = [exact_norms(s, taken, best, head) for head, (s, taken) in enumerate(zip(results, held, strict=True))]
+        writer.results = [
+            exact_norms(s, taken, best, head) for head, (s, taken) in enumerate(zip(results, held, strict=True))
+        ]
         writer.measured = True
 
     def _tell(self, results: list[Sparse]) -> None:
         """Say so where the sketch is too small, or the outputs too flat, for what was asked."""
-        found, sure = (sum(int(x) for x in each) for each in zip(*((len(s.rows), s.significant.sum()) for s in results)))
+        found = sum(len(sparse.rows) for sparse in results)
+        sure = sum(int(sparse.significant.sum()) for sparse in results)
         if sure < found:
             self.watch.listener(
                 Note(
-                    f"only {sure} of {found} entries stand above the noise of Phi ({self.sketching.params.phi.counters} counters), the "
-                    "others may be noise: outputs without heavy rows are served as well by nothing at all (T = 0), or try "
-                    "--deviation; heavy rows that are there need a larger --m2"
+                    f"only {sure} of {found} entries stand above the noise of Phi "
+                    f"({self.sketching.params.phi.counters} counters), the others may be noise: outputs without heavy "
+                    "rows are served as well by nothing at all (T = 0), or try --deviation; heavy rows that are "
+                    "there need a larger --m2"
                 )
             )
 

@@ -17,7 +17,7 @@ from streamattn_cli.engine.events import Finished, Listener, Note, Outcome, Star
 from streamattn_cli.engine.meter import Meter, available_memory
 from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
-from streamattn_cli.engine.request import AttendRequest, Problem, resolve
+from streamattn_cli.engine.request import DEFAULT_ROWS, AttendRequest, Problem, resolve
 from streamattn_cli.engine.resume import Saved, continued, find_saved, make_saver
 from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.saver import Saver, check_schema, describe
@@ -190,6 +190,8 @@ def _absorb(run: Run, before: SketchFile | None, saved: Saved | None, saver: Sav
 
 def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | None) -> Problem:
     """The problem of a sketch: full attention whose queries are unknown, or known only as a sample."""
+    if request.method == "auto":  # which takes exact attention only where no budget was given
+        request = replace(request, resident_rows=request.resident_rows or DEFAULT_ROWS)
     q = inputs.q or absent(len(inputs.k), inputs.k.dim, inputs.k.tensor.dtype)
     problem = resolve(replace(request, causal=False), replace(inputs, q=q))
     if problem.params is None:
@@ -209,7 +211,10 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
             f"{inputs.k.tensor.name}: {here[0]} key heads of dim {here[1]} and value dim {here[2]} found, "
             f"{before.name} has {there[0]} of {there[1]} and {there[2]}"
         )
-    return replace(problem, params=before.params, scale=before.params.scale, method=before.facts["method"], notes=notes)
+    return replace(
+        problem, params=before.params, scale=before.params.scale, method=before.facts["method"],
+        precision=before.params.dtype, notes=notes,
+    )  # fmt: skip
 
 
 def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) -> Problem:

@@ -1,6 +1,7 @@
 """Which of the source paper's sketches a run uses, in which order rows come, and how large the sketches are.
 
-Orders are words of k, q and v, such as kqv. D_i = u_i . prod needs all keys before the first query, whatever is sketched.
+Orders are words of k, q and v, such as kqv. D_i = u_i . prod needs all keys before the first query, whatever is
+sketched.
     exact  kvq   k and v together: exact accumulators U2^T V
     psi    kvq, vkq   k and v apart, at different times: joined by Psi; rows are written as queries pass
     phi    kqv, kvq   k, then q, then v beside a second reading of k: exact accumulators, outputs recovered from Phi T
@@ -33,14 +34,14 @@ from streamattn_cli.sketches.sketched import SketchParams
 ORDERS = {"exact": ("kvq",), "psi": ("kvq", "vkq"), "phi": ("kqv", "kvq"), "paper": ("kqv", "kvq", "vkq")}
 DECODERS = ("scan", "peel")
 USUAL_M1 = 4096
-USUAL_EPS = 0.1  # of the recovery ratio, where no --eps asks for another
 UNKNOWN_ROWS = 1 << 22  # what sketches are sized for when a pipe does not say how many queries come
 UNKNOWN_BITS = 40
 
 
 @dataclass(frozen=True)
 class Sketching:
-    """The sketches of a run. `heaps`: the best k are kept exactly while rows are produced, so that Phi is not needed."""
+    """The sketches of a run. `heaps`: the best k are kept exactly while rows are produced, so that Phi is not
+    needed."""
 
     kind: str  # psi, phi or paper
     order: str
@@ -91,7 +92,9 @@ def with_sketches(problem: Problem) -> Problem:
     if request.checkpoint and (kind != "exact" or request.top_k):
         raise UsageError("--checkpoint cannot hold sketches or --top-k heaps yet; leave it away")
     if kind == "exact" and request.eps is None and request.order in (None, "kvq"):
-        _only(request.m1 is None and request.m2 is None, "--m1 and --m2 size the sketches of --sketches psi, phi or paper")
+        _only(
+            request.m1 is None and request.m2 is None, "--m1 and --m2 size the sketches of --sketches psi, phi or paper"
+        )
         return problem
     _check_order(problem, kind, order)
     _only(problem.method == "poly", "--sketches and --eps belong to --method poly")
@@ -132,28 +135,33 @@ def _check_top_k(problem: Problem, kind: str) -> None:
 
 def _check_order(problem: Problem, kind: str, order: str) -> None:
     """Refuse what cannot work, with the reason."""
-    _only(sorted(order) == ["k", "q", "v"], f"--order {order}: write k, q and v in the order in which they come, such as kqv")
+    _only(
+        sorted(order) == ["k", "q", "v"],
+        f"--order {order}: write k, q and v in the order in which they come, such as kqv",
+    )
     if order.index("q") < order.index("k"):
         raise CannotMeet(
-            f"--order {order}: queries cannot pass before all keys have: the normaliser D of a query is not known until then. "
-            "Let the keys come first"
+            f"--order {order}: queries cannot pass before all keys have: the normaliser D of a query is not known "
+            "until then. Let the keys come first"
         )
     if problem.causal and kind != "exact":
         raise CannotMeet(
-            f"--sketches {kind} with --causal: D and the sums behind a row would change with every row, and a sketch holds only "
-            "their end. Use --full, or --sketches exact"
+            f"--sketches {kind} with --causal: D and the sums behind a row would change with every row, and a sketch "
+            "holds only their end. Use --full, or --sketches exact"
         )
     if order not in ORDERS[kind]:
         why = {
-            "exact": "exact accumulators U2^T V need every value beside its key. Use --sketches psi where v comes before k, "
-            "phi where k can be read twice, or paper",
+            "exact": "exact accumulators U2^T V need every value beside its key. Use --sketches psi where v comes "
+            "before k, phi where k can be read twice, or paper",
             "psi": "rows are written as queries pass, and that needs the values. Use --sketches paper with --top-k",
             "phi": "the values are joined with a second reading of the keys. Use --sketches psi or paper",
         }[kind]
         raise CannotMeet(f"--sketches {kind} with --order {order}: {why}")
     k, v = problem.k.tensor, problem.v.tensor
     if k is v and not k.seekable and "kv" not in order:
-        raise CannotMeet(f"{k.name}: k and v come in the same rows of a pipe, not in the order {order}; use --order kvq")
+        raise CannotMeet(
+            f"{k.name}: k and v come in the same rows of a pipe, not in the order {order}; use --order kvq"
+        )
     if kind == "phi" and not k.seekable:
         raise CannotMeet(f"{k.name}: --sketches phi reads the keys twice, and a pipe passes once; use --sketches paper")
 
@@ -165,15 +173,17 @@ def _check_request(problem: Problem, kind: str) -> None:
     _only(r.decoder in DECODERS, f"--decoder {r.decoder}: use {' or '.join(DECODERS)}")
     if kind == "exact":
         return
-    _only(not (r.sinks or r.window), f"--sinks and --window need k and v together, and --sketches {kind} takes them apart")
+    _only(
+        not (r.sinks or r.window), f"--sinks and --window need k and v together, and --sketches {kind} takes them apart"
+    )
     _only(r.m1 is None or kind != "phi", "--m1 sizes Psi, and --sketches phi has none: use --m2")
     _only(r.m2 is None or kind != "psi", "--m2 sizes Phi, and --sketches psi has none: use --m1")
     for option, size in (("--m1", r.m1), ("--m2", r.m2)):
         _only(size is None or 1 <= size < 1 << 31, f"{option} {size}: choose between 1 and 2^31")
     if r.nan_policy == "drop":
         raise CannotMeet(
-            f"--nan-policy drop with --sketches {kind}: a row dropped from v would still count in prod through its key, which "
-            "came by on its own. Mend the input, or use --sketches exact"
+            f"--nan-policy drop with --sketches {kind}: a row dropped from v would still count in prod through its "
+            "key, which came by on its own. Mend the input, or use --sketches exact"
         )
 
 
@@ -183,10 +193,11 @@ def _phi(problem: Problem, poly: PolyParams, kind: str) -> ScanSketch | PeelSket
     bits = UNKNOWN_BITS if rows is None else max(1, ceil(log2(max(rows, 2))))
     joint = not r.per_column and problem.v.dim > 1
     least = least_counters(r.decoder, joint, r.top_k, bits)
-    m2 = r.m2 or usual_counters(r.decoder, joint, r.top_k, rows or UNKNOWN_ROWS, bits, r.eps or USUAL_EPS)
+    m2 = r.m2 or usual_counters(r.decoder, joint, r.top_k, rows or UNKNOWN_ROWS, bits, r.eps)
     if m2 < least:
         raise CannotMeet(
-            f"--m2 {m2} counters are too few to decode {r.top_k} entries from (--decoder {r.decoder}); give at least {least}"
+            f"--m2 {m2} counters are too few to decode {r.top_k} entries from (--decoder {r.decoder}); give at "
+            f"least {least}"
         )
     if r.decoder == "peel":
         return peel_sketch(m2, r.top_k, bits, r.seed)
@@ -197,20 +208,22 @@ def _degree(problem: Problem, order: str) -> tuple[int, float]:
     """The least degree whose error on the first rows stays below --eps; and n / n_eff there."""
     eps, request = problem.request.eps, problem.request
     values = "v" in order.split("q")[0] or problem.v.tensor.seekable
-    degree, spread = 1, 1.0
+    least, spread = 1, 1.0
     for _, k, c, q in first_rows(problem, values):
-        for degree in range(degree, MAX_DEGREE + 2):
+        for degree in range(least, MAX_DEGREE + 2):
             if degree > MAX_DEGREE:
                 raise CannotMeet(
-                    f"--eps {eps:g}: the logits of {problem.k.tensor.name} reach so far that a polynomial of degree {MAX_DEGREE} "
-                    "(more is beyond float64) still errs by more. Use --method nystrom or exact, or a smaller --scale"
+                    f"--eps {eps:g}: the logits of {problem.k.tensor.name} reach so far that a polynomial of degree "
+                    f"{MAX_DEGREE} (more is beyond float64) still errs by more. Use --method nystrom or exact, or a "
+                    "smaller --scale"
                 )
             params = PolyParams(degree, request.polynomial, request.beta, float("inf"))
             state = {"mu": np.zeros(problem.k.dim), "radius": np.zeros(2)}
             history = PolyHistory(params, problem.k.dim, c.shape[1] - 1, problem.scale, "f8", state)
             if history.calibrate(k, c, q) <= eps / 2:  # the first rows are a sample: others may be twice as hard
+                least = degree
                 break
         logits = problem.scale * q[:: max(1, len(q) // 64)].astype(np.float64) @ k.astype(np.float64).T
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         spread = max(spread, float((len(k) * (shares**2).sum(axis=1) / shares.sum(axis=1) ** 2).mean()))
-    return degree, spread
+    return least, spread

@@ -1,5 +1,5 @@
-"""What sketches cost, and from how many rows on they pay: against the rows they replace, against storing the output, and
-against exact accumulators."""
+"""What sketches cost, and from how many rows on they pay: against the rows they replace, against storing the output,
+and against exact accumulators."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def sketch_notes(problem: Problem) -> list[str]:
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in a["bytes"].items())
     notes = [
         f"sketches take {total} ({parts}) at any number of rows: as much as the keys and values of "
-        f"{format_count(even['keys_and_values'])} rows, or as the output of {format_count(even['output'])} rows (break-even)"
+        f"{format_count(even['keys_and_values'])} rows, or as the output of {format_count(even['output'])} rows "
+        f"(break-even)"
     ]
     rows = problem.k.rows
     if rows is not None and rows < even["keys_and_values"]:
@@ -84,7 +85,8 @@ def sketch_notes(problem: Problem) -> list[str]:
     if problem.sketches.params.m1:
         times = sum(a["bytes"][name] for name in ("sk_k", "sk_v", "prod")) / a["exact_accumulator_bytes"]
         notes.append(
-            f"exact accumulators would take {format_bytes(a['exact_accumulator_bytes'])}, Psi takes {times:.3g} times that at any "
+            f"exact accumulators would take {format_bytes(a['exact_accumulator_bytes'])}, Psi takes {times:.3g} "
+            f"times that at any "
             "number of rows: it earns its memory only where k and v cannot be read together"
         )
     if "heap_bytes" in a:

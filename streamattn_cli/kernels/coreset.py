@@ -30,8 +30,9 @@ def priorities(seed, first, out):
 def walk(gram, gamma, chance, keep):
     """Self-balancing walk over the pairs (0, 1), (2, 3), ...: keep (n,) bool of the survivors, one of each pair.
 
-    gram (n, n): inner products of the rows' features. With x_p the difference of a pair's features and w the signed sum
-    of those before it, + is chosen with probability 1/2 - gamma <w, x_p> / max |x|^2; chance (pairs,) in [0, 1) decides.
+    gram (n, n): inner products of the rows' features. With x_p the difference of a pair's features and w the signed
+    sum of those before it, + is chosen with probability 1/2 - gamma <w, x_p> / max |x|^2; chance (pairs,) in
+    [0, 1) decides.
     """
     pairs = gram.shape[0] // 2
     largest = 1e-300

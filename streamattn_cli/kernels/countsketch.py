@@ -160,7 +160,8 @@ def scan(table, signed, keys, first, stop, scores, rows):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def medians(z, target, sign, out):
-    """out (n, c) = the median over the tables of a row's counters, with its signs; z (counters, c), target, sign (n, tables)."""
+    """out (n, c) = the median over the tables of a row's counters, with its signs; z (counters, c), target, sign (n,
+    tables)."""
     tables = target.shape[1]
     seen = np.empty(tables)
     for i in range(out.shape[0]):
@@ -172,7 +173,8 @@ def medians(z, target, sign, out):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def add_moments(rows, sums, bounds):
-    """sums (2, w) += the sums of rows (n, w) and of their squares; bounds (2, w) become their least and largest items."""
+    """sums (2, w) += the sums of rows (n, w) and of their squares; bounds (2, w) become their least and largest
+    items."""
     for r in range(rows.shape[0]):
         for j in range(rows.shape[1]):
             x = np.float64(rows[r, j])

@@ -7,7 +7,7 @@ import textwrap
 from typing import TextIO
 
 from streamattn_cli.report.braille import Axis, Point, scatter
-from streamattn_cli.report.outcome import facts_text
+from streamattn_cli.report.outcome import facts_text, interval_text
 from streamattn_cli.report.table import plain_lines
 from streamattn_cli.report.terminal import columns
 from streamattn_cli.units import format_bytes, format_count, format_duration
@@ -67,16 +67,9 @@ def _cells(letter: str, trial: dict) -> tuple[str, ...]:
     e = trial["audit"]["method"]
     return (
         letter, trial["label"] + _degree(trial), format_bytes(trial["resident_bytes"]),
-        f"{trial['params'].get('resident_rows', 0):.0f}", f"{e['error']:.3g}", interval(e), f"{e['p95_row']:.3g}",
+        f"{trial['params'].get('resident_rows', 0):.0f}", f"{e['error']:.3g}", interval_text(e["low"], e["high"]), f"{e['p95_row']:.3g}",
         format_count(trial["rows"] / max(trial["seconds"], 1e-9)), format_bytes(trial["peak"]), ", ".join(trial["front"]),
     )  # fmt: skip
-
-
-def interval(estimate: dict) -> str:
-    """'0.012 to 0.018', or that it is not known."""
-    if estimate["high"] is None or estimate["high"] == float("inf"):
-        return "unknown"
-    return f"{estimate['low']:.3g} to {estimate['high']:.3g}"
 
 
 def _degree(trial: dict) -> str:

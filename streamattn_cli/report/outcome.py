@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import suppress
 from typing import TextIO
@@ -11,6 +12,7 @@ from streamattn_cli.report.table import Rows, print_rows
 from streamattn_cli.units import format_bytes, format_count, format_duration
 
 MEMORY_WORDS = ("allowed", "reserved", "projected", "peak")
+WORST = 3  # rows named
 SHOWN_FACTS = ("method", "mode", "params", "scale", "shapes", "seed", "threads")
 
 
@@ -91,11 +93,27 @@ def _errors(audit: Audit | None, reason: str | None) -> Rows:
     return [
         ("error", f"{_estimate(audit.method)} ({audit.rows} rows audited)"),
         ("trivial", f"{_estimate(audit.trivial)} (the same for the mean of the values)"),
+        ("heads", _heads(audit.heads)),
+        ("worst", ", ".join(f"row {w.row} head {w.head} {w.error:.3g}" for w in audit.worst[:WORST] if w.error)),
     ]
+
+
+def _heads(heads: tuple[ErrorEstimate, ...]) -> str:
+    """The best and the worst query head, where there are several."""
+    if len(heads) < 2:
+        return ""
+    order = sorted(range(len(heads)), key=lambda i: heads[i].error)
+    shown = [f"{heads[i].error:.3g} (head {i})" for i in (order[0], order[-1])]
+    return f"{shown[0]} to {shown[1]}, median {heads[order[len(order) // 2]].error:.3g}"
 
 
 def _estimate(estimate: ErrorEstimate) -> str:
     return (
-        f"{estimate.error:.3g}, 95% interval {estimate.low:.3g} to {estimate.high:.3g};"
+        f"{estimate.error:.3g}, 95% interval {interval_text(estimate.low, estimate.high)};"
         f" row median {estimate.median_row:.3g}, p95 {estimate.p95_row:.3g}"
     )
+
+
+def interval_text(low: float, high: float | None) -> str:
+    """'0.012 to 0.018', or that so few rows say nothing about it (JSON has null for infinity)."""
+    return "unknown, too few rows" if high is None or math.isinf(high) else f"{low:.3g} to {high:.3g}"

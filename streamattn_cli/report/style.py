@@ -18,11 +18,12 @@ p{margin:.5rem 0;max-width:46rem}.dim{color:var(--dim)}.warn{color:var(--warn)}
 .key div{background:var(--card);border:1px solid var(--rule);border-radius:6px;padding:.7rem .9rem}
 .key dt{color:var(--dim);font-size:.875rem}.key dd{margin:0;font-size:1.5rem;font-weight:600;line-height:1.25}
 .key dd small{display:block;font-size:.875rem;font-weight:400;color:var(--dim)}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1rem}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1rem;align-items:start}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:6px;padding:.75rem}
 figcaption{font-size:.9375rem;font-weight:600;margin-bottom:.4rem}
 figcaption span{display:block;font-weight:400;color:var(--dim);font-size:.875rem}
 svg{display:block;width:100%;height:auto;font:12px system-ui,-apple-system,"Segoe UI",sans-serif}
+@media (max-width:30rem){svg{font-size:14px}}
 .tick,.name,.note{fill:var(--dim)}.grid{stroke:var(--rule);stroke-width:1}.line{fill:none;stroke:var(--mark);stroke-width:2}
 .under{fill:var(--soft);opacity:.5}.mark{stroke:var(--dim);stroke-width:1.5;stroke-dasharray:5 4}
 .span{stroke:var(--mark);stroke-width:2;opacity:.55}.dot{fill:var(--mark)}.front{fill:none;stroke:var(--mark);stroke-width:2}

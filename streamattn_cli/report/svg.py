@@ -135,7 +135,7 @@ def heat_map(
     """values[line][piece] as shades on a logarithmic scale from the least to the greatest; None and 0 stay empty."""
     known = [v for line in values for v in line if v]
     low, high = min(known), max(known)
-    step = max(6, min(22, 320 // len(values)))
+    step = max(6, min(22, 640 // len(values)))
     wide = (WIDE - RIGHT - LEFT) / len(values[0])
     body = []
     for i, line in enumerate(values):

@@ -23,7 +23,9 @@ class TopKWriter:
     never produced, `results` is set instead: one Sparse per query head, with `by` naming who found them."""
 
     def __init__(self, path: str, k: int, heads: int, dim: int, deviation: bool, heaps: bool = True):
-        if os.path.splitext(path)[1].lower() not in (".h5", ".hdf5") or (os.path.exists(path) and not os.path.isfile(path)):
+        if os.path.splitext(path)[1].lower() not in (".h5", ".hdf5") or (
+            os.path.exists(path) and not os.path.isfile(path)
+        ):
             raise UsageError(f"{path}: --top-k writes sparse columns as HDF5; give -o FILE.h5")
         self.name = path
         self.rows_written = 0
@@ -45,7 +47,9 @@ class TopKWriter:
         """All rows have been seen: what was kept, and how it compares with keeping nothing (JSON-able). Raises
         UsageError when there are fewer than k."""
         if self.k > self.rows_written:
-            raise UsageError(f"--top-k {self.k}: there are only {self.rows_written} query rows; choose at most that many")
+            raise UsageError(
+                f"--top-k {self.k}: there are only {self.rows_written} query rows; choose at most that many"
+            )
         if not self.results:
             self.results = [self._best.head(head) for head in range(self._heads)]
         recovery = np.concatenate([ratio(s.rest, s.best) for s in self.results])

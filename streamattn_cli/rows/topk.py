@@ -11,8 +11,8 @@ from streamattn_cli.kernels import topk as kernel
 
 @dataclass(frozen=True)
 class Sparse:
-    """Entries of the columns of one head: rows (j,) int64, columns (j,) int32, values (j,) float64, significant (j,) bool
-    (above the noise of the sketch they were read from; always, where they are exact); by column, then by row.
+    """Entries of the columns of one head: rows (j,) int64, columns (j,) int32, values (j,) float64, significant (j,)
+    bool (above the noise of the sketch they were read from; always, where they are exact); by column, then by row.
 
     With a reference (dv,) the values are differences from it. rest, best, zero (dv,): norms of a column less these
     entries, less its own best k, and of the whole column (all less the reference).

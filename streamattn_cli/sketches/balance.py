@@ -15,9 +15,13 @@ from streamattn_cli.sketches.bank import Bank, bank_spec, live
 from streamattn_cli.sketches.levels import LEVELS, interleave, level_of, level_to_halve, segment
 from streamattn_cli.sketches.partial import Partial
 
+
 @dataclass(frozen=True)
 class BalanceParams:
-    """How many rows are kept; gamma, how strongly the coin leans; a factor of the kernel's exponent; the seed of the coin."""
+    """How many rows are kept; gamma, how strongly the coin leans, and its seed; `sharpness` of the kernel's exponent.
+
+    Other gammas and exponents make little difference on real heads.
+    """
 
     rows: int
     gamma: float = 100.0
@@ -128,7 +132,8 @@ class BalanceHistory:
         values = v @ v.T
         gram *= values + (values.diagonal().mean() or 1.0)
         hashes, chance = np.empty((b - a) // 2, np.uint64), np.empty((b - a) // 2)
-        kernel.priorities(np.uint64(self.params.seed), np.uint64(self.state["halvings"][0] << 32), hashes)
+        with np.errstate(over="ignore"):  # unsigned products wrap around on purpose
+            kernel.priorities(np.uint64(self.params.seed), np.uint64(self.state["halvings"][0] << 32), hashes)
         kernel.uniform(hashes, chance)
         keep = np.zeros(b - a, bool)
         kernel.walk(gram, self.params.gamma, chance, keep)

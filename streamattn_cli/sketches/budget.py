@@ -96,8 +96,8 @@ def keeper_params(
     if kept < group:
         least = -(-(fixed + group * (one - fixed)) // row_bytes(params))
         raise UsageError(
-            f"{max(kept, 0)} rows are left of --resident-rows {rows} for {method} beside {params.sinks} sinks, a window "
-            f"of {params.window} and a buffer of {group}; give --resident-rows {least} or more, or a smaller --window "
+            f"{max(kept, 0)} rows are left of --resident-rows {rows} for {method} beside {params.sinks} sinks, a "
+            f"window of {params.window} and a buffer of {group}; give --resident-rows {least} or more, or a smaller --window "
             "or --buffer"
         )
     return replace(params, history=history(int(kept)))

@@ -9,7 +9,7 @@ heavy by its norm over all of them), or each on its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, log, pi
+from math import ceil, comb, log, pi
 
 import numpy as np
 
@@ -79,7 +79,8 @@ class ScanSketch:
 
 @dataclass(frozen=True)
 class PeelSketch:
-    """3 bit-test tables of `buckets` buckets of 1 + bits counters, and 5 tables of `estimate_buckets` for the values."""
+    """3 bit-test tables of `buckets` buckets of 1 + bits counters, and 5 tables of `estimate_buckets` for the
+    values."""
 
     buckets: int
     bits: int
@@ -205,19 +206,22 @@ def least_counters(decoder: str, joint: bool, k: int, bits: int) -> int:
     return (5 if joint else 9) * 2 * k
 
 
-def usual_counters(decoder: str, joint: bool, k: int, n: int, bits: int, eps1: float) -> int:
-    """Counters for a recovery ratio of about 1 + eps1 on n rows.
+def usual_counters(decoder: str, joint: bool, k: int, n: int, bits: int, eps1: float | None) -> int:
+    """Counters for a recovery ratio of 1 + eps1 on n rows with probability 0.99; eps1 None: about 1.1, and a few wrong
+    rows may be among the k.
 
     With R tables of B counters a value errs by pi / (2 R B) of the tail's square. In the worst case (a flat tail) all k
     places go to rows whose errors are the largest of n, 2 ln n times that: half the sum is the excess of the ratio.
-    And rows that share most of their buckets with heavy ones must stay few among n.
+    A row that meets heavy ones, all of one sign, in most of its tables is taken for heavy:
+    n C(R, r) (k / B)^r 2^(1 - r) such rows are expected, r = (R + 1) / 2, and 0.01 are allowed (eps1 None: k of them).
     """
-    values = ceil(k * log(n) * pi / (2 * eps1))
+    values = ceil(k * log(n) * pi / (2 * (eps1 or 0.1)))
     if decoder == "peel":
         return PeelSketch.tables * 4 * k * (1 + bits) + max(values, PeelSketch.estimate_tables * 8 * k)
-    if joint:
-        return max(values, 5 * ceil(k * (10 * n / k) ** (1 / 3)))
-    return max(values, 9 * ceil(k * (800 * n) ** (1 / 5)))
+    tables = 5 if joint else 9
+    most = (tables + 1) // 2
+    allowed = k if eps1 is None else 0.01
+    return max(values, tables * ceil(k * (n * comb(tables, most) * 2 ** (1 - most) / allowed) ** (1 / most)))
 
 
 def _best(sketch: ScanSketch, z: np.ndarray, rows: np.ndarray, k: int, column: int | None) -> Recovered:

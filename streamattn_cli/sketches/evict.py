@@ -1,8 +1,8 @@
 """`evict`: keep the rows that attention has dwelt on, forget the others (H2O; methods.md 4).
 
-Causal: every row carries the attention mass that it received, exponentially forgotten; when a group of new rows needs
-room, the rows of the least mass go, the `recent` newest ones excepted. Full: no query has passed while keys do, and a few
-queries known beforehand (probes) say instead which rows matter; without any, the newest rows stay.
+Causal: every row carries the attention mass that it received, exponentially forgotten; when a group of new rows
+needs room, the rows of the least mass go, the `recent` newest ones excepted. Full: no query has passed while keys do,
+and a few queries known beforehand (probes) say instead which rows matter; without any, the newest rows stay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streamattn_cli.sketches.partial import Partial
 
 @dataclass(frozen=True)
 class EvictParams:
-    """How many rows are kept, how many newest ones of them in any case, and how fast attention is forgotten (in rows)."""
+    """How many rows are kept, how many newest ones in any case, and how fast attention is forgotten (in rows)."""
 
     rows: int
     recent: int
@@ -121,7 +121,7 @@ class EvictHistory:
         return np.zeros(self.value_dim)
 
     def _evict(self, count: int, over: int) -> int:
-        """Drop the `over` rows of the least mass that are not recent (of equal ones the oldest); returns how many stay."""
+        """Drop the `over` rows of the least mass that are not recent, the oldest of equal ones; returns how many stay."""
         s = self.state
         held = Bank(self.bank.rows[:count], self.bank.dim, self.bank.storage)
         stay = self._stay(held, s["mass"][:count], over, self.params.recent - over)  # as many are about to come

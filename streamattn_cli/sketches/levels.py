@@ -1,7 +1,8 @@
 """Merge-and-reduce in a fixed number of rows: what `balance` and `wildcat` share.
 
-Rows of level l stand for 2^l rows each. New rows are of level 0, and when there is no room, the lowest level that has an
-eighth of all places (or else the fullest) is halved into the next. Levels lie one after the other, the highest first.
+Rows of level l stand for 2^l rows each. New rows are of level 0, and when there is no room, the lowest level that has
+an eighth of all places (or else the fullest) is halved into the next. Levels lie one after the other,
+the highest first.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def level_of(counts: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(LEVELS)[::-1], counts[::-1])
 
 
-def interleave(mine: list[np.ndarray], counts: np.ndarray, theirs: list[np.ndarray], their_counts: np.ndarray) -> list[np.ndarray]:
+def interleave(
+    mine: list[np.ndarray], counts: np.ndarray, theirs: list[np.ndarray], their_counts: np.ndarray
+) -> list[np.ndarray]:
     """The rows of two sets of levels as one: arrays (rows, ...) of each set, level by level."""
     order = np.argsort(-np.concatenate([level_of(counts), level_of(their_counts)]), kind="stable")
     a, b = int(counts.sum()), int(their_counts.sum())

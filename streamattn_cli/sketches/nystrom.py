@@ -20,7 +20,8 @@ from streamattn_cli.sketches.querymodel import QueryModel
 from streamattn_cli.sketches.rowstore import HOLDER, get, put
 
 CENTRE_ROWS = 64  # int8 keys are relative to the mean of the first rows that come
-MERGE_ROWS = 1024  # atoms of each side that are compressed together when two histories are merged
+MERGE_ROWS = 64  # another history's atoms come in so many at a time (larger portions: 10% more error),
+MERGE_ACTIVE = 1024  # and are compressed with so many of ours
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class NystromHistory:
         k, c = other._atoms()
         for first in range(0, b, MERGE_ROWS):
             part = slice(first, first + MERGE_ROWS)
-            self._insert(k[part], c[part], MERGE_ROWS)
+            self._insert(k[part], c[part], MERGE_ACTIVE)
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""

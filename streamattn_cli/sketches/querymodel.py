@@ -51,7 +51,8 @@ class QueryModel:
             return
         step = theirs["query.mean"].astype(np.float64) - s["query.mean"]
         covariance = (old * self._covariance() + new * other._covariance()) / (old + new)
-        self._set(old + new, step * (new / (old + new)), covariance + (old * new / (old + new) ** 2) * np.outer(step, step))
+        covariance += (old * new / (old + new) ** 2) * np.outer(step, step)
+        self._set(old + new, step * (new / (old + new)), covariance)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean (d,) and regularised covariance (d, d), float64. Without any query: the unit Gaussian."""

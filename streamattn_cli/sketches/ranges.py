@@ -43,8 +43,8 @@ def _store(ranges: np.ndarray, found: list[tuple[int, int]], what: str) -> None:
     for a, b in sorted(found):
         if joined and a < joined[-1][1]:
             raise CheckpointIncompatible(
-                f"{what}: rows {a} to {min(b, joined[-1][1])} have been absorbed already; a row counts once, so give every "
-                "shard rows of its own"
+                f"{what}: rows {a} to {min(b, joined[-1][1])} have been absorbed already; a row counts once, so give "
+                "every shard rows of its own"
             )
         if joined and a == joined[-1][1]:
             joined[-1] = (joined[-1][0], b)

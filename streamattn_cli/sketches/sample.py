@@ -67,7 +67,8 @@ class SampleHistory:
         """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""
         held = self.state["held"]
         priority = np.empty(len(k), np.uint64)
-        kernel.priorities(np.uint64(self.params.seed), np.uint64(held[2]), priority)
+        with np.errstate(over="ignore"):  # unsigned products wrap around on purpose
+            kernel.priorities(np.uint64(self.params.seed), np.uint64(held[2]), priority)
         held[2] += len(k)
         for i in np.flatnonzero(c[:, -1] != 0):
             held[1] += 1

@@ -123,7 +123,9 @@ class SketchedHead:
         s, t = self.state, self.table
         for a in range(0, len(k), TILE):
             n = min(TILE, len(k) - a)
-            s["clipped"][0] += kernel.centre(k[a : a + n], s["mu"], np.sqrt(self.params.scale), s["radius"][0], work["sk.x"])
+            s["clipped"][0] += kernel.centre(
+                k[a : a + n], s["mu"], np.sqrt(self.params.scale), s["radius"][0], work["sk.x"]
+            )
             work["sk.factor"][:, :n], work["sk.factor"][:, n:] = 1, 0
             work["sk.count"][:] = 0
             sketch = np.zeros((1, len(s["prod"])))
@@ -170,9 +172,9 @@ class SketchedHead:
         return np.column_stack([values, s["prod"]])
 
     def psi_error(self, moments: np.ndarray, work: dict, size: float | None = None) -> float:
-        """Psi's error relative to the outputs: rms(v) sqrt(n / (n_eff m1)), with n_eff as the probes have it, over the root
-        mean square of the outputs less that noise. size: the mean squared norm of an output, if it is known better than
-        from the probes."""
+        """Psi's error relative to the outputs: rms(v) sqrt(n / (n_eff m1)), with n_eff as the probes have it, over
+        the root mean square of the outputs less that noise. size: the mean squared norm of an output, if it is known
+        better than from the probes."""
         p, s = self.params, self.state
         out = np.empty((PROBES, p.value_dim))
         m, y = self._ask(s["probes"], 0, moments, work)
@@ -195,10 +197,14 @@ class SketchedHead:
 
     # --- queries
 
-    def answer(self, q: np.ndarray, start: int, moments: np.ndarray, out: np.ndarray, work: dict, bounded: bool) -> None:
+    def answer(
+        self, q: np.ndarray, start: int, moments: np.ndarray, out: np.ndarray, work: dict, bounded: bool
+    ) -> None:
         """Answer queries q (heads, n, d), global rows start.., into out (heads, n, dv); bounded: outputs are kept in
         the range of the values, as every method does (Phi cannot). A row with D <= 0 becomes 0."""
-        limits = self.state["value_range"] if bounded else np.array([[-np.inf], [np.inf]]).repeat(self.params.value_dim, 1)
+        limits = (
+            self.state["value_range"] if bounded else np.array([[-np.inf], [np.inf]]).repeat(self.params.value_dim, 1)
+        )
         nothing = np.zeros(self.params.value_dim)
         for head in range(len(q)):
             for a, b in _tiles(start, q.shape[1]):
@@ -255,7 +261,15 @@ class SketchedHead:
         t, at = self.table, start % TILE
         self._load(q, at, work)
         kernel.power_sums(
-            work["sk.x"], moments, t.multinomial, t.start, t.parent, t.var, work["sk.low"], work["sk.eight"], work["sk.sums"]
+            work["sk.x"],
+            moments,
+            t.multinomial,
+            t.start,
+            t.parent,
+            t.var,
+            work["sk.low"],
+            work["sk.eight"],
+            work["sk.sums"],
         )
         work["sk.m"][:] = self.params.scale * (work["sk.tile"] @ self.state["mu"])
         kernel.blend(work["sk.sums"], self.params.poly.polynomial == "taylor", work["sk.m"], work["sk.y"])
@@ -270,8 +284,8 @@ class SketchedHead:
         for shard, more in ((self, other), (other, self)):
             if self.params.phi and len(stretches(shard.state["query_rows"])) and len(stretches(more.state["key_rows"])):
                 raise CheckpointIncompatible(
-                    "queries were sketched before all keys were known, so their normaliser D is wrong: merge the shards of "
-                    "the keys first, and sketch the queries with the result"
+                    "queries were sketched before all keys were known, so their normaliser D is wrong: merge the "
+                    "shards of the keys first, and sketch the queries with the result"
                 )
         self._add(other, ("key_rows", "value_rows"), ("sk_k", "prod", "sk_v", "value_sums"))
         s, o = self.state, other.state
@@ -283,13 +297,17 @@ class SketchedHead:
         """Add the queries of another shard, sketched with the same keys. Raises as `merge` does."""
         self._check_alike(other)
         if not np.array_equal(self.state["prod"], other.state["prod"]):
-            raise CheckpointIncompatible("the shards sketched their queries with different keys; start both from the merged keys")
+            raise CheckpointIncompatible(
+                "the shards sketched their queries with different keys; start both from the merged keys"
+            )
         self._add(other, ("query_rows",), ("sk_q", "sum_q", "sk_one"))
 
     def _check_alike(self, other: SketchedHead) -> None:
         alike = all(np.array_equal(self.state[name], other.state[name]) for name in ("mu", "radius"))
         if self.params != other.params or not alike:
-            raise CheckpointIncompatible("the shards were made with other settings or another calibration; make them alike")
+            raise CheckpointIncompatible(
+                "the shards were made with other settings or another calibration; make them alike"
+            )
 
     def _add(self, other: SketchedHead, ranges: tuple[str, ...], sums: tuple[str, ...]) -> None:
         united = {name: self.state[name].copy() for name in ranges}
@@ -316,7 +334,8 @@ def require_psi(error: float, params: SketchParams, max_error: float) -> None:
     if not error <= max_error:
         enough = "far more" if not np.isfinite(error) else str(int(params.m1 * (error / max(max_error, 1e-9)) ** 2) + 1)
         raise CannotMeet(
-            f"--m1 {params.m1} is too small: Psi alone would err by about {error:.2g} of the outputs, more than the allowed "
-            f"{max_error:g} (its noise is rms(v) sqrt(n / (n_eff m1)), whatever averages away in the outputs). Use --m1 "
-            f"{enough}, --sketches exact where k and v come together, or accept the error with --max-error"
+            f"--m1 {params.m1} is too small: Psi alone would err by about {error:.2g} of the outputs, more than the "
+            f"allowed {max_error:g} (its noise is rms(v) sqrt(n / (n_eff m1)), whatever averages away in the "
+            f"outputs). Use --m1 {enough}, --sketches exact where k and v come together, or accept the error with "
+            "--max-error"
         )

@@ -1,0 +1,63 @@
+"""`--method auto`: which method an input calls for, by rules that give the same answer every time.
+
+    exact     up to SHORT rows, where no budget of resident rows was given: nothing else is right without a doubt
+    poly      the smallest degree that fits the budget of the other methods and whose predicted error is at most GOOD
+    nystrom   everything else: on the real heads of scripts/choices.py nothing else of the same size came near it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from streamattn_cli.engine.candidates import poly_bytes
+from streamattn_cli.engine.inspect import SHORT, logit_spread, predicted_poly_error, sample_rows
+from streamattn_cli.engine.request import DEFAULT_ROWS, AttendRequest
+from streamattn_cli.rows.open import Inputs
+from streamattn_cli.sketches.budget import row_bytes
+from streamattn_cli.sketches.head import HeadParams
+
+GOOD = 0.03  # predicted error of poly; nystrom of the same size errs by 0.02 to 0.03 where poly just reaches this
+DEGREES = range(1, 9)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method, the degree of poly, and why."""
+
+    method: str
+    reason: str
+    degree: int | None = None
+
+
+def spread_of(inputs: Inputs, scale: float, causal: bool) -> dict | None:
+    """The spread of the logits in a sample (see inspect.py); None where rows cannot be read."""
+    parts = (inputs.q, inputs.k)
+    if any(h is None or h.tensor.width == 0 or h.tensor.rows == 0 or h.tensor.path is None and h.tensor.seekable for h in parts):
+        return None
+    return logit_spread(*sample_rows(inputs), scale, causal)
+
+
+def choose(request: AttendRequest, head: HeadParams, rows: int | None, seekable: bool, spread: dict | None) -> Choice:
+    """The method for key heads like `head` over `rows` rows (None: unknown) and logits of that spread."""
+    if seekable and rows is not None and rows <= SHORT and request.resident_rows is None:
+        return Choice("exact", f"{rows} rows are few enough to be answered exactly")
+    budget = (request.resident_rows or DEFAULT_ROWS) * row_bytes(head)
+    if spread is None or not spread["row_std"]:
+        return Choice("nystrom", "the logits are not known beforehand, and nystrom suits them however far they spread")
+    std = spread["row_std_p95"]
+    for degree in DEGREES:
+        error = predicted_poly_error(degree, std)
+        if error <= GOOD and poly_bytes(request, head, degree) <= budget:
+            return Choice("poly", f"the logits of 95% of rows have a standard deviation below {std:.2g}: a polynomial of degree "
+                          f"{degree} errs by about {error:.2g}", degree)  # fmt: skip
+    return Choice("nystrom", f"the logits spread too far for a polynomial of the same size (95% of rows below {std:.2g}; it would "
+                  f"need to err by {GOOD:g} at most)")  # fmt: skip
+
+
+def decided(request: AttendRequest, inputs: Inputs, head: HeadParams, causal: bool) -> tuple[AttendRequest, str]:
+    """A request of `--method auto` with its method, and a note that says why."""
+    seekable = all(h.tensor.seekable for h in (inputs.q, inputs.k, inputs.v))
+    found = choose(request, head, inputs.k.rows, seekable, spread_of(inputs, head.scale, causal))
+    changes = {"method": found.method} | ({"degree": found.degree} if found.degree else {})
+    settings = f" --degree {found.degree}" if found.degree else ""
+    return replace(request, **changes), f"--method auto takes {found.method}{settings}: {found.reason}"

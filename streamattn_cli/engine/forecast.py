@@ -1,0 +1,163 @@
+"""`plan`: what each method would need for an input, or for numbers alone, and which one to take."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import asdict, dataclass, replace
+
+from streamattn_cli.engine.choose import DEGREES, choose, spread_of
+from streamattn_cli.engine.inspect import predicted_poly_error
+from streamattn_cli.engine.plan import Plan, make_plan
+from streamattn_cli.engine.request import DEFAULT_ROWS, AttendRequest, Problem, resolve
+from streamattn_cli.engine.speed import calibrate, expected_seconds
+from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
+from streamattn_cli.rows.imagined import imagined
+from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.sketches.head import HeadParams
+
+LADDER = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)  # resident rows
+SHOWN = ("nystrom", "poly", "exact", "window", "evict", "sample", "balance", "wildcat")
+CLASSES = ((0.01, "below 1%"), (0.05, "1% to 5%"), (0.25, "5% to 25%"), (math.inf, "above 25%"))
+
+
+@dataclass(frozen=True)
+class Option:
+    """One method with the largest setting that fits, or why none does. seconds: None where rows are not known."""
+
+    method: str
+    settings: dict
+    resident_bytes: int = 0
+    projected: int = 0
+    seconds: float | None = None
+    error: str = "unknown"
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """An input that does not exist yet."""
+
+    rows: int
+    dim: int
+    heads: int = 1
+    kv_heads: int | None = None
+    value_dim: int | None = None
+    dtype: str = "f2"
+
+
+def forecast(request: AttendRequest, numbers: Numbers | None, words: list[str]) -> dict:
+    """A JSON-able plan with `options` and `recommended`; `words` are the input's on the recommended command line."""
+    if numbers:
+        return _forecast(request, _imagined(numbers), words or ["dump.h5"])
+    with open_inputs(request.inputs) as inputs:
+        return _forecast(request, inputs, words)
+
+
+def _imagined(n: Numbers) -> Inputs:
+    for name in ("rows", "dim", "heads", "kv_heads", "value_dim"):
+        value = getattr(n, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    kv_heads = n.kv_heads or n.heads
+    parts = [imagined(n.dtype, n.rows, *shape) for shape in ((n.heads, n.dim), (kv_heads, n.dim),
+                                                             (kv_heads, n.value_dim or n.dim))]  # fmt: skip
+    return Inputs(*parts)
+
+
+def _forecast(request: AttendRequest, inputs: Inputs, words: list[str]) -> dict:
+    problem = resolve(replace(request, method="window"), inputs)  # for mode, scale and shapes, the same for all
+    head = replace(problem.params, sinks=0, window=0, group=256)
+    spread = spread_of(inputs, problem.scale, problem.causal)
+    factor = calibrate()
+    options = [_option(method, request, inputs, spread, factor) for method in SHOWN]
+    chosen = _choice(request, problem, head, spread, options)
+    facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params", "seed")}
+    return {
+        "type": "forecast",
+        "input": problem.k.tensor.name,
+        **facts,
+        "memory": request.memory,
+        "logits": spread,
+        "speed_factor": round(factor, 2),
+        "options": [asdict(o) for o in options],
+        "recommended": chosen | {"command": _command(request, problem, chosen, words)},
+        "notes": list(inputs.notes),
+    }
+
+
+def _choice(request: AttendRequest, problem: Problem, head: HeadParams, spread: dict | None, options: list[Option]) -> dict:
+    seekable = all(h.tensor.seekable for h in (problem.q, problem.k, problem.v))
+    found = choose(request, head, problem.k.rows, seekable, spread)
+    by_name = {o.method: o for o in options}
+    if by_name[found.method].refused:
+        fits = next((o for o in options if not o.refused), None)
+        if fits is None:
+            raise MemoryBudget(f"{problem.k.tensor.name}: no method fits; nystrom: {by_name['nystrom'].refused}")
+        return {"method": fits.method, "settings": fits.settings,
+                "reason": f"{found.method} does not fit ({by_name[found.method].refused})"}  # fmt: skip
+    settings = dict(by_name[found.method].settings)
+    if found.degree:
+        settings["degree"] = found.degree
+    return {"method": found.method, "settings": settings, "reason": found.reason}
+
+
+def _option(method: str, request: AttendRequest, inputs: Inputs, spread: dict | None, factor: float) -> Option:
+    """The setting of a method for the budget: the largest on the ladder, or the usual one where no budget was given."""
+    tried: str | None = None
+    for settings in _settings(method, request, spread):
+        try:
+            plan = make_plan(resolve(replace(request, method=method, audit=0, max_error=math.inf, **settings), inputs))
+        except (MemoryBudget, UsageError, CannotMeet) as error:
+            tried = tried or str(error)
+            continue
+        error = _error_class(method, plan, spread)
+        return Option(method, settings, plan.sketch_bytes, plan.projected, expected_seconds(plan, factor), error)
+    return Option(method, {}, refused=tried)
+
+
+def _settings(method: str, request: AttendRequest, spread: dict | None) -> list[dict]:
+    """What to try, the most wanted first."""
+    if method == "exact":
+        return [{}]
+    if method == "poly":
+        degrees = [d for d in DEGREES if spread and predicted_poly_error(d, spread["row_std_p95"]) <= 0.01][:1]
+        return [{"degree": d} for d in [*degrees, *reversed([d for d in DEGREES if not degrees or d < degrees[0]])]
+                if d <= 4 or degrees]  # fmt: skip
+    if request.resident_rows:
+        return [{"resident_rows": request.resident_rows}]
+    if request.memory is None:
+        return [{"resident_rows": DEFAULT_ROWS}]
+    return [{"resident_rows": rows} for rows in reversed(LADDER)]
+
+
+def _error_class(method: str, plan: Plan, spread: dict | None) -> str:
+    """In words, from the spread of the logits alone: only running it (compare, --audit) tells more."""
+    problem = plan.problem
+    if method == "exact" or (problem.params and problem.k.rows is not None and problem.params.window >= problem.k.rows):
+        return "none"
+    if spread is None or not spread["row_std"]:
+        return "unknown"
+    std = spread["row_std_p95"]
+    if method == "poly":
+        error = predicted_poly_error(problem.request.degree, std)
+        return next(words for limit, words in CLASSES if error < limit) + " (predicted)"
+    if method == "nystrom":
+        return "about 1% to 10% (as on other heads)" if std > 0.5 else "about 1% to 3% (as on other heads)"
+    return "5% to 50% (as on other heads)" if problem.causal else "above 25% (as on other heads)"
+
+
+def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list[str]) -> str:
+    """The command line to paste."""
+    line = ["streamattn", "attend", *words]
+    line += ["--causal" if problem.causal else "--full", "--method", chosen["method"]]
+    if request.scale:
+        line += ["--scale", request.scale]
+    for name, value in chosen["settings"].items():
+        line += [f"--{name.replace('_', '-')}", str(value)]
+    if request.memory:
+        line += ["--memory", str(request.memory)]
+    line += ["-o", "out.npy"]
+    if chosen["method"] != "exact" and problem.q.tensor.seekable:
+        line += ["--audit", "64"]
+    return shlex.join(line)

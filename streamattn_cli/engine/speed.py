@@ -1,0 +1,71 @@
+"""How long a run will take, before it starts: work counted from the settings, times the speed of this machine.
+
+The constants are microseconds on the machine where they were fitted (scripts/coverage.py's machine: two cores at about
+REFERENCE seconds for the calibration below); `calibrate` says how much faster or slower this one is. Good to a factor of
+2 in most cases: meant for choosing, not for promising.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from streamattn_cli.engine.plan import Plan
+from streamattn_cli.sketches.monomials import feature_count
+from streamattn_cli.sketches.nystrom import NystromParams
+from streamattn_cli.sketches.poly import PolyParams
+
+REFERENCE = 0.65e-3  # seconds of one round of the calibration
+ROUNDS = 200  # at most; about a quarter of a second
+READ = 1e9  # bytes a second from a warm disk
+
+
+def calibrate() -> float:
+    """How many times longer than the reference this machine takes for products, exponentials and a factorisation."""
+    q, k = np.full((256, 64), 0.1, "f4"), np.full((512, 64), 0.1, "f4")
+    logits = np.empty((256, 512), "f4")
+    matrix = np.eye(192) * 2 + 0.001
+    times, end = [], time.perf_counter() + 0.25
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        np.matmul(q, k.T, out=logits)
+        np.exp(logits, out=logits)
+        np.linalg.cholesky(matrix)
+        times.append(time.perf_counter() - began)
+        if time.perf_counter() > end:
+            break
+    return max(float(np.median(times)) / REFERENCE, 0.05)
+
+
+def expected_seconds(plan: Plan, factor: float) -> float | None:
+    """Seconds of a run, all rows answered; None where the number of rows is not known."""
+    p = plan.problem
+    if p.k.rows is None or p.q.rows is None:
+        return None
+    lanes = -(-len(p.k) // min(plan.threads, len(p.k)))
+    read = sum(h.rows * len(h) * h.dim for h in (p.q, p.k, p.v)) * 4 / READ
+    return read + lanes * _lane_micros(plan) * factor * 1e-6
+
+
+def _lane_micros(plan: Plan) -> float:
+    """Microseconds of one key head on one thread."""
+    p = plan.problem
+    rows, queries, dims = p.k.rows, p.q.rows, p.k.dim + p.v.dim
+    if p.method == "exact":
+        return queries * rows * p.group * (0.5 if p.causal else 1.0) * (0.010 + 6e-5 * dims)
+    params, history = p.params, p.params.history
+    pair = 0.020 + 7e-5 * dims
+    beside = params.sinks + params.window + params.group / 2 + getattr(history, "atoms", getattr(history, "rows", 0))
+    attended = min(beside, rows) * (1 - min(beside, rows) / (2 * rows) if p.causal else 1.0)
+    total = queries * p.group * attended * pair + 300 * (rows + queries * (not p.causal)) / params.group
+    if isinstance(history, PolyParams):
+        products = feature_count(p.k.dim, history.degree) * (p.v.dim + 1)
+        return total + (rows + queries * p.group) * (1 + 8e-5 * products)
+    full = max(0.0, rows - beside) / params.group  # groups that come when the history is full
+    if isinstance(history, NystromParams):
+        n = history.active + params.group
+        total += full * (500 + (0.7 + p.k.dim / 200) * 0.04 * n * n + 5e-5 * n**3)
+    elif history:
+        total += full * 500
+    return total

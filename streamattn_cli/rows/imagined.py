@@ -1,0 +1,22 @@
+"""q, k and v that are only numbers yet: how many rows, heads and items, in which dtype. For plans."""
+
+from __future__ import annotations
+
+from streamattn_cli.rows.absent import AbsentTensor
+from streamattn_cli.rows.heads import Heads
+
+
+class ImaginedTensor(AbsentTensor):
+    """Rows that will come from a file: their number is known, nothing can be read."""
+
+    name = "the numbers given"
+
+    def __init__(self, dtype: str, rows: int, width: int):
+        super().__init__(dtype)
+        self.rows, self.width = rows, width
+
+
+def imagined(dtype: str, rows: int, heads: int, dim: int) -> Heads:
+    """Heads side by side in one file."""
+    tensor = ImaginedTensor(dtype, rows, heads * dim)
+    return Heads(tensor, (0,) * heads, tuple(h * dim for h in range(heads)), dim)

@@ -1,0 +1,100 @@
+"""The program behind test_kill.py: killed_runs.py SCENE FOLDER KILLS SEED; prints what it saw as JSON."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+from keptruns import METHODS, keys_only, save_stream  # noqa: E402
+
+from streamattn_cli.engine import attend as attending  # noqa: E402
+from streamattn_cli.engine import sketchfile  # noqa: E402
+from streamattn_cli.engine.request import AttendRequest  # noqa: E402
+from streamattn_cli.engine.signals import Interrupts  # noqa: E402
+
+ROWS = 4096
+WORDS = {
+    "causal": METHODS["sample"] | {"causal": True, "audit": 16},
+    "queries": METHODS["poly with a window"] | {"causal": False, "audit": 16},
+    "sketch": METHODS["poly"],
+    "nystrom": {"method": "nystrom", "resident_rows": 300, "causal": True},
+}
+
+
+def main(scene, folder, kills, seed):
+    """Rounds of killed runs and a last one, until there were enough kills."""
+    rng = random.Random(f"{scene} {seed}")
+    spec = save_stream(folder, ROWS, heads=1)
+    words = dict(WORDS[scene])
+    is_sketch = scene == "sketch"
+    spec = keys_only(spec) if is_sketch else spec
+
+    def run(where):
+        request = AttendRequest(
+            spec, str(where / "out.npy"), checkpoint=str(where / "c.sattn"), checkpoint_every="64rows", resume=True,
+            block_rows=rng.choice([32, 64, 96]), threads=1, **words,
+        )  # fmt: skip
+        (sketchfile.sketch if is_sketch else attending.attend)(request, lambda event: None, Interrupts())
+
+    whole = folder / "whole"
+    whole.mkdir()
+    run(whole)
+    expected = contents(whole)
+    attending.warm = sketchfile.warm = lambda plan, listener: None  # every kernel is there by now
+    shutil.rmtree(whole)
+    whole.mkdir()
+    began = time.monotonic()
+    run(whole)
+    length = time.monotonic() - began
+    found = {"scene": scene, "kills": 0, "rounds": 0, "resumed": 0, "wrong": [], "milliseconds": round(1000 * length)}
+    while found["kills"] < kills:
+        one = folder / "one"
+        shutil.rmtree(one, ignore_errors=True)
+        one.mkdir()
+        while True:
+            found["resumed"] += (one / "c.sattn").exists()
+            code = forked(run, one, rng.uniform(0, length / 2))
+            if code == 0:
+                break
+            if code != -signal.SIGKILL:
+                found["wrong"].append(f"round {found['rounds']}: exit code {code}")
+                return found
+            found["kills"] += 1
+        found["rounds"] += 1
+        if contents(one) != expected:
+            found["wrong"].append(f"round {found['rounds']}: {sorted(contents(one))} differ")
+    return found
+
+
+def forked(run, where, after):
+    """Run in a fork that is killed after so many seconds; its exit code, or minus the signal that ended it."""
+    child = os.fork()
+    if not child:
+        try:
+            run(where)
+            os._exit(0)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+    time.sleep(after)
+    done, status = os.waitpid(child, os.WNOHANG)
+    if not done:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def contents(folder):
+    """Name -> bytes of what is left of a run; nothing else may be there."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))

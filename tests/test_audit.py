@@ -1,0 +1,158 @@
+"""The audit: stratified samples, estimates by head and position, and intervals that hold what they promise."""
+
+import json
+
+import numpy as np
+import pytest
+from clirun import SAMPLE, run, save_heads
+
+from streamattn_cli.engine.estimate import (
+    Design,
+    by_position,
+    draw_rows,
+    estimate,
+    estimate_bytes,
+    stratum_edges,
+    worst_rows,
+)
+
+
+@pytest.mark.parametrize("total, count", [(1, 1), (7, 7), (64, 64), (65, 64), (100, 16), (1000, 64), (8192, 257), (17, 16)])
+def test_samples_are_drawn_evenly_from_strata(total, count):
+    design = draw_rows(total, count, seed=3)
+    assert len(design.rows) == count == len(set(design.rows)) and design.rows.dtype == np.int64
+    assert (np.diff(design.rows) > 0).all() and 0 <= design.rows[0] and design.rows[-1] < total
+    assert design.edges[0] == 0 and design.edges[-1] == total
+    strata = design.strata()
+    assert sum(n for _, _, n in strata) == total and len(strata) == len(stratum_edges(total, count)) - 1
+    shares = [(b - a) / n for a, b, n in strata]
+    assert max(shares) - min(shares) < 0.13 or len(strata) == 1
+    assert (draw_rows(total, count, seed=3).rows == design.rows).all()
+
+
+def test_every_row_is_as_likely_as_any_other():
+    hits = np.zeros(100)
+    for seed in range(2000):
+        hits[draw_rows(100, 32, seed).rows] += 1
+    assert abs(hits / 2000 - 0.32).max() < 0.06  # 5.7 standard deviations
+
+
+def test_the_estimate_is_the_ratio_of_the_totals():
+    rng = np.random.default_rng(5)
+    wrong, size = rng.random((40, 3)), 1 + rng.random((40, 3))
+    everything = Design(np.arange(40), np.array([0, 10, 40]))
+    for column, found in enumerate(estimate(wrong, size, everything)):
+        truth = np.sqrt(wrong[:, column].sum() / size[:, column].sum())
+        assert (found.error, found.low, found.high) == pytest.approx((truth,) * 3)  # all rows seen: nothing is uncertain
+        rows = np.sqrt(wrong[:, column] / size[:, column])
+        assert (found.median_row, found.p95_row) == pytest.approx((np.median(rows), np.quantile(rows, 0.95)))
+    some = Design(np.array([0, 1, 2, 3, 10, 11, 12, 13, 14, 15]), np.array([0, 10, 40]))
+    weights = np.repeat([10 / 4, 30 / 6], [4, 6])
+    (found,) = estimate(wrong[:10, :1], size[:10, :1], some)
+    assert found.error == pytest.approx(np.sqrt(weights @ wrong[:10, 0] / (weights @ size[:10, 0])))
+    assert found.low < found.error < found.high
+
+
+def test_no_error_has_a_certain_interval_and_few_rows_have_none():
+    zero, one = np.zeros((20, 1)), np.ones((20, 1))
+    (found,) = estimate(zero, one, Design(np.arange(20), np.array([0, 500])))
+    assert (found.error, found.low, found.high) == (0, 0, 0)
+    (found,) = estimate(one[:5], one[:5], Design(np.arange(5), np.array([0, 500])))
+    assert (found.error, found.low, found.high) == (1, 0, np.inf)
+
+
+@pytest.mark.parametrize("skew, least", [(0.5, 0.93), (1.0, 0.90)])
+def test_intervals_cover_the_truth_of_skewed_rows(skew, least):
+    rng = np.random.default_rng(11)
+    wrong, size = np.exp(skew * 2 * rng.standard_normal((4000, 1))), np.exp(0.3 * rng.standard_normal((4000, 1)))
+    wrong *= np.linspace(0.2, 2, 4000)[:, None]  # errors grow along the stream
+    assert covered(wrong, size, rows=128, trials=200) >= least
+
+
+def covered(wrong, size, rows, trials):
+    """The share of trials whose interval holds the truth."""
+    truth = np.sqrt(wrong.sum() / size.sum())
+    hits = 0
+    for seed in range(trials):
+        design = draw_rows(len(wrong), rows, seed)
+        (found,) = estimate(wrong[design.rows], size[design.rows], design)
+        hits += found.low <= truth <= found.high
+    return hits / trials
+
+
+def test_intervals_cover_the_truth_of_a_real_head(tmp_path):
+    heads = [SAMPLE / "heads.h5", "--rows", "0:2500", "--quiet"]
+    run("attend", *heads, "--method", "exact", "-o", tmp_path / "exact.npy")
+    run("attend", *heads, "--method", "window", "--resident-rows", "128", "-o", tmp_path / "window.npy")
+    exact, window = (np.load(tmp_path / f"{name}.npy").astype(np.float64) for name in ("exact", "window"))
+    wrong, size = ((x**2).sum(axis=(1, 2))[:, None] for x in (window - exact, exact))
+    assert covered(wrong, size, rows=96, trials=150) >= 0.93
+
+
+def test_errors_by_position_and_the_worst_rows():
+    rows = np.arange(0, 400, 5)
+    wrong = np.zeros((80, 2))
+    wrong[rows >= 200, 1] = 4.0
+    wrong[7, 0] = 81.0
+    size = np.ones((80, 2))
+    edges, found = by_position(wrong, size, Design(rows, np.array([0, 400])))
+    assert edges == list(range(0, 401, 25)) and [len(head) for head in found] == [16, 16]
+    assert found[1] == [0.0] * 8 + [2.0] * 8 and found[0][1] == pytest.approx(np.sqrt(81 / 5), rel=1e-3)
+    worst = worst_rows(wrong, size, rows)
+    assert (worst[0].row, worst[0].head, worst[0].error) == (35, 0, 9.0)
+    assert all(w.head == 1 and w.row >= 200 and w.error == 2.0 for w in worst[1:])
+
+
+def test_a_piece_without_rows_is_empty():
+    edges, found = by_position(np.ones((8, 1)), np.ones((8, 1)), Design(np.arange(8), np.array([0, 100])))
+    assert edges == [0, 50, 100] and found == [[1.0, None]]
+
+
+def test_an_outcome_tells_heads_positions_and_worst_rows(tmp_path):
+    done = run("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--method", "window", "--window", "32", "--audit", "80",
+               "--json", "-o", tmp_path / "out.npy")  # fmt: skip
+    audit = done.document["audit"]
+    assert audit["rows"] == 80 and len(audit["heads"]) == len(audit["by_position"]) == 3
+    assert audit["edges"][0] == 0 and audit["edges"][-1] == 1500
+    assert audit["by_position"][0][0] < audit["by_position"][0][-1]  # the first rows lie within the window
+    assert audit["worst"] == sorted(audit["worst"], key=lambda w: -w["error"]) and len(audit["worst"]) == 10
+    total = np.sqrt(np.mean([h["error"] ** 2 for h in audit["heads"]]))
+    assert 0.5 * total < audit["method"]["error"] < 2 * total
+    kept = json.loads((tmp_path / "out.npy.json").read_text())["audit"]
+    assert kept["method"] == audit["method"] and "by_position" not in kept  # attributes of a file must stay small
+    text = run("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--method", "window", "--window", "32", "--audit", "80",
+               "-o", tmp_path / "out.npy").err  # fmt: skip
+    assert "  heads  " in text and "  worst  " in text and "(head " in text
+
+
+def test_a_sample_from_a_pipe_has_the_same_figures(tmp_path):
+    arrays = save_heads(tmp_path, rows=900, dim=4, value_dim=4)
+    done = run("attend", "--q", "-", "--k", "k.npy", "--v", "v.npy", "--raw", "f32", "--dim", "4", "--full", "--method", "sample",
+               "--resident-rows", "100", "--audit", "64", "--json", "-o", "out.npy", input=arrays["q"].tobytes(),
+               cwd=tmp_path)  # fmt: skip
+    audit = done.document["audit"]
+    assert audit["rows"] == 64 and audit["edges"][-1] == 900
+    assert audit["method"]["low"] < audit["method"]["error"] < audit["method"]["high"]
+
+
+def test_the_series_of_a_run_is_bounded(tmp_path):
+    done = run("attend", SAMPLE / "heads.h5", "--method", "window", "--window", "16", "--block-rows", "16", "--json", "-o",
+               tmp_path / "out.npy")  # fmt: skip
+    series = done.document["series"]
+    lengths = {len(column) for column in series.values()}
+    assert len(lengths) == 1 and 8 <= lengths.pop() <= 120
+    assert series["rows"] == sorted(series["rows"]) and series["seconds"] == sorted(series["seconds"])
+
+
+def test_estimating_stays_within_its_bound():
+    import tracemalloc
+
+    rows, columns = 512, 66
+    rng = np.random.default_rng(0)
+    wrong, size = rng.random((2, rows, columns))
+    design = draw_rows(100000, rows, 0)
+    tracemalloc.start()
+    estimate(wrong, size, design)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= estimate_bytes(rows, columns)

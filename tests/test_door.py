@@ -1,0 +1,188 @@
+"""Sketches from Python: the classes of the command, fed with arrays."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from clirun import record_bytes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keptruns import METHODS, make_sketch, not_warmed, state_of  # noqa: F401
+
+import streamattn_cli
+from streamattn_cli import AttentionSketch, open_sketch
+from streamattn_cli.checkpoint.container import read_header
+from streamattn_cli.engine.request import AttendRequest
+from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.sketchfile import query
+from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, InputMissing, NonFinite, UsageError
+from streamattn_cli.rows.spec import InputSpec
+
+ROWS = 2600
+pytestmark = pytest.mark.usefixtures("not_warmed")
+WORDS = {name: words for name, words in METHODS.items() if name in ("poly", "nystrom", "sample", "window")}
+
+
+def _arrays(rows=ROWS, heads=2, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return tuple(rng.standard_normal((rows, heads, 4)).astype(dtype) for _ in "kv")
+
+
+def _filled(k, v, borders=(), **words):
+    sketch = AttentionSketch(**words)
+    for rows in np.split(np.arange(len(k)), borders):
+        sketch.absorb(k[rows], v[rows])
+    return sketch
+
+
+def _command(folder, k, v, **words):
+    """The bytes that the command writes for these rows from pipes."""
+    for part, array in (("k", k), ("v", v)):
+        os.mkfifo(folder / part)
+
+        def feed(part=part, array=array):
+            with open(folder / part, "wb") as pipe:
+                pipe.write(record_bytes(array))
+
+        threading.Thread(target=feed, daemon=True).start()
+    spec = InputSpec(k=str(folder / "k"), v=str(folder / "v"))
+    make_sketch(spec, folder / "command.sattn", **words)
+    return (folder / "command.sattn").read_bytes()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, streamattn_cli; print([m for m in ('numpy', 'numba', 'h5py') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    with pytest.raises(AttributeError, match="open_door"):
+        streamattn_cli.open_door  # noqa: B018
+
+
+@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize("rows", [ROWS, 300])
+def test_the_file_is_that_of_the_command(tmp_path, name, rows):
+    k, v = _arrays(rows)
+    _filled(k, v, [1, 2, 40, 1025, 1026, 2599] if rows == ROWS else [7], **WORDS[name]).save(tmp_path / "door.sattn")
+    assert (tmp_path / "door.sattn").read_bytes() == _command(tmp_path, k, v, **WORDS[name])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.uint16])
+def test_dtypes_are_those_of_the_command(tmp_path, dtype):
+    k, v = _arrays()
+    k, v = ((x.view(np.uint32) >> 16).astype(np.uint16) if dtype == np.uint16 else x.astype(dtype) for x in (k, v))
+    _filled(k, v, [1500], **WORDS["sample"]).save(tmp_path / "door.sattn")
+    assert (tmp_path / "door.sattn").read_bytes() == _command(tmp_path, k, v, **WORDS["sample"])
+
+
+def test_answers_are_those_of_the_command(tmp_path):
+    k, v = _arrays()
+    q = np.random.default_rng(9).standard_normal((700, 4, 4)).astype(np.float32)
+    np.save(tmp_path / "q.npy", q)
+    sketch = _filled(k, v, **WORDS["nystrom"])
+    sketch.save(tmp_path / "s.sattn")
+    spec = InputSpec(input=str(tmp_path / "q.npy"), layout="THD")
+    query(AttendRequest(spec, str(tmp_path / "out.npy"), checkpoint=str(tmp_path / "s.sattn")), lambda e: None, Interrupts())
+    expected = np.load(tmp_path / "out.npy")
+    for one in (sketch, open_sketch(tmp_path / "s.sattn")):
+        assert np.array_equal(one.query(q), expected)
+        assert np.array_equal(one.query(q[:13]), expected[:13])
+
+
+def test_answers_are_attention():
+    k, v = _arrays(700)
+    q = np.random.default_rng(1).standard_normal((5, 2, 4)).astype(np.float32)
+    shares = np.exp(0.5 * np.einsum("ihd,jhd->hij", q, k))
+    expected = np.einsum("hij,jhd->ihd", shares / shares.sum(axis=2, keepdims=True), v)
+    sketch = _filled(k, v, [100, 300], resident_rows=1024)
+    np.testing.assert_allclose(sketch.query(q), expected, rtol=1e-5, atol=1e-6)
+    one = _filled(k[:, 0], v[:, 0], resident_rows=1024)
+    np.testing.assert_allclose(one.query(q[:, 0]), expected[:, 0], rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=12)
+@given(st.lists(st.integers(0, ROWS), max_size=4).map(sorted), st.integers(0, 4), st.sampled_from(sorted(WORDS)))
+def test_cuts_questions_and_saving_change_nothing(tmp_path_factory, borders, asked, name):
+    """Absorb in pieces; ask, save and open again on the way, once there are 1024 rows."""
+    folder = tmp_path_factory.mktemp("cuts")
+    k, v = _arrays()
+    whole = _filled(k, v, **WORDS[name])
+    whole.save(folder / "whole.sattn")
+    sketch = AttentionSketch(**WORDS[name])
+    for at, rows in enumerate(np.split(np.arange(ROWS), borders)):
+        sketch.absorb(k[rows], v[rows])
+        if at == asked and sketch.rows >= 1024:
+            sketch.query(k[:3])
+            sketch.save(folder / "half.sattn")
+    assert sketch.rows == ROWS
+    sketch.save(folder / "pieces.sattn")
+    assert (folder / "pieces.sattn").read_bytes() == (folder / "whole.sattn").read_bytes()
+    if (folder / "half.sattn").exists():
+        again = open_sketch(folder / "half.sattn")
+        done = again.rows
+        again.absorb(k[done:], v[done:])
+        again.save(folder / "again.sattn")
+        one, two = state_of(folder / "again.sattn"), state_of(folder / "whole.sattn")
+        assert all(np.array_equal(one[key], two[key]) for key in two)
+
+
+def test_merge_is_that_of_the_command(tmp_path):
+    from streamattn_cli.engine.mergefiles import merge
+
+    k, v = _arrays()
+    parts = [slice(0, 1100), slice(1100, 2000), slice(2000, ROWS)]
+    sketches = [_filled(k[part], v[part], **WORDS["nystrom"]) for part in parts]
+    names = [str(tmp_path / f"{at}.sattn") for at in range(3)]
+    for sketch, name in zip(sketches, names, strict=True):
+        sketch.save(name)
+    merge(names, str(tmp_path / "all.sattn"))
+    sketches[0].merge(*sketches[1:])
+    sketches[0].save(tmp_path / "door.sattn")
+    assert (tmp_path / "door.sattn").read_bytes() == (tmp_path / "all.sattn").read_bytes()
+    for at, sketch in enumerate(sketches[1:], 1):
+        sketch.save(tmp_path / "unchanged.sattn")
+        assert (tmp_path / "unchanged.sattn").read_bytes() == (tmp_path / f"{at}.sattn").read_bytes()
+    assert sketches[0].rows == ROWS
+    sketches[0].absorb(k[:5], v[:5])
+    assert sketches[0].rows == ROWS + 5
+
+
+def test_a_failed_absorb_changes_nothing(tmp_path):
+    k, v = _arrays()
+    sketch = _filled(k[:2000], v[:2000], **WORDS["poly"])
+    bad = k[2000:].copy()
+    bad[-1, 1, 2] = np.nan
+    with pytest.raises(NonFinite, match="row 2599"):
+        sketch.absorb(bad, v[2000:])
+    with pytest.raises(InputMalformed, match="as before"):
+        sketch.absorb(k[:5].astype(np.float64), v[:5])
+    sketch.absorb(k[2000:], v[2000:])
+    sketch.save(tmp_path / "a.sattn")
+    _filled(k, v, **WORDS["poly"]).save(tmp_path / "b.sattn")
+    assert (tmp_path / "a.sattn").read_bytes() == (tmp_path / "b.sattn").read_bytes()
+
+
+def test_refusals(tmp_path):
+    k, v = _arrays(1100)
+    with pytest.raises(UsageError, match="unknown setting windows"):
+        AttentionSketch(windows=3)
+    with pytest.raises(UsageError, match="is empty"):
+        AttentionSketch().query(k)
+    with pytest.raises(InputMalformed, match="expected \\(n, heads, dim\\)"):
+        AttentionSketch().absorb(k, v[:-1])
+    with pytest.raises(InputMalformed, match="query heads of dim 4"):
+        _filled(k, v, **WORDS["poly"]).query(k[:, :1])
+    with pytest.raises(CannotMeet, match="err by about"):
+        _filled(9 * k, v, queries=9 * k, method="poly", degree=2)
+    with pytest.raises(CannotMeet, match="keeps no sketch"):
+        _filled(k, v, method="exact")
+    with pytest.raises(CheckpointIncompatible, match="only sketches of the same parameters"):
+        _filled(k, v, **WORDS["poly"]).merge(_filled(k, v, **WORDS["sample"]))
+    with pytest.raises(InputMissing, match="nothing.sattn"):
+        open_sketch(tmp_path / "nothing.sattn")
+
+
+def test_metadata_says_where_rows_came_from(tmp_path):
+    _filled(*_arrays(50), **WORDS["poly"]).save(tmp_path / "s.sattn")
+    assert '"kind":"pipe"' in read_header(str(tmp_path / "s.sattn")).meta["source"]

@@ -1,0 +1,188 @@
+"""The page: complete, self-contained, within its size, readable by eyes and by screen readers in every mode."""
+
+import json
+import re
+from dataclasses import asdict
+from html.parser import HTMLParser
+
+import pytest
+from clirun import SAMPLE, refused, run
+
+from streamattn_cli.engine.events import Audit, ErrorEstimate, WorstRow
+from streamattn_cli.report.htmlcompare import comparison_page
+from streamattn_cli.report.htmloutcome import outcome_page
+from streamattn_cli.report.style import STYLE
+from streamattn_cli.report.svg import Scale, shade
+
+VOID = {"meta"}
+
+
+class Checker(HTMLParser):
+    """Walks a page: every element closed in order, and what it found on the way."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.faults, self.text = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == [], self.open
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        if tag in VOID:
+            return
+        if tag == "th" and attrs.get("scope") not in ("row", "col"):
+            self.faults.append("th without scope")
+        if tag == "svg" and attrs.get("role") != "img":
+            self.faults.append("svg without role")
+        if tag == "title" and self.open[-1] == "svg" and self.tags[-2][0] != "svg":
+            self.faults.append("the title of an svg must come first")
+        if any(value and re.match(r"(https?:)?//", value) for name, value in attrs.items() if name not in ("xmlns",)):
+            self.faults.append(f"{tag} fetches something")
+        if any(name.startswith("on") for name in attrs):
+            self.faults.append(f"{tag} has a handler")
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.tags)
+
+
+def audit(heads):
+    """An audit of many heads."""
+    each = [ErrorEstimate(0.01 * (1 + i % 7), 0.008 * (1 + i % 7), 0.02 * (1 + i % 7), 0.009, 0.05) for i in range(heads)]
+    pieces = tuple(tuple(None if (i + j) % 13 == 0 else 0.001 * (1 + i + j) for j in range(16)) for i in range(heads))
+    worst = tuple(WorstRow(100 - i, i % heads, 0.9 - 0.01 * i) for i in range(10))
+    return Audit(256, each[0], ErrorEstimate(0.9, 0.8, 1.0, 0.9, 1.2), tuple(each), tuple(range(0, 1700, 100)), pieces, worst)
+
+
+def outcome(heads, **changed):
+    """An outcome as its JSON gives it."""
+    samples = range(1, 121)
+    series = {"seconds": [0.5 * i for i in samples], "phase": ["rows"] * 120, "rows": [1000 * i for i in samples],
+              "memory": [1 << 20] * 120}  # fmt: skip
+    found = {
+        "type": "outcome", "command": "attend", "rows": 120000, "seconds": 60.0, "wait_seconds": 1.0, "bytes_read": 1 << 30,
+        "facts": {"method": "nystrom", "mode": "causal", "params": {"window": 65}, "scale": 0.125, "seed": 0},
+        "memory": {"allowed": 1 << 30, "reserved": 1 << 26, "projected": 1 << 22, "peak": 1 << 21},
+        "counts": {"dropped_keys": 0}, "audit": asdict(audit(heads)), "audit_reason": None, "output": "<out>&.npy",
+        "notes": ["a < b & c"], "series": series,
+    }  # fmt: skip
+    return json.loads(json.dumps(found | changed))
+
+
+@pytest.mark.parametrize("heads", [1, 9, 64, 300])
+def test_a_page_is_whole_and_small(heads):
+    page = outcome_page(outcome(heads))
+    seen = Checker(page)
+    assert seen.faults == [] and len(page.encode()) < 1 << 20
+    assert seen.count("script") == seen.count("link") == seen.count("img") == 0
+    assert seen.count("svg") == seen.count("desc") == 4 and seen.count("title") == 5
+    assert seen.count("h1") == 1 and ("html", {"lang": "en"}) in seen.tags
+    assert "<out>&.npy" in seen.text and "a < b & c" in seen.text  # escaped in the page, and read back
+    assert seen.count("caption") == seen.count("table") >= 4
+    if heads > 64:
+        assert "The 64 worst of 300 query heads are shown." in seen.text
+
+
+def test_a_run_without_an_audit_says_why():
+    seen = Checker(outcome_page(outcome(1, audit=None, audit_reason="not asked for (--audit N)", series={})))
+    assert "The error was not measured: not asked for (--audit N)." in seen.text and seen.count("svg") == 0
+
+
+def test_an_exact_answer_and_an_unknown_interval_have_pages_too():
+    zero = {"error": 0.0, "low": 0.0, "high": None, "median_row": 0.0, "p95_row": 0.0}
+    found = outcome(2)
+    found["audit"] |= {"method": zero, "heads": [zero, zero], "by_position": [[0.0] * 16] * 2}
+    seen = Checker(outcome_page(found))
+    assert "95%: too few rows to tell" in seen.text and seen.count("svg") == 2
+
+
+def colours():
+    """Mode -> name -> colour, each mode on top of the light one."""
+    blocks = re.findall(r":root\{([^}]*)\}", STYLE)
+    found = [dict(re.findall(r"--(\w+):(#\w+)", block)) for block in blocks]
+    return {"light": found[0], "dark": found[0] | found[1], "print": found[0] | found[2]}
+
+
+def luminance(colour):
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a, b):
+    """WCAG 2 contrast ratio."""
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark", "print"])
+def test_texts_have_contrast(mode):
+    names = colours()[mode]
+    for ink in ("ink", "dim", "mark", "warn"):
+        for paper in ("paper", "card"):
+            assert contrast(names[ink], names[paper]) >= 4.5, (mode, ink, paper)
+    assert contrast(names["paper"], names["dim"]) >= 4.5  # letters on points
+    shades = [luminance(names[f"s{i}"]) for i in range(7)]
+    assert shades == sorted(shades, reverse=mode != "dark")
+
+
+def test_from_a_real_run_to_its_page(tmp_path):
+    done = run("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--method", "window", "--window", "64", "--audit", "64",
+               "--block-rows", "128", "--json", "-o", tmp_path / "out.npy")  # fmt: skip
+    (tmp_path / "run.json").write_bytes(done.out)
+    run("report", "run.json", "-o", "run.html", cwd=tmp_path)
+    seen = Checker((tmp_path / "run.html").read_text())
+    assert seen.faults == [] and seen.count("svg") == 4
+    error = done.document["audit"]["method"]["error"]
+    assert f"{100 * error:.3g}%" in seen.text
+    assert run("report", "-", input=done.out).out == (tmp_path / "run.html").read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"out.npy", "out.npy.json", "run.json", "run.html"}
+
+
+def test_from_a_json_log_to_its_page(tmp_path):
+    done = run("attend", SAMPLE / "tiny.h5", "--full", "--method", "exact", "--log-json", "-o", tmp_path / "out.npy")
+    assert b"The error was not measured: not asked for (--audit N)." in run("report", input=done.err.encode()).out
+
+
+def test_from_a_comparison_to_its_page():
+    done = run("compare", SAMPLE / "heads.h5", "--rows", "0:1200", "--methods", "window,sample,poly", "--resident-rows",
+               "64,128", "--audit", "32", "--json")  # fmt: skip
+    page = comparison_page(done.document)
+    seen = Checker(page)
+    assert seen.faults == [] and seen.count("svg") == 2 and "Not run" in seen.text
+    for trial in done.document["trials"]:
+        if trial["audit"]:
+            assert f"{100 * trial['audit']['method']['error']:.3g}%" in seen.text
+
+
+def test_what_has_no_page_is_refused(tmp_path):
+    (tmp_path / "other.json").write_text('{"type": "plan"}')
+    (tmp_path / "words.json").write_text("hello")
+    good = json.dumps(outcome(1))
+    refused("report", "nowhere.json", code=3, words=["nowhere.json", "No such file"])
+    refused("report", "other.json", code=4, words=["other.json", "--json"], cwd=tmp_path)
+    refused("report", "words.json", code=4, words=["words.json", "attend or compare"], cwd=tmp_path)
+    refused("report", "-", "-o", "page.pdf", code=2, words=["page.pdf", "FILE.html"], input=good.encode())
+    refused("report", "-", "-o", "nowhere/page.html", code=10, words=["nowhere/page.html"], input=good.encode(), cwd=tmp_path)
+
+
+def test_scales_have_round_ticks_within():
+    for values, words in (([0, 7.3], {}), ([1e-4, 0.9], {"log": True}), ([3000, 90000], {"log": True, "binary": True})):
+        scale = Scale(values, 100, 0, **words)
+        ticks = scale.ticks()
+        assert 2 <= len(ticks) <= 8 and all(scale.low <= t <= scale.high for t in ticks)
+        places = [scale.at(t) for t in ticks]
+        assert places == sorted(places, reverse=True) and 0 <= places[-1] and places[0] <= 100
+    assert (shade(None, 1, 2), shade(1, 1, 2), shade(2, 1, 2), shade(1, 1, 1)) == ("none", "s0", "s6", "s3")

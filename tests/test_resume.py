@@ -1,0 +1,338 @@
+"""A run or a sketch that was stopped and gone on with ends with the bytes of one that was not."""
+
+import json
+import os
+from dataclasses import replace
+from io import BytesIO
+
+import numpy as np
+import pytest
+from clirun import record_bytes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from keptruns import METHODS, POLY, answers, keys_only, make_sketch, not_warmed, save_stream, state_of  # noqa: F401
+
+from streamattn_cli.checkpoint.commit import save
+from streamattn_cli.checkpoint.container import read
+from streamattn_cli.engine.attend import attend
+from streamattn_cli.engine.events import Progress
+from streamattn_cli.engine.request import AttendRequest
+from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.sketchfile import open_sketch_file, sketch
+from streamattn_cli.errors import CheckpointIncompatible, Interrupted, SourceChanged, UsageError
+
+pytestmark = pytest.mark.usefixtures("not_warmed")
+N = 257
+NIGHTLY = settings.default.max_examples > 100
+STRIDE = 1 if NIGHTLY else 5  # rows between two stops
+MODES = {"causal": True, "full": False}
+NAMES = ("out.npy", "out.npy.json", "c.sattn")
+
+
+class Stops(Interrupts):
+    """Stops a run after so many blocks, as a signal would."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.left = blocks
+
+    def check(self):
+        """See Interrupts."""
+        if self.left <= 0:
+            raise Interrupted(15)
+
+    def hear(self, event):
+        """A listener that counts blocks."""
+        self.left -= isinstance(event, Progress)
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory):
+    """257 rows, two key heads."""
+    return save_stream(tmp_path_factory.mktemp("stream"), N, heads=2)
+
+
+def _once(run, request, blocks, *more):
+    """True when the run came to its end within so many blocks."""
+    stops = Stops(blocks)
+    try:
+        run(request, stops.hear, stops, *more)
+    except Interrupted:
+        return False
+    return True
+
+
+def _request(spec, folder, causal, **words):
+    paths = {"output": str(folder / "out.npy"), "checkpoint": str(folder / "c.sattn")}
+    return AttendRequest(inputs=spec, causal=causal, **paths, **words)
+
+
+def _files(folder):
+    return {name: (folder / name).read_bytes() for name in NAMES}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", METHODS)
+def test_resumed_at_every_row(stream, tmp_path, name, mode):
+    """Stopped after every block of one row, in every pass; where a method learns from groups, after every group."""
+    words = METHODS[name]
+    (tmp_path / "whole").mkdir()
+    attend(_request(stream, tmp_path / "whole", MODES[mode], **words), lambda event: None, Interrupts())
+    parts, stopped = tmp_path / "parts", 0
+    parts.mkdir()
+    while not _once(
+        attend, _request(stream, parts, MODES[mode], block_rows=1, resume=True, threads=1 + stopped % 2, **words), STRIDE
+    ):
+        stopped += 1
+        assert stopped <= 2 * N
+    assert stopped == _stops(parts, name) * (1 if mode == "causal" else 2)
+    assert _files(parts) == _files(tmp_path / "whole")
+    assert sorted(os.listdir(parts)) == sorted(NAMES)
+
+
+def _stops(folder, name):
+    """How often a pass is stopped: a method that learns from queries gets whole groups of rows."""
+    head = json.loads(read(str(folder / "c.sattn"))[1]["params"])["head"]
+    blocks = -(-N // head["group"]) if name in ("nystrom", "evict") else N
+    return blocks // STRIDE
+
+
+@settings(max_examples=1500 if NIGHTLY else 40, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from(sorted(METHODS)),
+    st.sampled_from(sorted(MODES)),
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 300), st.integers(1, 3)), max_size=5),
+    st.integers(1, 300),
+)
+def test_resumed_anywhere_with_other_blocks_and_threads(stream, tmp_path_factory, name, mode, stops, last):
+    folder = tmp_path_factory.mktemp("random")
+    words = METHODS[name]
+    for sub in ("whole", "parts"):
+        (folder / sub).mkdir()
+    attend(_request(stream, folder / "whole", MODES[mode], **words), lambda event: None, Interrupts())
+    for blocks, rows, threads in stops:
+        if _once(attend, _request(stream, folder / "parts", MODES[mode], block_rows=rows, threads=threads, resume=True, **words), blocks):
+            break
+    attend(
+        _request(stream, folder / "parts", MODES[mode], block_rows=last, resume=True, **words), lambda event: None, Interrupts()
+    )
+    assert _files(folder / "parts") == _files(folder / "whole")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_exact_goes_on_with_the_next_queries(tmp_path, mode, monkeypatch):
+    monkeypatch.setattr("streamattn_cli.engine.plan.EXACT_BYTES", 1)  # 512 queries at a time
+    spec = save_stream(tmp_path, 2100)
+    words = {"method": "exact", "block_rows": 300}
+    for sub in ("whole", "parts"):
+        (tmp_path / sub).mkdir()
+    attend(_request(spec, tmp_path / "whole", MODES[mode], **words), lambda event: None, Interrupts())
+    stopped = 0
+    while not _once(attend, _request(spec, tmp_path / "parts", MODES[mode], resume=True, **words), 11):
+        stopped += 1
+        assert stopped < 50
+    assert stopped > 1
+    assert _files(tmp_path / "parts") == _files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sketch_resumed_at_every_row(stream, tmp_path, name):
+    for path in ("whole", "parts"):
+        (tmp_path / path).mkdir()
+    spec = stream if name in ("nystrom", "evict") else keys_only(stream)
+    make_sketch(spec, tmp_path / "whole" / "c.sattn", **METHODS[name])
+    stopped = 0
+    while not _once(
+        sketch,
+        AttendRequest(spec, checkpoint=str(tmp_path / "parts" / "c.sattn"), resume=True, block_rows=1, **METHODS[name]),
+        STRIDE,
+    ):
+        stopped += 1
+    assert stopped == _stops(tmp_path / "parts", name)
+    assert (tmp_path / "parts" / "c.sattn").read_bytes() == (tmp_path / "whole" / "c.sattn").read_bytes()
+
+
+def test_a_finished_run_is_not_done_again(stream, tmp_path):
+    request = _request(stream, tmp_path, True, resume=True, **POLY)
+    attend(request, lambda event: None, Interrupts())
+    before = _files(tmp_path)
+    outcome = attend(request, lambda event: None, Interrupts())
+    assert outcome.bytes_read == 0 and _files(tmp_path) == before
+
+
+def test_dropped_rows_are_counted_once_over_all_parts(tmp_path):
+    spec = save_stream(tmp_path, N)
+    for part in "kq":
+        array = np.load(tmp_path / f"{part}.npy")
+        array[[3, 150, 256]] = np.nan
+        np.save(tmp_path / f"{part}.npy", array)
+    for mode, causal in MODES.items():
+        for sub in ("whole", "parts"):
+            (tmp_path / mode / sub).mkdir(parents=True)
+        words = POLY | {"nan_policy": "drop"}
+        attend(_request(spec, tmp_path / mode / "whole", causal, **words), lambda event: None, Interrupts())
+        while not _once(attend, _request(spec, tmp_path / mode / "parts", causal, resume=True, block_rows=50, **words), 2):
+            pass
+        assert _files(tmp_path / mode / "parts") == _files(tmp_path / mode / "whole")
+        assert json.loads((tmp_path / mode / "parts" / "out.npy.json").read_text())["counts"]["dropped_keys"] == 3
+
+
+# --- what is refused
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A stream of its own and a run of it, stopped after 100 rows."""
+    spec = save_stream(tmp_path, N)
+    assert not _once(attend, _request(spec, tmp_path, True, block_rows=100, **POLY), 1)
+    assert read(str(tmp_path / "c.sattn"))[1]["rows"] == "100"
+    return spec
+
+
+def _go_on(spec, folder, **words):
+    causal = words.pop("causal", True)
+    attend(_request(spec, folder, causal, resume=True, **(POLY | words)), lambda event: None, Interrupts())
+
+
+def _change(path, row):
+    """Change one number of a row in place, with the same size."""
+    array = np.load(path)
+    array[row] += 1
+    np.save(path, array)
+
+
+@pytest.mark.parametrize("part", "qkv")
+@pytest.mark.parametrize("row, said", [(0, "first rows"), (256, "last rows"), (128, "modification time")])
+def test_a_changed_source_is_refused(stopped, tmp_path, part, row, said):
+    _change(tmp_path / f"{part}.npy", row)
+    with pytest.raises(SourceChanged, match=f"the input for {part} is not the one.*{said}"):
+        _go_on(stopped, tmp_path)
+
+
+def test_a_fingerprint_sees_what_the_clock_does_not(tmp_path):
+    spec = save_stream(tmp_path, N)
+    _once(attend, _request(spec, tmp_path, True, block_rows=100, fingerprint=True, **POLY), 1)
+    times = os.stat(tmp_path / "k.npy")
+    _change(tmp_path / "k.npy", 128)
+    os.utime(tmp_path / "k.npy", ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(SourceChanged, match="content"):
+        _go_on(spec, tmp_path, fingerprint=True)
+
+
+OTHER = [
+    ({"degree": 4}, "degree"),
+    ({"window": 5}, "window"),
+    ({"scale": "d"}, "scale"),
+    ({"method": "window"}, "method"),
+    ({"causal": False}, "mode"),
+    ({"audit": 4}, "audit_rows"),
+    ({"seed": 4}, "seed"),
+    ({"out_dtype": "f2"}, "out_dtype"),
+    ({"nan_policy": "drop"}, "nan_policy"),
+]
+
+
+@pytest.mark.parametrize("words, said", OTHER, ids=[said for _, said in OTHER])
+def test_other_settings_are_refused(stopped, tmp_path, words, said):
+    with pytest.raises(CheckpointIncompatible, match=f"made with other settings.*{said}"):
+        _go_on(stopped, tmp_path, **words)
+
+
+def test_another_schema_is_refused(stopped, tmp_path):
+    path = str(tmp_path / "c.sattn")
+    state, meta = read(path)
+    save(path, state, meta | {"schema": "2"})
+    with pytest.raises(CheckpointIncompatible, match="state schema 2 found, expected 1"):
+        _go_on(stopped, tmp_path)
+    with pytest.raises(CheckpointIncompatible, match="state schema 2 found, expected 1"):
+        open_sketch_file(path)
+
+
+def test_a_causal_state_answers_no_other_queries(stopped, tmp_path):
+    with pytest.raises(CheckpointIncompatible, match="a causal run"):
+        answers(tmp_path / "c.sattn", stopped, tmp_path / "x.npy")
+    assert not (tmp_path / "x.npy").exists()
+
+
+def test_a_checkpoint_is_not_overwritten_unasked(stopped, tmp_path):
+    with pytest.raises(UsageError, match="go on with it by --resume"):
+        attend(_request(stopped, tmp_path, True, **POLY), lambda event: None, Interrupts())
+
+
+def test_an_unfinished_output_that_is_gone(stopped, tmp_path):
+    (part,) = (name for name in os.listdir(tmp_path) if name.startswith(".out.npy"))
+    os.unlink(tmp_path / part)
+    with pytest.raises(CheckpointIncompatible, match="the unfinished output"):
+        _go_on(stopped, tmp_path)
+
+
+@pytest.mark.parametrize("words", [{"top_k": 3}, {"sketches": "psi", "m1": 4096}])
+def test_what_cannot_be_saved_is_refused_at_the_start(stream, tmp_path, words):
+    output = str(tmp_path / ("out.h5" if "top_k" in words else "out.npy"))
+    request = AttendRequest(stream, output, causal=False, checkpoint=str(tmp_path / "c.sattn"), **(POLY | words))
+    with pytest.raises(UsageError, match="--checkpoint cannot hold"):
+        attend(request, lambda event: None, Interrupts())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_sketch_of_a_changed_source_is_refused(tmp_path):
+    spec = keys_only(save_stream(tmp_path, N))
+    request = AttendRequest(spec, checkpoint=str(tmp_path / "c.sattn"), block_rows=50, resume=True, **POLY)
+    assert not _once(sketch, request, 2)
+    _change(tmp_path / "v.npy", 0)
+    with pytest.raises(SourceChanged, match="first rows of v"):
+        _once(sketch, request, 99)
+
+
+def test_an_unfinished_sketch_is_not_queried(stream, tmp_path):
+    request = AttendRequest(keys_only(stream), checkpoint=str(tmp_path / "c.sattn"), block_rows=50, **POLY)
+    assert not _once(sketch, request, 2)
+    with pytest.raises(CheckpointIncompatible, match="100 rows.*go on with --resume first"):
+        answers(tmp_path / "c.sattn", stream, tmp_path / "x.npy")
+
+
+# --- more rows for a sketch
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("first", [1024, 1700])
+def test_appended_rows_are_as_if_they_had_been_there(tmp_path, name, first):
+    """Once the first part has the 1024 rows by which settings are chosen."""
+    spec, words = save_stream(tmp_path, 2400), METHODS[name] | {"block_rows": 500}
+    if name not in ("nystrom", "evict"):
+        spec = keys_only(spec)
+    make_sketch(spec, tmp_path / "whole.sattn", **words)
+    make_sketch(replace(spec, rows=(0, first)), tmp_path / "parts.sattn", **words)
+    make_sketch(replace(spec, rows=(first, 2400)), tmp_path / "parts.sattn", append=True, **words)
+    whole, parts = state_of(tmp_path / "whole.sattn"), state_of(tmp_path / "parts.sattn")
+    assert whole.keys() == parts.keys()
+    for array in whole:
+        assert np.array_equal(whole[array], parts[array]), array
+
+
+def test_rows_are_not_appended_twice(tmp_path):
+    spec = keys_only(save_stream(tmp_path, 1500))
+    make_sketch(replace(spec, rows=(0, 1200)), tmp_path / "s.sattn", **POLY)
+    before = (tmp_path / "s.sattn").read_bytes()
+    with pytest.raises(CheckpointIncompatible, match="same rows of the same keys"):
+        make_sketch(replace(spec, rows=(1100, 1500)), tmp_path / "s.sattn", append=True, **POLY)
+    assert (tmp_path / "s.sattn").read_bytes() == before
+
+
+# --- pipes
+
+
+@pytest.mark.parametrize("skip", [None, 0])
+def test_a_pipe_goes_on(tmp_path, skip):
+    """It begins again with its first row, or with --skip-rows 0 where it was left."""
+    rows = np.random.default_rng(3).standard_normal((N, 8)).astype(np.float32)
+
+    def spec(first=0):
+        return replace(keys_only(base), stdin=BytesIO(record_bytes(rows[first:])))
+
+    base = InputSpec(input="-", record="kv")
+    path = str(tmp_path / "c.sattn")
+    assert not _once(sketch, AttendRequest(spec(), checkpoint=path, block_rows=60, **POLY), 2)
+    assert _once(sketch, AttendRequest(spec(0 if skip is None else 120), checkpoint=path, resume=True, skip_rows=skip, **POLY), 99)
+    make_sketch(spec(), tmp_path / "whole.sattn", **POLY)
+    assert (tmp_path / "c.sattn").read_bytes() == (tmp_path / "whole.sattn").read_bytes()
