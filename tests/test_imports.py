@@ -65,6 +65,8 @@ def complaint(room, target, module):
         return "testing is for tests"
     if room == "testing" or room == "__main__":
         return None
+    if room == "__init__":
+        return None if target == "engine" else "the package opens only the engine's door"
     if target not in TOWER:
         return f"{target or 'the package itself'} is no room"
     return f"{room} is below {target}" if TOWER.index(target) > TOWER.index(room) else None
@@ -74,7 +76,8 @@ def lazily(room, path, module, top):
     """h5py at module level only in rows/hdf5*.py; those are imported inside functions only, except by one another."""
     is_hdf5 = room == "rows" and path.stem.startswith("hdf5")
     heavy = module.split(".")[0] == "h5py" or ".rows.hdf5" in module
-    return "import it inside a function" if heavy and top and not is_hdf5 and room != "testing" else None
+    early = heavy or room == "__init__" and room_of(module, PACKAGE.name) is not None
+    return "import it inside a function" if early and top and not is_hdf5 and room != "testing" else None
 
 
 def arrows_up(package):
@@ -102,6 +105,8 @@ def test_every_folder_is_a_room():
     ("kernels/a.py", "from streamattn_cli.rows.tensor import Storage", "kernels import numba, numpy and math only"),
     ("kernels/a.py", "from streamattn_cli.errors import UsageError", "kernels import numba, numpy and math only"),
     ("kernels/a.py", "import h5py", "kernels import numba, numpy and math only"),
+    ("__init__.py", "def f():\n    from streamattn_cli.report import table", "the package opens only the engine's door"),
+    ("__init__.py", "from streamattn_cli.engine import door", "import it inside a function"),
     ("rows/a.py", "import streamattn_cli.sketches.poly", "rows is below sketches"),
     ("rows/a.py", "def f():\n    from ..engine import plan", "rows is below engine"),
     ("rows/a.py", "from .. import report", "rows is below report"),

@@ -22,6 +22,7 @@ from streamattn_cli.cli.inspect import inspect  # noqa: E402
 from streamattn_cli.cli.merge import merge  # noqa: E402
 from streamattn_cli.cli.options import ENVIRONMENT  # noqa: E402
 from streamattn_cli.cli.query import query  # noqa: E402
+from streamattn_cli.cli.plan import plan  # noqa: E402
 from streamattn_cli.cli.report import report  # noqa: E402
 from streamattn_cli.cli.sketch import sketch  # noqa: E402
 from streamattn_cli.cli.streams import fill_standard_streams, let_go_of_broken  # noqa: E402
@@ -54,7 +55,7 @@ def _dying_of_pipe(command):
     return run
 
 
-for _command in (attend, compare, report, sketch, query, merge, info, inspect, generate):
+for _command in (attend, plan, compare, report, sketch, query, merge, info, inspect, generate):
     app.command(epilog=ENVIRONMENT)(_dying_of_pipe(_command))
 
 

