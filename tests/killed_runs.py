@@ -19,12 +19,12 @@ from streamattn_cli.engine import sketchfile  # noqa: E402
 from streamattn_cli.engine.request import AttendRequest  # noqa: E402
 from streamattn_cli.engine.signals import Interrupts  # noqa: E402
 
-ROWS = 4096
+ROWS = 640
 WORDS = {
     "causal": METHODS["sample"] | {"causal": True, "audit": 16},
     "queries": METHODS["poly with a window"] | {"causal": False, "audit": 16},
     "sketch": METHODS["poly"],
-    "nystrom": {"method": "nystrom", "resident_rows": 300, "causal": True},
+    "nystrom": {"method": "nystrom", "resident_rows": 160, "causal": True},
 }
 
 

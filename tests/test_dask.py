@@ -4,19 +4,23 @@ import contextlib
 import os
 import signal
 import threading
-import time
 import warnings
 
 import pytest
 from hypothesis import settings
-from keptruns import POLY, keys_only, make_sketch, save_stream
+from keptruns import POLY, keys_only, make_sketch, not_warmed, save_stream  # noqa: F401
+
+from streamattn_cli.errors import InputMissing
 
 distributed = pytest.importorskip("distributed")
 
 SHARDS = 24
 KILLS = 3 if settings.default.max_examples > 100 else 1  # nightly, ci
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # those of distributed are not ours to mend
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # those of distributed are not ours to mend
+    pytest.mark.usefixtures("not_warmed"),
+]
 
 
 @contextlib.contextmanager
@@ -37,24 +41,33 @@ def test_a_cluster_gives_the_bytes_of_threads_also_when_a_worker_dies(tmp_path):
     make_sketch(spec, tmp_path / "threads.sattn", **words)
     expected = (tmp_path / "threads.sattn").read_bytes()
     with _cluster() as cluster:
-        address = cluster.scheduler_address
-        for kill in range(KILLS + 1):
-            killer = threading.Thread(target=_kill_one, args=(cluster, kill))
-            if kill:
-                killer.start()
-            make_sketch(spec, tmp_path / f"{kill}.sattn", engine=f"dask={address}", **words)
-            if kill:
-                killer.join()
-            assert (tmp_path / f"{kill}.sattn").read_bytes() == expected
+        engine = f"dask={cluster.scheduler_address}"
+        make_sketch(spec, tmp_path / "calm.sattn", engine=engine, **words)
+        assert (tmp_path / "calm.sattn").read_bytes() == expected
+        for number in range(KILLS):
+            killed, done = [], threading.Event()
+            killer = threading.Thread(target=_kill_one, args=(cluster, killed, done))
+            killer.start()
+            make_sketch(spec, tmp_path / f"{number}.sattn", engine=engine, **words)
+            done.set()
+            killer.join()
+            assert len(killed) == 1
+            assert (tmp_path / f"{number}.sattn").read_bytes() == expected
 
 
-def _kill_one(cluster, number):
-    """Kill a worker that has a shard under way."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for worker in cluster.scheduler.workers.values():
-            if worker.processing and len(worker.has_what) + number >= 0:
-                os.kill(worker.nanny_pid if hasattr(worker, "nanny_pid") else cluster.workers[worker.name].pid, signal.SIGKILL)
-                return
-        time.sleep(0.001)
-    raise AssertionError("no shard was ever under way")
+def _kill_one(cluster, killed, done):
+    """Kill a worker that has a shard under way, after some results of this run have come; note its process."""
+    while not done.wait(0.002):
+        busy = [worker for worker in cluster.scheduler.workers.values() if worker.processing and worker.has_what]
+        if busy:
+            pid = cluster.workers[busy[0].name].pid
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+            return
+
+
+def test_a_scheduler_that_is_not_there(tmp_path):
+    spec = keys_only(save_stream(tmp_path, 600))
+    with pytest.raises(InputMissing, match="no scheduler answers there"):
+        make_sketch(spec, tmp_path / "x.sattn", shards=2, engine="dask=tcp://127.0.0.1:1", **POLY)
+    assert not (tmp_path / "x.sattn").exists()

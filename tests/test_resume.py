@@ -20,6 +20,7 @@ from streamattn_cli.engine.request import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.sketchfile import open_sketch_file, sketch
 from streamattn_cli.errors import CheckpointIncompatible, Interrupted, SourceChanged, UsageError
+from streamattn_cli.rows.spec import InputSpec
 
 pytestmark = pytest.mark.usefixtures("not_warmed")
 N = 257
@@ -85,16 +86,16 @@ def test_resumed_at_every_row(stream, tmp_path, name, mode):
     ):
         stopped += 1
         assert stopped <= 2 * N
-    assert stopped == _stops(parts, name) * (1 if mode == "causal" else 2)
+    assert stopped == _stops(parts, name, passes=1 if mode == "causal" else 2)
     assert _files(parts) == _files(tmp_path / "whole")
     assert sorted(os.listdir(parts)) == sorted(NAMES)
 
 
-def _stops(folder, name):
+def _stops(folder, name, passes=1):
     """How often a pass is stopped: a method that learns from queries gets whole groups of rows."""
     head = json.loads(read(str(folder / "c.sattn"))[1]["params"])["head"]
     blocks = -(-N // head["group"]) if name in ("nystrom", "evict") else N
-    return blocks // STRIDE
+    return passes * blocks // STRIDE
 
 
 @settings(max_examples=1500 if NIGHTLY else 40, suppress_health_check=list(HealthCheck))
@@ -150,6 +151,19 @@ def test_a_sketch_resumed_at_every_row(stream, tmp_path, name):
         stopped += 1
     assert stopped == _stops(tmp_path / "parts", name)
     assert (tmp_path / "parts" / "c.sattn").read_bytes() == (tmp_path / "whole" / "c.sattn").read_bytes()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_audit_is_resumed_too(tmp_path, mode):
+    """More rows than a tile of exact attention holds; blocks that cut tiles, fit them, and hold several."""
+    spec, words = save_stream(tmp_path, 1700, heads=2), POLY | {"audit": 9}
+    for sub in ("whole", "parts"):
+        (tmp_path / sub).mkdir()
+    attend(_request(spec, tmp_path / "whole", MODES[mode], **words), lambda event: None, Interrupts())
+    for rows in (512, 100, 300, 1024, 77):
+        _once(attend, _request(spec, tmp_path / "parts", MODES[mode], block_rows=rows, resume=True, **words), 1)
+    attend(_request(spec, tmp_path / "parts", MODES[mode], block_rows=999, resume=True, **words), lambda event: None, Interrupts())
+    assert _files(tmp_path / "parts") == _files(tmp_path / "whole")
 
 
 def test_a_finished_run_is_not_done_again(stream, tmp_path):

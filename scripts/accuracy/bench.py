@@ -184,7 +184,8 @@ def figure(results: list[Result], path: Path) -> None:
             if found:
                 points.append((np.mean([r.resident_rows for r in found]), _mean({r.head: r for r in found})))
         if points:
-            plot.line(method, points, dashed=method in CAUSAL_ORACLES)
+            lone = len(points) == 1  # it needs its mark
+            plot.line(method, points, dashed=method in CAUSAL_ORACLES and not lone)
     plot.save(path)
 
 

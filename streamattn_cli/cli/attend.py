@@ -34,6 +34,7 @@ def attend(
     method: options.Method = None,
     resident_rows: options.ResidentRows = None,
     effort: options.Effort = "default",
+    query_model: options.QueryModel = None,
     sinks: options.Sinks = None,
     window: options.Window = None,
     buffer: options.Buffer = None,

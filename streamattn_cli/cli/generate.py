@@ -61,7 +61,7 @@ def generate(
 
     An entry depends only on the seed, the tensor, its row and its column.
 
-        streamattn generate --rows 2000000 --dim 8 --logit-std 0.7 --emit kv - | streamattn attend - --q q.npy ...
+        streamattn generate --rows 2000 --dim 8 --logit-std 0.7 --heads 2 made_up.h5
     """
     from streamattn_cli.engine.scale import scale_value
     from streamattn_cli.engine.generate import GenerateRequest, run_generate

@@ -12,6 +12,9 @@ from streamattn_cli.cli.options import Json, option
 def merge(
     sketches: Annotated[list[str], typer.Argument(metavar="SKETCH...", help="Sketches of different rows.")],
     output: Annotated[str, option("-o", "--output", help="The merged sketch, FILE.sattn.")],
+    pool_queries: Annotated[
+        bool, option("--pool-queries", help="Merge even sketches that were fitted to different queries (nystrom).")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Merge sketches of different rows into one, as if one pass had absorbed them all.
@@ -21,7 +24,7 @@ def merge(
     from streamattn_cli.cli.words import show_json
     from streamattn_cli.engine.mergefiles import merge as run
 
-    result = run(sketches, output)
+    result = run(sketches, output, pool_queries)
     if json:
         show_json(result)
     else:

@@ -75,3 +75,13 @@ Resume = Annotated[bool, option("--resume", help="Go on from --checkpoint, if it
 SkipRows = Annotated[ int | None, option( help="--resume with a pipe: rows to drop at its beginning.", show_default="those already done", rich_help_panel=HOW, ), ]
 Fingerprint = Annotated[ bool, option("--fingerprint", help="Compare all of the input on --resume.", rich_help_panel=HOW) ]
 DryRun = Annotated[bool, option("--dry-run", help="Print the plan, touch nothing.", rich_help_panel=WATCH)]
+QueryModel = Annotated[
+    str | None,
+    option(
+        "--query-model",
+        metavar="FILE",
+        help="nystrom: queries that stand for those to come, FILE or FILE:DATASET.",
+        show_default="learnt on the way; full attention: of --q",
+        rich_help_panel=WHAT,
+    ),
+]

@@ -42,6 +42,7 @@ def sketch(
     method: options.Method = None,
     resident_rows: options.ResidentRows = None,
     effort: options.Effort = "default",
+    query_model: options.QueryModel = None,
     sinks: options.Sinks = None,
     window: options.Window = None,
     degree: options.Degree = 4,

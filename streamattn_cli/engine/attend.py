@@ -21,6 +21,7 @@ from streamattn_cli.engine.resume import (
     facts_of,
     find_saved,
     make_saver,
+    part_tag,
     sources_of,
 )
 from streamattn_cli.engine.run import Run
@@ -47,6 +48,7 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
         plan = make_plan(resolve(request, inputs))
         problem = plan.problem
         facts, sources = facts_of(problem, plan.audit_rows), sources_of(problem) if request.checkpoint else {}
+        checkpoint = stack.enter_context(CheckpointWriter(request.checkpoint)) if request.checkpoint else None
         saved = find_saved(request, facts, sources)
         if saved:
             plan = replace(plan, problem=continued(problem, saved))
@@ -54,17 +56,18 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
         for note in (*problem.notes, *([f"going on after row {saved.done} ({saved.phase})"] if saved else [])):
             listener(Note(note))
         if saved and saved.phase == DONE:
+            if saved.meta["phase"] != DONE:  # the last step was still to come
+                checkpoint.commit(saved.state, describe(facts, DONE, saved.done, sources, None))
             return _already_done(plan, saved, listener)
         writer = open_sparse(problem) if request.top_k else open_writer(
             request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
             problem.q.batch, going_on=saved.part if saved else None,
+            tag=checkpoint and part_tag(checkpoint),
         )  # fmt: skip
         stack.callback(writer.abort)
         stack.callback(interrupts.on_abort(writer.abort))
-        checkpoint = None
-        if request.checkpoint:
+        if checkpoint:
             check_saveable(writer)
-            checkpoint = stack.enter_context(CheckpointWriter(request.checkpoint))
         warm(plan, listener)
         began = time.monotonic()
         with Meter() as meter:

@@ -102,15 +102,21 @@ class Auditor:
         return compare_answers(*self.answers(work), self.approx, self.design())
 
     def answers(self, work: dict) -> tuple[np.ndarray, np.ndarray]:
-        """All keys have been seen: the exact and the trivial answers, both (rows, heads, dv) float64."""
+        """All keys have been seen: the exact and the trivial answers, both (rows, heads, dv) float64.
+
+        What has been gathered stays as it is: a checkpoint that is written afterwards asks once more when it is resumed.
+        """
         exact = np.empty((len(self.rows), len(self.problem.q), self.problem.v.dim))
         trivial = np.empty_like(exact)
         for lane, truth, means in zip(self.lanes, self.truth, self.means, strict=True):
+            gathered = [(array, array.copy()) for part in (truth, means) for array in part.state.values()]
             truth.finish(work)
             means.finish()
             truth.outputs(out := np.empty((self.problem.group, *exact.shape[::2])))
             exact[:, lane.query_heads] = out.transpose(1, 0, 2)
             trivial[:, lane.query_heads] = means.outputs()[:, None]
+            for array, before in gathered:
+                array[...] = before
         return exact, trivial
 
     def design(self) -> Design:

@@ -16,16 +16,19 @@ from streamattn_cli.errors import CheckpointIncompatible, UsageError
 from streamattn_cli.sketches.head import HeadAttention, allocate
 
 
-def merge(names: list[str], target: str) -> dict:
+def merge(names: list[str], target: str, pool_queries: bool = False) -> dict:
     """Merge sketch files of disjoint rows, in the order given, into `target`; returns what it holds.
 
-    Raises CheckpointIncompatible for other parameters and for rows that two of them share.
+    Raises CheckpointIncompatible for other parameters, for rows that two of them share, and (without `pool_queries`)
+    for sketches that were fitted to different queries.
     """
     if len(names) < 2:
         raise UsageError("merge: give at least two sketches")
     if os.path.exists(target):
         read_header(target)  # raises where it is something else, which must not be replaced
     files = [open_sketch_file(name) for name in names]
+    if not pool_queries:
+        _check_same_queries(files)
     merged = merge_files(files)
     save(target, *packed(merged))
     return {"type": "merged", "rows": merged.rows, "sketches": len(files), "heads": merged.heads, "output": target}
@@ -49,27 +52,17 @@ def packed(file: SketchFile) -> tuple[dict, dict]:
 
 
 def merge_heads(shards: Iterable[list[HeadAttention]], work: dict) -> list[HeadAttention]:
-    """Merge shards that come in order: neighbours first, then neighbours of those, whatever is left over last.
+    """Merge shards one after the other into the first, in the order in which they come.
 
-    The tree, and with it every byte, depends only on their number. At most log2(number) + 1 of them are held.
+    Every byte depends only on that order. (A balanced tree compresses the atoms of `nystrom` in larger lumps: 16 shards
+    of a real head then err by up to 1.25 times one pass, in a row by at most 1.04.)
     """
-    waiting: list[tuple[int, list[HeadAttention]]] = []
-    for heads in shards:
-        level = 0
-        while waiting and waiting[-1][0] == level:
-            heads = _take_in(waiting.pop()[1], heads, work)
-            level += 1
-        waiting.append((level, heads))
-    heads = waiting.pop()[1]
-    while waiting:
-        heads = _take_in(waiting.pop()[1], heads, work)
-    return heads
-
-
-def _take_in(mine: list[HeadAttention], others: list[HeadAttention], work: dict) -> list[HeadAttention]:
-    for head, other in zip(mine, others, strict=True):
-        head.merge(other, work)
-    return mine
+    shards = iter(shards)
+    merged = next(shards)
+    for others in shards:
+        for head, other in zip(merged, others, strict=True):
+            head.merge(other, work)
+    return merged
 
 
 def heads_of(file: SketchFile) -> list[HeadAttention]:
@@ -88,3 +81,15 @@ def check_alike(files: list[SketchFile]) -> None:
             changed = [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
             raise CheckpointIncompatible(f"{first.name} and {other.name} differ in {'; '.join(changed)}: only sketches of "
                                          "the same parameters merge")  # fmt: skip
+
+
+def _check_same_queries(files: list[SketchFile]) -> None:
+    """Refuse (exit 8) sketches that learnt from different queries: their atoms serve different questions best."""
+    first = files[0]
+    for other in files[1:]:
+        for name in (n for n in first.state if n.startswith("head.history.query.")):
+            if not np.array_equal(first.state[name], other.state[name]):
+                raise CheckpointIncompatible(
+                    f"{first.name} and {other.name} were fitted to different queries; make both with the same --query-model "
+                    "FILE, or give --pool-queries to merge them all the same"
+                )

@@ -42,6 +42,7 @@ class AttendRequest:
     max_error: float = 0.25
     resident_rows: int | None = None
     effort: str = "default"
+    query_model: str | None = None
     atoms: int | None = None
     buffer: int | None = None
     eps: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from streamattn_cli.rows.continued import ContinuedTensor
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.identity import identity
 from streamattn_cli.rows.ranges import RangeTensor
+from streamattn_cli.rows.temporary import recover
 from streamattn_cli.rows.writers import Writer
 
 DONE = "done"
@@ -47,6 +49,7 @@ def facts_of(problem: Problem, audit_rows: int) -> dict:
         "out_dtype": problem.out_dtype,
         "layout": problem.q.layout,
         "nan_policy": r.nan_policy,
+        "query_model": r.query_model,
         "select": list(r.inputs.select or ()),
     }
 
@@ -76,12 +79,19 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
     phase, done = meta["phase"], int(meta["rows"])
     if part and not os.path.exists(os.path.join(os.path.dirname(os.path.realpath(request.output)), part[0])):
         if os.path.exists(request.output) and done == sources_rows(sources):
+            recover(request.output + ".json", part[0].split(".")[-2])
             return Saved(name, state, DONE, done, None, meta)  # it ended between its last two steps
         raise CheckpointIncompatible(
             f"{name}: the unfinished output {part[0]} beside {request.output} is gone; put it back, or start again "
             "without --resume"
         )
     return Saved(name, state, phase, done, part, meta)
+
+
+def part_tag(writer: CheckpointWriter) -> str:
+    """What marks the unfinished output of runs that are saved in this checkpoint: its lock lets only one run at a time
+    write it, and the next one overwrites what a killed one left."""
+    return hashlib.sha256(os.fsencode(writer.path)).hexdigest()[:8]
 
 
 def sources_rows(sources: Mapping[str, dict]) -> int | None:

@@ -9,6 +9,7 @@ import numpy as np
 from streamattn_cli.engine.audit import Auditor
 from streamattn_cli.engine.events import Audit
 from streamattn_cli.engine.lanes import Lane
+from streamattn_cli.engine.modelfile import model_queries
 from streamattn_cli.engine.plan import FIRST_ROWS, SLOTS, Plan, work_spec
 from streamattn_cli.engine.pool import Workers
 from streamattn_cli.engine.pump import Watch, pump
@@ -136,11 +137,12 @@ class Run:
         """Show every sketch the first rows and some queries, so that it can choose its settings and predict its error.
 
         A method that learns from queries as they pass needs none for causal attention; for full attention it gets
-        queries from all over the input, where that can be read anywhere.
+        queries from all over the input, where that can be read anywhere, or those of --query-model.
         """
         p = self.problem
         learns = p.params.history is not None and self.sketches[0].history.learns
-        if not p.params.history or (learns and p.causal):
+        model = model_queries(p, FIRST_ROWS) if learns and p.request.query_model else None
+        if not p.params.history or (learns and p.causal and model is None):
             return
         with self.watch.interrupts.at_once():
             k, v = p.k.tensor.peek(FIRST_ROWS), p.v.tensor.peek(FIRST_ROWS)
@@ -156,6 +158,8 @@ class Run:
             for a, b in lane.steps(0, q.shape[1]):
                 first_q[:, a:b] = lane.queries(q, a, b, a, work)
             flat = first_q.reshape(-1, p.q.dim) if first_q.size else None
+            if model is not None:
+                flat = model[lane.index]
             try:
                 self.sketches[lane.index].calibrate(first_k, first_c, flat)
             except CannotMeet as error:

@@ -92,6 +92,7 @@ def sketch(
         if before:
             check_disjoint([(before.name, before.sources), (problem.k.tensor.name, sources)])
             sources = [*before.sources, *sources]
+        writer = stack.enter_context(CheckpointWriter(request.checkpoint))
         saved = None if append else _saved(request, facts, sources)
         if saved:
             problem = continued(problem, saved)
@@ -99,7 +100,6 @@ def sketch(
         listener(Started(plan.to_dict()))
         for note in (*problem.notes, *([f"going on after row {saved.done}"] if saved else [])):
             listener(Note(note))
-        writer = stack.enter_context(CheckpointWriter(request.checkpoint))
         warm(plan, listener)
         began = time.monotonic()
         with Meter() as meter:

@@ -1,8 +1,8 @@
 """How long a run will take, before it starts: work counted from the settings, times the speed of this machine.
 
-The constants are microseconds on the machine where they were fitted (scripts/coverage.py's machine: two cores at about
-REFERENCE seconds for the calibration below); `calibrate` says how much faster or slower this one is. Good to a factor of
-2 in most cases: meant for choosing, not for promising.
+The constants are microseconds on the machine where they were fitted, which takes REFERENCE seconds for a round of the
+calibration below; `calibrate` says how much faster or slower this one is. Right within a factor of 2 in 80% of 20
+settings there (busy with other work): meant for choosing, not for promising.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _lane_micros(plan: Plan) -> float:
     p = plan.problem
     rows, queries, dims = p.k.rows, p.q.rows, p.k.dim + p.v.dim
     if p.method == "exact":
-        return queries * rows * p.group * (0.5 if p.causal else 1.0) * (0.010 + 6e-5 * dims)
+        return queries * rows * p.group * (0.5 if p.causal else 1.0) * (0.002 + 5e-5 * dims)
     params, history = p.params, p.params.history
     pair = 0.020 + 7e-5 * dims
     beside = params.sinks + params.window + params.group / 2 + getattr(history, "atoms", getattr(history, "rows", 0))
@@ -65,7 +65,7 @@ def _lane_micros(plan: Plan) -> float:
     full = max(0.0, rows - beside) / params.group  # groups that come when the history is full
     if isinstance(history, NystromParams):
         n = history.active + params.group
-        total += full * (500 + (0.7 + p.k.dim / 200) * 0.04 * n * n + 5e-5 * n**3)
+        total += full * (500 + (0.5 + p.k.dim / 80) * 0.04 * n * n + 5e-5 * n**3)
     elif history:
         total += full * 500
     return total

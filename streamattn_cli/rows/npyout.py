@@ -39,12 +39,13 @@ class NpyFormat:
 
     def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
         """Header with the final rows; then the array, then its JSON, so that no JSON ever stands beside an array that
-        it does not describe."""
+        it does not describe. A run that is killed between the two left it complete under the array's tag."""
         self._write_header(temporary, shape, rows)
-        side = Temporary(temporary.final + ".json")
+        side = Temporary(temporary.final + ".json", tag=temporary.tag)
         try:
             text = json.dumps(meta, indent=2, sort_keys=True) + "\n"
             pwrite_all(side.fd, memoryview(text.encode()), 0)
+            os.fsync(side.fd)
             with suppress(FileNotFoundError):
                 os.unlink(side.final)
             temporary.commit()

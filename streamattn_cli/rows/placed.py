@@ -30,9 +30,11 @@ class PlacedWriter:
     """A Writer of blocks at their place in a temporary file."""
 
     def __init__(
-        self, path: str, rows: int | None, shape: OutShape, format_: Format, going_on: tuple[str, int] | None = None
-    ):
-        """`going_on`: name of the unfinished file of an earlier run (see `part`) and how many of its rows count."""
+        self, path: str, rows: int | None, shape: OutShape, format_: Format, going_on: tuple[str, int] | None = None,
+        tag: str | None = None,
+    ):  # fmt: skip
+        """`going_on`: name of the unfinished file of an earlier run (see `part`) and how many of its rows count; `tag`:
+        of the name of a new unfinished file (see Temporary)."""
         if rows is None and shape.segments > 1:
             raise UsageError(f"{path}: layout {shape.layout} needs the number of rows in advance, which a pipe does "
                              f"not tell; write to - or choose a layout that begins with T")
@@ -41,7 +43,7 @@ class PlacedWriter:
         part, self.rows_written = going_on or (None, 0)
         self._rows, self._shape, self._format = rows, shape, format_
         with failing_as_output(path):
-            self._temporary = Temporary(path, part)
+            self._temporary = Temporary(path, part, tag)
         try:
             with failing_as_output(path):
                 self._offset = format_.again(self._temporary) if part else format_.begin(self._temporary, shape, rows)

@@ -33,16 +33,21 @@ def failing_as_output(name: str) -> Iterator[None]:
 
 
 class Temporary:
-    """`.NAME.<random>.tmp` beside `path` (beside what it points to, if it is a link) until `commit`."""
+    """`.NAME.<tag>.tmp` beside `path` (beside what it points to, if it is a link) until `commit`."""
 
-    def __init__(self, path: str, part: str | None = None):
-        """A new file, or the unfinished one of an earlier run that is called `part` in the same folder."""
+    def __init__(self, path: str, part: str | None = None, tag: str | None = None):
+        """A new file, its tag random unless given, or the unfinished one of an earlier run called `part` in the folder.
+
+        A given tag is for those who know that nobody else writes this file: what an earlier run left under that name
+        is overwritten.
+        """
         self.final = os.path.realpath(path)
         folder, name = os.path.split(self.final)
         self._folder = folder
-        self.path = os.path.join(folder, part or f".{name}.{secrets.token_hex(4)}.tmp")
+        self.tag = part.split(".")[-2] if part else tag or secrets.token_hex(4)
+        self.path = os.path.join(folder, part or _part(name, self.tag))
         # read-write: HDF5 attributes are added at the end
-        new = 0 if part else os.O_CREAT | os.O_EXCL
+        new = 0 if part else os.O_CREAT | (os.O_TRUNC | os.O_NOFOLLOW if tag else os.O_EXCL)
         self.fd = os.open(self.path, os.O_RDWR | new | os.O_CLOEXEC, 0o666)
 
     @property
@@ -72,3 +77,16 @@ class Temporary:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def recover(path: str, tag: str) -> None:
+    """Give its name to a file that was complete when a run was killed; nothing where there is none. Raises OSError."""
+    final = os.path.realpath(path)
+    folder, name = os.path.split(final)
+    with suppress(FileNotFoundError):
+        os.replace(os.path.join(folder, _part(name, tag)), final)
+        sync_folder(folder)
+
+
+def _part(name: str, tag: str) -> str:
+    return f".{name}.{tag}.tmp"

@@ -47,12 +47,14 @@ def open_writer(
     batch: int = 1,
     stdout: BinaryIO | None = None,
     going_on: tuple[str, int] | None = None,
+    tag: str | None = None,
 ) -> Writer:
     """Open `target` for `rows` rows (None: unknown) of `heads` heads (batches included) of `dim` items.
 
     target: a name in .npy, .h5 or .hdf5; `-` for standard output (`stdout`, default sys.stdout.buffer); or an existing
     fifo or device, which is written to as it is. A regular file of that name is replaced at `commit`, not before.
-    going_on: the unfinished file of an earlier run and how many of its rows count (.npy, and .h5 of known rows).
+    going_on: the unfinished file of an earlier run and how many of its rows count (.npy, and .h5 of known rows); tag: of
+    the name of a new one, for a caller who knows that nobody else uses it.
     dtype: 'f2', 'f4' or 'f8'; layout: that of the queries, one of layout.LAYOUTS.
     Raises UsageError for an unknown extension, a terminal, or a layout that needs the rows in advance; OutputFailed for
     a missing folder and whatever the system refuses.
@@ -64,12 +66,12 @@ def open_writer(
     if kind == "special":
         return RecordWriter(open_special(target), target, shape, owned=True)
     if kind == ".npy":
-        return PlacedWriter(target, rows, shape, NpyFormat(), going_on)
+        return PlacedWriter(target, rows, shape, NpyFormat(), going_on, tag)
     from streamattn_cli.rows.hdf5out import GrowingHdf5Writer, Hdf5Format
 
     if rows is None and shape.segments == 1:
         return GrowingHdf5Writer(target, shape)
-    return PlacedWriter(target, rows, shape, Hdf5Format(), going_on)
+    return PlacedWriter(target, rows, shape, Hdf5Format(), going_on, tag)
 
 
 def _dtype(word: str) -> np.dtype:

@@ -46,6 +46,8 @@ class KeyTiles:
             a += n
             if tile:
                 yield tile
+            if tile and n < TILE:
+                self.k[:], self.c[:] = 0, 0  # so that the state does not tell how its rows were cut
 
     def rest(self):
         """Yield the unfinished tile, if there is one, with its missing rows zero (weight 0)."""

@@ -1,0 +1,161 @@
+"""Every command line in the documentation works: README, the pages, and the example in the help of every command."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clirun import SAMPLE, environment, run
+
+import streamattn_cli
+from streamattn_cli.cli.main import app
+
+TOP = Path(__file__).resolve().parent.parent
+PAGES = TOP / "streamattn_cli" / "report" / "pages"
+SMALLER = [(r"--rows 2000000\b", "--rows 20000"), (r"head -c 1000000\b", "head -c 100000")]  # the same words, less work
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the sample data and a `streamattn` on its path."""
+    shutil.copytree(SAMPLE, tmp_path / "sample_data")
+    shutil.copy(SAMPLE / "heads.h5", tmp_path / "heads.h5")
+    (tmp_path / "bin").mkdir()
+    shim = tmp_path / "bin" / "streamattn"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} -m streamattn_cli "$@"\n')
+    shim.chmod(0o755)
+    return tmp_path
+
+
+def shell(lines, folder):
+    """Run lines with bash, as pasted; every command of a pipe must end well but those whose reader has had enough."""
+    for pattern, replacement in SMALLER:
+        lines = re.sub(pattern, replacement, lines)
+    env = environment(PATH=f"{folder / 'bin'}:{os.environ['PATH']}", PYTHONPATH=str(TOP), COLUMNS="100")
+    done = subprocess.run(["bash", "-eu", "-c", lines], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{lines}\n{done.stderr}"
+    assert "Traceback" not in done.stderr and "internal bug" not in done.stderr, done.stderr
+    return done
+
+
+def indented_commands(text):
+    """The indented blocks that begin with the program's name."""
+    blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
+    plain = ["\n".join(line[4:] for line in block.splitlines()) for block in blocks]
+    return [block for block in plain if block.startswith("streamattn ")]
+
+
+def fenced(text, language):
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_every_command_of_the_readme_works(folder):
+    commands = indented_commands((TOP / "README.md").read_text())
+    assert len(commands) >= 5
+    for command in commands:
+        shell(command, folder)
+    assert (folder / "out.npy").exists()
+
+
+def example(command):
+    """The indented line of a command's docstring."""
+    (line,) = re.findall(r"^        (streamattn .*)$", command.callback.__doc__, re.MULTILINE)
+    return line
+
+
+COMMANDS = {command.callback.__name__: command for command in app.registered_commands}
+NEEDS = {  # what must have been done before an example works
+    "merge": "streamattn sketch heads.h5 --rows 0:900 --scale d --method poly --degree 2 -o shard0.sattn --quiet\n"
+             "streamattn sketch heads.h5 --rows 900:1800 --scale d --method poly --degree 2 -o shard1.sattn --quiet",
+    "query": "streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn --quiet",
+    "info": "streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn --quiet",
+    "report": "streamattn attend heads.h5 --rows 0:1000 --method window --audit 16 --json -o o.npy > outcome.json",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_example_in_the_help_works(folder, name):
+    line = example(COMMANDS[name])
+    assert line.split()[1] == name
+    if name in NEEDS:
+        shell(NEEDS[name], folder)
+    shell(line, folder)
+    told = run(name, "--help", env={"COLUMNS": "200"}).out.decode()
+    assert line in " ".join(told.split())
+
+
+def test_the_pages_are_linked_and_their_commands_work(folder):
+    folder.joinpath("rows.c").write_text(next(c for c in fenced((PAGES / "formats.md").read_text(), "c") if "main" in c))
+    subprocess.run(["cc", "-o", "rows", "rows.c"], cwd=folder, check=True)
+    rng = np.random.default_rng(0)
+    for name in "qkv":
+        np.save(folder / f"{name}.npy", rng.standard_normal((1, 2, 700, 16)).astype(np.float16))
+    for page in sorted(PAGES.glob("*.md")):
+        commands = fenced(page.read_text(), "sh")
+        assert commands
+        for command in commands:
+            shell(command, folder)
+    assert np.load(folder / "answers.npy").shape == (1000, 4) and (folder / "run.html").exists()
+
+
+def test_the_python_of_the_pages_does_what_it_says(tmp_path):
+    blocks = fenced((PAGES / "formats.md").read_text(), "python")
+    assert len(blocks) == 3
+    for block in blocks:
+        ast.parse(block)
+    names = {}
+    exec(next(b for b in blocks if "def raw_to_npy" in b), names)  # noqa: S102 - our own page
+    rows = np.arange(5 * 2 * 3, dtype=np.float32)
+    rows.tofile(tmp_path / "k.raw")
+    names["raw_to_npy"](tmp_path / "k.raw", tmp_path / "k.npy", 2, 3)
+    np.testing.assert_array_equal(np.load(tmp_path / "k.npy"), rows.reshape(5, 2, 3))
+    exec(next(b for b in blocks if "def save_cache" in b), names)  # noqa: S102
+
+    class Tensor:
+        """As much of a tensor as the snippet uses."""
+
+        def __init__(self, array):
+            self.array = array
+
+        def detach(self):
+            return self
+
+        def to(self, _device):
+            return self
+
+        def half(self):
+            return Tensor(self.array.astype(np.float16))
+
+        def numpy(self):
+            return self.array
+
+    cache = type("Cache", (), {"key_cache": [Tensor(np.ones((1, 2, 4, 3)))], "value_cache": [Tensor(np.zeros((1, 2, 4, 3)))]})
+    names["save_cache"](cache, 0, tmp_path)
+    assert np.load(tmp_path / "k.npy").dtype == np.float16 and (np.load(tmp_path / "v.npy") == 0).all()
+
+
+def test_shell_completion_is_there():
+    done = subprocess.run([sys.executable, "-c", "from streamattn_cli.cli.main import app; app(prog_name='streamattn')"],
+                          env=environment(_STREAMATTN_COMPLETE="source_bash"), capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert "COMPREPLY" in done.stdout and done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", "from streamattn_cli.cli.main import app; app(prog_name='streamattn')"],
+                          env=environment(_STREAMATTN_COMPLETE="complete_bash", COMP_WORDS="streamattn comp", COMP_CWORD="1"),
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert done.stdout.split() == ["compare"]
+
+
+def test_the_pages_name_only_options_that_exist():
+    """A renamed option must not live on in the documentation."""
+    source = "".join(path.read_text() for path in (Path(streamattn_cli.__file__).parent / "cli").glob("*.py"))
+    declared = set(re.findall(r'"(--[a-z][a-z0-9-]*)', source)) | {
+        "--" + word.replace("_", "-") for word in re.findall(r"^    (\w+): (?:options\.|Annotated)", source, re.MULTILINE)
+    }
+    for page in [TOP / "README.md", *PAGES.glob("*.md")]:
+        used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.read_text()))
+        assert used <= declared | {"--full", "--help"}, (page.name, used - declared)

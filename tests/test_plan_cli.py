@@ -1,0 +1,104 @@
+"""`plan` and `--method auto`: projections that hold, commands that run, decisions that are the same every time."""
+
+import shlex
+
+import numpy as np
+import pytest
+from clirun import FILES, SAMPLE, refused, run, save_heads
+
+HEADS = SAMPLE / "heads.h5"
+
+
+@pytest.fixture(scope="module")
+def from_numbers():
+    return run("plan", "--rows", "1e9", "--dim", "128", "--heads", "32", "--kv-heads", "8", "--memory", "512MiB", "--json").document
+
+
+def test_numbers_are_enough(from_numbers):
+    found = from_numbers
+    assert found["type"] == "forecast" and found["shapes"] == {
+        "queries": 10**9, "keys": 10**9, "heads": 32, "kv_heads": 8, "dim": 128, "value_dim": 128
+    }  # fmt: skip
+    fitting = [o for o in found["options"] if not o["refused"]]
+    assert len(fitting) >= 5 and all(0 < o["projected"] <= 512 << 20 and o["seconds"] > 0 for o in fitting)
+    exact = next(o for o in fitting if o["method"] == "exact")
+    assert exact["error"] == "none" and exact["seconds"] > 1000 * min(o["seconds"] for o in fitting)
+    assert found["recommended"]["method"] == "nystrom" and "--memory 512MiB" in found["recommended"]["command"]
+
+
+def test_a_larger_setting_than_the_one_named_would_not_fit(from_numbers):
+    small = run("plan", "--rows", "1e9", "--dim", "128", "--heads", "32", "--kv-heads", "8", "--memory", "48MiB", "--json").document
+    before, after = ({o["method"]: o["settings"].get("resident_rows") for o in found["options"] if not o["refused"]}
+                     for found in (small, from_numbers))  # fmt: skip
+    assert before["nystrom"] < after["nystrom"] and "evict" not in before or before["evict"] < after["evict"]
+    refused_ones = [o for o in small["options"] if o["refused"]]
+    assert all("48.0 MiB are allowed by --memory" in o["refused"] for o in refused_ones)
+
+
+def test_the_recommended_command_runs_within_its_projection(tmp_path):
+    found = run("plan", HEADS, "--rows", "0:3000", "--memory", "32MiB", "--json").document
+    words = shlex.split(found["recommended"]["command"])
+    assert words[:2] == ["streamattn", "attend"] and found["recommended"]["method"] == "exact"
+    outcome = run(*words[1:], "--json", cwd=tmp_path).document
+    option = next(o for o in found["options"] if o["method"] == "exact")
+    assert outcome["memory"]["peak"] <= option["projected"] and outcome["rows"] == 3000
+
+
+@pytest.mark.parametrize("factor, expected", [(0.3, "poly"), (2.5, "nystrom")])
+def test_auto_decides_by_the_spread_of_the_logits(tmp_path, factor, expected):
+    save_heads(tmp_path, rows=2000, dim=8, factor=factor)
+    words = [*FILES, "--full", "--method", "auto", "--resident-rows", "700", "--audit", "64"]
+    first = run("attend", *words, "--json", "-o", "a.npy", cwd=tmp_path)
+    again = run("attend", *words, "--threads", "1", "--block-rows", "512", "--quiet", "--json", "-o", "b.npy", cwd=tmp_path)
+    assert first.document["facts"]["method"] == again.document["facts"]["method"] == expected
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert f"note: --method auto takes {expected}" in first.err and "standard deviation" in first.err or "spread" in first.err
+    audit = first.document["audit"]
+    assert audit["method"]["error"] < 0.3 * audit["trivial"]["error"]
+
+
+def test_auto_takes_exact_for_short_inputs_and_never_for_a_sketch(tmp_path):
+    save_heads(tmp_path)
+    done = run("attend", *FILES, "--method", "auto", "--full", "--json", "-o", "out.npy", cwd=tmp_path)
+    assert done.document["facts"]["method"] == "exact" and "50 rows are few enough" in done.err
+    done = run("sketch", "--k", "k.npy", "--v", "v.npy", "--method", "auto", "--json", "-o", "s.sattn", cwd=tmp_path)
+    assert done.document["facts"]["method"] == "nystrom" and "the logits are not known beforehand" in done.err
+
+
+def test_plan_and_attend_decide_alike(tmp_path):
+    save_heads(tmp_path, rows=20000, dim=8, factor=0.4)
+    found = run("plan", *FILES, "--full", "--json", cwd=tmp_path).document
+    assert found["recommended"]["method"] == "poly" and found["logits"]["row_std_p95"] < 1
+    done = run("attend", *FILES, "--full", "--method", "auto", "--dry-run", "--json", cwd=tmp_path).document
+    assert (done["method"], done["params"]["degree"]) == ("poly", found["recommended"]["settings"]["degree"])
+
+
+def test_the_text_names_methods_and_the_command():
+    for width in ("40", "100"):
+        text = run("plan", HEADS, env={"COLUMNS": width}).out.decode()
+        lines = text.splitlines()
+        assert lines[-1].startswith("    streamattn attend ") and "--method exact" in lines[-1]
+        assert max(map(len, lines[:-1])) <= int(width) and "nystrom" in text and "guess" in text
+
+
+def test_what_cannot_be_planned_is_refused(tmp_path):
+    refused("plan", code=2, words=["no input", "--rows 1e9"])
+    refused("plan", "--rows", "many", "--dim", "8", code=2, words=["--rows many", "1e9"])
+    refused("plan", "--rows", "1e9", "--dim", "0", code=2, words=["--dim 0"])
+    refused("plan", "nowhere.h5", code=3, words=["nowhere.h5"])
+    refused("plan", "--rows", "1e9", "--dim", "128", "--heads", "6", "--kv-heads", "4", code=4, words=["6", "4"])
+    refused("plan", "--rows", "1e9", "--dim", "128", "--heads", "64", "--memory", "1MiB", code=6, words=["no method fits"])
+
+
+def test_projections_hold_and_are_not_far_off(tmp_path):
+    """Projected memory against what is measured, for a setting of every kind."""
+    rng = np.random.default_rng(7)
+    save_heads(tmp_path, rows=3000, dim=16, value_dim=16, factor=0.3)
+    methods = [("nystrom",), ("window",), ("sample",), ("evict",), ("poly", "--degree", "3")]
+    for method, *more in methods:
+        mode = str(rng.choice(["--causal", "--full"]))
+        rows = str(rng.choice([128, 300, 700]))
+        done = run("attend", *FILES, "--method", method, *more, mode, "--resident-rows", rows, "--json", "--quiet", "-o", "out.npy",
+                   cwd=tmp_path).document  # fmt: skip
+        memory = done["memory"]
+        assert memory["peak"] <= memory["projected"] <= 3 * memory["peak"], (method, mode, rows, memory)
