@@ -76,6 +76,7 @@ def test_what_cannot_be_compared_is_refused():
     refused("compare", HEADS, "--methods", "exact", code=2, words=["--methods exact", "leave it out"])
     refused("compare", HEADS, "--methods", "magic", code=2, words=["--methods magic", "nystrom"])
     refused("compare", HEADS, "--methods", "window:width=3", code=2, words=["'width=3' is not a setting", "sinks"])
+    refused("compare", HEADS, "--memory", "1MiB,2MiB", code=2, words=["budget of one run", "--resident 1MiB,2MiB"])
     refused("compare", HEADS, "--audit", "0", code=2, words=["--audit 0"])
     refused("compare", HEADS, "--resident-rows", "64,many", code=2, words=["--resident-rows 64,many"])
     refused("compare", "-", "--raw", "f32", "--dim", "2", code=11, words=["standard input", "once"], input=b"\0" * 24)

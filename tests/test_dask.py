@@ -66,7 +66,8 @@ def _kill_one(cluster, killed, done):
             return
 
 
-def test_a_scheduler_that_is_not_there(tmp_path):
+def test_a_scheduler_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("streamattn_cli.engine.executors.CONNECT", "1s")
     spec = keys_only(save_stream(tmp_path, 600))
     with pytest.raises(InputMissing, match="no scheduler answers there"):
         make_sketch(spec, tmp_path / "x.sattn", shards=2, engine="dask=tcp://127.0.0.1:1", **POLY)

@@ -68,9 +68,12 @@ def compare(
     from streamattn_cli.engine.candidates import parse_candidates
     from streamattn_cli.engine.compare import compare as run
     from streamattn_cli.engine.signals import Interrupts
+    from streamattn_cli.errors import UsageError
     from streamattn_cli.report.compare import render_compare
     from streamattn_cli.report.progress import make_listener
 
+    if memory and "," in memory:
+        raise UsageError(f"--memory {memory}: is the budget of one run; to compare at several sizes give --resident {memory}")
     request = attend_request(words, resident_rows=None)
     budgets = _sizes(resident) if resident else _counts(resident_rows)
     mode = "json" if log_json else "quiet" if quiet else "auto"

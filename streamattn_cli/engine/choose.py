@@ -1,7 +1,7 @@
 """`--method auto`: which method an input calls for, by rules that give the same answer every time.
 
     exact     up to SHORT rows, where no budget of resident rows was given: nothing else is right without a doubt
-    poly      the smallest degree that fits the budget of the other methods and whose predicted error is at most GOOD
+    poly      where a degree that fits the budget of the other methods has a predicted error of at most GOOD
     nystrom   everything else: on the real heads of scripts/choices.py nothing else of the same size came near it
 """
 
@@ -13,10 +13,12 @@ from streamattn_cli.engine.candidates import poly_bytes
 from streamattn_cli.engine.inspect import SHORT, logit_spread, predicted_poly_error, sample_rows
 from streamattn_cli.engine.request import DEFAULT_ROWS, AttendRequest
 from streamattn_cli.rows.open import Inputs
+from streamattn_cli.rows.tensor import RowTensor
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams
 
-GOOD = 0.03  # predicted error of poly; nystrom of the same size errs by 0.02 to 0.03 where poly just reaches this
+GOOD = 0.05  # predicted error of poly; nystrom of the same size errs by about as much where poly just reaches this
+FINE = 1e-4  # and one that needs no larger degree
 DEGREES = range(1, 9)
 
 
@@ -32,9 +34,14 @@ class Choice:
 def spread_of(inputs: Inputs, scale: float, causal: bool) -> dict | None:
     """The spread of the logits in a sample (see inspect.py); None where rows cannot be read."""
     parts = (inputs.q, inputs.k)
-    if any(h is None or h.tensor.width == 0 or h.tensor.rows == 0 or h.tensor.path is None and h.tensor.seekable for h in parts):
+    if any(h is None or _unreadable(h.tensor) for h in parts):
         return None
     return logit_spread(*sample_rows(inputs), scale, causal)
+
+
+def _unreadable(tensor: RowTensor) -> bool:
+    """Whether there is nothing behind it: no rows, or numbers alone (rows/imagined.py, rows/absent.py)."""
+    return tensor.width == 0 or tensor.rows == 0 or (tensor.path is None and tensor.seekable)
 
 
 def choose(request: AttendRequest, head: HeadParams, rows: int | None, seekable: bool, spread: dict | None) -> Choice:
@@ -44,14 +51,25 @@ def choose(request: AttendRequest, head: HeadParams, rows: int | None, seekable:
     budget = (request.resident_rows or DEFAULT_ROWS) * row_bytes(head)
     if spread is None or not spread["row_std"]:
         return Choice("nystrom", "the logits are not known beforehand, and nystrom suits them however far they spread")
-    std = spread["row_std_p95"]
+    std = spread["row_std_rms"]
+    degree = poly_degree(request, head, budget, std)
+    told = f"the logits of a row have a standard deviation of {std:.2g} (root mean square over rows)"
+    error = predicted_poly_error(degree, std) if degree else 1.0
+    if error <= GOOD:
+        return Choice("poly", f"{told}: a polynomial of degree {degree} errs by about {error:.2g}", degree)
+    return Choice("nystrom", f"{told}, too far apart for a polynomial of the same size")
+
+
+def poly_degree(request: AttendRequest, head: HeadParams, budget: int, std: float) -> int | None:
+    """The degree that is worth its memory: the largest within `budget` bytes, but no larger than FINE needs."""
+    found = None
     for degree in DEGREES:
-        error = predicted_poly_error(degree, std)
-        if error <= GOOD and poly_bytes(request, head, degree) <= budget:
-            return Choice("poly", f"the logits of 95% of rows have a standard deviation below {std:.2g}: a polynomial of degree "
-                          f"{degree} errs by about {error:.2g}", degree)  # fmt: skip
-    return Choice("nystrom", f"the logits spread too far for a polynomial of the same size (95% of rows below {std:.2g}; it would "
-                  f"need to err by {GOOD:g} at most)")  # fmt: skip
+        if poly_bytes(request, head, degree) > budget:
+            break
+        found = degree
+        if predicted_poly_error(degree, std) <= FINE:
+            break
+    return found
 
 
 def decided(request: AttendRequest, inputs: Inputs, head: HeadParams, causal: bool) -> tuple[AttendRequest, str]:

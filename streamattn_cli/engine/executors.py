@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from streamattn_cli.engine.pool import default_threads
 from streamattn_cli.errors import InputMissing, UsageError
 
+CONNECT = "10s"  # how long to wait for a scheduler
 RETRIES = 3  # times that a cluster may lose the worker of a shard
 
 _stop = None  # in a worker process: the event by which the main process asks it to stop
@@ -95,7 +96,7 @@ def _dask(engine: Engine, workers: int) -> Iterator[Opened]:
                 LocalCluster(workers, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=50)
             )
         try:
-            client = stack.enter_context(Client(where, timeout="10s", set_as_default=False))
+            client = stack.enter_context(Client(where, timeout=CONNECT, set_as_default=False))
         except OSError as error:
             raise InputMissing(f"--engine dask={engine.address}: no scheduler answers there ({error}); check the address") from None
         slots = sum(client.nthreads().values())

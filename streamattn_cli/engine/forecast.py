@@ -6,7 +6,7 @@ import math
 import shlex
 from dataclasses import asdict, dataclass, replace
 
-from streamattn_cli.engine.choose import DEGREES, choose, spread_of
+from streamattn_cli.engine.choose import choose, poly_degree, spread_of
 from streamattn_cli.engine.inspect import predicted_poly_error
 from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.request import DEFAULT_ROWS, AttendRequest, Problem, resolve
@@ -14,9 +14,11 @@ from streamattn_cli.engine.speed import calibrate, expected_seconds
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
 from streamattn_cli.rows.imagined import imagined
 from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams
 
 LADDER = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)  # resident rows
+AUDIT = 64  # rows, on the recommended command line
 SHOWN = ("nystrom", "poly", "exact", "window", "evict", "sample", "balance", "wildcat")
 CLASSES = ((0.01, "below 1%"), (0.05, "1% to 5%"), (0.25, "5% to 25%"), (math.inf, "above 25%"))
 
@@ -70,7 +72,9 @@ def _forecast(request: AttendRequest, inputs: Inputs, words: list[str]) -> dict:
     head = replace(problem.params, sinks=0, window=0, group=256)
     spread = spread_of(inputs, problem.scale, problem.causal)
     factor = calibrate()
-    options = [_option(method, request, inputs, spread, factor) for method in SHOWN]
+    budget = (request.resident_rows or DEFAULT_ROWS) * row_bytes(head)
+    degree = poly_degree(request, head, budget, spread["row_std_rms"] if spread else 1.0)
+    options = [_option(method, request, inputs, spread, degree, factor) for method in SHOWN]
     chosen = _choice(request, problem, head, spread, options)
     facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params", "seed")}
     return {
@@ -86,7 +90,9 @@ def _forecast(request: AttendRequest, inputs: Inputs, words: list[str]) -> dict:
     }
 
 
-def _choice(request: AttendRequest, problem: Problem, head: HeadParams, spread: dict | None, options: list[Option]) -> dict:
+def _choice(
+    request: AttendRequest, problem: Problem, head: HeadParams, spread: dict | None, options: list[Option]
+) -> dict:  # fmt: skip
     seekable = all(h.tensor.seekable for h in (problem.q, problem.k, problem.v))
     found = choose(request, head, problem.k.rows, seekable, spread)
     by_name = {o.method: o for o in options}
@@ -102,12 +108,15 @@ def _choice(request: AttendRequest, problem: Problem, head: HeadParams, spread: 
     return {"method": found.method, "settings": settings, "reason": found.reason}
 
 
-def _option(method: str, request: AttendRequest, inputs: Inputs, spread: dict | None, factor: float) -> Option:
+def _option(
+    method: str, request: AttendRequest, inputs: Inputs, spread: dict | None, degree: int | None, factor: float
+) -> Option:  # fmt: skip
     """The setting of a method for the budget: the largest on the ladder, or the usual one where no budget was given."""
     tried: str | None = None
-    for settings in _settings(method, request, spread):
+    for settings in _settings(method, request, degree):
         try:
-            plan = make_plan(resolve(replace(request, method=method, audit=0, max_error=math.inf, **settings), inputs))
+            wanted = replace(request, method=method, audit=AUDIT, max_error=math.inf, **settings)
+            plan = make_plan(resolve(wanted, inputs))
         except (MemoryBudget, UsageError, CannotMeet) as error:
             tried = tried or str(error)
             continue
@@ -116,14 +125,12 @@ def _option(method: str, request: AttendRequest, inputs: Inputs, spread: dict | 
     return Option(method, {}, refused=tried)
 
 
-def _settings(method: str, request: AttendRequest, spread: dict | None) -> list[dict]:
+def _settings(method: str, request: AttendRequest, degree: int | None) -> list[dict]:
     """What to try, the most wanted first."""
     if method == "exact":
         return [{}]
     if method == "poly":
-        degrees = [d for d in DEGREES if spread and predicted_poly_error(d, spread["row_std_p95"]) <= 0.01][:1]
-        return [{"degree": d} for d in [*degrees, *reversed([d for d in DEGREES if not degrees or d < degrees[0]])]
-                if d <= 4 or degrees]  # fmt: skip
+        return [{"degree": degree} for degree in reversed(range(1, (degree or 1) + 1))]
     if request.resident_rows:
         return [{"resident_rows": request.resident_rows}]
     if request.memory is None:
@@ -132,13 +139,13 @@ def _settings(method: str, request: AttendRequest, spread: dict | None) -> list[
 
 
 def _error_class(method: str, plan: Plan, spread: dict | None) -> str:
-    """In words: poly by its formula for values without structure, the others as on the heads where they were measured."""
+    """In words: poly by its formula for values without structure, the others as where they were measured."""
     problem = plan.problem
     if method == "exact" or (problem.params and problem.k.rows is not None and problem.params.window >= problem.k.rows):
         return "none"
     if spread is None or not spread["row_std"]:
         return "unknown"
-    std = spread["row_std_p95"]
+    std = spread["row_std_rms"]
     if method == "poly":
         error = predicted_poly_error(problem.request.degree, std)
         return next(words for limit, words in CLASSES if error < limit)
@@ -160,5 +167,5 @@ def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list
         line += ["--memory", str(request.memory) if rest else f"{whole}MiB"]
     line += ["-o", "out.npy"]
     if chosen["method"] != "exact" and problem.q.tensor.seekable:
-        line += ["--audit", "64"]
+        line += ["--audit", str(AUDIT)]
     return shlex.join(line)

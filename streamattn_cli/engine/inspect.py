@@ -155,7 +155,9 @@ def _floats(items: np.ndarray, dtype: str) -> np.ndarray:
     return (np.ascontiguousarray(items).view(np.float16) if dtype == "f2" else items).astype(np.float64)
 
 
-def logit_spread(q: np.ndarray, k: np.ndarray, q_rows: np.ndarray, k_rows: np.ndarray, scale: float, causal: bool) -> dict:
+def logit_spread(
+    q: np.ndarray, k: np.ndarray, q_rows: np.ndarray, k_rows: np.ndarray, scale: float, causal: bool
+) -> dict:  # fmt: skip
     """Spread of the logits: per query head the median over rows of their standard deviation, and the extremes."""
     group = len(q) // len(k)
     seen = k_rows[None] <= q_rows[:, None] if causal else np.ones((len(q_rows), len(k_rows)), bool)
@@ -168,11 +170,15 @@ def logit_spread(q: np.ndarray, k: np.ndarray, q_rows: np.ndarray, k_rows: np.nd
         spread.append(np.nanstd(logits, axis=1))
         low, high = min(low, np.nanmin(logits)), max(high, np.nanmax(logits))
     if not spread:
-        return {"scale": scale, "causal": causal, "row_std": [], "row_std_p95": 0.0, "lowest": 0.0, "highest": 0.0}
+        return {
+            "scale": scale, "causal": causal, "row_std": [], "row_std_rms": 0.0,
+            "row_std_p95": 0.0, "lowest": 0.0, "highest": 0.0,
+        }  # fmt: skip
     return {
         "scale": scale,
         "causal": causal,
         "row_std": [float(np.median(s)) for s in spread],
+        "row_std_rms": float(np.sqrt(np.mean(np.concatenate(spread) ** 2))),
         "row_std_p95": float(np.quantile(np.concatenate(spread), 0.95)),
         "lowest": float(low),
         "highest": float(high),

@@ -10,6 +10,7 @@ from streamattn_cli.report.terminal import columns
 from streamattn_cli.units import format_bytes, format_duration
 
 COLUMNS = ("method", "settings", "resident", "memory", "time", "expected error")
+GUESS = "The expected error is a guess: a formula for poly, as on other heads for the rest. compare and --audit measure it."
 DROPPED = (2, 3, 4)  # columns that a narrow terminal does without, in this order
 
 
@@ -27,11 +28,12 @@ def forecast_lines(found: dict, width: int) -> list[str]:
         ("budget", format_bytes(found["memory"]) if found["memory"] else "none given (--memory): the usual settings"),
     ]
     if logits and logits["row_std"]:
-        rows.append(("logits", f"95% of sampled rows have a standard deviation below {logits['row_std_p95']:.2g}"))
+        rms, p95 = logits["row_std_rms"], logits["row_std_p95"]
+        rows.append(("logits", f"of a row: standard deviation {rms:.2g}; 95% of rows below {p95:.2g}"))
     best = found["recommended"]
-    lines = [*plain_lines(f"streamattn plan: {found['input']}", rows, width), "", *_table(found["options"], width), ""]
-    lines += plain_lines("The expected error is a guess: by a formula for poly, as on other heads for the rest. compare "
-                         "and --audit measure it.", [], width) + [""]  # fmt: skip
+    title = f"streamattn plan: {found['input']}"
+    lines = [*plain_lines(title, rows, width), "", *_table(found["options"], width), ""]
+    lines += [*plain_lines(GUESS, [], width), ""]
     refused = [(o["method"], o["refused"]) for o in found["options"] if o["refused"]]
     if refused:
         lines += [*plain_lines("do not fit", refused, width), ""]
