@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 ROWS = 6000
+LEAST = 1e-5  # errors below are rounding, and all alike
 KINDS = ("bounded", "flat", "peaky", "sinks", "drifting")
 
 
@@ -61,7 +62,7 @@ def case(name: str, words: list[str], budget: str) -> float:
                          "-o", f"{folder}/out.npy", "--quiet")  # fmt: skip
     method, error = run["facts"]["method"], run["audit"]["method"]["error"]
     best = min(errors, key=errors.get)
-    ratio = error / max(min(errors[best], error), 1e-12)
+    ratio = max(error, LEAST) / max(min(errors[best], error), LEAST)
     print(f"{name:24} auto {method:8} {error:.4f}   best {best:8} {errors[best]:.4f}   ratio {ratio:.2f}", flush=True)
     return ratio
 

@@ -51,7 +51,7 @@ def main(scene, folder, kills, seed):
     shutil.rmtree(whole)
     whole.mkdir()
     began = time.monotonic()
-    run(whole)
+    forked(run, whole, 60)
     length = time.monotonic() - began
     found = {"scene": scene, "kills": 0, "rounds": 0, "resumed": 0, "wrong": [], "milliseconds": round(1000 * length)}
     while found["kills"] < kills:
@@ -60,7 +60,7 @@ def main(scene, folder, kills, seed):
         one.mkdir()
         while True:
             found["resumed"] += (one / "c.sattn").exists()
-            code = forked(run, one, rng.uniform(0, length / 2))
+            code = forked(run, one, rng.uniform(0, 0.7 * length))
             if code == 0:
                 break
             if code != -signal.SIGKILL:
@@ -83,8 +83,11 @@ def forked(run, where, after):
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
-    time.sleep(after)
-    done, status = os.waitpid(child, os.WNOHANG)
+    until = time.monotonic() + after
+    done = 0
+    while not done and time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.0005)
     if not done:
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

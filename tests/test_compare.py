@@ -53,8 +53,8 @@ def test_the_fronts_hold_what_nothing_beats(comparison):
 def test_full_attention_and_a_budget_in_bytes(tmp_path):
     save_heads(tmp_path, rows=1200, dim=4, value_dim=4, factor=1.0)
     files = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy")
-    found = run("compare", *files, "--full", "--scale", "0.25", "--methods", "poly,sample", "--resident", "16KiB", "--audit", "50",
-                "--json", cwd=tmp_path).document  # fmt: skip
+    words = ("--full", "--scale", "0.25", "--methods", "poly,sample", "--resident", "16KiB", "--audit", "50", "--json")
+    found = run("compare", *files, *words, cwd=tmp_path).document
     poly, sample = found["trials"]
     assert poly["resident_bytes"] <= 16384 and sample["resident_bytes"] <= 16384
     assert poly["params"]["degree"] >= 3  # 35 moments of 5 float64 fit well

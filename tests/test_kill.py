@@ -26,6 +26,6 @@ def test_killed_runs_end_with_the_same_bytes(tmp_path, scene):
     found = json.loads(done.stdout)
     print(found)
     assert found["kills"] >= KILLS // len(SCENES)
-    assert found["rounds"] > found["kills"] // 40
+    assert found["rounds"] > found["kills"] // 100  # complete runs, each killed some times on its way
     assert found["resumed"] > found["kills"] // 10  # or else nearly all died before their first checkpoint
     assert found["wrong"] == []

@@ -31,7 +31,7 @@ def test_a_larger_setting_than_the_one_named_would_not_fit(from_numbers):
     small = run("plan", *NUMBERS, "--memory", "48MiB", "--json").document
     before, after = ({o["method"]: o["settings"].get("resident_rows") for o in found["options"] if not o["refused"]}
                      for found in (small, from_numbers))  # fmt: skip
-    assert before["nystrom"] < after["nystrom"] and "evict" not in before or before["evict"] < after["evict"]
+    assert before["nystrom"] < after["nystrom"] and before["window"] <= after["window"]
     refused_ones = [o for o in small["options"] if o["refused"]]
     assert all("48.0 MiB are allowed by --memory" in o["refused"] for o in refused_ones)
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_planned_is_refused(tmp_path):
     refused("plan", "--rows", "1e9", "--dim", "0", code=2, words=["--dim 0"])
     refused("plan", "nowhere.h5", code=3, words=["nowhere.h5"])
     refused("plan", *NUMBERS[:4], "--heads", "6", "--kv-heads", "4", code=4, words=["6", "4"])
-    refused("plan", "--rows", "1e9", "--dim", "128", "--heads", "64", "--memory", "1MiB", code=6, words=["no method fits"])
+    refused("plan", *NUMBERS, "--memory", "1MiB", code=6, words=["no method fits"])
 
 
 def test_projections_hold_and_are_not_far_off(tmp_path):
@@ -103,4 +103,4 @@ def test_projections_hold_and_are_not_far_off(tmp_path):
         words = ("--method", method, *more, mode, "--resident-rows", rows, "--json", "--quiet", "-o", "out.npy")
         done = run("attend", *FILES, *words, cwd=tmp_path).document
         memory = done["memory"]
-        assert memory["peak"] <= memory["projected"] <= 3 * memory["peak"], (method, mode, rows, memory)
+        assert memory["peak"] <= memory["projected"] <= 4 * memory["peak"], (method, mode, rows, memory)

@@ -36,7 +36,7 @@ def compare(
     ] = "",
     resident_rows: Annotated[
         str,
-        option("--resident-rows", help="Memory of one key head, in rows of k and v: N or N,M,...", rich_help_panel=WHAT),
+        option("--resident-rows", help="Memory of one key head in rows of k and v: N or N,M,...", rich_help_panel=WHAT),
     ] = "1024",
     resident: Annotated[
         str | None,
@@ -73,7 +73,7 @@ def compare(
     from streamattn_cli.report.progress import make_listener
 
     if memory and "," in memory:
-        raise UsageError(f"--memory {memory}: is the budget of one run; to compare at several sizes give --resident {memory}")
+        raise UsageError(f"--memory {memory}: is the budget of one run; for several sizes give --resident {memory}")
     request = attend_request(words, resident_rows=None)
     budgets = _sizes(resident) if resident else _counts(resident_rows)
     mode = "json" if log_json else "quiet" if quiet else "auto"

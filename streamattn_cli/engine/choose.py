@@ -16,10 +16,11 @@ from streamattn_cli.rows.open import Inputs
 from streamattn_cli.rows.tensor import RowTensor
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.poly import MAX_DEGREE
 
 GOOD = 0.05  # predicted error of poly; nystrom of the same size errs by about as much where poly just reaches this
-FINE = 1e-4  # and one that needs no larger degree
-DEGREES = range(1, 9)
+FINE = 1e-6  # and one that needs no larger degree: float32 cannot show less
+DEGREES = range(1, MAX_DEGREE + 1)
 
 
 @dataclass(frozen=True)

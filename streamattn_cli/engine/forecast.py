@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 from streamattn_cli.engine.choose import choose, poly_degree, spread_of
 from streamattn_cli.engine.inspect import predicted_poly_error
@@ -33,6 +34,7 @@ class Option:
     projected: int = 0
     seconds: float | None = None
     error: str = "unknown"
+    audit: int = 0  # rows that can be audited within the budget
     refused: str | None = None
 
 
@@ -97,15 +99,16 @@ def _choice(
     found = choose(request, head, problem.k.rows, seekable, spread)
     by_name = {o.method: o for o in options}
     if by_name[found.method].refused:
-        fits = next((o for o in options if not o.refused), None)
+        fits = next((o for o in sorted(options, key=lambda o: o.method == "exact") if not o.refused), None)
         if fits is None:
             raise MemoryBudget(f"{problem.k.tensor.name}: no method fits; nystrom: {by_name['nystrom'].refused}")
-        return {"method": fits.method, "settings": fits.settings,
+        return {"method": fits.method, "settings": fits.settings, "audit": fits.audit,
                 "reason": f"{found.method} does not fit ({by_name[found.method].refused})"}  # fmt: skip
     settings = dict(by_name[found.method].settings)
     if found.degree:
         settings["degree"] = found.degree
-    return {"method": found.method, "settings": settings, "reason": found.reason}
+    audit = by_name[found.method].audit
+    return {"method": found.method, "settings": settings, "audit": audit, "reason": found.reason}
 
 
 def _option(
@@ -113,15 +116,16 @@ def _option(
 ) -> Option:  # fmt: skip
     """The setting of a method for the budget: the largest on the ladder, or the usual one where no budget was given."""
     tried: str | None = None
-    for settings in _settings(method, request, degree):
+    for audit, settings in product((AUDIT, 0), _settings(method, request, degree)):
         try:
-            wanted = replace(request, method=method, audit=AUDIT, max_error=math.inf, **settings)
+            wanted = replace(request, method=method, audit=audit, max_error=math.inf, **settings)
             plan = make_plan(resolve(wanted, inputs))
         except (MemoryBudget, UsageError, CannotMeet) as error:
             tried = tried or str(error)
             continue
         error = _error_class(method, plan, spread)
-        return Option(method, settings, plan.sketch_bytes, plan.projected, expected_seconds(plan, factor), error)
+        seconds = expected_seconds(plan, factor)
+        return Option(method, settings, plan.sketch_bytes, plan.projected, seconds, error, plan.audit_rows)
     return Option(method, {}, refused=tried)
 
 
@@ -166,6 +170,6 @@ def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list
         whole, rest = divmod(request.memory, 1 << 20)
         line += ["--memory", str(request.memory) if rest else f"{whole}MiB"]
     line += ["-o", "out.npy"]
-    if chosen["method"] != "exact" and problem.q.tensor.seekable:
-        line += ["--audit", str(AUDIT)]
+    if chosen["audit"]:
+        line += ["--audit", str(chosen["audit"])]
     return shlex.join(line)

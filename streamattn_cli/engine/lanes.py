@@ -13,7 +13,7 @@ from streamattn_cli.rows.heads import Heads
 from streamattn_cli.sketches.head import pieces
 
 STEP = 512  # rows are widened and consumed a multiple of this at a time, aligned to the global row,
-STEP_BYTES = 1 << 19  # of k and v as floats: they stay in the cache
+STEP_BYTES = 1 << 19  # of floats in all: they stay in the cache
 
 
 def lane_work_spec(problem: Problem) -> dict:
@@ -32,7 +32,7 @@ def lane_work_spec(problem: Problem) -> dict:
 
 def lane_step(problem: Problem) -> int:
     """Rows of one step: as many as fit the cache, 512 to 4096."""
-    row = (problem.k.dim + problem.v.dim + 1) * int(problem.precision[1])
+    row = (problem.k.dim + problem.v.dim + 1) * (1 + problem.group) * int(problem.precision[1])
     return STEP * min(8, max(1, STEP_BYTES // (STEP * row)))
 
 

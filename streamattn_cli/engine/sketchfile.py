@@ -15,7 +15,7 @@ from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.events import Finished, Listener, Note, Outcome, Started
 from streamattn_cli.engine.meter import Meter, available_memory
-from streamattn_cli.engine.plan import Plan, make_plan
+from streamattn_cli.engine.plan import FIRST_ROWS, Plan, make_plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import DEFAULT_ROWS, AttendRequest, Problem, resolve
 from streamattn_cli.engine.resume import Saved, continued, find_saved, make_saver
@@ -193,12 +193,14 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
     if request.method == "auto":  # which takes exact attention only where no budget was given
         request = replace(request, resident_rows=request.resident_rows or DEFAULT_ROWS)
     q = inputs.q or absent(len(inputs.k), inputs.k.dim, inputs.k.tensor.dtype)
-    problem = resolve(replace(request, causal=False), replace(inputs, q=q))
+    problem = resolve(replace(request, causal=False), replace(inputs, q=q), growing=True)
     if problem.params is None:
         raise CannotMeet("--method exact keeps no sketch; use attend, or --method nystrom or poly")
     notes = problem.notes
     if inputs.q is None and getattr(problem.params.history, "active", None):
         notes += ("no queries are known (--q FILE): nystrom takes any direction to be as likely as another",)
+    if problem.method == "poly" and before is None and (inputs.k.rows or FIRST_ROWS) < FIRST_ROWS:
+        notes += (f"poly chooses its bounds by these {inputs.k.rows} rows alone: longer keys that follow will be shortened",)
     if before is None:
         return replace(problem, notes=notes)
     if before.complete:

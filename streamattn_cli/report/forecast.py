@@ -10,7 +10,7 @@ from streamattn_cli.report.terminal import columns
 from streamattn_cli.units import format_bytes, format_duration
 
 COLUMNS = ("method", "settings", "resident", "memory", "time", "expected error")
-GUESS = "The expected error is a guess: a formula for poly, as on other heads for the rest. compare and --audit measure it."
+GUESS = "The expected error is a guess: a formula for poly, else as on other heads. compare and --audit measure it."
 DROPPED = (2, 3, 4)  # columns that a narrow terminal does without, in this order
 
 
