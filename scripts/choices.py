@@ -1,4 +1,4 @@
-"""Does `--method auto` choose well? Its choice against the best method at the same memory, on real heads and made-up ones.
+"""Does `--method auto` choose well? Its choice against the best method at the same memory, real heads and made-up ones.
 
     .venv/bin/python scripts/choices.py FILE.h5 ... --resident-rows 512
 
@@ -26,8 +26,13 @@ KINDS = ("bounded", "flat", "peaky", "sinks", "drifting")
 def made_up(folder: Path, kind: str, number: int) -> tuple[str, bool]:
     """A file of one made-up head, and whether it is causal."""
     rng = np.random.default_rng([number, KINDS.index(kind)])
-    dim = {"bounded": (2, 4, 8, 8), "flat": (16, 32, 64, 64), "peaky": (16, 32, 64, 64), "sinks": (16, 32, 64, 64),
-           "drifting": (16, 32, 64, 64)}[kind][number]  # fmt: skip
+    dim = {
+        "bounded": (2, 4, 8, 8),
+        "flat": (16, 32, 64, 64),
+        "peaky": (16, 32, 64, 64),
+        "sinks": (16, 32, 64, 64),
+        "drifting": (16, 32, 64, 64),
+    }[kind][number]
     std = {"bounded": 0.4, "flat": 0.1, "peaky": 3.0, "sinks": 1.5, "drifting": 1.5}[kind] * (1 + 0.2 * number)
     q, k, v = rng.standard_normal((3, ROWS, dim))
     q, k = (x * np.sqrt(std) for x in (q, k))
@@ -58,8 +63,21 @@ def case(name: str, words: list[str], budget: str) -> float:
     found = streamattn("compare", *words, "--resident-rows", budget, "--audit", "128", "--quiet")
     errors = {t["method"]: t["audit"]["method"]["error"] for t in found["trials"] if t["audit"]}
     with tempfile.TemporaryDirectory() as folder:
-        run = streamattn("attend", *words, "--method", "auto", "--resident-rows", budget, "--audit", "128", "--max-error", "inf",
-                         "-o", f"{folder}/out.npy", "--quiet")  # fmt: skip
+        run = streamattn(
+            "attend",
+            *words,
+            "--method",
+            "auto",
+            "--resident-rows",
+            budget,
+            "--audit",
+            "128",
+            "--max-error",
+            "inf",
+            "-o",
+            f"{folder}/out.npy",
+            "--quiet",
+        )
     method, error = run["facts"]["method"], run["audit"]["method"]["error"]
     best = min(errors, key=errors.get)
     ratio = max(error, LEAST) / max(min(errors[best], error), LEAST)

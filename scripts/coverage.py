@@ -76,9 +76,13 @@ def main() -> None:
                 each = 1 - missed.sum(axis=1)
                 covered[rows] += list(each)
                 low, high = missed.mean(axis=0)
-                print(f"{Path(file).stem} {method} {rows} | {' '.join(f'{c:.3f}' for c in each)} | {low:.3f} {high:.3f}", flush=True)
+                print(
+                    f"{Path(file).stem} {method} {rows} | {' '.join(f'{c:.3f}' for c in each)} | {low:.3f} {high:.3f}",
+                    flush=True,
+                )
     for rows, each in covered.items():
-        print(f"audit {rows}: mean coverage {np.mean(each):.3f}, least {np.min(each):.3f}, over {len(each)} cases of {words.trials}")
+        mean, least = np.mean(each), np.min(each)
+        print(f"audit {rows}: mean coverage {mean:.3f}, least {least:.3f}, over {len(each)} cases of {words.trials}")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def keys_only(spec):
 
 def answers(path, spec, out):
     """The answers of a sketch file to the queries of a stream."""
-    query(AttendRequest(inputs=InputSpec(input=spec.q, layout="THD"), output=str(out), checkpoint=str(path)), silent, Interrupts())
+    request = AttendRequest(inputs=InputSpec(input=spec.q, layout="THD"), output=str(out), checkpoint=str(path))
+    query(request, silent, Interrupts())
     return np.load(out)
 
 

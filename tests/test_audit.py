@@ -17,7 +17,9 @@ from streamattn_cli.engine.estimate import (
 )
 
 
-@pytest.mark.parametrize("total, count", [(1, 1), (7, 7), (64, 64), (65, 64), (100, 16), (1000, 64), (8192, 257), (17, 16)])
+@pytest.mark.parametrize(
+    "total, count", [(1, 1), (7, 7), (64, 64), (65, 64), (100, 16), (1000, 64), (8192, 257), (17, 16)]
+)
 def test_samples_are_drawn_evenly_from_strata(total, count):
     design = draw_rows(total, count, seed=3)
     assert len(design.rows) == count == len(set(design.rows)) and design.rows.dtype == np.int64
@@ -43,7 +45,7 @@ def test_the_estimate_is_the_ratio_of_the_totals():
     everything = Design(np.arange(40), np.array([0, 10, 40]))
     for column, found in enumerate(estimate(wrong, size, everything)):
         truth = np.sqrt(wrong[:, column].sum() / size[:, column].sum())
-        assert (found.error, found.low, found.high) == pytest.approx((truth,) * 3)  # all rows seen: nothing is uncertain
+        assert (found.error, found.low, found.high) == pytest.approx((truth,) * 3)  # all rows seen: no doubt is left
         rows = np.sqrt(wrong[:, column] / size[:, column])
         assert (found.median_row, found.p95_row) == pytest.approx((np.median(rows), np.quantile(rows, 0.95)))
     some = Design(np.array([0, 1, 2, 3, 10, 11, 12, 13, 14, 15]), np.array([0, 10, 40]))
@@ -109,8 +111,8 @@ def test_a_piece_without_rows_is_empty():
 
 
 def test_an_outcome_tells_heads_positions_and_worst_rows(tmp_path):
-    done = run("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--method", "window", "--window", "32", "--audit", "80",
-               "--json", "-o", tmp_path / "out.npy")  # fmt: skip
+    words = ("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--method", "window", "--window", "32", "--audit", "80")
+    done = run(*words, "--json", "-o", tmp_path / "out.npy")
     audit = done.document["audit"]
     assert audit["rows"] == 80 and len(audit["heads"]) == len(audit["by_position"]) == 3
     assert audit["edges"][0] == 0 and audit["edges"][-1] == 1500
@@ -120,24 +122,31 @@ def test_an_outcome_tells_heads_positions_and_worst_rows(tmp_path):
     assert 0.5 * total < audit["method"]["error"] < 2 * total
     kept = json.loads((tmp_path / "out.npy.json").read_text())["audit"]
     assert kept["method"] == audit["method"] and "by_position" not in kept  # attributes of a file must stay small
-    text = run("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--method", "window", "--window", "32", "--audit", "80",
-               "-o", tmp_path / "out.npy").err  # fmt: skip
+    text = run(*words, "-o", tmp_path / "out.npy").err
     assert "  heads  " in text and "  worst  " in text and "(head " in text
 
 
 def test_a_sample_from_a_pipe_has_the_same_figures(tmp_path):
     arrays = save_heads(tmp_path, rows=900, dim=4, value_dim=4)
-    done = run("attend", "--q", "-", "--k", "k.npy", "--v", "v.npy", "--raw", "f32", "--dim", "4", "--full", "--method", "sample",
-               "--resident-rows", "100", "--audit", "64", "--json", "-o", "out.npy", input=arrays["q"].tobytes(),
-               cwd=tmp_path)  # fmt: skip
+    files = ("--q", "-", "--k", "k.npy", "--v", "v.npy", "--raw", "f32", "--dim", "4", "--full")
+    words = ("--method", "sample", "--resident-rows", "100", "--audit", "64", "--json", "-o", "out.npy")
+    done = run("attend", *files, *words, input=arrays["q"].tobytes(), cwd=tmp_path)
     audit = done.document["audit"]
     assert audit["rows"] == 64 and audit["edges"][-1] == 900
     assert audit["method"]["low"] < audit["method"]["error"] < audit["method"]["high"]
 
 
+def test_an_unknown_interval_is_null_in_json(tmp_path):
+    words = ("--rows", "0:200", "--method", "window", "--window", "16", "--audit", "3", "--json")
+    done = run("attend", SAMPLE / "heads.h5", *words, "-o", tmp_path / "out.npy")
+    kept = (tmp_path / "out.npy.json").read_text()
+    assert "Infinity" not in kept and json.loads(kept)["audit"]["method"]["high"] is None
+    assert done.document["audit"]["method"]["high"] is None and done.document["audit"]["method"]["low"] == 0
+
+
 def test_the_series_of_a_run_is_bounded(tmp_path):
-    done = run("attend", SAMPLE / "heads.h5", "--method", "window", "--window", "16", "--block-rows", "16", "--json", "-o",
-               tmp_path / "out.npy")  # fmt: skip
+    words = ("--method", "window", "--window", "16", "--block-rows", "16", "--json")
+    done = run("attend", SAMPLE / "heads.h5", *words, "-o", tmp_path / "out.npy")
     series = done.document["series"]
     lengths = {len(column) for column in series.values()}
     assert len(lengths) == 1 and 8 <= lengths.pop() <= 120

@@ -25,10 +25,8 @@ pytestmark = [
 
 @contextlib.contextmanager
 def _cluster():
-    with (
-        warnings.catch_warnings(),
-        distributed.LocalCluster(2, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=50) as cluster,
-    ):
+    settings = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "silence_logs": 50}
+    with warnings.catch_warnings(), distributed.LocalCluster(2, **settings) as cluster:
         yield cluster
 
 

@@ -37,7 +37,9 @@ def shell(lines, folder):
     for pattern, replacement in SMALLER:
         lines = re.sub(pattern, replacement, lines)
     env = environment(PATH=f"{folder / 'bin'}:{os.environ['PATH']}", PYTHONPATH=str(TOP), COLUMNS="100")
-    done = subprocess.run(["bash", "-eu", "-c", lines], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["bash", "-eu", "-c", lines], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, f"{lines}\n{done.stderr}"
     assert "Traceback" not in done.stderr and "internal bug" not in done.stderr, done.stderr
     return done
@@ -65,18 +67,18 @@ def test_every_command_of_the_readme_works(folder):
 
 def example(command):
     """The indented line of a command's docstring."""
-    (line,) = re.findall(r"^        (streamattn .*)$", command.callback.__doc__, re.MULTILINE)
+    (line,) = re.findall(r"^ +(streamattn .*)$", command.callback.__doc__, re.MULTILINE)
     return line
 
 
 COMMANDS = {command.callback.__name__: command for command in app.registered_commands}
 NEEDS = {  # what must have been done before an example works
     "merge": "streamattn sketch heads.h5 --rows 0:900 --scale d --method poly --degree 2 -o shard0.sattn --quiet\n"
-             "streamattn sketch heads.h5 --rows 900:1800 --scale d --method poly --degree 2 -o shard1.sattn --quiet",
+    "streamattn sketch heads.h5 --rows 900:1800 --scale d --method poly --degree 2 -o shard1.sattn --quiet",
     "query": "streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn --quiet",
     "info": "streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn --quiet",
     "report": "streamattn attend heads.h5 --rows 0:1000 --method window --audit 16 --json -o o.npy > outcome.json",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -90,8 +92,10 @@ def test_the_example_in_the_help_works(folder, name):
     assert line in " ".join(told.split())
 
 
-def test_the_pages_are_linked_and_their_commands_work(folder):
-    folder.joinpath("rows.c").write_text(next(c for c in fenced((PAGES / "formats.md").read_text(), "c") if "main" in c))
+def test_every_command_of_the_pages_works(folder):
+    folder.joinpath("rows.c").write_text(
+        next(c for c in fenced((PAGES / "formats.md").read_text(), "c") if "main" in c)
+    )
     subprocess.run(["cc", "-o", "rows", "rows.c"], cwd=folder, check=True)
     rng = np.random.default_rng(0)
     for name in "qkv":
@@ -135,18 +139,29 @@ def test_the_python_of_the_pages_does_what_it_says(tmp_path):
         def numpy(self):
             return self.array
 
-    cache = type("Cache", (), {"key_cache": [Tensor(np.ones((1, 2, 4, 3)))], "value_cache": [Tensor(np.zeros((1, 2, 4, 3)))]})
+    cache = type(
+        "Cache", (), {"key_cache": [Tensor(np.ones((1, 2, 4, 3)))], "value_cache": [Tensor(np.zeros((1, 2, 4, 3)))]}
+    )
     names["save_cache"](cache, 0, tmp_path)
     assert np.load(tmp_path / "k.npy").dtype == np.float16 and (np.load(tmp_path / "v.npy") == 0).all()
 
 
 def test_shell_completion_is_there():
-    done = subprocess.run([sys.executable, "-c", "from streamattn_cli.cli.main import app; app(prog_name='streamattn')"],
-                          env=environment(_STREAMATTN_COMPLETE="source_bash"), capture_output=True, text=True, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", "from streamattn_cli.cli.main import app; app(prog_name='streamattn')"],
+        env=environment(_STREAMATTN_COMPLETE="source_bash"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert "COMPREPLY" in done.stdout and done.returncode == 0, done.stderr
-    done = subprocess.run([sys.executable, "-c", "from streamattn_cli.cli.main import app; app(prog_name='streamattn')"],
-                          env=environment(_STREAMATTN_COMPLETE="complete_bash", COMP_WORDS="streamattn comp", COMP_CWORD="1"),
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", "from streamattn_cli.cli.main import app; app(prog_name='streamattn')"],
+        env=environment(_STREAMATTN_COMPLETE="complete_bash", COMP_WORDS="streamattn comp", COMP_CWORD="1"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout.split() == ["compare"]
 
 
@@ -154,7 +169,8 @@ def test_the_pages_name_only_options_that_exist():
     """A renamed option must not live on in the documentation."""
     source = "".join(path.read_text() for path in (Path(streamattn_cli.__file__).parent / "cli").glob("*.py"))
     declared = set(re.findall(r'"(--[a-z][a-z0-9-]*)', source)) | {
-        "--" + word.replace("_", "-") for word in re.findall(r"^    (\w+): (?:options\.|Annotated)", source, re.MULTILINE)
+        "--" + word.replace("_", "-")
+        for word in re.findall(r"^    (\w+): (?:options\.|Annotated)", source, re.MULTILINE)
     }
     for page in [TOP / "README.md", *PAGES.glob("*.md")]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.read_text()))

@@ -22,7 +22,7 @@ class Checker(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.open, self.tags, self.faults, self.text = [], [], [], []
+        self.open, self.tags, self.faults, self.text, self.told = [], [], [], [], None
         self.feed(page)
         self.close()
         assert self.open == [], self.open
@@ -49,9 +49,12 @@ class Checker(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+        if tag == "th" and self.tags[-1][0] == "th" and self.tags[-1] is not self.told:
+            self.faults.append("an empty table header")
 
     def handle_data(self, data):
         self.text.append(data)
+        self.told = self.tags[-1] if self.tags else None  # the last element that has a text
 
     def count(self, tag):
         return sum(name == tag for name, _ in self.tags)
@@ -59,24 +62,41 @@ class Checker(HTMLParser):
 
 def audit(heads):
     """An audit of many heads."""
-    each = [ErrorEstimate(0.01 * (1 + i % 7), 0.008 * (1 + i % 7), 0.02 * (1 + i % 7), 0.009, 0.05) for i in range(heads)]
+    each = [
+        ErrorEstimate(0.01 * (1 + i % 7), 0.008 * (1 + i % 7), 0.02 * (1 + i % 7), 0.009, 0.05) for i in range(heads)
+    ]
     pieces = tuple(tuple(None if (i + j) % 13 == 0 else 0.001 * (1 + i + j) for j in range(16)) for i in range(heads))
     worst = tuple(WorstRow(100 - i, i % heads, 0.9 - 0.01 * i) for i in range(10))
-    return Audit(256, each[0], ErrorEstimate(0.9, 0.8, 1.0, 0.9, 1.2), tuple(each), tuple(range(0, 1700, 100)), pieces, worst)
+    return Audit(
+        256, each[0], ErrorEstimate(0.9, 0.8, 1.0, 0.9, 1.2), tuple(each), tuple(range(0, 1700, 100)), pieces, worst
+    )
 
 
 def outcome(heads, **changed):
     """An outcome as its JSON gives it."""
     samples = range(1, 121)
-    series = {"seconds": [0.5 * i for i in samples], "phase": ["rows"] * 120, "rows": [1000 * i for i in samples],
-              "memory": [1 << 20] * 120}  # fmt: skip
+    series = {
+        "seconds": [0.5 * i for i in samples],
+        "phase": ["rows"] * 120,
+        "rows": [1000 * i for i in samples],
+        "memory": [1 << 20] * 120,
+    }
     found = {
-        "type": "outcome", "command": "attend", "rows": 120000, "seconds": 60.0, "wait_seconds": 1.0, "bytes_read": 1 << 30,
+        "type": "outcome",
+        "command": "attend",
+        "rows": 120000,
+        "seconds": 60.0,
+        "wait_seconds": 1.0,
+        "bytes_read": 1 << 30,
         "facts": {"method": "nystrom", "mode": "causal", "params": {"window": 65}, "scale": 0.125, "seed": 0},
         "memory": {"allowed": 1 << 30, "reserved": 1 << 26, "projected": 1 << 22, "peak": 1 << 21},
-        "counts": {"dropped_keys": 0}, "audit": asdict(audit(heads)), "audit_reason": None, "output": "<out>&.npy",
-        "notes": ["a < b & c"], "series": series,
-    }  # fmt: skip
+        "counts": {"dropped_keys": 0},
+        "audit": asdict(audit(heads)),
+        "audit_reason": None,
+        "output": "<out>&.npy",
+        "notes": ["a < b & c"],
+        "series": series,
+    }
     return json.loads(json.dumps(found | changed))
 
 
@@ -139,8 +159,23 @@ def test_texts_have_contrast(mode):
 
 
 def test_from_a_real_run_to_its_page(tmp_path):
-    done = run("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--method", "window", "--window", "64", "--audit", "64",
-               "--block-rows", "128", "--json", "-o", tmp_path / "out.npy")  # fmt: skip
+    done = run(
+        "attend",
+        SAMPLE / "heads.h5",
+        "--rows",
+        "0:1500",
+        "--method",
+        "window",
+        "--window",
+        "64",
+        "--audit",
+        "64",
+        "--block-rows",
+        "128",
+        "--json",
+        "-o",
+        tmp_path / "out.npy",
+    )
     (tmp_path / "run.json").write_bytes(done.out)
     run("report", "run.json", "-o", "run.html", cwd=tmp_path)
     seen = Checker((tmp_path / "run.html").read_text())
@@ -157,8 +192,19 @@ def test_from_a_json_log_to_its_page(tmp_path):
 
 
 def test_from_a_comparison_to_its_page():
-    done = run("compare", SAMPLE / "heads.h5", "--rows", "0:1200", "--methods", "window,sample,poly", "--resident-rows",
-               "64,128", "--audit", "32", "--json")  # fmt: skip
+    done = run(
+        "compare",
+        SAMPLE / "heads.h5",
+        "--rows",
+        "0:1200",
+        "--methods",
+        "window,sample,poly",
+        "--resident-rows",
+        "64,128",
+        "--audit",
+        "32",
+        "--json",
+    )
     page = comparison_page(done.document)
     seen = Checker(page)
     assert seen.faults == [] and seen.count("svg") == 2 and "Not run" in seen.text
@@ -175,7 +221,16 @@ def test_what_has_no_page_is_refused(tmp_path):
     refused("report", "other.json", code=4, words=["other.json", "--json"], cwd=tmp_path)
     refused("report", "words.json", code=4, words=["words.json", "attend or compare"], cwd=tmp_path)
     refused("report", "-", "-o", "page.pdf", code=2, words=["page.pdf", "FILE.html"], input=good.encode())
-    refused("report", "-", "-o", "nowhere/page.html", code=10, words=["nowhere/page.html"], input=good.encode(), cwd=tmp_path)
+    refused(
+        "report",
+        "-",
+        "-o",
+        "nowhere/page.html",
+        code=10,
+        words=["nowhere/page.html"],
+        input=good.encode(),
+        cwd=tmp_path,
+    )
 
 
 def test_scales_have_round_ticks_within():

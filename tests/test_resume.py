@@ -112,7 +112,8 @@ def test_resumed_anywhere_with_other_blocks_and_threads(stream, tmp_path_factory
         (folder / sub).mkdir()
     attend(_request(stream, folder / "whole", MODES[mode], **words), lambda event: None, Interrupts())
     for blocks, rows, threads in stops:
-        if _once(attend, _request(stream, folder / "parts", MODES[mode], block_rows=rows, threads=threads, resume=True, **words), blocks):
+        request = _request(stream, folder / "parts", MODES[mode], block_rows=rows, threads=threads, resume=True, **words)
+        if _once(attend, request, blocks):
             break
     attend(
         _request(stream, folder / "parts", MODES[mode], block_rows=last, resume=True, **words), lambda event: None, Interrupts()
@@ -347,6 +348,7 @@ def test_a_pipe_goes_on(tmp_path, skip):
     base = InputSpec(input="-", record="kv")
     path = str(tmp_path / "c.sattn")
     assert not _once(sketch, AttendRequest(spec(), checkpoint=path, block_rows=60, **POLY), 2)
-    assert _once(sketch, AttendRequest(spec(0 if skip is None else 120), checkpoint=path, resume=True, skip_rows=skip, **POLY), 99)
+    again = spec(0 if skip is None else 120)
+    assert _once(sketch, AttendRequest(again, checkpoint=path, resume=True, skip_rows=skip, **POLY), 99)
     make_sketch(spec(), tmp_path / "whole.sattn", **POLY)
     assert (tmp_path / "c.sattn").read_bytes() == (tmp_path / "whole.sattn").read_bytes()

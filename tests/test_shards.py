@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from clirun import refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keptruns import METHODS, POLY, answers, keys_only, make_sketch, not_warmed, save_stream, state_of  # noqa: F401
@@ -218,3 +219,21 @@ def test_files_that_do_not_fit_together(short, tmp_path):
 @pytest.mark.parametrize("word, address", [("dask=tcp://a:1", "tcp://a:1"), ("dask=local", "local")])
 def test_dask_words(word, address):
     assert find_engine(word).address == address
+
+
+# --- the command
+
+
+def test_the_command(short, tmp_path):
+    """A pattern, shards and a budget; projected memory bounds the measured one."""
+    pattern = _pieces(short, tmp_path, [0, 2000, 5000])
+    words = ["sketch", "--k", pattern.k, "--v", pattern.v, "--layout", "THD"]
+    words += ["--method", "poly", "--degree", 2, "--max-error", "9"]
+    one = run(*words, "-o", tmp_path / "one.sattn", "--shards", 4, "--threads", 3, "--json").document
+    assert one["counts"]["shards"] == 4 and one["rows"] == 5000
+    assert 0 < one["memory"]["peak"] <= one["memory"]["projected"]
+    run(*words, "-o", tmp_path / "two.sattn", "--shards", 4, "--threads", 1, "--memory", "40MiB")
+    assert (tmp_path / "one.sattn").read_bytes() == (tmp_path / "two.sattn").read_bytes()
+    for extra in (["--append"], ["--resume"]):
+        refused(*words, "-o", tmp_path / "one.sattn", "--shards", 4, *extra, code=2, words=["--shards"], folder=tmp_path)
+    refused(*words, "-o", tmp_path / "x.sattn", "--engine", "threads", code=2, words=["--shards N"], folder=tmp_path)

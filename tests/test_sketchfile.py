@@ -27,6 +27,8 @@ ROWS = 2300
 cuts = st.lists(st.integers(1, ROWS - 1), unique=True, min_size=1, max_size=7).map(sorted)
 fifties = st.lists(st.integers(1, ROWS // 50 - 1).map(lambda i: 50 * i), unique=True, min_size=1, max_size=7).map(sorted)
 slow = settings(suppress_health_check=list(HealthCheck))
+EXAMPLES = settings.default.max_examples
+thorough = settings(slow, max_examples=EXAMPLES * len(METHODS) if EXAMPLES > 100 else EXAMPLES)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def _sampled(state):
     return sorted((int(state["history.priority"][i]), rows[i].tobytes()) for i in range(count)), int(standing)
 
 
-@slow
+@thorough
 @given(cuts, st.sampled_from(sorted(METHODS)))
 def test_every_merge_holds_all_rows_and_answers(stream, tmp_path_factory, borders, name):
     folder = tmp_path_factory.mktemp("any")

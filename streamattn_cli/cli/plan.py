@@ -18,7 +18,8 @@ def plan(
     record: options.Record = None,
     raw: options.Raw = None,
     dtype: Annotated[
-        str | None, option("--dtype", help="Of an input that does not exist yet: f16, bf16, f32 or f64.", rich_help_panel=FROM)
+        str | None,
+        option("--dtype", help="Of an input that does not exist yet: f16, bf16, f32 or f64.", rich_help_panel=FROM),
     ] = None,
     heads: options.QueryHeads = None,
     kv_heads: options.KeyHeads = None,
@@ -26,7 +27,8 @@ def plan(
     value_dim: options.ValueDim = None,
     select: options.Select = None,
     rows: Annotated[
-        str | None, option("--rows", help="Without an input: how many, such as 1e9. With one: A:B.", rich_help_panel=FROM)
+        str | None,
+        option("--rows", help="Without an input: how many, such as 1e9. With one: A:B.", rich_help_panel=FROM),
     ] = None,
     q_rows: options.QueryRows = None,
     causal: options.Causal = None,
@@ -35,7 +37,7 @@ def plan(
     memory: options.Memory = None,
     threads: options.Threads = None,
     json: options.Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """What each method would need and how long it would take, from headers or numbers alone; and which one to take.
 
         streamattn plan --rows 1e9 --dim 128 --heads 32 --kv-heads 8 --memory 512MiB
@@ -86,8 +88,24 @@ def _count(text: str) -> int:
 
 def _input_words(words: dict) -> list[str]:
     """The options that say what the input is, as they were given."""
-    names = ("q", "k", "v", "group", "layout", "record", "raw", "dtype", "heads", "kv_heads", "dim", "value_dim", "select",
-             "rows", "q_rows", "threads")  # fmt: skip
+    names = (
+        "q",
+        "k",
+        "v",
+        "group",
+        "layout",
+        "record",
+        "raw",
+        "dtype",
+        "heads",
+        "kv_heads",
+        "dim",
+        "value_dim",
+        "select",
+        "rows",
+        "q_rows",
+        "threads",
+    )
     line = [words["input"]] if words["input"] is not None else []
     for name in names:
         if words[name] is not None:

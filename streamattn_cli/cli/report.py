@@ -11,10 +11,13 @@ from streamattn_cli.cli.options import option
 
 def report(
     document: Annotated[
-        str, typer.Argument(metavar="[JSON]", help="What attend or compare wrote with --json or --log-json; - is standard input.")
+        str,
+        typer.Argument(
+            metavar="[JSON]", help="What attend or compare wrote with --json or --log-json; - for standard input."
+        ),
     ] = "-",
     output: Annotated[str, option("-o", "--output", help="The page, FILE.html, or - for standard output.")] = "-",
-) -> None:  # fmt: skip
+) -> None:
     """One self-contained HTML page from the outcome of a run or a comparison: error, memory and speed in pictures.
 
         streamattn report outcome.json -o outcome.html

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.engine.events import Audit
 from streamattn_cli.engine.estimate import Design, by_position, draw_rows, estimate, estimate_bytes, worst_rows
+from streamattn_cli.engine.events import Audit
 from streamattn_cli.engine.lanes import Lane
 from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.saver import stack_heads, unstack_heads

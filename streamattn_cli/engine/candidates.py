@@ -66,7 +66,12 @@ def requests(
         rows = budget // (one * len(problem.k)) if by_bytes else budget
         for candidate in candidates:
             changed = replace(
-                request, method=candidate.method, resident_rows=rows, audit=0, max_error=float("inf"), **candidate.settings
+                request,
+                method=candidate.method,
+                resident_rows=rows,
+                audit=0,
+                max_error=float("inf"),
+                **candidate.settings,
             )
             if candidate.method != "poly":
                 yield candidate.label, rows, changed

@@ -1,8 +1,8 @@
 """`--method auto`: which method an input calls for, by rules that give the same answer every time.
 
-    exact     up to SHORT rows, where no budget of resident rows was given: nothing else is right without a doubt
-    poly      where a degree that fits the budget of the other methods has a predicted error of at most GOOD
-    nystrom   everything else: on the real heads of scripts/choices.py nothing else of the same size came near it
+exact     up to SHORT rows, where no budget of resident rows was given: nothing else is right without a doubt
+poly      where a degree that fits the budget of the other methods has a predicted error of at most GOOD
+nystrom   everything else: on the real heads of scripts/choices.py nothing else of the same size came near it
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from streamattn_cli.engine.warm import give_back, warm
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
 from streamattn_cli.rows.open import Inputs, open_inputs
 
-
 ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
 
 
@@ -114,9 +113,13 @@ class _TruthRun(Run):
 
 
 def compare(
-    request: AttendRequest, candidates: list[Candidate], budgets: list[int], by_bytes: bool, listener: Listener,
+    request: AttendRequest,
+    candidates: list[Candidate],
+    budgets: list[int],
+    by_bytes: bool,
+    listener: Listener,
     interrupts: Interrupts,
-) -> Comparison:  # fmt: skip
+) -> Comparison:
     """Run every candidate within every budget of resident rows (by_bytes: bytes of all key heads together).
 
     `request.audit` rows are sampled. Raises the errors of errors.py; what one method cannot do is in its trial.
@@ -136,9 +139,14 @@ def compare(
             raise CannotMeet(f"{problem.k.tensor.name}: no method could run; the first: {trials[0].refused}")
         facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params")}
         comparison = Comparison(
-            problem.k.tensor.name, facts | {"threads": plan.threads}, len(truth.design.rows), truth.seconds, trivial,
-            _fronts(trials), problem.notes,
-        )  # fmt: skip
+            problem.k.tensor.name,
+            facts | {"threads": plan.threads},
+            len(truth.design.rows),
+            truth.seconds,
+            trivial,
+            _fronts(trials),
+            problem.notes,
+        )
     listener(Finished(comparison))
     return comparison
 
@@ -146,8 +154,10 @@ def compare(
 def _exact_problem(request: AttendRequest, inputs: Inputs) -> Problem:
     for heads in (inputs.q, inputs.k, inputs.v):
         if not heads.tensor.seekable:
-            raise CannotMeet(f"{heads.tensor.name}: compare reads its input once per method, and a pipe passes once; write "
-                             "the rows to a file first")  # fmt: skip
+            raise CannotMeet(
+                f"{heads.tensor.name}: compare reads its input once per method, and a pipe passes once; write "
+                "the rows to a file first"
+            )
     if request.audit < 1:
         raise UsageError(f"--audit {request.audit}: compare needs rows to measure errors on, 1 or more")
     return resolve(replace(request, method="exact", audit=0), inputs)
@@ -163,9 +173,14 @@ def _truth(plan: Plan, rows: int, listener: Listener, interrupts: Interrupts) ->
 
 
 def _trial(
-    label: str, budget: int, settings: AttendRequest | str, inputs: Inputs, truth: Truth, listener: Listener,
+    label: str,
+    budget: int,
+    settings: AttendRequest | str,
+    inputs: Inputs,
+    truth: Truth,
+    listener: Listener,
     interrupts: Interrupts,
-) -> tuple[Trial, ErrorEstimate | None]:  # fmt: skip
+) -> tuple[Trial, ErrorEstimate | None]:
     """One trial, and the error of the trivial answer."""
     method = label.partition(":")[0]
     if isinstance(settings, str):
@@ -188,9 +203,19 @@ def _trial(
         return Trial(label, method, budget, {}, refused=str(error)), None
     facts = plan.problem.facts()
     trial = Trial(
-        label, method, budget, _changed(settings), facts["params"], plan.sketch_bytes, rows, seconds, plan.projected,
-        meter.peak(), audit, reason,
-    )  # fmt: skip
+        label,
+        method,
+        budget,
+        _changed(settings),
+        facts["params"],
+        plan.sketch_bytes,
+        rows,
+        seconds,
+        plan.projected,
+        meter.peak(),
+        audit,
+        reason,
+    )
     return trial, audit.trivial if audit else None
 
 
@@ -211,8 +236,9 @@ def _fronts(trials: list[Trial]) -> tuple[Trial, ...]:
         error, own = trial.audit.method.error, cost(trial)
         return not any(
             (t.audit.method.error < error and cost(t) <= own * ALIKE)
-            or (t.audit.method.error == error and cost(t) < own / ALIKE) for t in ran
-        )  # fmt: skip
+            or (t.audit.method.error == error and cost(t) < own / ALIKE)
+            for t in ran
+        )
 
     return tuple(
         replace(t, front=tuple(name for name, cost in fronts.items() if t.audit and best(t, cost))) for t in trials

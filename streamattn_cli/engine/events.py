@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,10 @@ class Audit:
     worst: tuple[WorstRow, ...] = ()
 
     def summary(self) -> dict:
-        """What is kept beside an output: the figures without their division by head and position."""
-        return {"rows": self.rows, "method": asdict(self.method), "trivial": asdict(self.trivial)}
+        """What is kept beside an output: the figures without their division by head and position; strict JSON."""
+        figures = {"method": asdict(self.method), "trivial": asdict(self.trivial)}
+        plain = {name: {k: v if isfinite(v) else None for k, v in f.items()} for name, f in figures.items()}
+        return {"rows": self.rows, **plain}
 
 
 @dataclass(frozen=True)

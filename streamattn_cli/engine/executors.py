@@ -98,9 +98,13 @@ def _dask(engine: Engine, workers: int) -> Iterator[Opened]:
         try:
             client = stack.enter_context(Client(where, timeout=CONNECT, set_as_default=False))
         except OSError as error:
-            raise InputMissing(f"--engine dask={engine.address}: no scheduler answers there ({error}); check the address") from None
+            raise InputMissing(
+                f"--engine dask={engine.address}: no scheduler answers there ({error}); check the address"
+            ) from None
         slots = sum(client.nthreads().values())
         if not slots:
-            raise InputMissing(f"--engine dask={engine.address}: the cluster has no workers; start some (dask worker ADDRESS)")
+            raise InputMissing(
+                f"--engine dask={engine.address}: the cluster has no workers; start some (dask worker ADDRESS)"
+            )
         executor = stack.enter_context(client.get_executor(retries=RETRIES, pure=False))
         yield executor, threading.Event(), slots + 1

@@ -133,7 +133,7 @@ class Problem:
 def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Problem:
     """Decide mode, method, scale and parameters. Raises UsageError (2), InputMalformed (4) or CannotMeet (11).
 
-    `growing`: more rows may follow, or be merged in, so that parameters must not depend on how many there are now.
+    `growing`: more rows may follow, or be merged in, so that a few rows are not simply kept whole.
     """
     if request.seed < 0:
         raise UsageError(f"--seed {request.seed}: must be 0 or more")
@@ -163,11 +163,11 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         request, why = decided(request, inputs, head, causal)
         notes.append(why)
         method = request.method
-    stream = None if growing else k.rows
-    params = None if method == "exact" else head_params(request, method, head, causal, stream)
-    if params and method in ("nystrom", "window", *KEEPERS) and stream is not None and _all_fit(request, stream):
-        params = replace(head, sinks=0, window=stream, group=8)
-        notes.append(f"all {stream} rows fit into --resident-rows: the answers are exact")
+    params = None if method == "exact" else head_params(request, method, head, causal, k.rows)
+    whole = not growing and k.rows is not None and _all_fit(request, k.rows)
+    if params and method in ("nystrom", "window", *KEEPERS) and whole:
+        params = replace(head, sinks=0, window=k.rows, group=8)
+        notes.append(f"all {k.rows} rows fit into --resident-rows: the answers are exact")
     return Problem(request, q, k, v, causal, scale, method, precision, params, tuple(notes))
 
 

@@ -33,7 +33,14 @@ from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.sketchfile import OPEN, keys_problem, outcome_of, sketch_facts
 from streamattn_cli.engine.sources import check_same, key_sources
 from streamattn_cli.engine.warm import warm
-from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, Interrupted, MemoryBudget, StreamattnError, UsageError
+from streamattn_cli.errors import (
+    CannotMeet,
+    CheckpointIncompatible,
+    Interrupted,
+    MemoryBudget,
+    StreamattnError,
+    UsageError,
+)
 from streamattn_cli.rows.many import absolute, open_stream
 from streamattn_cli.sketches.head import HeadAttention, allocate
 
@@ -88,7 +95,8 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
         engine = find_engine(request.engine or "threads")
         ranges = cut(problem.k.rows, request.shards)
         facts, sources = sketch_facts(problem), key_sources(problem)
-        plan, workers = _plan(problem, len(ranges), engine)
+        plan, share = _plan(problem, len(ranges), engine)
+        workers = plan.threads
         listener(Started(plan.to_dict() | {"shards": len(ranges), "workers": workers, "engine": engine.word}))
         few = [f"{problem.k.rows} rows make only {len(ranges)} shards"] if len(ranges) < request.shards else []
         for note in (*problem.notes, *few):
@@ -97,7 +105,7 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
         warm(plan, listener)
         began = time.monotonic()
         told = replace(
-            request, inputs=absolute(request.inputs), memory=plan.allowed, threads=1, checkpoint=None, resume=False
+            request, inputs=absolute(request.inputs), memory=share, threads=1, checkpoint=None, resume=False
         )
         shards = [
             Shard(told, i, a, b, tuple(sources), version("streamattn-cli"), engine.word) for i, (a, b) in enumerate(ranges)
@@ -212,26 +220,33 @@ def _check(problem: Problem) -> None:
         raise UsageError(f"--shards {request.shards}: must be at least 1")
     for heads in (problem.k, problem.v, problem.q):
         if not heads.tensor.seekable:
-            raise CannotMeet(f"{heads.tensor.name}: a pipe passes once and cannot be cut into shards; leave --shards away, or "
-                             "write the rows to a file first")  # fmt: skip
+            raise CannotMeet(
+                f"{heads.tensor.name}: a pipe passes once and cannot be cut into shards; leave --shards away, or write the "
+                "rows to a file first"
+            )
 
 
-def _plan(problem: Problem, shards: int, engine: Engine) -> tuple[Plan, int]:
-    """The plan of one worker, and how many workers there are: as many as asked for whose plans fit the budget."""
-    workers = min(engine.workers(problem.request.threads), shards)
+def _plan(problem: Problem, shards: int, engine: Engine) -> tuple[Plan, int | None]:
+    """The plan of all workers together, as many as asked for whose plans fit the budget; and the budget of one.
+
+    Workers of a cluster see to their own memory: only what waits here to be merged counts.
+    """
+    request = problem.request
+    whole = make_plan(replace(problem, request=replace(request, threads=1)))  # refuses what not even one worker can do
+    workers = min(engine.workers(request.threads), shards)
     while True:
-        plan = make_plan(replace(problem, request=replace(problem.request, threads=1)))
-        held = (shards.bit_length() + 2 * workers) * plan.sketch_bytes  # waiting in the tree, and on their way to it
-        if plan.allowed is None or engine.remote:
-            return plan, workers
-        share = (plan.allowed - held) // workers
+        held = (shards.bit_length() + 2 * workers) * whole.sketch_bytes  # in the tree, and on their way to it
+        share = None if whole.allowed is None else max(1, (whole.allowed - held) // workers)
         try:
-            tight = replace(problem.request, threads=1, memory=max(share, 1))
-            return make_plan(replace(problem, request=tight)), workers
+            one = whole if engine.remote else make_plan(replace(problem, request=replace(request, threads=1, memory=share)))
+            break
         except MemoryBudget:
             if workers == 1:
                 raise
             workers -= 1
+    parts = {} if engine.remote else {name: size * workers for name, size in one.parts.items()}
+    plan = replace(one, threads=workers, allowed=whole.allowed, parts=parts | {"merging": held})
+    return plan, None if engine.remote else share
 
 
 def _progress(shard: Shard, problem: Problem, watch: Watch, began: float) -> Progress:

@@ -27,7 +27,9 @@ def check_same(name: str, before: Sequence[Mapping], now: Sequence[Mapping], adv
         where = f" of file {number + 1}" if len(now) > 1 else ""
         changed += [f"{word} of {part}{where}" for part in new for word in differences(old.get(part, {}), new[part])]
     if changed:
-        raise SourceChanged(f"{name}: the input is not the one it was made from ({', '.join(changed[:6])} changed); {advice}")
+        raise SourceChanged(
+            f"{name}: the input is not the one it was made from ({', '.join(changed[:6])} changed); {advice}"
+        )
 
 
 def absorbed(meta: Mapping[str, str]) -> list[dict]:

@@ -32,7 +32,10 @@ def compare_lines(found: dict, width: int) -> list[str]:
     trivial = found["trivial"]
     rows = [
         ("ran", facts_text(found["facts"])),
-        ("truth", f"{found['audited']} rows answered exactly in {format_duration(found['truth_seconds'])}, the same for all"),
+        (
+            "truth",
+            f"{found['audited']} rows answered exactly in {format_duration(found['truth_seconds'])}, the same for all",
+        ),
         ("trivial", f"{trivial['error']:.3g} (the error of the mean of the values)"),
     ]
     lines = [*plain_lines(title, rows, width), "", *table_lines(trials, letters, width)]
@@ -66,10 +69,17 @@ def table_lines(trials: list[dict], letters: dict[int, str], width: int) -> list
 def _cells(letter: str, trial: dict) -> tuple[str, ...]:
     e = trial["audit"]["method"]
     return (
-        letter, trial["label"] + _degree(trial), format_bytes(trial["resident_bytes"]),
-        f"{trial['params'].get('resident_rows', 0):.0f}", f"{e['error']:.3g}", interval_text(e["low"], e["high"]), f"{e['p95_row']:.3g}",
-        format_count(trial["rows"] / max(trial["seconds"], 1e-9)), format_bytes(trial["peak"]), ", ".join(trial["front"]),
-    )  # fmt: skip
+        letter,
+        trial["label"] + _degree(trial),
+        format_bytes(trial["resident_bytes"]),
+        f"{trial['params'].get('resident_rows', 0):.0f}",
+        f"{e['error']:.3g}",
+        interval_text(e["low"], e["high"]),
+        f"{e['p95_row']:.3g}",
+        format_count(trial["rows"] / max(trial["seconds"], 1e-9)),
+        format_bytes(trial["peak"]),
+        ", ".join(trial["front"]),
+    )
 
 
 def _degree(trial: dict) -> str:
@@ -78,7 +88,9 @@ def _degree(trial: dict) -> str:
 
 
 def _plot(title: str, ran: list[tuple[str, dict]], front: str, cost: str, text, width: int) -> list[str]:
-    points = [Point(max(t[cost], 1e-9), t["audit"]["method"]["error"], letter, front in t["front"]) for letter, t in ran]
+    points = [
+        Point(max(t[cost], 1e-9), t["audit"]["method"]["error"], letter, front in t["front"]) for letter, t in ran
+    ]
     width = min(width, WIDEST)
     up = Axis.over([p.y for p in points], HEIGHT)
     across = Axis.over([p.x for p in points], width)
@@ -89,4 +101,9 @@ def _plot(title: str, ran: list[tuple[str, dict]], front: str, cost: str, text, 
     body = [f"{label:>{margin - 1}} │{line}".rstrip() for label, line in zip(labels, lines, strict=True)]
     low, high = text(across.low), text(across.high)
     gap = max(1, width - margin - 1 - len(low) - len(high))
-    return ["", *textwrap.wrap(f"{title} (logarithmic; the line joins the best)", width), *body, " " * (margin + 1) + low + " " * gap + high]
+    return [
+        "",
+        *textwrap.wrap(f"{title} (logarithmic; the line joins the best)", width),
+        *body,
+        " " * (margin + 1) + low + " " * gap + high,
+    ]

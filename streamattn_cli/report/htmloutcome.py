@@ -22,14 +22,15 @@ from streamattn_cli.units import format_bytes, format_count, format_duration
 MOST_HEADS = 64  # shown one by one; of more, the worst
 FOLD = 12  # lines of a table above which it is folded
 READING = (
-    "Error: |answer - exact| / |exact| over all audited rows and heads (Frobenius norms). 1% means that the answers are off "
-    "by a hundredth of their size.",
-    "Interval: of 100 such runs with other samples, about 95 would show an interval that holds the true error over all rows. "
-    "It covers the chance of the sample and nothing else.",
-    "Row errors: the same, row by row. A median far below the error means that a few rows carry most of it; they are listed "
-    "as the worst rows.",
+    "Error: |answer - exact| / |exact| over all audited rows and heads (Frobenius norms). 1% means that the "
+    "answers are off by a hundredth of their size.",
+    "Interval: of 100 such runs with other samples, about 95 would show an interval that holds the true error "
+    "over all rows. It covers the chance of the sample and nothing else.",
+    "Row errors: the same, row by row. A median far below the error means that a few rows carry most of it; "
+    "they are listed as the worst rows.",
     "Trivial: the error of answering with the mean of the values. A method is worth something only far below it.",
-    "Projected memory is a bound computed before a row was read; the peak is what was measured above the program itself.",
+    "Projected memory is a bound computed before a row was read; the peak is what was measured above the "
+    "program itself.",
 )
 
 
@@ -50,9 +51,11 @@ def _keys(found: dict) -> list[tuple[str, str, str]]:
     if audit := found.get("audit"):
         e = audit["method"]
         entries.append(("Error", percent(e["error"]), f"95%: {_interval(e)}"))
-        entries.append(("Worst twentieth of rows", percent(e["p95_row"]), f"median row {percent(e['median_row'])}"))
+        entries.append(("95% of rows below", percent(e["p95_row"]), f"median row {percent(e['median_row'])}"))
     rate = found["rows"] / max(found["seconds"], 1e-9)
-    entries.append(("Speed", f"{format_count(rate)} rows/s", f"{found['rows']} rows in {format_duration(found['seconds'])}"))
+    entries.append(
+        ("Speed", f"{format_count(rate)} rows/s", f"{found['rows']} rows in {format_duration(found['seconds'])}")
+    )
     memory = found["memory"]
     if memory.get("peak") is not None:
         entries.append(("Peak memory", format_bytes(memory["peak"]), f"projected {format_bytes(memory['projected'])}"))
@@ -83,18 +86,31 @@ def _error_section(audit: dict) -> list[str]:
     shown = sorted(sorted(heads, key=lambda h: -h[1]["error"])[:MOST_HEADS])
     if len(heads) > len(shown):
         body.append(paragraph(f"The {len(shown)} worst of {len(heads)} query heads are shown.", "dim"))
-    drawn = [(f"head {i}", e["error"], e["low"] or e["error"], e["high"] or e["error"]) for i, e in shown if e["error"] > 0]
+    drawn = [
+        (f"head {i}", e["error"], e["low"] or e["error"], e["high"] or e["error"]) for i, e in shown if e["error"] > 0
+    ]
     figures = []
     if drawn:
         worst = max(drawn, key=lambda d: d[1])
-        figures.append(figure(
-            "Error by query head", "the dot is the estimate, the line its 95% interval",
-            interval_plot("Error by query head", f"{len(drawn)} query heads; the worst is {worst[0]} with "
-                          f"{percent(worst[1])}, interval {percent(worst[2])} to {percent(worst[3])}.", drawn, percent),
-        ))  # fmt: skip
+        figures.append(
+            figure(
+                "Error by query head",
+                "the dot is the estimate, the line its 95% interval",
+                interval_plot(
+                    "Error by query head",
+                    f"{len(drawn)} query heads; the worst is {worst[0]} with "
+                    f"{percent(worst[1])}, interval {percent(worst[2])} to {percent(worst[3])}.",
+                    drawn,
+                    percent,
+                ),
+            )
+        )
     figures += _map(audit, [i for i, _ in shown])
     body.append(pair(*figures))
-    rows = [[f"head {i}", percent(e["error"]), _interval(e), percent(e["median_row"]), percent(e["p95_row"])] for i, e in shown]
+    rows = [
+        [f"head {i}", percent(e["error"]), _interval(e), percent(e["median_row"]), percent(e["p95_row"])]
+        for i, e in shown
+    ]
     names = ["query head", "error", "95% interval", "median row", "95% of rows below"]
     heads_table = table("Error by query head", names, rows)
     body.append(folded("Error by query head, as a table", heads_table) if len(rows) > FOLD else heads_table)
@@ -114,14 +130,26 @@ def _map(audit: dict, heads: list[int]) -> list[str]:
     means = [(sum(p) / len(p), edges[j], edges[j + 1]) for j, p in enumerate(pieces) if p]
     worst = max(means)
     svg = heat_map(
-        "Error by query head and position", f"Rows {edges[0]} to {edges[-1]} in {len(edges) - 1} pieces; the error is greatest, "
+        "Error by query head and position",
+        f"Rows {edges[0]} to {edges[-1]} in {len(edges) - 1} pieces; the error is greatest, "
         f"on average over heads, in rows {worst[1]} to {worst[2]}: {percent(worst[0])}.",
-        values, [f"head {i}" for i in heads], edges, "row of the stream", percent,
-    )  # fmt: skip
+        values,
+        [f"head {i}" for i in heads],
+        edges,
+        "row of the stream",
+        percent,
+    )
     names = ["query head", *(f"{a} to {b}" for a, b in zip(edges, edges[1:], strict=False))]
-    rows = [[f"head {i}", *("none" if v is None else percent(v) for v in line)] for i, line in zip(heads, values, strict=True)]
-    image = figure("Error by query head and position", "darker (on black: lighter) is more; empty: no error, or no row", svg)
-    return [image.replace("</figure>", folded("As a table", table("Error by head and rows", names, rows)) + "</figure>")]
+    rows = [
+        [f"head {i}", *("none" if v is None else percent(v) for v in line)]
+        for i, line in zip(heads, values, strict=True)
+    ]
+    image = figure(
+        "Error by query head and position", "darker (on black: lighter) is more; empty: no error, or no row", svg
+    )
+    return [
+        image.replace("</figure>", folded("As a table", table("Error by head and rows", names, rows)) + "</figure>")
+    ]
 
 
 def _time_section(found: dict) -> list[str]:
@@ -134,17 +162,39 @@ def _time_section(found: dict) -> list[str]:
     marks = [(float(v), f"{name} {format_bytes(v)}") for name, v in limits if v is not None]
     peak = max(memory)
     rates, at = _rates(series)
-    figures = [figure(
-        "Memory over time", "above the program itself; the dashed line is the bound computed beforehand",
-        line_plot("Memory over time", f"The most seen at the end of a block is {format_bytes(peak)}.", xs,
-                  [0.0, *map(float, memory)], format_duration, format_bytes, "time since the pass began", marks, binary=True),
-    )]  # fmt: skip
+    figures = [
+        figure(
+            "Memory over time",
+            "above the program itself; the dashed line is the bound computed beforehand",
+            line_plot(
+                "Memory over time",
+                f"The most seen at the end of a block is {format_bytes(peak)}.",
+                xs,
+                [0.0, *map(float, memory)],
+                format_duration,
+                format_bytes,
+                "time since the pass began",
+                marks,
+                binary=True,
+            ),
+        )
+    ]
     if len(rates) > 2:
-        figures.append(figure(
-            "Speed over time", "rows per second between samples, all passes",
-            line_plot("Speed over time", f"Between {format_count(min(rates))} and {format_count(max(rates))} rows a second.", at,
-                      rates, format_duration, format_count, "time since the pass began"),
-        ))  # fmt: skip
+        figures.append(
+            figure(
+                "Speed over time",
+                "rows per second between samples, all passes",
+                line_plot(
+                    "Speed over time",
+                    f"Between {format_count(min(rates))} and {format_count(max(rates))} rows a second.",
+                    at,
+                    rates,
+                    format_duration,
+                    format_count,
+                    "time since the pass began",
+                ),
+            )
+        )
     return [heading("Memory and speed"), pair(*figures)]
 
 

@@ -13,7 +13,9 @@ def page(title: str, body: list[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
     )
 
 
@@ -39,7 +41,9 @@ def pairs_table(caption: str, rows: Sequence[tuple[str, str]]) -> str:
     return f"<table><caption>{escape(caption)}</caption><tbody>{body}</tbody></table>"
 
 
-def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1, best: Sequence[int] = ()) -> str:
+def table(
+    caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1, best: Sequence[int] = ()
+) -> str:
     """A table whose first `words` columns are words and the others numbers; rows numbered in `best` stand out."""
     kind = ["" if i < words else ' class="n"' for i in range(len(heads))]
     head = "".join(f'<th scope="col"{k}>{escape(h)}</th>' for h, k in zip(heads, kind, strict=True))

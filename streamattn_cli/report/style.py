@@ -14,7 +14,7 @@ body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-
 main{max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}
 h1{font-size:1.35rem;margin:0 0 .25rem;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
 p{margin:.5rem 0;max-width:46rem}.dim{color:var(--dim)}.warn{color:var(--warn)}
-.key{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.75rem;margin:1.2rem 0;padding:0}
+.key{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.75rem;margin:1.2rem 0;padding:0}
 .key div{background:var(--card);border:1px solid var(--rule);border-radius:6px;padding:.7rem .9rem}
 .key dt{color:var(--dim);font-size:.875rem}.key dd{margin:0;font-size:1.5rem;font-weight:600;line-height:1.25}
 .key dd small{display:block;font-size:.875rem;font-weight:400;color:var(--dim)}
@@ -37,5 +37,7 @@ thead th{color:var(--dim);font-weight:600;white-space:nowrap}tbody th{font-weigh
 td.n,th.n{text-align:right;white-space:nowrap}td.long{overflow-wrap:anywhere}tr.best td,tr.best th{font-weight:600;color:var(--ink)}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--mark)}
 summary:focus-visible,.scroll:focus-visible{outline:2px solid var(--mark);outline-offset:2px}
+@media print{.scroll{overflow:visible}table{font-size:.75rem}th,td{padding-right:.5rem}thead th,td.n,th.n{white-space:normal}}
+@media (max-width:30rem){.key dd{font-size:1.25rem}}
 code{font:.875em ui-monospace,monospace}li{margin:.3rem 0;max-width:46rem}
 """

@@ -71,7 +71,9 @@ def text(x: float, y: float, words: str, style: str = "", anchor: str = "start")
     return f'<text x="{x:g}" y="{y:g}" class="{style}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def axes(x: Scale, y: Scale, x_words: Callable, y_words: Callable, x_name: str, bottom: float = HIGH - BOTTOM) -> list[str]:
+def axes(
+    x: Scale, y: Scale, x_words: Callable, y_words: Callable, x_name: str, bottom: float = HIGH - BOTTOM
+) -> list[str]:
     """Grid lines and labels; the name of the horizontal axis below."""
     found = []
     for tick in y.ticks():
@@ -81,7 +83,9 @@ def axes(x: Scale, y: Scale, x_words: Callable, y_words: Callable, x_name: str, 
     last = -math.inf
     for tick in x.ticks():
         place, words = x.at(tick), x_words(tick)
-        if place - 3.6 * len(words) > last and place + 3.6 * len(words) < WIDE + 4:  # labels must not run into one another
+        if (
+            place - 3.6 * len(words) > last and place + 3.6 * len(words) < WIDE + 4
+        ):  # labels must not run into one another
             found.append(text(place, bottom + 17, words, "tick", "middle"))
             found.append(f'<line class="grid" x1="{place}" x2="{place}" y1="{TOP}" y2="{bottom}"/>')
             last = place + 3.6 * len(words) + 4
@@ -107,7 +111,9 @@ def line_plot(
     return picture(title, description, body)
 
 
-def interval_plot(title: str, description: str, rows: Sequence[tuple[str, float, float, float]], words: Callable) -> str:
+def interval_plot(
+    title: str, description: str, rows: Sequence[tuple[str, float, float, float]], words: Callable
+) -> str:
     """One line per (label, value, low, high): a dot on its interval, on a logarithmic axis. All values above 0."""
     step = 22 if len(rows) <= 16 else 13
     bottom = TOP + step * len(rows) + 4
@@ -154,7 +160,8 @@ def heat_map(
     size = 22
     start = (WIDE + LEFT - RIGHT - SHADES * size) / 2
     body += [
-        f'<rect class="s{s}" x="{start + s * size:g}" y="{bottom + 28}" width="{size - 1}" height="12"/>' for s in range(SHADES)
+        f'<rect class="s{s}" x="{start + s * size:g}" y="{bottom + 28}" width="{size - 1}" height="12"/>'
+        for s in range(SHADES)
     ]
     body.append(text(start - 6, bottom + 38, words(low), "tick", "end"))
     body.append(text(start + SHADES * size + 5, bottom + 38, words(high), "tick"))

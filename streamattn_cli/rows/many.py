@@ -49,8 +49,10 @@ def single_files(spec: InputSpec) -> list[InputSpec]:
         return [replace(spec, more=(), **one)]
     for part, found in words.items():
         if found and len(found) != count:
-            raise UsageError(f"{spec.input or spec.k}: {count} files, but {part} names {len(found)}; every file of a stream "
-                             "needs its keys and its values")  # fmt: skip
+            raise UsageError(
+                f"{spec.input or spec.k}: {count} files, but {part} names {len(found)}; every file of a stream needs its "
+                "keys and its values"
+            )
     if "-" in (word for found in words.values() for word in found):
         raise UsageError("standard input (-) cannot be one of several files of a stream")
     return [
