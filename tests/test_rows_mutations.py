@@ -1,0 +1,117 @@
+"""Damaged inputs of every kind end in an error of ours (exit 2 to 5) or in rows, never in anything else.
+
+STREAMATTN_MUTATIONS sets how many are tried of each kind (default 1,500).
+"""
+
+import io
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+
+from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.spec import InputSpec
+
+COUNT = int(os.environ.get("STREAMATTN_MUTATIONS", "1500"))
+LARGEST = 1 << 20  # bytes a reader may be asked for; more would be a memory blow-up
+WORDS = [b"0", b"-1", b"9" * 25, b"(", b")", b",", b"{", b"}", b"'", b'"', b"\x00", b"\xff", b"<f4", b">f8", b"|O", b"NaN",
+         b"1e9", b"True", b"shape", b"descr", b"F32", b"data_offsets", b"[0,0]", b"\x93NUMPY", b" " * 70]  # fmt: skip
+
+
+def record(array):
+    """One .npy record."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def safetensors():
+    """A small file that holds k and v."""
+    header = {"k": {"dtype": "F32", "shape": [5, 4], "data_offsets": [0, 80]},
+              "v": {"dtype": "F16", "shape": [5, 4], "data_offsets": [80, 120]}}  # fmt: skip
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(120)
+
+
+def mutated(good, rng):
+    """The bytes with one to three changes: a bit, a byte, a cut, words put in or over, a piece doubled or left out."""
+    data = bytearray(good)
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(0, max(1, min(len(data), 200 if rng.random() < 0.7 else len(data)))))
+        kind = rng.integers(0, 7)
+        word = WORDS[rng.integers(len(WORDS))]
+        if kind == 0 and data:
+            data[min(at, len(data) - 1)] ^= 1 << int(rng.integers(8))
+        elif kind == 1 and data:
+            data[min(at, len(data) - 1)] = int(rng.integers(256))
+        elif kind == 2:
+            del data[at:]
+        elif kind == 3:
+            data[at:at] = word
+        elif kind == 4:
+            data[at : at + len(word)] = word
+        elif kind == 5:
+            data[at:at] = data[at : at + int(rng.integers(1, 40))]
+        else:
+            del data[at : at + int(rng.integers(1, 40))]
+    return bytes(data)
+
+
+def read_all(spec):
+    """Open and read to the end; the rows read."""
+    with open_inputs(spec, need_q=False) as inputs:
+        total = 0
+        for tensor in {id(h.tensor): h.tensor for h in (inputs.k, inputs.v)}.values():
+            if tensor.outer * tensor.width * 8 * 3 > LARGEST:
+                continue
+            items = {"f2": "u2", "bf16": "u2"}.get(tensor.dtype, tensor.dtype)
+            at = 0
+            while at < 100 and (got := tensor.read_into(np.empty((tensor.outer, 3, tensor.width), items), at)):
+                at += got
+            total += at
+        return total
+
+
+def tried(make, good):
+    """Every mutation is refused in words or read; both must happen, or the mutations are no test."""
+    rng = np.random.default_rng(7)
+    read = refused = 0
+    for _ in range(COUNT):
+        spec = make(mutated(good, rng))
+        try:
+            read_all(spec)
+            read += 1
+        except (InputMalformed, InputMissing, UsageError) as error:
+            assert str(error), "an error without words"
+            refused += 1
+    assert read and refused
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::SyntaxWarning")
+def test_npy_files(tmp_path):
+    path = tmp_path / "x.npy"
+
+    def make(data):
+        path.write_bytes(data)
+        return InputSpec(k=str(path), v=str(path))
+
+    tried(make, record(np.arange(20, dtype="f4").reshape(5, 4)))
+
+
+def test_safetensors_files(tmp_path):
+    path = tmp_path / "x.safetensors"
+
+    def make(data):
+        path.write_bytes(data)
+        return InputSpec(k=f"{path}:k", v=f"{path}:v")
+
+    tried(make, safetensors())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::SyntaxWarning")
+def test_records_on_standard_input():
+    rows = np.arange(24, dtype="f4").reshape(3, 8)
+    tried(lambda data: InputSpec("-", stdin=io.BytesIO(data)), record(rows) + record(rows + 1) + record(rows[:1]))
