@@ -128,3 +128,18 @@ def test_the_exit_codes_in_the_readme_are_those_of_the_program():
     _, _, rest = README.read_text().partition("<!-- exit codes -->\n")
     table, end, _ = rest.partition("\n<!-- /exit codes -->")
     assert end and table == exit_code_table()
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "told"),
+    [
+        ("window", ("--degree", 3), ["--degree has no meaning for --method window"]),
+        ("exact", ("--window", 5, "--resident-rows", 9), ["--window has no", "--resident-rows has no"]),
+        ("poly", ("--degree", 3, "--sinks", 2, "--max-error", 9), []),
+        ("window", ("--window", 5, "--sinks", 2), []),
+    ],
+)
+def test_words_of_another_method_are_told(method, words, told, tmp_path):
+    done = run("attend", SAMPLE / "tiny.h5", "--full", "--method", method, *words, "-o", tmp_path / "o.npy")
+    notes = [line for line in done.err.splitlines() if "has no meaning" in line]
+    assert len(notes) == len(told) and all(any(part in line for line in notes) for part in told)

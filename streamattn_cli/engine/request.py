@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from sys import float_info
 from typing import TYPE_CHECKING
 
@@ -147,6 +147,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         raise UsageError(f"--method {method}: unknown; use one of {', '.join(METHODS)}, auto")
     if not request.method:
         notes.append(f"--method {method} is the default; inspect tells whether poly suits this input")
+    notes += unused(request, method)
     _check_streams(method, causal, q, k, v)
     if causal and request.inputs.rows and not request.inputs.q_rows and q.tensor is not k.tensor:
         q = replace(q, tensor=RangeTensor(q.tensor, *request.inputs.rows))
@@ -194,6 +195,24 @@ def head_params(
     if request.window < 1:
         raise UsageError("--window 0: the window method needs at least the row itself")
     return replace(head, window=request.window)
+
+
+def unused(request: AttendRequest, method: str) -> list[str]:
+    """A note for every option that was given and has no meaning for this method."""
+    sized = ("nystrom", "window", *KEEPERS)
+    belongs = {
+        "degree": ("poly",), "polynomial": ("poly",), "beta": ("poly",), "max_error": ("poly",),
+        "effort": ("nystrom",), "query_model": ("nystrom",), "resident_rows": sized,
+        "atoms": ("nystrom", *KEEPERS), "buffer": ("nystrom", *KEEPERS),
+        "window": (*sized, "poly"), "sinks": (*sized, "poly"),
+    }  # fmt: skip
+    plain = {f.name: f.default for f in fields(AttendRequest)}
+    given = [name for name in belongs if getattr(request, name) != plain[name]]
+    return [
+        f"--{name.replace('_', '-')} has no meaning for --method {method}"
+        for name in given
+        if method != "auto" and method not in belongs[name]
+    ]
 
 
 def _all_fit(request: AttendRequest, rows: int) -> bool:
