@@ -6,7 +6,7 @@ from clirun import SAMPLE, refused, run, save_heads
 
 from streamattn_cli.engine.candidates import parse_candidates
 from streamattn_cli.errors import UsageError
-from streamattn_cli.report.braille import Axis, Point, scatter, sparkline
+from streamattn_cli.report.braille import Axis, Point, scatter
 
 HEADS = SAMPLE / "heads.h5"
 
@@ -98,4 +98,3 @@ def test_a_scatter_puts_points_where_they_belong():
     assert a[0] == c[0] == 0 and b[0] == 7 and a[1] < 4 and b[1] == c[1] > 35
     assert sum("⠀" < ch <= "⣿" for line in lines for ch in line) > 20
     assert Axis.over([5.0], 10).place(5.0) == pytest.approx(5)
-    assert sparkline([0, 1, 2, 4], 3) == "▃▅█" and sparkline([0, 0], 5) == "▁▁"

@@ -54,11 +54,3 @@ def scatter(points: list[Point], width: int, height: int) -> list[str]:
     for p in sorted(points, key=lambda p: p.on_line):  # those on the line are drawn last: on top
         rows[int(height - up.place(p.y) - 1e-9)][int(across.place(p.x))] = p.letter
     return ["".join(row) for row in rows]
-
-
-def sparkline(values: list[float], width: int) -> str:
-    """Up to `width` block characters, the last values, from 0 to their maximum."""
-    blocks = "▁▂▃▄▅▆▇█"
-    values = values[-width:]
-    top = max(values, default=0)
-    return "".join(blocks[min(7, int(8 * v / top))] if top > 0 else blocks[0] for v in values)
