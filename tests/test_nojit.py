@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 SELECTED = [
+    "tests/test_atoms.py",
+    "tests/test_nystrom.py::test_compression_is_the_naive_one",
+    "tests/test_nystrom.py::test_query_model_is_the_naive_one",
     "tests/test_kernels.py",
     "tests/test_exact.py::test_small_against_the_loops",
     "tests/test_exact.py::test_huge_logits",

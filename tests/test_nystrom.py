@@ -15,10 +15,11 @@ from streamattn_cli.engine.request import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.sketches import compress as module
+from streamattn_cli.kernels import compress as module
+from streamattn_cli.kernels import queries as query_kernel
 from streamattn_cli.sketches import querymodel
 from streamattn_cli.sketches.budget import nystrom_params, row_bytes, window_params
-from streamattn_cli.sketches.compress import compress
+from streamattn_cli.sketches.compress import Fit
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.querymodel import QueryModel
 from streamattn_cli.testing.streams import Stream, attention
@@ -53,6 +54,19 @@ def full(params, stream, pieces=1):
     return out, shards[0], work
 
 
+def compress(keys, coefs, mean, covariance, scale, temper, keep, dtype="f8"):
+    """(indices of the survivors, their coefficients)."""
+    (n, d), width = keys.shape, coefs.shape[1]
+    fit = Fit(np.full(Fit.size(n, d, width, n - keep), np.nan, dtype), d, width)
+    factor, direction = fit.model()
+    factor[:] = np.linalg.cholesky(covariance).T
+    direction[:] = np.linalg.solve(factor.T, mean)
+    fit.atoms(n)[0][:], fit.atoms(n)[1][:] = keys, coefs
+    alive = np.zeros(n, bool)
+    fit.compress(n, scale, temper, keep, alive)
+    return np.flatnonzero(alive), fit.atoms(n)[1][alive]
+
+
 def sample_head(rows=4096):
     """The real head of sample_data: three query heads of one key head."""
     with h5py.File(HEADS) as file:
@@ -81,16 +95,20 @@ def later_answers(stream, a):
 
 
 @pytest.mark.parametrize("temper", [0.8, 1.0])
-def test_compression_is_the_naive_one(rng, temper):
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_compression_is_the_naive_one(rng, temper, dtype):
+    """In float32 to what a condition of 1 / RIDGE leaves of it."""
+    precise = dtype == "f8"
     for n, keep, d in ((9, 4, 2), (12, 11, 3), (30, 12, 3), (5, 5, 1)):
         keys, coefs = rng.standard_normal((n, d)) * 3 + 1, rng.standard_normal((n, 3))
         root = rng.standard_normal((d, d))
         mean, covariance = rng.standard_normal(d), root @ root.T + 0.1 * np.eye(d)
-        index, found = compress(keys, coefs, mean, covariance, 0.6, temper, keep)
+        index, found = compress(keys, coefs, mean, covariance, 0.6, temper, keep, dtype)
         words = (keys, coefs, mean, covariance, 0.6, temper, keep, module.ALPHA, module.RIDGE)
         expected_index, expected = naive.compress(*words)
         assert index.tolist() == expected_index.tolist()
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7 * np.abs(expected).max())
+        top = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=1e-5 if precise else 1e-2, atol=(1e-7 if precise else 1e-3) * top)
 
 
 def test_kernel_is_what_it_stands_for(rng):
@@ -117,6 +135,31 @@ def test_compression_beats_leaving_atoms_out(rng):
     assert errors[0] < 0.01 < 0.1 < errors[1]
 
 
+@pytest.mark.parametrize("spoil", [1e30, 3e38])
+def test_keys_beyond_all_measure_lose_the_smallest(spoil):
+    """Where nothing can be said of the keys, nothing is broken: the atoms with the least coefficients go."""
+    n, d = 12, 3
+    x = np.full((n, d), spoil, "f4") * np.where(np.arange(n) % 2, -1, 1).astype("f4")[:, None]
+    w = np.arange(1, n + 1, dtype="f4")[:, None] * np.ones((1, 2), "f4")
+    alive = np.zeros(n, bool)
+    scratch = np.zeros(module.scratch_size(n, d, 2, 4), "f4")
+    module.compress(x, w, np.eye(d, dtype="f4"), np.zeros(d, "f4"), 1.0, 0.8, n - 4, scratch, alive)
+    assert alive.sum() == n - 4 and np.isfinite(w[alive]).all()
+
+
+def learn(model, q, share, rows):
+    model.learn(q.astype("f4"), share.astype("f4"), rows, np.empty(QueryModel.scratch_size(q.shape[1], len(q)), "f4"))
+
+
+def moments(model):
+    """Mean and regularised covariance, from the factor that a compression uses."""
+    d = len(model.arrays[1])
+    upper, direction = np.full((d, d), np.nan, "f4"), np.empty(d, "f4")
+    model.factor(upper, direction)
+    upper = np.triu(upper).astype("f8")
+    return upper.T @ direction, upper.T @ upper
+
+
 def test_query_model_is_the_naive_one(rng):
     """Moments of all queries so far with their weights, to the precision of int16 correlations."""
     model = QueryModel(allocate(QueryModel.state_spec(4)))
@@ -124,10 +167,10 @@ def test_query_model_is_the_naive_one(rng):
     for turn in range(6):
         q = rng.standard_normal((10, 4)) * [1, 2, 0.1, 30] + turn * 0.3
         share, rows = rng.random(10), float(rng.integers(1, 400))
-        model.learn(q, share, rows)
+        learn(model, q, share, rows)
         oracle.learn(q, share, rows)
-        mean, covariance = model.moments()
-        expected_mean, expected = oracle.moments(querymodel.RIDGE)
+        mean, covariance = moments(model)
+        expected_mean, expected = oracle.moments(query_kernel.RIDGE)
         np.testing.assert_allclose(mean, expected_mean, rtol=1e-4, atol=1e-4)
         size = np.sqrt(np.diag(expected))
         np.testing.assert_allclose(covariance, expected, atol=1e-3, rtol=1e-3 * float(np.outer(size, size).max()))
@@ -138,13 +181,34 @@ def test_merged_query_models_are_one(rng):
     q = rng.standard_normal((40, 3)) * [1, 5, 2] + [3, 0, -1]
     parts = [QueryModel(allocate(QueryModel.state_spec(3))) for _ in range(3)]
     for part, rows in zip(parts, (q[:15], q[15:], q), strict=True):
-        part.learn(rows, np.full(len(rows), 0.5), 0)
+        learn(part, rows, np.full(len(rows), 0.5), 0)
     parts[0].merge(parts[1])
-    for found, expected in zip(parts[0].moments(), parts[2].moments(), strict=True):
+    for found, expected in zip(moments(parts[0]), moments(parts[2]), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     empty = QueryModel(allocate(QueryModel.state_spec(3)))
     empty.merge(parts[2])
-    np.testing.assert_allclose(empty.moments()[1], parts[2].moments()[1], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(moments(empty)[1], moments(parts[2])[1], rtol=1e-3, atol=1e-3)
+
+
+def test_query_model_without_queries_and_with_hopeless_ones():
+    """The unit Gaussian around 0; nothing but finite numbers."""
+    model = QueryModel(allocate(QueryModel.state_spec(3)))
+    np.testing.assert_array_equal(moments(model)[1], np.eye(3))
+    learn(model, np.zeros((4, 3)), np.zeros(4), 4)  # all alike, all zero
+    mean, covariance = moments(model)
+    assert (mean == 0).all() and np.abs(covariance - 1e-12 * np.eye(3)).max() < 1e-13
+    learn(model, np.full((4, 3), 3e38) * [[1], [-1], [1], [-1]], np.ones(4), 4)
+    assert all(np.isfinite(part).all() for part in moments(model))
+
+
+def test_correlations_that_rounding_made_impossible(rng):
+    """A covariance of rank 1 is just below positive when its correlations are rounded: the ridge must bear that."""
+    model = QueryModel(allocate(QueryModel.state_spec(40)))
+    learn(model, rng.standard_normal((60, 1)) * rng.standard_normal(40) * np.geomspace(1e-3, 1e3, 40), np.ones(60), 0)
+    mean, covariance = moments(model)
+    plain = model.covariance()
+    ridge = query_kernel.RIDGE * np.trace(plain) / 40
+    np.testing.assert_allclose(covariance, plain + ridge * np.eye(40), atol=1e-5 * np.trace(plain))
 
 
 # --- hostile numbers

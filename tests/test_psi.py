@@ -69,7 +69,7 @@ def test_with_one_bucket_for_every_row_psi_is_exact(rng):
     exact = PolyHistory(params.poly, 3, 2, 0.5, "f8", allocate(PolyHistory.state_spec(params.poly, 3, 2)))
     for name in ("mu", "radius"):
         exact.state[name][:] = head.state[name]
-    exact.absorb(k, np.column_stack([v, np.ones(n)]), allocate(PolyHistory.work_spec(params.poly, 3, 2, 64, "f8")))
+    exact.absorb(k, np.column_stack([v, np.ones(n)]), allocate(PolyHistory.work_spec(params.poly, 3, 2, 64, 64, "f8")))
     np.testing.assert_allclose(head.moments(), exact.state["moments"], rtol=1e-10, atol=1e-10)
 
 

@@ -91,7 +91,7 @@ def test_a_history_writes_only_the_answers_it_was_asked_for():
     params, stream = PolyParams(2), make_stream(16, 3, 2, "f8")
     history = PolyHistory(params, 3, 2, 0.5, "f8", allocate(PolyHistory.state_spec(params, 3, 2)))
     history.calibrate(stream.k, stream.c, stream.q[0])
-    work = allocate(PolyHistory.work_spec(params, 3, 2, 32, "f8"))
+    work = allocate(PolyHistory.work_spec(params, 3, 2, 32, 32, "f8"))
     history.absorb(stream.k, stream.c, work)
     m, y = np.full(40, 7.0), np.full((40, 3), 7.0)
     history.partial(stream.q[0], work, Partial(m[:16], y[:16]))
@@ -224,7 +224,7 @@ def test_refusal_depends_on_max_error_alone():
 def test_merge_of_two_shards_is_one():
     """Moments add: two histories over disjoint rows are the history over all rows, to rounding."""
     params, stream = PolyParams(3), make_stream(64, 3, 2, "f8")
-    work = allocate(PolyHistory.work_spec(params, 3, 2, 16, "f8"))
+    work = allocate(PolyHistory.work_spec(params, 3, 2, 16, 16, "f8"))
 
     def history(a, b):
         made = PolyHistory(params, 3, 2, 0.5, "f8", allocate(PolyHistory.state_spec(params, 3, 2)))

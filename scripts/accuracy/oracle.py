@@ -8,7 +8,8 @@ import numpy as np
 from heads import Head
 
 from streamattn_cli.sketches import nystrom
-from streamattn_cli.sketches.compress import reduce
+from streamattn_cli.kernels.compress import RIDGE, eliminate
+from streamattn_cli.sketches.compress import Fit
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
 
 BLOCK = 128  # queries that are answered at a time
@@ -61,15 +62,23 @@ def nystrom_knowing(head: Head, truth: Truth, params: HeadParams) -> np.ndarray:
     sketch, work = HeadAttention(params), allocate(params.work_spec())
     out = np.empty_like(truth.out)
 
-    def compress(keys, coefs, mean, covariance, scale, temper, keep):
-        rows = slice(a, a + AHEAD)
-        logits = scale * head.q[:, rows].reshape(-1, head.q.shape[2]) @ keys.astype("f4").T
-        p = np.exp(logits - truth.log_z[:, rows].reshape(-1, 1)).astype("f8")
+    def compress(fit, count, scale, temper, keep, alive):
+        keys, coefs = fit.atoms(count)
+        logits = scale * head.q[:, a : a + AHEAD].reshape(-1, head.q.shape[2]) @ keys.T
+        logits -= truth.log_z[:, a : a + AHEAD].reshape(-1, 1)
+        logits += scale * head.q[:, a : a + AHEAD].reshape(-1, head.q.shape[2]) @ sketch.state["history.centre"][:, None]
+        p = np.exp(logits).astype("f8")
         kernel = p.T @ p
         root = np.sqrt(np.maximum(np.diag(kernel), 1e-60))
-        return reduce(kernel / root[:, None] / root, root / root.max(), coefs, keep)
+        kernel /= root[:, None] * root
+        kernel.reshape(-1)[:: count + 1] = 1 + RIDGE
+        root /= root.max()
+        w = coefs * root[:, None]
+        scratch = np.empty((count - keep + 3) * count + w.shape[1])
+        eliminate(np.linalg.inv(np.linalg.cholesky(kernel)), w, count - keep, scratch, alive)
+        coefs[:] = w / root[:, None]
 
-    with mock.patch.object(nystrom, "compress", compress):
+    with mock.patch.object(Fit, "compress", compress):
         for a in range(0, head.rows, params.group):
             part = slice(a, a + params.group)
             sketch.step(head.q[:, part], head.k[part], head.c[part], out[:, part], work)

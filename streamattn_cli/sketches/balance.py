@@ -53,7 +53,7 @@ class BalanceHistory:
         }
 
     @staticmethod
-    def work_spec(params: BalanceParams, dim: int, value_dim: int, queries: int, dtype: str) -> dict:
+    def work_spec(params: BalanceParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
         """Name -> (shape, dtype) of the scratch arrays of one thread."""
         return {"everything": ((2, queries), "i8")}
 

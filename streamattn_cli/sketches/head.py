@@ -107,7 +107,7 @@ class HeadParams:
             "counts": ((3,), "i8"),  # queries clipped, guarded (z <= 0), unanswered
         }
         if self.history:
-            spec |= HISTORIES[type(self.history)].work_spec(self.history, d, self.value_dim, g, self.dtype)
+            spec |= HISTORIES[type(self.history)].work_spec(self.history, d, self.value_dim, self.group, g, self.dtype)
         return spec
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from streamattn_cli.kernels import atoms as kernel
-from streamattn_cli.sketches.compress import compress
+from streamattn_cli.sketches.compress import Fit
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.querymodel import QueryModel
 from streamattn_cli.sketches.rowstore import HOLDER, get, put
@@ -58,6 +58,7 @@ class NystromHistory:
         coefs = 8 * m + m * value_dim * params.bits // 8
         self.coefs = bank[8 * m : coefs].view(f"i{params.bits // 8}").reshape(m, value_dim)
         self.keys = bank[coefs:].view(np.int8).reshape(m, dim)
+        self.atoms = self.keys, self.coefs, self.scales, self.weights
         holder = np.dtype(HOLDER[params.storage])
         capacity = len(bank) // ((dim + value_dim) * holder.itemsize)
         self.exact = bank[: capacity * (dim + value_dim) * holder.itemsize].view(holder).reshape(capacity, -1)
@@ -73,24 +74,26 @@ class NystromHistory:
         } | QueryModel.state_spec(dim)
 
     @staticmethod
-    def work_spec(params: NystromParams, dim: int, value_dim: int, queries: int, dtype: str) -> dict:
-        """Name -> (shape, dtype) of the scratch arrays of one thread; compression allocates its own."""
-        return {"everything": ((2, queries), "i8")}
+    def work_spec(params: NystromParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
+        """Name -> (shape, dtype) of the scratch arrays of one thread."""
+        atoms = params.active + group
+        size = max(Fit.size(atoms, dim, value_dim + 1, group), QueryModel.scratch_size(dim, queries))
+        return {"everything": ((2, queries), "i8"), "fit": ((size,), "f4"), "alive": ((atoms,), "?")}
 
     @staticmethod
     def transient_bytes(params: NystromParams, dim: int, value_dim: int, group: int, queries: int) -> int:
-        """Bound on the bytes that one compression holds for a while."""
-        n = params.active + group
-        return 8 * (5 * n * n + 4 * n * (dim + value_dim + 1) + 12 * dim * dim)
+        """Bound on the bytes held for a while: the exact rows, when they become atoms."""
+        return 16 * params.atoms * (dim + value_dim + 1)
 
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
         """Take the queries q (r, d) of full attention as the model of all queries."""
         if q is not None:
-            self.queries.learn(q, np.zeros(len(q)), 0)
+            scratch = np.empty(QueryModel.scratch_size(self.dim, len(q)), "f4")
+            self.queries.learn(q, np.zeros(len(q), "f4"), 0, scratch)
 
     def learn(self, q: np.ndarray, share: np.ndarray, rows: float, work: dict) -> None:
         """Take in causal queries q (r, d) of `rows` rows, and the part of their mass (r,) that fell on this history."""
-        self.queries.learn(q, share, rows)
+        self.queries.learn(q, share, rows, work["fit"])
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""
@@ -104,8 +107,7 @@ class NystromHistory:
                 held[0] += len(k)
                 return 0
             self._become_atoms()
-        if len(k):
-            self._insert(k.astype(np.float64), c.astype(np.float64), self.params.active)
+        self._insert(k, c, self.params.active, work["fit"], work["alive"])
         return 0
 
     def merge(self, other: NystromHistory) -> None:
@@ -119,10 +121,13 @@ class NystromHistory:
             return
         if not mine[1]:
             self._become_atoms()
+        most = MERGE_ACTIVE + MERGE_ROWS
+        scratch = np.empty(Fit.size(most, self.dim, self.value_dim + 1, MERGE_ROWS), "f4")
+        alive = np.empty(most, bool)
         k, c = other._atoms()
         for first in range(0, b, MERGE_ROWS):
             part = slice(first, first + MERGE_ROWS)
-            self._insert(k[part], c[part], MERGE_ACTIVE)
+            self._insert(k[part], c[part], MERGE_ACTIVE, scratch, alive)
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
@@ -134,7 +139,8 @@ class NystromHistory:
             n = min(tile, count - first)
             if self.state["held"][1]:
                 k, c = work["tile_k"][:n], work["tile_c"][:n]
-                kernel.load(self.keys, self.coefs, self.scales, self.weights, self.state["centre"], first, k, c)
+                kernel.load(*self.atoms, first, count, k, c)
+                k += self.state["centre"]
             else:
                 k, c = get(self.exact[first : first + n], self.params.storage, work["tile_k"], work["tile_c"])
             high[:] = n
@@ -150,50 +156,42 @@ class NystromHistory:
         k, c = self._atoms()
         self.state["centre"][:] = k[:CENTRE_ROWS].mean(axis=0) if len(k) else 0
         self.state["held"][1] = 1
-        self._store(np.arange(len(k)), k, c)
+        self._store(k - self.state["centre"], c, np.ones(len(k), bool), 0, 0, 0)
 
     def _atoms(self) -> tuple[np.ndarray, np.ndarray]:
-        """All atoms, or the exact rows, as k (n, d) and c (n, dv + 1), float64."""
+        """All atoms, or the exact rows, as k (n, d) and c (n, dv + 1), float32."""
         count = int(self.state["held"][0])
-        if self.state["held"][1]:
-            return self._load(np.arange(count))
         k, c = np.empty((count, self.dim), np.float32), np.empty((count, self.value_dim + 1), np.float32)
-        get(self.exact[:count], self.params.storage, k, c)
-        return k.astype(np.float64), c.astype(np.float64)
+        if self.state["held"][1]:
+            kernel.load(*self.atoms, 0, count, k, c)
+            k += self.state["centre"]
+            return k, c
+        return get(self.exact[:count], self.params.storage, k, c)
 
-    def _insert(self, k: np.ndarray, c: np.ndarray, active: int) -> None:
+    def _insert(self, k: np.ndarray, c: np.ndarray, active: int, scratch: np.ndarray, alive: np.ndarray) -> None:
         """Make atoms of new rows; where there is no room, compress them with the next slice of `active` atoms."""
         held, m = self.state["held"], self.params.atoms
-        count = int(held[0])
-        if count + len(k) <= m:
-            self._store(np.arange(count, count + len(k)), k, c)
-            held[0] += len(k)
-            return
-        slice_ = (held[2] + np.arange(min(active, count))) % count
-        held[2] = (held[2] + active) % m
-        old_k, old_c = self._load(slice_)
-        room = np.concatenate([slice_, np.arange(count, m)])
-        k, c = np.concatenate([old_k, k]), np.concatenate([old_c, c])
-        index, c = compress(k, c, *self.queries.moments(), self.scale, self.params.temper, len(room))
-        self._store(room, k[index], c)
-        held[0] = m
+        count, new = int(held[0]), len(k)
+        taken = min(active, count) if count + new > m else 0
+        first, room = int(held[2]) if taken else 0, taken + m - count
+        fit = Fit(scratch, self.dim, self.value_dim + 1)
+        x, w = fit.atoms(taken + new)
+        kernel.load(*self.atoms, first, count, x[:taken], w[:taken])
+        np.subtract(k, self.state["centre"], out=x[taken:], casting="same_kind")
+        w[taken:] = c
+        alive = alive[: taken + new]
+        alive[:] = True
+        k = x[taken:].copy()
+        if taken:
+            held[2] = (held[2] + active) % m
+            self.queries.factor(*fit.model())
+            fit.compress(taken + new, self.scale, self.params.temper, room, alive)
+        self._store(k, w, alive, first, taken, count)
+        held[0] = min(count + new, m)
 
-    def _load(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Atoms at these places as k (n, d) and c (n, dv + 1), float64."""
-        scales = (self.scales[at].astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-        k = self.keys[at] * scales[:, :1] + self.state["centre"]
-        return k, np.concatenate([self.coefs[at] * scales[:, 1:], self.weights[at, None].astype(np.float64)], axis=1)
-
-    def _store(self, at: np.ndarray, k: np.ndarray, c: np.ndarray) -> None:
-        """Quantise atoms k (n, d), c (n, dv + 1), float64, into these places."""
-        keys, coefs = np.empty(k.shape, np.int8), np.empty((len(c), self.value_dim), self.coefs.dtype)
-        scales = np.empty((2, len(k)), np.uint16)
-        kernel.quantise(k - self.state["centre"], keys, scales[0])
-        values = np.ascontiguousarray(c[:, :-1])
-        if self.params.bits == 8:
-            kernel.quantise(values, coefs, scales[1])
-        else:
-            with np.errstate(over="ignore"):  # unsigned products wrap around on purpose
-                kernel.quantise_at_random(values, 32767.0, np.uint64(self.state["held"][3]), coefs, scales[1])
-        self.state["held"][3] += 1
-        self.keys[at], self.coefs[at], self.scales[at], self.weights[at] = keys, coefs, scales.T, c[:, -1]
+    def _store(self, k: np.ndarray, c: np.ndarray, alive: np.ndarray, first: int, taken: int, size: int) -> None:
+        """Put what is alive of the slice of `taken` atoms from `first` on and of new keys k into their places."""
+        held = self.state["held"]
+        with np.errstate(over="ignore"):  # unsigned products wrap around on purpose
+            kernel.store(k, c, alive, first, taken, size, np.uint64(held[3]), *self.atoms)
+        held[3] += 1

@@ -62,15 +62,15 @@ class PolyHistory:
         }
 
     @staticmethod
-    def work_spec(params: PolyParams, dim: int, value_dim: int, group: int, dtype: str) -> dict:
+    def work_spec(params: PolyParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
         """Name -> (shape, dtype) of the scratch arrays one thread needs."""
         width = value_dim + 1
         return {
-            "x": ((dim, group), dtype),
-            "ct": ((-(-width // 3) * 3, group), dtype),
-            "low": ((feature_count(dim, params.degree - 1), group), dtype),
-            "some": ((8, group), dtype),
-            "sums": ((params.degree + 1, width, group), dtype),
+            "x": ((dim, queries), dtype),
+            "ct": ((-(-width // 3) * 3, queries), dtype),
+            "low": ((feature_count(dim, params.degree - 1), queries), dtype),
+            "some": ((8, queries), dtype),
+            "sums": ((params.degree + 1, width, queries), dtype),
         }
 
     @staticmethod

@@ -47,7 +47,7 @@ class SampleHistory:
         }
 
     @staticmethod
-    def work_spec(params: SampleParams, dim: int, value_dim: int, queries: int, dtype: str) -> dict:
+    def work_spec(params: SampleParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
         """Name -> (shape, dtype) of the scratch arrays of one thread."""
         return {"everything": ((2, queries), "i8")}
 

@@ -52,7 +52,7 @@ class WildcatHistory:
         }
 
     @staticmethod
-    def work_spec(params: WildcatParams, dim: int, value_dim: int, queries: int, dtype: str) -> dict:
+    def work_spec(params: WildcatParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
         """Name -> (shape, dtype) of the scratch arrays of one thread."""
         return {"everything": ((2, queries), "i8")}
 

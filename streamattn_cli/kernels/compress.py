@@ -1,0 +1,244 @@
+"""One compression of a weighted set of keys under a Gaussian model of the queries (methods.md 3.2-3.3).
+
+With the queries' covariance Sigma = R R^T, t = s x R, M = I + (2 alpha / n) t^T t = L L^T and z = t L^-T, the closed form is
+    A^-1 = R M^-1 R^T,    s^2 x A^-1 x' = z.z',    s x.A^-1 Sigma^-1 mu = z.(L^-1 R^-1 mu):
+two Cholesky factors of d x d, no inverse, and nothing that single precision could not hold.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from streamattn_cli.kernels.dense import exp
+from streamattn_cli.kernels.linear import FAST, LANE, add_gram, cholesky, invert, multiply, transpose
+
+ALPHA = 1.0  # exponent of the normaliser model p_q(k) = e^(s q.x) / e^(alpha/2 s^2 q^T Sk q)
+RIDGE = 1e-5  # of the unit diagonal; in single precision less would not always be enough
+LOWEST = -40.0  # of the log diagonal below its maximum, so that squares of what is below stay above 0
+
+
+def scratch_size(atoms: int, dim: int, width: int, removed: int) -> int:
+    """Numbers of scratch that `compress` takes for so many atoms of width dv + 1, of which so many go."""
+    return 2 * (atoms * (atoms + dim + 1) + dim * dim) + (removed + 3) * atoms + width
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def compress(x, w, factor, direction, scale, temper, keep, scratch, alive):
+    """Choose `keep` of n atoms so that sum_a e^(s q.k_a) C_a changes least for q ~ N(mean, R R^T), in place.
+
+    x (n, d): keys, spoilt. w (n, c): coefficients; those of the survivors become the new ones. factor (d, d) upper:
+    R^T. direction (d,): R^-1 mean. temper (0..1] flattens the log diagonal of the kernel, for a model of the queries that
+    over-trusts keys far out. scratch: `scratch_size` numbers of the same dtype. alive (n,) bool: who survives.
+    """
+    n, d = x.shape
+    at = 0
+    kernel, at = scratch[at : at + n * n].reshape(n, n), at + n * n
+    inverse, at = scratch[at : at + n * n].reshape(n, n), at + n * n
+    other, at = scratch[at : at + n * d].reshape(n, d), at + n * d
+    turned, at = scratch[at : at + n * d].reshape(d, n), at + n * d
+    square, at = scratch[at : at + d * d].reshape(d, d), at + d * d
+    square2, at = scratch[at : at + d * d].reshape(d, d), at + d * d
+    half, root = scratch[at : at + n], scratch[at + n : at + 2 * n]
+    sane = whiten(x, factor, direction, scale, temper, other, square, square2, half, root)
+    transpose(x, turned)
+    ridge = RIDGE
+    while sane:
+        unit_kernel(x, turned, half, ridge, kernel)
+        if cholesky(kernel, 0.1 * ridge):
+            break
+        ridge *= 10
+        sane = ridge < 100
+    if not sane:  # keys so large that nothing can be said of them: the smallest coefficients go
+        kernel[:] = 0
+        root[:] = 1
+        for i in range(n):
+            kernel[i, i] = 1
+    invert(kernel, inverse)
+    top = largest_size(w)
+    for i in range(n):
+        root[i] *= 1 / top
+        for t in range(w.shape[1]):
+            w[i, t] *= root[i]
+    eliminate(inverse, w, n - keep, scratch[at + 2 * n :], alive)
+    for i in range(n):
+        back = w.dtype.type(1) / root[i]
+        for t in range(w.shape[1]):
+            w[i, t] *= back
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def whiten(x, factor, direction, scale, temper, other, square, square2, half, root):
+    """Keys x (n, d) become z, in place; half (n,) = |z|^2 / 2; root (n,): of the kernel's diagonal, the largest 1.
+
+    other (n, d), square and square2 (d, d): scratch. False when the numbers are too large for all that.
+    """
+    n, d = x.shape
+    kind = x.dtype.type
+    mean = other[0]
+    mean[:] = 0
+    for i in range(n):
+        for j in range(d):
+            mean[j] += x[i, j]
+    mean /= kind(n)
+    for i in range(n):
+        for j in range(d):
+            x[i, j] = (x[i, j] - mean[j]) * kind(scale)
+    transpose(factor, square)
+    for i in range(d):
+        square[i, i + 1 :] = 0
+    multiply(x, square, other, False)  # t
+    square[:] = 0
+    add_gram(other, square)
+    for i in range(d):
+        for j in range(i, d):
+            square[i, j] *= kind(2 * ALPHA / n)
+        square[i, i] += kind(1)
+    if not cholesky(square, 0.5):
+        square[:] = 0
+        for i in range(d):
+            square[i, i] = 1
+    invert(square, square2)
+    transpose(square2, square)
+    multiply(other, square, x, False)  # z
+    along = other[0]
+    for j in range(d):
+        along[j] = 0
+        for k in range(j + 1):
+            along[j] += square2[j, k] * direction[k]
+    highest = kind(-np.inf)
+    for i in range(n):
+        size, place = kind(0), kind(0)
+        for j in range(d):
+            size += x[i, j] * x[i, j]
+            place += x[i, j] * along[j]
+        half[i] = kind(0.5) * size
+        root[i] = kind(temper) * (half[i] + place)
+        highest = max(highest, root[i])
+        if not half[i] + abs(root[i]) < np.inf:
+            return False
+    for i in range(n):
+        root[i] = exp(max(root[i] - highest, kind(LOWEST)))
+    return True
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def unit_kernel(z, turned, half, ridge, out):
+    """Upper triangle of out (n, n): exp(-|z_i - z_j|^2 / 2), and 1 + ridge on the diagonal; turned (d, n) = z^T."""
+    multiply(z, turned, out, True)
+    for i in range(z.shape[0]):
+        first = i - i % LANE
+        row, theirs, mine = out[i, first:], half[first:], half[i]
+        for j in range(row.shape[0]):
+            row[j] = min(row[j] - theirs[j] - mine, row.dtype.type(0))
+        for j in range(row.shape[0]):
+            row[j] = exp(row[j])
+        out[i, i] = 1 + ridge
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def largest_size(w):
+    """The largest absolute item of w (n, c); 1 if all are 0."""
+    top = w.dtype.type(0)
+    for i in range(w.shape[0]):
+        for t in range(w.shape[1]):
+            top = max(top, abs(w[i, t]))
+    return top if top > 0 else w.dtype.type(1)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def eliminate(inverse, w, count, scratch, alive):
+    """Backward elimination (methods.md 3.3): remove `count` atoms, each time the one with the least |W_j|^2 / G_jj.
+
+    G = T^T T is the inverse of the kernel matrix, given by T = `inverse` (n, n) of its Cholesky factor, and is never
+    formed: its diagonal is kept, and the column of an atom is made when it is removed. w (n, c), in place, becomes the
+    ridge least-squares solution on the survivors. alive (n,) bool: who survives. scratch: (count + 3) n + c numbers.
+    """
+    n, c = w.shape
+    removed = scratch[: count * n].reshape(count, n)
+    at = count * n
+    g, s, cost, gone = (
+        scratch[at : at + n],
+        scratch[at + n : at + 2 * n],
+        scratch[at + 2 * n : at + 3 * n],
+        scratch[at + 3 * n : at + 3 * n + c],
+    )
+    one, least = w.dtype.type(1), w.dtype.type(1e-30)
+    g[:] = 0
+    for k in range(n):
+        row = inverse[k]
+        for i in range(min(n, k + LANE - k % LANE)):
+            g[i] += row[i] * row[i]
+    for i in range(n):
+        row, total = w[i], w.dtype.type(0)
+        for t in range(c):
+            total += row[t] * row[t]
+        s[i] = total
+        alive[i] = True
+    for r in range(count):
+        j = cheapest(s, g, cost, alive)
+        column = removed[r]
+        inverse_column(inverse, removed, j, r, column)
+        root = one / math.sqrt(max(column[j], least))
+        for i in range(n):
+            column[i] *= root
+            g[i] = max(g[i] - column[i] * column[i], least)
+        alive[j] = False
+        gone[:] = w[j]
+        for i in range(n):
+            if not alive[i]:
+                continue
+            row, f, total = w[i], column[i] * root, w.dtype.type(0)
+            for t in range(c):
+                x = row[t] - f * gone[t]
+                row[t] = x
+                total += x * x
+            s[i] = total
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def cheapest(s, g, cost, alive):
+    """The first living atom with the least s / g, all (n,); cost is scratch."""
+    n = s.shape[0]
+    for i in range(n):
+        cost[i] = s[i] / g[i] if alive[i] else np.inf
+    best = cost[0]
+    for i in range(n):
+        best = min(best, cost[i])
+    j = -1
+    for i in range(n):
+        if alive[i]:
+            if cost[i] == best:
+                return i
+            if j < 0:
+                j = i
+    return j
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def inverse_column(inverse, removed, j, r, column):
+    """Column j (n,) of G = T^T T after the removals behind the first r rows of `removed` (., n)."""
+    n = inverse.shape[0]
+    column[:] = 0
+    k = j
+    while k + 4 <= n:
+        f0, f1, f2, f3 = inverse[k, j], inverse[k + 1, j], inverse[k + 2, j], inverse[k + 3, j]
+        r0, r1, r2, r3 = inverse[k], inverse[k + 1], inverse[k + 2], inverse[k + 3]
+        for i in range(min(n, k + 4 + LANE - (k + 4) % LANE)):
+            column[i] += f0 * r0[i] + f1 * r1[i] + f2 * r2[i] + f3 * r3[i]
+        k += 4
+    while k < n:
+        f0, r0 = inverse[k, j], inverse[k]
+        for i in range(n):
+            column[i] += f0 * r0[i]
+        k += 1
+    whole = r - r % 4
+    for q in range(0, whole, 4):
+        f0, f1, f2, f3 = removed[q, j], removed[q + 1, j], removed[q + 2, j], removed[q + 3, j]
+        r0, r1, r2, r3 = removed[q], removed[q + 1], removed[q + 2], removed[q + 3]
+        for i in range(n):
+            column[i] -= f0 * r0[i] + f1 * r1[i] + f2 * r2[i] + f3 * r3[i]
+    for q in range(whole, r):
+        f0, r0 = removed[q, j], removed[q]
+        for i in range(n):
+            column[i] -= f0 * r0[i]

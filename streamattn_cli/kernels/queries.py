@@ -1,0 +1,112 @@
+"""The model of the queries: a weighted mean and covariance, kept as deviations and int16 correlations (methods.md 3.1)."""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from streamattn_cli.kernels.linear import FAST, add_gram, cholesky
+
+FULL = 32767.0  # correlation 1 in int16
+RIDGE = 1e-2  # Sigma += RIDGE tr(Sigma)/d I
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def learn(q, u, forget, weight, mean, std, corr, rows, covariance):
+    """Take in queries q (r, d) of weights u (r,); what was there counts `forget` times as much from now on.
+
+    weight (1,) float64, mean, std (d,), corr (d (d - 1) / 2,) int16: the model, in place. rows (> r, d), covariance
+    (d, d): scratch, float32.
+    """
+    n, d = q.shape
+    old, new = weight[0] * forget, 0.0
+    for i in range(n):
+        new += u[i]
+    total = old + new
+    unpack(std, corr, old, covariance)
+    centre = rows[n]
+    centre[:] = 0
+    for i in range(n):
+        share = np.float32(u[i] / new)
+        for j in range(d):
+            centre[j] += share * q[i, j]
+    for i in range(n):
+        size = np.float32(math.sqrt(u[i]))
+        for j in range(d):
+            rows[i, j] = (q[i, j] - centre[j]) * size
+    part, size = np.float32(new / total), np.float32(math.sqrt(old * new / total))
+    for j in range(d):
+        step = centre[j] - mean[j]
+        mean[j] += step * part
+        centre[j] = step * size
+    add_gram(rows[: n + 1], covariance)
+    weight[0] = total
+    pack(covariance, total, std, corr)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def unpack(std, corr, weight, out):
+    """Upper triangle of out (d, d) = weight * covariance; what lies below is 0."""
+    d, at = std.shape[0], 0
+    for i in range(d):
+        out[i, :i] = 0
+        size = np.float32(std[i] * weight)
+        out[i, i] = size * std[i]
+        size /= np.float32(FULL)
+        row = corr[at : at + d - 1 - i]
+        for j in range(d - 1 - i):
+            out[i, i + 1 + j] = row[j] * size * std[i + 1 + j]
+        at += d - 1 - i
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def pack(covariance, weight, std, corr):
+    """Keep the upper triangle of covariance (d, d) / weight as deviations and correlations."""
+    d, at = std.shape[0], 0
+    for i in range(d):
+        std[i] = math.sqrt(max(covariance[i, i] / weight, 1e-30))
+    for i in range(d):
+        size = np.float32(FULL / (std[i] * weight))
+        row = corr[at : at + d - 1 - i]
+        for j in range(d - 1 - i):
+            share = covariance[i, i + 1 + j] * size / std[i + 1 + j]
+            row[j] = np.int16(np.rint(min(max(share, np.float32(-FULL)), np.float32(FULL))))
+        at += d - 1 - i
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def factor(weight, mean, std, corr, out, direction):
+    """out (d, d) upper: U with U^T U = covariance + RIDGE tr / d I; direction (d,) = U^-T mean.
+
+    Without any query, and where numbers are too large for float32: the unit Gaussian around 0.
+    """
+    d = std.shape[0]
+    trace = 0.0
+    for j in range(d):
+        trace += std[j] * std[j]
+        direction[j] = 0
+    known = weight[0] > 0 and trace < np.inf
+    ridge = RIDGE * trace / d + 1e-12
+    size = trace / d + 1e-10  # of the diagonal: pivots are measured by it
+    while known:
+        unpack(std, corr, 1.0 / size, out)
+        for j in range(d):
+            out[j, j] += ridge / size
+        if cholesky(out, 0.01 * ridge / size):
+            break
+        ridge *= 10  # correlations are rounded: their matrix may be a little off
+        known = ridge < size
+    if not known:
+        out[:] = 0
+        for j in range(d):
+            out[j, j] = 1
+        return
+    root = math.sqrt(size)
+    for i in range(d):
+        for j in range(i, d):
+            out[i, j] *= root
+    for i in range(d):
+        total = np.float64(mean[i])
+        for k in range(i):
+            total -= out[k, i] * direction[k]
+        direction[i] = total / out[i, i]

@@ -1,0 +1,109 @@
+"""Kernels of `nystrom` on small things: linear algebra, the quantised bank; also without the compiler."""
+
+import numpy as np
+import pytest
+
+from streamattn_cli.kernels import atoms, linear
+
+SIZES = [1, 2, 3, 5, 15, 16, 17, 33, 50]
+
+
+def positive(rng, n, dtype):
+    a = rng.standard_normal((n, n + 3))
+    return (a @ a.T + 0.1 * np.eye(n)).astype(dtype)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_linear_algebra(rng, n, dtype):
+    eps = 200 * n * np.finfo(dtype).eps
+    a, b = rng.standard_normal((n, 7)).astype(dtype), rng.standard_normal((7, n)).astype(dtype)
+    for upper in (False, True):
+        out = np.full((n, n), np.nan, dtype)
+        linear.multiply(a, b, out, upper)
+        keep = np.triu if upper else np.asarray
+        np.testing.assert_allclose(keep(np.nan_to_num(out)), keep(a @ b), atol=eps)
+    out = np.zeros((7, 7), dtype)
+    linear.add_gram(a, out)
+    linear.add_gram(a, out)
+    np.testing.assert_allclose(np.triu(out), np.triu(2 * a.T @ a), atol=eps)
+    h = positive(rng, n, dtype)
+    upper = np.where(np.tri(n, k=-1), 7, h).astype(dtype)  # below the diagonal nothing is read
+    assert linear.cholesky(upper, 1e-6)
+    factor = np.triu(upper).astype("f8")
+    np.testing.assert_allclose(factor.T @ factor, h, rtol=eps, atol=eps * np.abs(h).max())
+    inverse = np.full((n, n), np.nan, dtype)
+    linear.invert(upper, inverse)
+    assert (np.triu(inverse, 1) == 0).all()
+    np.testing.assert_allclose(inverse.astype("f8") @ factor.T, np.eye(n), atol=100 * eps)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
+def test_cholesky_refuses(bad):
+    a = np.eye(20, dtype="f4")
+    a[17, 17] = bad
+    assert not linear.cholesky(a, 1e-9)
+
+
+def bank(m, d, dv, bits):
+    return np.zeros((m, d), "i1"), np.zeros((m, dv), f"i{bits // 8}"), np.zeros((m, 2), "u2"), np.zeros(m, "f4")
+
+
+def put(places, k, c, alive, first, taken, size, counter=0):
+    with np.errstate(over="ignore"):
+        atoms.store(k, c, alive, first, taken, size, np.uint64(counter), *places)
+
+
+def get(places, first, size, n):
+    k, c = np.empty((n, places[0].shape[1]), "f4"), np.empty((n, places[1].shape[1] + 1), "f4")
+    atoms.load(*places, first, size, k, c)
+    return k, c
+
+
+@pytest.mark.parametrize("bits, limit", [(8, 127), (16, 32767)])
+def test_what_is_stored_comes_back(rng, bits, limit):
+    """To half a step of its row in eight bits, a step in sixteen; a row of zeros exactly; weights exactly."""
+    k, c = rng.standard_normal((9, 5)).astype("f4") * 30, rng.standard_normal((9, 4)).astype("f4")
+    k[3], c[4, :3] = 0, 0
+    places = bank(9, 5, 3, bits)
+    put(places, k, c, np.ones(9, bool), 0, 0, 0)
+    found_k, found_c = get(places, 0, 9, 9)
+    step = np.abs(k).max(axis=1, keepdims=True) / 127 * (1 + 2**-7)
+    assert (np.abs(found_k - k) <= 0.5001 * step).all()
+    step = np.abs(c[:, :3]).max(axis=1, keepdims=True) / limit * (1 + 2**-7)
+    assert (np.abs(found_c - c)[:, :3] <= (0.5001 if bits == 8 else 1.0001) * step).all()
+    assert (found_c[:, 3] == c[:, 3]).all() and (found_k[3] == 0).all() and (found_c[4, :3] == 0).all()
+    assert np.abs(places[0]).max() <= 127 and np.abs(places[1]).max() <= limit
+
+
+def test_rounding_at_random_has_the_right_mean():
+    """A coefficient of a third of a step is 1 in a third of the stores; the same counter rounds the same way."""
+    c = np.array([[32767.0, 1 / 3, 0.0]], "f4")
+    found = []
+    for counter in range(3000):
+        places = bank(1, 1, 2, 16)
+        put(places, np.ones((1, 1), "f4"), c, np.ones(1, bool), 0, 0, 0, counter)
+        found.append(get(places, 0, 1, 1)[1][0, 1])
+    step = found[0] or max(found)
+    assert abs(np.mean(found) - 1 / 3) < 4 * step * np.sqrt(2 / 9 / 3000)
+    again = bank(1, 1, 2, 16)
+    put(again, np.ones((1, 1), "f4"), c, np.ones(1, bool), 0, 0, 0, 2999)
+    assert get(again, 0, 1, 1)[1][0, 1] == found[-1]
+
+
+def test_survivors_close_ranks_round_the_ring(rng):
+    """Atoms 6, 7, 0, 1 of eight and two new ones: those alive take these places in turn, and then new places."""
+    places = bank(9, 3, 2, 8)
+    k, c = rng.integers(-127, 128, (8, 3)).astype("f4"), np.ones((8, 3), "f4")
+    k[:, 0] = 127
+    put(places, k, c, np.ones(8, bool), 0, 0, 0)
+    keys = get(places, 0, 8, 8)[0]
+    new, coefs = np.array([[1, 2, 127], [3, 4, 127]], "f4"), np.arange(18, dtype="f4").reshape(6, 3)
+    put(places, new, coefs, np.array([1, 0, 1, 1, 1, 1], bool), 6, 4, 8)
+    found_k, found_c = get(places, 0, 9, 9)
+    expected = {6: (keys[6], 2), 7: (keys[0], 8), 0: (keys[1], 11), 1: (new[0], 14), 8: (new[1], 17)}
+    for place, (key, weight) in expected.items():
+        np.testing.assert_allclose(found_k[place], key, atol=0.6)
+        assert found_c[place, 2] == weight
+    np.testing.assert_array_equal(found_k[[6, 7, 0]], keys[[6, 0, 1]])  # moved, not rounded again
+    np.testing.assert_array_equal(found_k[2:6], keys[2:6])
