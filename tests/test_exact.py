@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from streamattn_cli.sketches.exact import CHUNK, ExactQueries, KeyTiles, ValueMeans
-from streamattn_cli.sketches.head import TILE, allocate
+from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.tiles import TILE
 
 HEADS = Path(__file__).parent.parent / "sample_data" / "heads.h5"
 ROWS = 1800  # several tiles of keys, a ragged one at the end

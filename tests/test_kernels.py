@@ -60,12 +60,13 @@ def test_exp_of_doubles_is_the_library_function():
 
 
 def softmax(tiles, dtype):
-    """Run tiles [(logits, low, high, values)] through the kernel: m (r,), y (r, 2) with z last."""
+    """Run tiles [(logits, low, high, values, weights)] through the kernel, the n-th as tokens from 100 n on, with its
+    first n columns always seen: m (r,), y (r, 2) with z last."""
     rows = len(tiles[0][0])
     m, y = np.full(rows, -np.inf, dtype), np.zeros((rows, 2))
-    for logits, low, high, values in tiles:
-        tile = np.array(logits, dtype)
-        dense.softmax_tile(tile, np.array(low), np.array(high), m, y)
+    for n, (logits, low, high, values, weights) in enumerate(tiles):
+        tile, c = np.array(logits, dtype), np.column_stack([values, weights]).astype(dtype)
+        dense.softmax_tile(tile, c, 100 * n, n, low + 100 * n, high + 100 * n, m, y)
         y += tile.astype("f8") @ np.column_stack([values, np.ones(len(values))])
     return m, y
 
@@ -82,14 +83,14 @@ def test_softmax_tile(rng, dtype, size):
         low[0], high[0] = 0, columns
         low[1], high[1] = 5, 2
         low[2], high[2] = -9, 99
-        tiles.append((logits, low, high, rng.standard_normal(columns)))
+        tiles.append((logits, low, high, rng.standard_normal(columns), rng.random(columns) < 0.7))
     m, y = softmax(tiles, dtype)
     for i in range(rows):
         seen = [
             (float(logits[i, j]), values[j])
-            for logits, low, high, values in tiles
+            for n, (logits, low, high, values, weights) in enumerate(tiles)
             for j in range(columns)
-            if low[i] <= j < high[i]
+            if (low[i] <= j or j < n) and j < high[i] and weights[j]
         ]
         if not seen:
             assert m[i] == -np.inf and (y[i] == 0).all()
@@ -100,8 +101,8 @@ def test_softmax_tile(rng, dtype, size):
         assert m[i] == top
         assert y[i, 1] == pytest.approx(z, rel=60 * EPS[dtype])
         assert y[i, 0] / y[i, 1] == pytest.approx(mean, rel=60 * EPS[dtype], abs=60 * EPS[dtype])
-    assert m[1] == -np.inf  # the rows that saw nothing were not left out by chance
-    assert (y[1] == 0).all()
+    alone, _ = softmax(tiles[:1], dtype)
+    assert alone[1] == -np.inf  # the rows that saw nothing were not left out by chance
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -109,7 +110,7 @@ def test_softmax_tile_writes_zeros_where_nothing_is_seen(dtype):
     tile = np.full((2, 6), np.nan, dtype)
     tile[0, 2:4] = [1, 3]
     m, y = np.full(2, -np.inf, dtype), np.ones((2, 1))
-    dense.softmax_tile(tile, np.array([2, 3]), np.array([4, 3]), m, y)
+    dense.softmax_tile(tile, np.ones((6, 1), dtype), 0, 0, np.array([2, 3]), np.array([4, 3]), m, y)
     np.testing.assert_allclose(tile, [[0, 0, math.exp(-2), 1, 0, 0], [0] * 6], rtol=1e-7)
     assert (m == [3, -np.inf]).all() and (y == [[0], [1]]).all()
 
@@ -120,7 +121,7 @@ def test_softmax_tile_with_logits_of_minus_infinity(dtype):
     inf = np.inf
     tile = np.array([[-inf, -inf], [-inf, -inf], [-inf, -2e4]], dtype)
     m, y = np.array([-inf, 5, -inf], dtype), np.array([[0.0], [3.0], [0.0]])
-    dense.softmax_tile(tile, np.zeros(3, np.int64), np.full(3, 2), m, y)
+    dense.softmax_tile(tile, np.ones((2, 1), dtype), 0, 0, np.zeros(3, np.int64), np.full(3, 2), m, y)
     assert (tile == [[0, 0], [0, 0], [0, 1]]).all()
     assert (m == [-inf, 5, -2e4]).all() and (y == [[0], [3], [0]]).all()
 

@@ -48,24 +48,33 @@ def largest(row):
     return top
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def softmax_tile(logits, low, high, m, y):
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "arcp", "nsz"})
+def softmax_tile(logits, c, shift, always, low, high, m, y):
     """One step of the online softmax: turn a tile of logits into weights and rescale what was gathered so far.
 
-    logits (r, c), in place: columns low[i] <= j < high[i] of row i become exp(logit - m[i]), all others 0. A logit of
-    -inf is that of a token which is not there.
-    m (r,), of the logits' dtype, holds the running maximum (-inf at first) and is raised; y (r, w) is multiplied by exp(m_old - m_new).
+    logits (r, n), in place. Column j is token j + shift, and row i sees low[i] <= token < high[i]; the first `always`
+    columns it sees whatever low says. c (n, dv + 1): a token of weight 0 is not there, whatever its logit. What is seen
+    becomes exp(logit - m[i]), all else 0.
+    m (r,), of the logits' dtype, holds the running maximum (-inf at first) and is raised; y (r, w) is multiplied by
+    exp(m_old - m_new).
     """
-    columns = logits.shape[1]
+    columns, weight = logits.shape[1], c.shape[1] - 1
+    absent = 0
+    for j in range(columns):
+        absent += c[j, weight] == 0
     for i in range(logits.shape[0]):
         row = logits[i]
-        a = min(max(low[i], 0), columns)
-        b = max(a, min(high[i], columns))
-        row[:a] = 0
-        row[b:] = 0
-        if a == b:
+        end = min(max(high[i] - shift, 0), columns)
+        row[end:] = 0
+        live = row[:end]
+        first = min(always, end)
+        live[max(first, 0) : max(first, min(low[i] - shift, end), 0)] = -math.inf
+        if absent:
+            for j in range(end):
+                if c[j, weight] == 0:
+                    live[j] = -math.inf
+        if end == 0:
             continue
-        live = row[a:b]
         top = largest(live)
         if top == -math.inf:
             live[:] = 0
@@ -77,8 +86,49 @@ def softmax_tile(logits, low, high, m, y):
             m[i] = top
         else:
             top = m[i]
-        for j in range(live.shape[0]):
+        for j in range(end):
             live[j] = exp(live[j] - top)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def place(q, group, at, scale, high, slope, window, raw, scaled, lows, highs):
+    """Lay queries q (heads, n, d) into a tile of heads x group rows, from row `at` of each head on; the other rows see nothing.
+
+    raw, scaled (r, d): the queries, and scale * the queries. Query i sees the tokens lows <= j < highs (r,), the last
+    `window` before high + slope * i.
+    """
+    heads, n, d = q.shape
+    for r in range(heads * group):
+        i = r % group - at
+        if i < 0 or i >= n:
+            raw[r], scaled[r], lows[r], highs[r] = 0, 0, 0, 0
+            continue
+        highs[r] = high + slope * i
+        lows[r] = max(highs[r] - window, 0)
+        for j in range(d):
+            x = q[r // group, i, j]
+            raw[r, j] = x
+            scaled[r, j] = x * scale
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_history(m, y, past_m, past_y, low, high, seen, share):
+    """Make a history's partial answer (past_m, past_y) sane (see `guard`) and add it to (m, y), in place.
+
+    share (r,): which part of the mass it brought, 0..1. Rows that saw nothing (seen[i] = 0) are left alone. Returns the
+    number of rows whose z was not positive.
+    """
+    bad, width = 0, y.shape[1] - 1
+    for i in range(m.shape[0]):
+        share[i] = 0
+        if seen[i] == 0:
+            continue
+        bad += guard(past_m[i : i + 1], past_y[i : i + 1], low, high)
+        combine(m[i : i + 1], y[i : i + 1], past_m[i : i + 1], past_y[i : i + 1])
+        if past_m[i] > -math.inf:
+            part = past_y[i, width] * math.exp(past_m[i] - m[i]) / y[i, width]
+            share[i] = min(max(part, 0.0), 1.0) if part == part else 0.0
+    return bad
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

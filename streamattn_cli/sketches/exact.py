@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.sketches.head import TILE
+from streamattn_cli.sketches.tiles import TILE
 from streamattn_cli.sketches.partial import Partial
 
 CHUNK = 256  # queries of one tile

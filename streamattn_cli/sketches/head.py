@@ -16,12 +16,9 @@ import numpy as np
 
 from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import dense
-from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.registry import HISTORIES, HistoryParams
 from streamattn_cli.sketches.rowstore import HOLDER, get, put
-
-TILE = 512  # keys of one tile
-TILE_QUERIES = 256  # queries of one tile, over several heads where groups are small
+from streamattn_cli.sketches.tiles import ALL, TILE, TILE_QUERIES, QueryTile, tile_spec
 
 
 @dataclass(frozen=True)
@@ -93,19 +90,9 @@ class HeadParams:
 
     def work_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype) of the scratch arrays of one thread."""
-        d, w, g = self.dim, self.value_dim + 1, self.group * self.stack
-        spec = {
-            "tile": ((g, d), self.dtype),
-            "scaled": ((g, d), self.dtype),
-            "logits": ((g, TILE), self.dtype),
-            "product": ((g, w), self.dtype),
-            "bounds": ((2, g), "i8"),
-            "m": ((2, g), self.dtype),
-            "y": ((2, g, w), "f8"),
-            "tile_k": ((TILE, d), self.dtype),
-            "tile_c": ((TILE, w), self.dtype),
-            "counts": ((3,), "i8"),  # queries clipped, guarded (z <= 0), unanswered
-        }
+        d, g = self.dim, self.group * self.stack
+        spec = tile_spec(d, self.value_dim, g, self.dtype)
+        spec["counts"] = (3,), "i8"  # queries clipped, guarded (z <= 0), unanswered
         if self.history:
             spec |= HISTORIES[type(self.history)].work_spec(self.history, d, self.value_dim, self.group, g, self.dtype)
         return spec
@@ -187,10 +174,7 @@ class HeadAttention:
             if learns and first % self.params.group:
                 raise ValueError(f"{type(self.history).__name__} learns from whole groups of {self.params.group} rows")
             self._take(k[a:b], c[a:b], work)
-            low = np.arange(first, first + b - a)
-            seen = low + 1
-            low = np.maximum(low - self.params.window + 1, 0) if self.history is None else np.zeros_like(low)
-            self._answer(q[:, a:b], first, low, seen, out[:, a:b], work, learns)
+            self._answer(q[:, a:b], first, first + 1, 1, out[:, a:b], work, learns)
 
     def finish(self, work: dict) -> None:
         """The stream is over: only the window's rows stay exact, all others go into the history."""
@@ -202,8 +186,7 @@ class HeadAttention:
         """Answer queries q (heads, n, d), global query rows start.., over all rows absorbed, into out (heads, n, dv)."""
         g = self.params.group
         for a, b in pieces(start, q.shape[1], g):
-            low = np.full(b - a, max(0, self.rows - self.params.window) if self.history is None else 0)
-            self._answer(q[:, a:b], start + a, low, np.full(b - a, self.rows), out[:, a:b], work)
+            self._answer(q[:, a:b], start + a, self.rows, 0, out[:, a:b], work)
 
     def merge(self, other: HeadAttention, work: dict) -> None:
         """Take in another sketch, of the rows that follow this one's; `other` stays as it is.
@@ -278,57 +261,44 @@ class HeadAttention:
         s["counters"][2] += dense.extend_range(c, s["range"][0], s["range"][1])
         s["counters"][3] += self.history.absorb(k, c, work)
 
-    def _answer(self, q, first, low, high, out, work, learn=False) -> None:
-        """Answer queries q (heads, n, d) of one group; query i sees the rows low[i] <= j < high[i]."""
-        p, n = self.params, q.shape[1]
+    def _answer(self, q, first, high, slope, out, work, learn=False) -> None:
+        """Answer queries q (heads, n, d) of one group; query i sees the rows before high + slope i, `window` its last."""
+        p, n, s = self.params, q.shape[1], self.state
         at = first % p.group
+        window = ALL if self.history else p.window
         fallback = self.history.mean_value() if self.history else np.zeros(p.value_dim)
         for head in range(0, len(q), p.stack):
             heads = q[head : head + p.stack]
-            rows = len(heads) * p.group
-            tile = {name: work[name][:rows] for name in ("tile", "scaled", "logits", "product")}
-            exact, past = (Partial(work["m"][i, :rows], work["y"][i, :rows]) for i in (0, 1))
-            live = [slice(i * p.group + at, i * p.group + at + n) for i in range(len(heads))]
-            tile["tile"][:] = 0
-            for place, queries in zip(live, heads, strict=True):
-                tile["tile"][place] = queries
-            np.multiply(tile["tile"], tile["tile"].dtype.type(p.scale), out=tile["scaled"])
-            scratch = work | tile | {"bounds": work["bounds"][:, :rows]}
-            self._exact(exact, live, low, high, scratch)
-            if self.state["counters"][2]:
-                work["counts"][0] += self.history.partial(tile["tile"], scratch, past)
-                for place in live:
-                    work["counts"][1] += past[place].guard(self.state["range"])
-                exact.add(past)
+            tile = QueryTile.of(work, len(heads), p.group)
+            tile.place(heads, at, p.scale, high, slope, window)
+            self._exact(tile)
+            if s["counters"][2]:
+                work["counts"][0] += self.history.partial(tile.queries, tile.work, tile.past)
+                work["counts"][1] += tile.add_history(s["range"])
+            elif learn:
+                tile.share[:] = 0
+            live = slice(None) if n == p.group else np.flatnonzero(tile.bounds[1])
             if learn:
-                self._learn(exact, past, live, n * len(heads) / len(q), scratch)
-            for i, place in enumerate(live):
-                work["counts"][2] += exact[place].finish(fallback, out[head + i])
+                self.history.learn(tile.queries[live], tile.share[live], n * len(heads) / len(q), tile.work)
+            for i in range(len(heads)):
+                rows = slice(i * p.group + at, i * p.group + at + n)
+                work["counts"][2] += tile.exact[rows].finish(fallback, out[head + i])
 
-    def _learn(self, answer: Partial, past: Partial, live: list[slice], rows: float, work: dict) -> None:
-        """Tell the history these queries, and which share of their mass it answered."""
-        share = np.zeros(len(answer.m))
-        if self.state["counters"][2]:
-            share = past.y[:, -1] * np.exp(past.m - answer.m) / answer.y[:, -1]
-        chosen = np.concatenate([np.arange(place.start, place.stop) for place in live])
-        self.history.learn(work["tile"][chosen], np.clip(np.nan_to_num(share[chosen]), 0, 1), rows, work)
-
-    def _exact(self, answer: Partial, live: list[slice], low, high, work: dict) -> None:
-        """Answer the tile of queries in `work` over the sinks and the recent rows."""
+    def _exact(self, tile: QueryTile) -> None:
+        """Answer a tile of queries over the sinks and the recent rows, as if they lay side by side."""
         s, p = self.state, self.params
-        answer.clear()
+        tile.exact.clear()
         base = int(s["counters"][1])
-        parts = [("sinks", 0, p.sinks, 0, p.sinks), ("recent", base, self._recent_end(), p.sinks, self.rows)]
-        lows, highs = work["bounds"]
-        for name, first, end, least, most in parts:
-            for start in range(first, end, TILE):
-                stop = min(start + TILE, end)
-                k, c = get(s[name][start - first : stop - first], p.stored, work["tile_k"], work["tile_c"])
-                lows[:], highs[:] = 0, 0
-                for place in live:
-                    lows[place] = (np.maximum(low, least) if name == "recent" else 0) - start
-                    highs[place] = np.minimum(high, most) - start
-                answer.attend(work["scaled"], k, c, lows, highs, work["logits"], work["product"])
+        sinks = min(p.sinks, base)  # the others are among the recent rows
+        columns = sinks + self._recent_end() - base
+        for start in range(0, columns, TILE):
+            stop = min(start + TILE, columns)
+            cut = max(min(sinks, stop) - start, 0)  # columns of this tile that are sinks
+            k, c = tile.work["tile_k"][: stop - start], tile.work["tile_c"][: stop - start]
+            if cut:
+                get(s["sinks"][start : start + cut], p.stored, k, c)
+            get(s["recent"][start + cut - sinks : stop - sinks], p.stored, k[cut:], c[cut:])
+            tile.attend(k, c, base - sinks + start, p.sinks - start)
 
     def _recent_end(self) -> int:
         """End of the recent rows, rounded up to whole groups so that a tile's shape does not depend on the chunking."""

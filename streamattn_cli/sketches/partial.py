@@ -39,19 +39,16 @@ class Partial:
         """Take in the answer of a disjoint set of tokens."""
         dense.combine(self.m, self.y, other.m, other.y)
 
-    def attend(self, q, k, c, low, high, logits, product) -> None:
-        """Take in tokens exactly: k (n, d), c (n, dv + 1), of which row i sees low[i] <= j < high[i].
+    def attend(self, q, k, c, low, high, logits, product, shift=0, always=0) -> None:
+        """Take in tokens exactly: k (n, d), c (n, dv + 1), of which row i sees low[i] <= j + shift < high[i].
 
-        Tokens of weight 0 are not there, whatever their keys.
+        The first `always` columns are seen whatever low says. Tokens of weight 0 are not there, whatever their keys.
         q (r, d) is already multiplied by the scale. logits (r, >= n) and product (r, dv + 1) are scratch. One call is
         one tile, and its shape decides the rounding: callers keep tiles aligned to the global row.
         """
-        tile = logits[:, : len(k)]
+        tile = logits.reshape(-1)[: len(q) * len(k)].reshape(len(q), len(k))  # gaps between rows would stop vector code
         np.matmul(q, k.T, out=tile)
-        absent = c[:, -1] == 0
-        if absent.any():  # a logit of theirs must not become the maximum, under which the others would vanish
-            tile[:, absent] = -np.inf
-        dense.softmax_tile(tile, low, high, self.m, self.y)
+        dense.softmax_tile(tile, c, shift, always, low, high, self.m, self.y)
         np.matmul(tile, c, out=product)
         self.y += product
 

@@ -1,0 +1,68 @@
+"""Tiles of queries that are answered together: scratch, laid out once for every number of heads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamattn_cli.kernels import dense
+from streamattn_cli.sketches.partial import Partial
+
+TILE = 512  # keys of one tile
+TILE_QUERIES = 256  # queries of one tile, over several heads where groups are small
+ALL = 1 << 62  # a window that is never reached
+
+
+def tile_spec(dim: int, value_dim: int, queries: int, dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> (shape, dtype) of the scratch arrays of one thread."""
+    w = value_dim + 1
+    return {
+        "tile": ((queries, dim), dtype),
+        "scaled": ((queries, dim), dtype),
+        "logits": ((queries, TILE), dtype),
+        "product": ((queries, w), dtype),
+        "bounds": ((2, queries), "i8"),
+        "share": ((queries,), dtype),
+        "m": ((2, queries), dtype),
+        "y": ((2, queries, w), "f8"),
+        "tile_k": ((TILE, dim), dtype),
+        "tile_c": ((TILE, w), dtype),
+    }
+
+
+class QueryTile:
+    """Views of one thread's scratch for queries of `heads` heads, `group` rows each.
+
+    queries, scaled (r, d); bounds (2, r): the first token that a query sees, and the end; exact, past: partial answers;
+    share (r,): the part of the mass that the history brought; `work`: the scratch, cut to r rows.
+    """
+
+    def __init__(self, work: dict, heads: int, group: int):
+        self.group, rows = group, heads * group
+        cut = {name: work[name][:rows] for name in ("tile", "scaled", "logits", "product", "share")}
+        self.work = {**work, **cut}
+        self.queries, self.scaled, self.share = cut["tile"], cut["scaled"], cut["share"]
+        self.bounds = work["bounds"][:, :rows]
+        self.exact, self.past = (Partial(work["m"][i, :rows], work["y"][i, :rows]) for i in (0, 1))
+
+    @staticmethod
+    def of(work: dict, heads: int, group: int) -> QueryTile:
+        """The one of this thread: made at first use."""
+        key = ("tile", heads, group)
+        if key not in work:
+            work[key] = QueryTile(work, heads, group)
+        return work[key]
+
+    def place(self, q: np.ndarray, at: int, scale: float, high: int, slope: int, window: int) -> None:
+        """Lay in q (heads, n, d) from row `at` of a group on; query i sees the last `window` tokens before high + slope i."""
+        scale = self.queries.dtype.type(scale)
+        dense.place(q, self.group, at, scale, high, slope, window, self.queries, self.scaled, *self.bounds)
+
+    def attend(self, k: np.ndarray, c: np.ndarray, shift: int, always: int) -> None:
+        """Answer over tokens k (n, d), c (n, dv + 1) exactly (see Partial.attend)."""
+        work = self.work
+        self.exact.attend(self.scaled, k, c, *self.bounds, work["logits"], work["product"], shift, always)
+
+    def add_history(self, range_: np.ndarray) -> int:
+        """Add what the history answered, `past`, within the range (2, dv) of its values; returns how many rows had z <= 0."""
+        past, exact = self.past, self.exact
+        return dense.add_history(exact.m, exact.y, past.m, past.y, *range_, self.bounds[1], self.share)
