@@ -25,6 +25,8 @@ WORDS = {
     "queries": METHODS["poly with a window"] | {"causal": False, "audit": 16},
     "sketch": METHODS["poly"],
     "nystrom": {"method": "nystrom", "resident_rows": 160, "causal": True},
+    "heaps": METHODS["sample"] | {"causal": True, "top_k": 4},
+    "paper": METHODS["poly"] | {"causal": False, "sketches": "paper", "m1": 64, "top_k": 4, "m2": 700},
 }
 
 
@@ -38,7 +40,7 @@ def main(scene, folder, kills, seed):
 
     def run(where):
         request = AttendRequest(
-            spec, str(where / "out.npy"), checkpoint=str(where / "c.sattn"), checkpoint_every="64rows", resume=True,
+            spec, str(where / ("out.h5" if "top_k" in words else "out.npy")), checkpoint=str(where / "c.sattn"), checkpoint_every="64rows", resume=True,
             block_rows=rng.choice([32, 64, 96]), threads=1, **words,
         )  # fmt: skip
         (sketchfile.sketch if is_sketch else attending.attend)(request, lambda event: None, Interrupts())

@@ -15,7 +15,7 @@ import pytest
 
 from streamattn_cli.checkpoint.container import decode, encode, read, read_header
 from streamattn_cli.checkpoint.header import LONGEST_HEADER, parse_header
-from streamattn_cli.errors import CheckpointCorrupt, CheckpointIncompatible
+from streamattn_cli.errors import CheckpointCorrupt, CheckpointIncompatible, InputMalformed
 
 MUTATIONS = int(os.environ.get("STREAMATTN_MUTATIONS", "6000"))
 STATE = {
@@ -115,7 +115,6 @@ NAMED = [
     ('"rows":"7"', '"rows":7', "no __metadata__ of Unicode strings"),
     ('"rows":"7"', '"rows":"\\udc80"', "no __metadata__ of Unicode strings"),
     ('"__metadata__"', '"metadata"', "no __metadata__"),
-    ('"container":"sattn/1",', "", "not a checkpoint"),
     ("sattn/1", "sattn/0", "not a checkpoint"),
     ("sattn/1", "sattn/01", "not a checkpoint"),
     ("sattn/1", "sattn/-1", "not a checkpoint"),
@@ -142,7 +141,6 @@ def test_what_is_wrong_is_named(old, new, match):
     (b"", "empty"),
     (b"\0" * 8, "not plain JSON"),
     (b"\xff" * 64, "header of 18446744073709551615 bytes found, expected at most 1048576"),
-    (b"\x89HDF\r\n\x1a\n" + b"\0" * 2000, "not a checkpoint"),
     (file_of("[]", b"\0" * 32), "JSON list found as header"),
     (file_of("{}", b"\0" * 32), "no __metadata__"),
     (file_of('{"__metadata__":{"container":"sattn/1"}}', b"\0" * 32), "last tensor 'none' found"),
@@ -153,6 +151,29 @@ def test_what_is_wrong_is_named(old, new, match):
 def test_other_files(content, match):
     with pytest.raises(CheckpointCorrupt, match=match):
         decoded(content)
+
+
+FOREIGN = {
+    "an .npy file": b"\x93NUMPY\x01\0" + b"v\0{'descr': '<f4'" + bytes(100),
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(2000),
+    "a zip archive": b"PK\x03\x04" + bytes(100),
+    "a gzip file": b"\x1f\x8b\x08" + bytes(100),
+    "a text file": "q,k,v\n1,2,3\n\u00e9".encode() * 90,
+    "a safetensors file": file_of('{"__metadata__":{"format":"pt"},"k":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+                                  bytes(4), align=False, seal=False),
+    "a safetensors file,": file_of(header_of(SMALL)[0].replace('"container":"sattn/1",', ""), header_of(SMALL)[1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_never_was_a_checkpoint_is_called_what_it_is(tmp_path, kind):
+    """Exit code 4: there is nothing to restore. What one bit or a truncation can make of a checkpoint stays 7."""
+    path = tmp_path / "x.sattn"
+    path.write_bytes(FOREIGN[kind])
+    for call in (read, read_header):
+        with pytest.raises(InputMalformed, match=f"x.sattn: is {kind}.*not a streamattn checkpoint; give a file that") as caught:
+            call(str(path))
+        assert "damaged" not in str(caught.value)
 
 
 def test_a_file_that_shrinks_while_it_is_read():
@@ -308,7 +329,7 @@ class Mutator:
 
 
 def test_mutations(rng):
-    """A mutant is refused with exit code 7 or 8, or it is the one file of a state: encoding that gives the mutant."""
+    """A mutant is refused with exit code 7, 8 or (beyond recognition) 4, or it is the one file of a state: encoding that gives the mutant."""
     mutator = Mutator(rng)
     accepted, incompatible, distinct = 0, 0, set()
     for _ in range(MUTATIONS):
@@ -316,7 +337,7 @@ def test_mutations(rng):
         distinct.add(hash(content))
         try:
             state, meta = decoded(content)
-        except CheckpointCorrupt:
+        except (CheckpointCorrupt, InputMalformed):  # the latter where nothing is left that looks like a checkpoint
             continue
         except CheckpointIncompatible:
             incompatible += 1
@@ -339,7 +360,7 @@ def test_headers_of_mutants_agree_with_whole_files(rng):
         try:
             parse_header("mem.sattn", content[:end], len(content))
         except (CheckpointCorrupt, CheckpointIncompatible) as error:
-            with pytest.raises(type(error)):
+            with pytest.raises((type(error), InputMalformed)):
                 decoded(content)
         else:
             try:

@@ -128,3 +128,17 @@ def _bound_by_permissions():
     libc = ctypes.CDLL(None)
     for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
         libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+@pytest.mark.parametrize("words", [
+    ["info", "k.npy"],
+    ["query", "k.npy", "q.npy", "-o", "out.npy"],
+    ["merge", "k.npy", "k.npy", "-o", "out.sattn"],
+    ["sketch", "--k", "k.npy", "--v", "v.npy", "--append", "-o", "k.npy"],
+], ids=lambda words: words[0])  # fmt: skip
+def test_an_array_given_for_a_checkpoint_is_4(tmp_path, words):
+    """What the file is and what to give: nothing is damaged."""
+    save_heads(tmp_path)
+    line = refused(*words, code=4, words=["k.npy: is an .npy file, not a streamattn checkpoint; give"], cwd=tmp_path,
+                   folder=tmp_path)  # fmt: skip
+    assert "damaged" not in line

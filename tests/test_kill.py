@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 KILLS = int(os.environ.get("STREAMATTN_TEST_KILLS", "300"))
-SCENES = ("causal", "queries", "sketch", "nystrom")
+SCENES = ("causal", "queries", "sketch", "nystrom", "heaps", "paper")
 
 
 @pytest.mark.parametrize("scene", SCENES)

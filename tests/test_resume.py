@@ -31,7 +31,7 @@ NAMES = ("out.npy", "out.npy.json", "c.sattn")
 
 
 class Stops(Interrupts):
-    """Stops a run after so many blocks, as a signal would."""
+    """Stops a run after so many blocks, as a signal would. Passes of an audit, which begin anew, do not count."""
 
     def __init__(self, blocks):
         super().__init__()
@@ -44,7 +44,7 @@ class Stops(Interrupts):
 
     def hear(self, event):
         """A listener that counts blocks."""
-        self.left -= isinstance(event, Progress)
+        self.left -= isinstance(event, Progress) and not event.phase.startswith("audit")
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,77 @@ def test_an_audit_is_resumed_too(tmp_path, mode):
     assert _files(tmp_path / "parts") == _files(tmp_path / "whole")
 
 
+SPARSE = {
+    "heaps": POLY | {"top_k": 3},
+    "heaps, causal": POLY | {"top_k": 3, "deviation": True, "causal": True},
+    "psi": POLY | {"sketches": "psi", "m1": 64},
+    "psi, heaps, audit": POLY | {"sketches": "psi", "m1": 64, "order": "vkq", "top_k": 3, "audit": 7},
+    "phi": POLY | {"sketches": "phi", "top_k": 2, "m2": 600, "audit": 7},
+    "phi, heaps": POLY | {"sketches": "phi", "order": "kvq", "top_k": 2},
+    "paper": POLY | {"sketches": "paper", "m1": 64, "top_k": 2, "m2": 600, "decoder": "peel", "per_column": True, "audit": 7},
+    "paper, v first": POLY | {"sketches": "paper", "order": "vkq", "m1": 64, "top_k": 2, "m2": 600, "deviation": True},
+}  # fmt: skip
+
+
+def _sparse(spec, folder, name, **more):
+    output = str(folder / ("out.h5" if "top_k" in SPARSE[name] else "out.npy"))
+    words = {"causal": False} | SPARSE[name] | more
+    return AttendRequest(inputs=spec, output=output, checkpoint=str(folder / "c.sattn"), **words)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_sketches_and_heaps_resumed_at_every_row(stream, tmp_path, name):
+    """In every pass: of keys, of values, of both, of queries."""
+    for sub in ("whole", "parts"):
+        (tmp_path / sub).mkdir()
+    attend(_sparse(stream, tmp_path / "whole", name), lambda event: None, Interrupts())
+    stopped, phases = 0, set()
+    while not _once(
+        attend, _sparse(stream, tmp_path / "parts", name, block_rows=1, resume=True, threads=1 + stopped % 2), STRIDE
+    ):
+        stopped += 1
+        phases.add(read(str(tmp_path / "parts" / "c.sattn"))[1]["phase"])
+        assert stopped <= 4 * N
+    assert len(phases) == {"heaps": 2, "psi": 3, "phi": 3, "paper": 3}[name.split(",")[0]] - ("causal" in name)
+    found, expected = ({path.name: path.read_bytes() for path in (tmp_path / sub).iterdir()} for sub in ("parts", "whole"))
+    assert found == expected
+
+
+def test_heaps_of_exact_attention_go_on(tmp_path, monkeypatch):
+    """With the next queries, of which there are several portions."""
+    monkeypatch.setattr("streamattn_cli.engine.plan.EXACT_BYTES", 1)  # 512 queries at a time
+    spec, paths = save_stream(tmp_path, 1300), [tmp_path / name for name in ("whole.h5", "parts.h5", "c.sattn")]
+    words = {"method": "exact", "causal": False, "block_rows": 300, "top_k": 3}
+    attend(AttendRequest(spec, str(paths[0]), **words), lambda event: None, Interrupts())
+    request = AttendRequest(spec, str(paths[1]), checkpoint=str(paths[2]), resume=True, **words)
+    assert not _once(attend, request, 9)
+    assert read(str(paths[2]))[1]["phase"] == "exact"
+    attend(request, lambda event: None, Interrupts())
+    assert paths[1].read_bytes() == paths[0].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["heaps", "phi", "psi, heaps, audit", "paper"])
+def test_a_sparse_run_that_ended_between_its_last_two_steps(stream, tmp_path, name, monkeypatch):
+    """The output is there, the checkpoint is that of the last row: the output is made again, to the same bytes."""
+    for sub in ("whole", "parts"):
+        (tmp_path / sub).mkdir()
+    attend(_sparse(stream, tmp_path / "whole", name), lambda event: None, Interrupts())
+    with monkeypatch.context() as patch:
+        patch.setattr("streamattn_cli.engine.attend.describe", None)
+        with pytest.raises(TypeError):
+            attend(_sparse(stream, tmp_path / "parts", name), lambda event: None, Interrupts())
+    assert read(str(tmp_path / "parts" / "c.sattn"))[1]["phase"] != "done"
+    attend(_sparse(stream, tmp_path / "parts", name, resume=True), lambda event: None, Interrupts())
+    found, expected = ({path.name: path.read_bytes() for path in (tmp_path / sub).iterdir()} for sub in ("parts", "whole"))
+    assert found == expected
+
+
+def test_a_run_in_sketches_is_not_queried(stream, tmp_path):
+    attend(_sparse(stream, tmp_path, "phi"), lambda event: None, Interrupts())
+    with pytest.raises(CheckpointIncompatible, match="--sketches phi.*no other queries"):
+        answers(tmp_path / "c.sattn", stream, tmp_path / "x.npy")
+
+
 def test_a_finished_run_is_not_done_again(stream, tmp_path):
     request = _request(stream, tmp_path, True, resume=True, **POLY)
     attend(request, lambda event: None, Interrupts())
@@ -281,15 +352,6 @@ def test_an_unfinished_output_that_is_gone(stopped, tmp_path):
         _go_on(stopped, tmp_path)
 
 
-@pytest.mark.parametrize("words", [{"top_k": 3}, {"sketches": "psi", "m1": 4096}])
-def test_what_cannot_be_saved_is_refused_at_the_start(stream, tmp_path, words):
-    output = str(tmp_path / ("out.h5" if "top_k" in words else "out.npy"))
-    request = AttendRequest(stream, output, causal=False, checkpoint=str(tmp_path / "c.sattn"), **(POLY | words))
-    with pytest.raises(UsageError, match="--checkpoint cannot hold"):
-        attend(request, lambda event: None, Interrupts())
-    assert os.listdir(tmp_path) == []
-
-
 def test_a_sketch_of_a_changed_source_is_refused(tmp_path):
     spec = keys_only(save_stream(tmp_path, N))
     request = AttendRequest(spec, checkpoint=str(tmp_path / "c.sattn"), block_rows=50, resume=True, **POLY)
@@ -352,3 +414,20 @@ def test_a_pipe_goes_on(tmp_path, skip):
     assert _once(sketch, AttendRequest(again, checkpoint=path, resume=True, skip_rows=skip, **POLY), 99)
     make_sketch(spec(), tmp_path / "whole.sattn", **POLY)
     assert (tmp_path / "c.sattn").read_bytes() == (tmp_path / "whole.sattn").read_bytes()
+
+
+def test_values_on_a_pipe_go_on_in_the_pass_of_the_values(stream, tmp_path):
+    """A run in sketches: while the keys pass, the pipe of the values has not begun."""
+    values = np.load(stream.v)
+
+    def spec():
+        return replace(stream, v="-", stdin=BytesIO(record_bytes(values)))
+
+    for sub in ("whole", "parts"):
+        (tmp_path / sub).mkdir()
+    attend(_sparse(spec(), tmp_path / "whole", "psi"), lambda event: None, Interrupts())
+    phases = []
+    while not _once(attend, _sparse(spec(), tmp_path / "parts", "psi", block_rows=100, resume=True), 2):
+        phases.append(read(str(tmp_path / "parts" / "c.sattn"))[1]["phase"])
+    assert phases == ["keys", "values", "values", "queries"]
+    assert _files(tmp_path / "parts") == _files(tmp_path / "whole")

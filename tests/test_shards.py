@@ -234,6 +234,16 @@ def test_the_command(short, tmp_path):
     assert 0 < one["memory"]["peak"] <= one["memory"]["projected"]
     run(*words, "-o", tmp_path / "two.sattn", "--shards", 4, "--threads", 1, "--memory", "40MiB")
     assert (tmp_path / "one.sattn").read_bytes() == (tmp_path / "two.sattn").read_bytes()
-    for extra in (["--append"], ["--resume"]):
-        refused(*words, "-o", tmp_path / "one.sattn", "--shards", 4, *extra, code=2, words=["--shards"], folder=tmp_path)
+    for extra, said in (("--append", "streamattn merge"), ("--resume", "leave --resume away to start again")):
+        refused(*words, "-o", tmp_path / "one.sattn", "--shards", 4, extra, code=2, words=["--shards", extra, said],
+                folder=tmp_path)  # fmt: skip
     refused(*words, "-o", tmp_path / "x.sattn", "--engine", "threads", code=2, words=["--shards N"], folder=tmp_path)
+
+
+def test_more_rows_in_shards_as_the_refusal_says(short, tmp_path):
+    """Sharded new rows merged into the file itself."""
+    for rows, name in (((0, 2000), "all.sattn"), ((2000, 5000), "new.sattn")):
+        words = ["--k", short.k, "--v", short.v, "--layout", "THD", "--rows", f"{rows[0]}:{rows[1]}"]
+        run("sketch", *words, "--method", "sample", "--resident-rows", 160, "--shards", 2, "-o", tmp_path / name)
+    merged = run("merge", tmp_path / "all.sattn", tmp_path / "new.sattn", "-o", tmp_path / "all.sattn", "--json")
+    assert merged.document["rows"] == 5000

@@ -28,7 +28,7 @@ cuts = st.lists(st.integers(1, ROWS - 1), unique=True, min_size=1, max_size=7).m
 fifties = st.lists(st.integers(1, ROWS // 50 - 1).map(lambda i: 50 * i), unique=True, min_size=1, max_size=7).map(sorted)
 slow = settings(suppress_health_check=list(HealthCheck))
 EXAMPLES = settings.default.max_examples
-thorough = settings(slow, max_examples=EXAMPLES * len(METHODS) if EXAMPLES > 100 else EXAMPLES)
+each = settings(slow, max_examples=EXAMPLES if EXAMPLES > 100 else 4)  # of every method
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +113,10 @@ def _sampled(state):
     return sorted((int(state["history.priority"][i]), rows[i].tobytes()) for i in range(count)), int(standing)
 
 
-@thorough
-@given(cuts, st.sampled_from(sorted(METHODS)))
-def test_every_merge_holds_all_rows_and_answers(stream, tmp_path_factory, borders, name):
+@pytest.mark.parametrize("name", METHODS)
+@each
+@given(borders=cuts)
+def test_every_merge_holds_all_rows_and_answers(stream, tmp_path_factory, name, borders):
     folder = tmp_path_factory.mktemp("any")
     spec = stream if name in ("nystrom", "evict") else keys_only(stream)
     names = _parts(spec, folder, borders, METHODS[name])

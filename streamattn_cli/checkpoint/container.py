@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from streamattn_cli.checkpoint.digest import RunningDigest
+from streamattn_cli.checkpoint.foreign import FIRST, foreign_kind
 from streamattn_cli.checkpoint.header import SEAL_BYTES, Header, damaged, header_length, make_header, parse_header
-from streamattn_cli.errors import InputMissing, MemoryBudget, StreamattnError
+from streamattn_cli.errors import CheckpointCorrupt, InputMalformed, InputMissing, MemoryBudget, StreamattnError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +53,8 @@ def encode(state: State, meta: Mapping[str, str]) -> Iterator[bytes | memoryview
 def read_header(path: str) -> Header:
     """Metadata and tensors of a checkpoint, its structure checked, its seal not; needs no numpy.
 
-    Raises InputMissing, CheckpointCorrupt, CheckpointIncompatible (newer container version).
+    Raises InputMissing, InputMalformed (never was a checkpoint), CheckpointCorrupt, CheckpointIncompatible (newer
+    container version).
     """
     with _opened(path) as (file, size):
         return _header(path, file, size)
@@ -62,7 +64,7 @@ def read(path: str, allowed: int | None = None) -> tuple[dict[str, np.ndarray], 
     """State and metadata of a checkpoint whose seal is intact; new writable arrays.
 
     `allowed`: bytes that the state may take. Nothing is allocated before the whole table has been checked against the
-    size of the file. Raises InputMissing, CheckpointCorrupt, CheckpointIncompatible, MemoryBudget.
+    size of the file. Raises InputMissing, InputMalformed, CheckpointCorrupt, CheckpointIncompatible, MemoryBudget.
     """
     with _opened(path) as (file, size):
         return decode(path, file, size, allowed)
@@ -90,6 +92,8 @@ def _opened(path: str) -> Iterator[tuple[BinaryIO, int]]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # or a pipe of that name would wait for a writer
         try:
             found = os.fstat(fd)
+            if stat.S_ISDIR(found.st_mode):
+                raise InputMissing(f"{path}: is a folder, expected a checkpoint file")
             if not stat.S_ISREG(found.st_mode):
                 raise InputMissing(f"{path}: something that is no regular file found, expected a checkpoint file")
             with open(fd, "rb", buffering=0, closefd=False) as file:
@@ -123,9 +127,17 @@ def _sealed(buffers: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
 
 
 def _header(name: str, file: BinaryIO, size: int) -> Header:
-    start = _some(file, 8)
-    text = _some(file, header_length(name, start, size))
-    return parse_header(name, start + text, size)
+    try:
+        start = _some(file, 8)
+        text = _some(file, header_length(name, start, size))
+        return parse_header(name, start + text, size)
+    except CheckpointCorrupt:
+        file.seek(0)
+        kind = foreign_kind(_some(file, FIRST))
+        if kind is None:
+            raise
+        raise InputMalformed(f"{name}: is {kind}, not a streamattn checkpoint; give a file that `streamattn sketch -o`, "
+                             "`merge -o` or `attend --checkpoint` wrote") from None
 
 
 def _some(file: BinaryIO, n: int) -> bytes:

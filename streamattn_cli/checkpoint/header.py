@@ -99,8 +99,10 @@ def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], meta: Mappi
 
 def header_length(file: str, start: bytes, file_bytes: int) -> int:
     """Bytes of JSON after the first 8, which are `start`. Raises CheckpointCorrupt before anything large is read."""
+    if not start:
+        raise damaged(file, "the file is empty: truncated, or never written")
     if len(start) < 8:
-        raise damaged(file, f"{file_bytes} bytes found, expected at least 8; the file is truncated or empty")
+        raise damaged(file, f"{file_bytes} bytes found, expected at least 8; the file is truncated")
     length = int.from_bytes(start, "little")
     if length > LONGEST_HEADER:
         raise damaged(file, f"header of {length} bytes found, expected at most {LONGEST_HEADER}; not a checkpoint")

@@ -88,8 +88,16 @@ def sketch(
         from streamattn_cli.engine.sketchfile import sketch as run
     else:
         from streamattn_cli.engine.shards import sketch_shards as run
-    if shards is not None and (append or resume):
-        raise UsageError("--shards: such a sketch is made in one go; for more rows make another one and merge the two")
+    if shards is not None and append:
+        raise UsageError(
+            f"--shards with --append: make a sketch of the new rows alone, by the same settings, and merge the two: "
+            f"streamattn sketch ... --shards {shards} -o new.sattn, then streamattn merge {output} new.sattn -o {output}"
+        )
+    if shards is not None and resume:
+        raise UsageError(
+            "--shards with --resume: nothing is saved before all shards are merged, so there is nothing to go on with; "
+            "leave --resume away to start again, or leave --shards away: such a run is saved as it goes"
+        )
     if engine is not None and shards is None:
         raise UsageError("--engine says who absorbs the shards: give --shards N with it")
     first, *more = input or [None]

@@ -59,10 +59,10 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
             if saved.meta["phase"] != DONE:  # the last step was still to come
                 checkpoint.commit(saved.state, describe(facts, DONE, saved.done, sources, None))
             return _already_done(plan, saved, listener)
-        writer = open_sparse(problem) if request.top_k else open_writer(
+        tag = checkpoint and part_tag(checkpoint)
+        writer = open_sparse(problem, tag) if request.top_k else open_writer(
             request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
-            problem.q.batch, going_on=saved.part if saved else None,
-            tag=checkpoint and part_tag(checkpoint),
+            problem.q.batch, going_on=saved.part if saved else None, tag=tag,
         )  # fmt: skip
         stack.callback(writer.abort)
         stack.callback(interrupts.on_abort(writer.abort))

@@ -43,7 +43,11 @@ def facts_of(problem: Problem, audit_rows: int) -> dict:
     facts = problem.facts()
     if problem.params:
         facts["head"] = problem.params.to_dict()
+    if problem.sketches:
+        facts["sketches"] = {"kind": problem.sketches.kind, "poly": problem.sketches.params.poly.to_dict()}
     r = problem.request
+    if r.top_k:
+        facts["top_k"] = [r.top_k, r.deviation]
     return facts | {
         "audit_rows": audit_rows,
         "out_dtype": problem.out_dtype,
@@ -106,7 +110,9 @@ def continued(problem: Problem, saved: Saved) -> Problem:
     A pipe is expected to begin again with its first row, and what has been done is dropped, unless --skip-rows says
     how many rows to drop (0: the pipe goes on by itself).
     """
-    parts = {"keys": "kv", "rows": "qkv", "queries": "q"}.get(saved.phase, "")
+    parts = {"keys": "kv", "rows": "qkv", "queries": "q"}
+    if problem.sketches:  # keys and values pass apart
+        parts |= {"keys": "k", "values": "v", "keys and values": "kv"}
     wrapped: dict[int, ContinuedTensor] = {}
 
     def wrap(heads: Heads) -> Heads:
@@ -118,7 +124,7 @@ def continued(problem: Problem, saved: Saved) -> Problem:
             wrapped[id(tensor)] = ContinuedTensor(RangeTensor(tensor, skip, None) if skip else tensor, saved.done)
         return replace(heads, tensor=wrapped[id(tensor)])
 
-    return replace(problem, **{part: wrap(getattr(problem, part)) for part in parts})
+    return replace(problem, **{part: wrap(getattr(problem, part)) for part in parts.get(saved.phase, "")})
 
 
 def make_saver(writer: CheckpointWriter, run, output: Writer | None, facts: Mapping, sources: Mapping, every: str) -> Saver:

@@ -18,6 +18,7 @@ from streamattn_cli.engine.saver import stack_heads, unstack_heads
 from streamattn_cli.errors import CannotMeet, InputMalformed
 from streamattn_cli.rows.readahead import Block, ReadAhead
 from streamattn_cli.rows.sample import spread_rows
+from streamattn_cli.rows.topk import BestRows
 from streamattn_cli.rows.writers import Writer
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import HeadAttention, allocate
@@ -64,11 +65,13 @@ class Run:
         """Take up the state of a checkpoint, before `go`."""
         self.phase, self.done = saved.phase, saved.done
         self.load(saved.state, saved.name)
+        saved.state.clear()  # it is held twice no longer than that
 
     def save(self) -> dict:
         """The state of everything, as named arrays (or lists of one array per key head); views, not copies."""
         state = self.save_sketch()
         state["tally"] = np.concatenate([np.ravel(self.workers.total(name)) for name in self._tallies()])
+        state |= stack_heads([best.state() for best in self._heaps()], "best")
         return state | (self.auditor.save() if self.auditor else {})
 
     def load(self, state: dict, name: str) -> None:
@@ -79,6 +82,9 @@ class Run:
             counts = self.workers.works[0][tally]
             counts[:] = state["tally"][at : at + len(counts)]
             at += len(counts)
+        unstack_heads(state, [best.state() for best in self._heaps()], "best", name)
+        if self._heaps() and self.phase in ("queries", "rows", "exact"):
+            self.writer.rows_written = self.done
         if self.auditor:
             self.auditor.load(state, name)
 
@@ -92,6 +98,11 @@ class Run:
 
     def _tallies(self) -> list[str]:
         return ["lane.dropped"] + (["counts"] if self.sketches else [])
+
+    def _heaps(self) -> list[BestRows]:
+        """The heaps of --top-k, where rows are produced."""
+        best = getattr(self.writer, "best", None)
+        return [best] if best else []
 
     def absorb_keys(self) -> int:
         """The pass over keys and values into the sketches; returns the rows absorbed."""

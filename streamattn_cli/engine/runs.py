@@ -15,10 +15,10 @@ def make_run(plan: Plan, watch: Watch, writer: Writer) -> Run:
     return (SketchedRun if plan.problem.sketches else Run)(plan, watch, writer)
 
 
-def open_sparse(problem: Problem):
-    """The writer of --top-k."""
+def open_sparse(problem: Problem, tag: str | None):
+    """The writer of --top-k; tag: see open_writer."""
     from streamattn_cli.rows.hdf5sparse import TopKWriter
 
     r = problem.request
     heaps = problem.sketches is None or problem.sketches.heaps
-    return TopKWriter(r.output, r.top_k, len(problem.q), problem.v.dim, r.deviation, heaps)
+    return TopKWriter(r.output, r.top_k, len(problem.q), problem.v.dim, r.deviation, heaps, tag)

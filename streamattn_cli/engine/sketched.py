@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -13,12 +14,15 @@ from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.recovery import Entries, exact_norms, sparse_of
 from streamattn_cli.engine.run import Run
+from streamattn_cli.engine.saver import stack_heads, unstack_heads
 from streamattn_cli.errors import CannotMeet, InputMalformed
 from streamattn_cli.rows.readahead import Block
 from streamattn_cli.rows.topk import BestRows, Sparse
 from streamattn_cli.rows.writers import Writer
 from streamattn_cli.sketches.ranges import row_count
 from streamattn_cli.sketches.sketched import SketchedHead, require_psi
+
+PHASES = {"k": "keys", "v": "values", "q": "queries", "kv": "keys and values"}
 
 
 class SketchedRun(Run):
@@ -32,18 +36,24 @@ class SketchedRun(Run):
 
     def go(self) -> tuple[int, Audit | None, str | None]:
         """All passes, in the order in which rows come."""
-        self._calibrate()
+        if not self.phase:
+            self._calibrate()
         order = self.sketching.order
         shared = self.problem.k.tensor is self.problem.v.tensor and not self.problem.k.tensor.seekable
         steps = [order.replace("v", "")[0] + "v", "q"] if shared and "kv" in order else list(order)
-        for step in steps:
+        phases = ["keys and values" if step == "v" and self.sketching.kind == "phi" else PHASES[step] for step in steps]
+        resumed = phases.index(self.phase) if self.phase else 0
+        for at, (step, phase) in enumerate(zip(steps, phases, strict=True)):
+            done = self.done if at == resumed else 0
             if step == "q" and self.sketching.heaps:
                 self._complete()
-                rows = self._answer(self._write_answers, "queries")
+                rows = done + self._answer(self._write_answers, phase, done, self.passed)
+            elif at < resumed:
+                continue
             elif step == "v" and self.sketching.kind == "phi":
-                self._keys(self._absorb, "keys and values")
+                self._keys(self._absorb, phase, start=done, passed=self.passed)
             else:
-                self._absorb_parts(step)
+                self._absorb_parts(step, phase, done)
         if not self.sketching.heaps:
             self._complete()
             self._recover()
@@ -58,6 +68,27 @@ class SketchedRun(Run):
             "clipped_queries": int(clipped),
             "guarded_queries": int(guarded),
         }
+
+    def save_sketch(self) -> dict:
+        """See Run."""
+        return super().save_sketch() | stack_heads([head.state for head in self.heads], "sketch")
+
+    def load_sketch(self, state: dict, name: str) -> None:
+        """See Run."""
+        super().load_sketch(state, name)
+        unstack_heads(state, [head.state for head in self.heads], "sketch", name)
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Inside, queries are not counted: probes, and those that have been counted before."""
+        counts = [work["sk.counts"] for work in self.workers.works]
+        before = [count.copy() for count in counts]
+        yield
+        for count, old in zip(counts, before, strict=True):
+            count[:] = old
+
+    def _tallies(self) -> list[str]:
+        return [*super()._tallies(), "sk.counts"]
 
     # --- keys, values, queries
 
@@ -77,8 +108,8 @@ class SketchedRun(Run):
                 Note(f"head {lane.index}: the polynomial alone errs by about {error:.2g} on the first rows")
             )
 
-    def _absorb_parts(self, step: str) -> None:
-        """A pass over one of k, v and q, or over k and v that come in the same rows of a pipe."""
+    def _absorb_parts(self, step: str, phase: str, done: int) -> None:
+        """A pass, from row `done` on, over one of k, v and q, or over k and v that come in the same rows of a pipe."""
         tensors = {part: getattr(self.problem, part).tensor for part in step}
         known = [getattr(self.problem, part).rows for part in step]
 
@@ -98,12 +129,16 @@ class SketchedRun(Run):
             self.workers.run(lane_task, self.lanes)
 
         size = self.plan.query_block_rows if step == "q" else self.plan.block_rows
-        phase = {"k": "keys", "v": "values", "q": "queries"}.get(step, "keys and values")
-        if self._pump(list(tensors.values()), take, phase, known[0], block_rows=size) == 0:
+        rows = done + self._pump(list(tensors.values()), take, phase, known[0], done, size, self.passed)
+        if rows == 0:
             raise InputMalformed(f"{tensors[step[0]].name}: no rows")
 
     def _complete(self) -> None:
         """All keys and values are in: join them, and refuse a Psi that is drowned by its own noise."""
+        with self._uncounted():
+            self._join()
+
+    def _join(self) -> None:
         p, work = self.problem, self.workers.works[0]
         if self.sketching.kind == "phi":
             self.finish()
@@ -129,8 +164,11 @@ class SketchedRun(Run):
         norms = [phi.tail(head.outputs(moments, h)[0]) for h in range(self.problem.group)]
         return float((np.array(norms) ** 2).sum(axis=1).mean() / row_count(head.state["query_rows"]))
 
-    def _answer(self, use: Callable, phase: str) -> int:
-        """A pass over the queries: use(start, answers (n, heads, dv), q) for every block of rows; returns the rows."""
+    def _answer(
+        self, use: Callable, phase: str, done: int = 0, passed: Callable[[str, int], None] | None = None
+    ) -> int:
+        """A pass over the queries: use(start, answers (n, heads, dv), q) for every block from row `done` on; returns how
+        many rows these have."""
         bounded = self.sketching.heaps
 
         def take(block: Block) -> None:
@@ -151,7 +189,7 @@ class SketchedRun(Run):
             use(block.start, answers, q)
 
         p = self.problem
-        return self._pump([p.q.tensor], take, phase, p.q.rows, block_rows=self.plan.query_block_rows)
+        return self._pump([p.q.tensor], take, phase, p.q.rows, done, self.plan.query_block_rows, passed)
 
     def _write_answers(self, start: int, answers: np.ndarray, q: np.ndarray) -> None:
         self._write(start, answers)
@@ -188,7 +226,8 @@ class SketchedRun(Run):
             if self.auditor:
                 self.auditor.hear(start, answers)
 
-        self._answer(compare, "audit of recovery")
+        with self._uncounted():
+            self._answer(compare, "audit of recovery")
         writer.results = [
             exact_norms(s, taken, best, head) for head, (s, taken) in enumerate(zip(results, held, strict=True))
         ]
@@ -211,7 +250,9 @@ class SketchedRun(Run):
     def _audited(self) -> tuple[Audit | None, str | None]:
         if not self.auditor:
             return None, self.plan.audit_reason
-        if self.auditor.reservoir:
-            self.auditor.prepare()
+        if not self.auditor.reservoir:  # a run that had come this far, and is resumed, has seen keys already
+            self.auditor.truth.clear()
+            self.auditor.means.clear()
+        self.auditor.prepare()
         self._keys(self.auditor.see, "audit")
         return self.auditor.estimate(self.workers.works[0])

@@ -89,8 +89,6 @@ def with_sketches(problem: Problem) -> Problem:
         raise UsageError(f"--sketches {kind}: unknown; use one of {', '.join(ORDERS)}")
     order = request.order or ORDERS[kind][0]
     _check_top_k(problem, kind)
-    if request.checkpoint and (kind != "exact" or request.top_k):
-        raise UsageError("--checkpoint cannot hold sketches or --top-k heaps yet; leave it away")
     if kind == "exact" and request.eps is None and request.order in (None, "kvq"):
         _only(
             request.m1 is None and request.m2 is None, "--m1 and --m2 size the sketches of --sketches psi, phi or paper"
@@ -102,7 +100,7 @@ def with_sketches(problem: Problem) -> Problem:
     degree, spread = request.degree, None
     if request.eps is not None:
         degree, spread = _degree(problem, order)
-    poly = PolyParams(degree, request.polynomial, request.beta, request.max_error)
+    poly = replace(problem.params.history, degree=degree)
     problem = replace(problem, request=replace(request, degree=degree), params=replace(problem.params, history=poly))
     if kind == "exact":
         return problem

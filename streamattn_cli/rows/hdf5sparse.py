@@ -20,9 +20,13 @@ from streamattn_cli.rows.topk import BestRows, Sparse, ratio
 
 class TopKWriter:
     """A Writer (see writers.py) that keeps the best k entries of every column of the rows it is given. Where rows are
-    never produced, `results` is set instead: one Sparse per query head, with `by` naming who found them."""
+    never produced, `results` is set instead: one Sparse per query head, with `by` naming who found them. tag: see
+    open_writer; what a checkpoint must hold of it is `rows_written` and the state of `best`."""
 
-    def __init__(self, path: str, k: int, heads: int, dim: int, deviation: bool, heaps: bool = True):
+    def __init__(
+        self, path: str, k: int, heads: int, dim: int, deviation: bool, heaps: bool = True,
+        tag: str | None = None,
+    ):  # fmt: skip
         if os.path.splitext(path)[1].lower() not in (".h5", ".hdf5") or (
             os.path.exists(path) and not os.path.isfile(path)
         ):
@@ -34,13 +38,13 @@ class TopKWriter:
         self.joint = False
         self.results: list[Sparse] = []
         self._heads = heads
-        self._best = BestRows(k, heads, dim, deviation) if heaps else None
+        self.best = BestRows(k, heads, dim, deviation) if heaps else None
         with failing_as_output(path):
-            self._temporary = Temporary(path)
+            self._temporary = Temporary(path, tag=tag)
 
     def write(self, start: int, block: np.ndarray) -> None:
         """See writers.Writer."""
-        self._best.offer(start, block)
+        self.best.offer(start, block)
         self.rows_written += len(block)
 
     def finish(self) -> dict:
@@ -51,7 +55,7 @@ class TopKWriter:
                 f"--top-k {self.k}: there are only {self.rows_written} query rows; choose at most that many"
             )
         if not self.results:
-            self.results = [self._best.head(head) for head in range(self._heads)]
+            self.results = [self.best.head(head) for head in range(self._heads)]
         recovery = np.concatenate([ratio(s.rest, s.best) for s in self.results])
         zero = np.concatenate([ratio(s.zero, s.best) for s in self.results])
         return {

@@ -46,6 +46,10 @@ class BestRows:
         """Bytes of the heaps and of the arrays that reading them out takes."""
         return heads * dim * ((3 if deviation else 2) * k * 24 + 3 * 8)
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that has been kept, by name; the arrays themselves."""
+        return {"keys": self.keys, "rows": self.rows, "values": self.values, "sums": self.sums}
+
     def offer(self, start: int, block: np.ndarray) -> None:
         """Show rows start.. (n, heads, dim) of any float dtype."""
         flat = np.ascontiguousarray(block).reshape(len(block), -1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.sketches.bank import Bank, bank_spec, live
-from streamattn_cli.sketches.levels import LEVELS, interleave, level_to_halve, segment
+from streamattn_cli.sketches.levels import LEVELS, level_to_halve, merge_levels, segment
 from streamattn_cli.sketches.partial import Partial
 
 RIDGE = 1e-3
@@ -78,19 +78,8 @@ class WildcatHistory:
         return 0
 
     def merge(self, other: WildcatHistory) -> None:
-        """Take in the kept rows of other rows, and halve levels until all fit."""
-        s, theirs, names = self.state, other.state, ("rows", "factor", "weight")
-        arrays = interleave([s[n] for n in names], s["counts"], [theirs[n] for n in names], theirs["counts"])
-        state = {name: array.copy() for name, array in s.items()} | dict(zip(names, arrays, strict=True))
-        state["counts"] += theirs["counts"]
-        both = WildcatHistory(self.params, self.bank.dim, self.value_dim, self.scale, "", state)
-        while state["counts"].sum() > self.params.rows and both._halve():
-            pass
-        left = int(state["counts"].sum())
-        for name in names:
-            s[name][:left] = state[name][:left]
-        for name in s.keys() - set(names):
-            s[name][:] = state[name]
+        """Take in the kept rows of later rows, halving levels until all fit."""
+        merge_levels(self, other, ("rows", "factor", "weight"))
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
