@@ -27,6 +27,8 @@ class Progress:
     memory_now: int = 0  # anonymous bytes above the baseline
     memory_peak: int = 0
     memory_allowed: int | None = None
+    unsaved_seconds: float | None = None  # since the last checkpoint, or the start; None without checkpoints
+    error: float | None = None  # relative error of the audited rows that are complete, as far as that can be told
 
 
 @dataclass(frozen=True)

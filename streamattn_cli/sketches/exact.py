@@ -32,6 +32,11 @@ class KeyTiles:
         """Rows that have come."""
         return int(self.count[0])
 
+    @property
+    def seen(self) -> int:
+        """Rows in the tiles that are complete."""
+        return self.rows // TILE * TILE
+
     def feed(self, k: np.ndarray, c: np.ndarray):
         """Yield (start, k, c) for every tile that these rows complete."""
         a = 0
@@ -108,11 +113,11 @@ class ExactQueries:
         for start, k, c in self.tiles.rest():
             self._see(start, k, c, self.tiles.rows - start, work)
 
-    def outputs(self, out: np.ndarray) -> None:
-        """Write the answers to out (heads, n, dv)."""
+    def outputs(self, out: np.ndarray, rows: slice = slice(None)) -> None:
+        """Write the answers to some of the n queries to out (heads, rows, dv)."""
         nothing = np.zeros(out.shape[-1])
         for head in range(len(out)):
-            Partial(self.m[head], self.y[head]).finish(nothing, out[head])
+            Partial(self.m[head, rows], self.y[head, rows]).finish(nothing, out[head])
 
     def shares(self) -> np.ndarray:
         """The share of each query's attention that falls on its history, (heads, n) in [0, 1]."""
