@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.kernels.atoms import eliminate, invert_triangle
+from streamattn_cli.kernels import atoms
 
 ALPHA = 1.0  # exponent of the normaliser model p_q(k) = e^(s q.x) / e^(alpha/2 s^2 q^T Sk q)
 RIDGE = 1e-6
@@ -46,7 +46,7 @@ def compress(
 def reduce(kernel: np.ndarray, root: np.ndarray, coefs: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
     """The same for a given kernel (n, n), scaled to unit diagonal (and spoilt), and the roots (n,) of its diagonal."""
     w = coefs * root[:, None]
-    index = np.flatnonzero(eliminate(_inverse_factor(kernel), w, len(w) - keep))
+    index = np.flatnonzero(atoms.eliminate(_inverse_factor(kernel), w, len(w) - keep))
     return index, w[index] / root[index, None]
 
 
@@ -67,7 +67,7 @@ def _invert(lower: np.ndarray) -> np.ndarray:
     n = len(lower)
     out = np.zeros((n, n))
     if n <= SMALL:
-        invert_triangle(np.ascontiguousarray(lower), out)
+        atoms.invert_triangle(np.ascontiguousarray(lower), out)
         return out
     m = n // 2
     out[:m, :m], out[m:, m:] = _invert(lower[:m, :m]), _invert(lower[m:, m:])
