@@ -37,6 +37,28 @@ def windowed(q, k, v, scale, sinks, window, causal=True):
     return out
 
 
+def history_mass(q, k, scale, rows, sinks, group, window, causal):
+    """The share of softmax(scale q k^T) on keys that are neither sinks nor recent, for queries `rows`.
+
+    Causal with groups: recent is every row since the group's start, or since that of the group to which the `window`
+    last rows before it reach back. group None, or full attention: the `window` last rows that are seen.
+    """
+    shares = []
+    for i in rows:
+        last = i if causal else len(k) - 1
+        base = max(0, last - window + 1)
+        if causal and group is not None:
+            base = i // group * group
+            reach = base - max(window - 1, 0)
+            while base > max(reach, 0):
+                base -= group
+        logits = [scale * float(q[i].astype(np.float64) @ k[j].astype(np.float64)) for j in range(last + 1)]
+        top = max(logits)
+        weights = [math.exp(x - top) for x in logits]
+        shares.append(sum(w for j, w in enumerate(weights) if sinks <= j < base) / sum(weights))
+    return shares
+
+
 def monomials(x, degree):
     """All multi-indices a with |a| <= degree and x^a for each: a dict {a: product}."""
     from itertools import product

@@ -2,9 +2,10 @@
 
 import json
 
+import naive
 import numpy as np
 import pytest
-from clirun import SAMPLE, run, save_heads
+from clirun import FILES, SAMPLE, run, save_heads
 
 from streamattn_cli.engine.estimate import (
     Design,
@@ -124,6 +125,67 @@ def test_an_outcome_tells_heads_positions_and_worst_rows(tmp_path):
     assert kept["method"] == audit["method"] and "by_position" not in kept  # attributes of a file must stay small
     text = run(*words, "-o", tmp_path / "out.npy").err
     assert "  heads  " in text and "  worst  " in text and "(head " in text
+
+
+METHODS = {  # the words, and what they mean for the oracle: sinks, group, window
+    "nystrom": ["--resident-rows", "150", "--buffer", "8", "--window", "20", "--sinks", "5"],
+    "window": ["--window", "33", "--sinks", "2"],
+    "poly": ["--degree", "1", "--max-error", "9", "--sinks", "3"],
+    "evict": ["--resident-rows", "120", "--buffer", "4"],
+}
+
+
+@pytest.mark.parametrize("mode", ["--causal", "--full"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_history_mass_is_that_of_the_oracle(tmp_path, method, mode):
+    arrays = save_heads(tmp_path, rows=700, dim=6, value_dim=4, factor=1.5)
+    words = ("--method", method, *METHODS[method], mode, "--audit", "64", "--seed", "5", "--scale", "0.5")
+    done = run("attend", *FILES, *words, "--json", "-o", "out.npy", cwd=tmp_path)
+    params = done.document["facts"]["params"]
+    group = None if method == "window" else params["group"]
+    rows = draw_rows(700, 64, 5).rows
+    expected = naive.history_mass(
+        arrays["q"], arrays["k"], 0.5, rows, params["sinks"], group, params["window"], mode == "--causal"
+    )
+    (found,) = done.document["audit"]["history_mass"]
+    assert 0.05 < found < 1 and found == pytest.approx(np.mean(expected), rel=1e-5)
+    text = run("attend", *FILES, *words, "-o", "out.npy", cwd=tmp_path).err
+    assert f"  history  {found:.3g} of the exact attention" in text
+    assert json.loads((tmp_path / "out.npy.json").read_text())["audit"]["history_mass"] == found
+
+
+def test_each_head_has_its_history_mass_and_blocks_do_not_matter(tmp_path):
+    words = ("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--resident-rows", "128", "--audit", "40", "--json")
+    one = run(*words, "-o", tmp_path / "a.npy").document["audit"]["history_mass"]
+    two = run(*words, "--block-rows", "96", "-o", tmp_path / "b.npy").document["audit"]["history_mass"]
+    assert one == two and len(set(one)) == 3 and all(0 < share < 1 for share in one)
+
+
+def test_the_history_mass_of_a_pipe_of_keys_is_not_known(tmp_path):
+    arrays = save_heads(tmp_path, rows=900, dim=4, value_dim=4)
+    keys = np.concatenate([arrays["k"], arrays["v"]], axis=1).tobytes()
+    files = ("-", "--q", "q.npy", "--raw", "f32", "--dim", "4", "--full", "--resident-rows", "100", "--audit", "20")
+    done = run("attend", *files, "--json", "-o", "out.npy", input=keys, cwd=tmp_path)
+    assert done.document["audit"]["history_mass"] == [] and done.document["audit"]["rows"] == 20
+    assert "history_mass" not in json.loads((tmp_path / "out.npy.json").read_text())["audit"]
+
+
+def test_guarded_and_clipped_rows_are_told(tmp_path):
+    arrays = save_heads(tmp_path, rows=3000, dim=4, value_dim=4, factor=0.3)
+    arrays["k"][2000:2010] *= 40  # far outside what the first rows lead one to expect
+    arrays["q"][2500:2503] *= 40
+    for name in "kq":
+        np.save(tmp_path / f"{name}.npy", arrays[name])
+    words = ("--method", "poly", "--degree", "2", "--full", "--audit", "16", "-o", "out.npy")
+    assert "clipped keys 10, clipped queries 3" in run("attend", *FILES, *words, cwd=tmp_path).err
+    done = run("attend", *FILES, *words, "--json", cwd=tmp_path)
+    (tmp_path / "run.json").write_bytes(done.out)
+    counts = done.document["counts"]
+    assert counts["clipped_keys"] == 10 and counts["clipped_queries"] == 3
+    run("report", "run.json", "-o", "run.html", cwd=tmp_path)
+    page = (tmp_path / "run.html").read_text()
+    assert "clipped keys 10, clipped queries 3, guarded queries 0, unanswered queries 0" in page
+    assert "History mass" in page
 
 
 def test_a_sample_from_a_pipe_has_the_same_figures(tmp_path):

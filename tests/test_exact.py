@@ -38,6 +38,23 @@ def test_small_against_the_loops(rng, causal, dtype):
     assert np.linalg.norm(found - expected) <= {"f4": 2e-6, "f8": 1e-13}[dtype] * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_small_shares_against_the_loops(rng, causal, dtype):
+    """Rows 3 to 8 (causal: those of them that are seen), over several tiles of which the first is never seen whole."""
+    q, k, v = (rng.standard_normal((TILE + 40, n)).astype(dtype) * 2 for n in (3, 3, 2))
+    rows = np.array([0, 3, 5, 9, 20, TILE, TILE + 39])
+    ends = np.minimum(rows + 1, 9) if causal else np.full(7, 9)
+    held = ExactQueries(q[None, rows], rows if causal else None, 2, 0.8, (3, ends))
+    work = allocate(held.work_spec(2, dtype))
+    held.absorb(k, with_weights(v), work)
+    held.finish(work)
+    for i, row in enumerate(rows):
+        weights = np.exp(0.8 * k[: row + 1 if causal else None].astype("f8") @ q[row].astype("f8"))
+        expected = weights[3 : ends[i]].sum() / weights.sum()
+        assert held.shares()[0, i] == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
 def float64_attention(q, k, v, scale, first):
     """Float64 softmax, vectorised: q (n, d) at rows first.. (None: full)."""
     logits = scale * q.astype("f8") @ k.astype("f8").T

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "streamattn_cli"
 TOWER = ["kernels", "rows", "checkpoint", "sketches", "engine", "report", "cli"]  # from the ground up
 GROUND = ("errors", "units")  # usable by every room but kernels
-KERNEL_PACKAGES = {"math", "numba", "numpy"}
+KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib"}  # the last to import the others later
 
 
 def imports(path, package):
@@ -76,6 +76,8 @@ def lazily(room, path, module, top):
     """h5py at module level only in rows/hdf5*.py; those are imported inside functions only, except by one another."""
     is_hdf5 = room == "rows" and path.stem.startswith("hdf5")
     heavy = module.split(".")[0] == "h5py" or ".rows.hdf5" in module
+    if top and room not in ("kernels", "testing") and module.count(".") > 2 and ".kernels." in module:
+        return "import the module, whose stand-in waits: from streamattn_cli.kernels import NAME"
     early = heavy or room == "__init__" and room_of(module, PACKAGE.name) is not None
     return "import it inside a function" if early and top and not is_hdf5 and room != "testing" else None
 
@@ -123,6 +125,7 @@ def test_every_folder_is_a_room():
     ("errors.py", "from streamattn_cli.rows.tensor import Storage", "errors.py is below every room"),
     ("errors.py", "import streamattn_cli.units", "import nothing of the rooms"),
     ("rows/a.py", "from streamattn_cli.attic import x", "attic is no room"),
+    ("sketches/a.py", "from streamattn_cli.kernels.dense import combine", "import the module"),
 ])  # fmt: skip
 def test_a_planted_violation_is_found(tmp_path, place, line, expected):
     path = tmp_path / "streamattn_cli" / place
@@ -140,6 +143,7 @@ def test_a_planted_violation_is_found(tmp_path, place, line, expected):
     ("cli/a.py", "import typer\nfrom streamattn_cli.report.table import rows\nfrom . import b"),
     ("testing/a.py", "from streamattn_cli.cli.main import app"),
     ("units.py", "from streamattn_cli.errors import UsageError"),
+    ("sketches/a.py", "from streamattn_cli.kernels import dense\ndef f():\n    from streamattn_cli.kernels.dense import exp"),
 ])  # fmt: skip
 def test_what_is_allowed_is_not_complained_about(tmp_path, place, line):
     path = tmp_path / "streamattn_cli" / place
@@ -165,14 +169,31 @@ def test_loaded_by_sees_what_is_loaded():
     assert loaded_by("import json, numpy", "numpy", "json", "numba") == ["json", "numpy"]
 
 
-def test_inspecting_an_npy_file_needs_neither_numba_nor_h5py():
-    tiny = PACKAGE.parent / "sample_data" / "tiny_k.npy"
+SAMPLES = PACKAGE.parent / "sample_data"
+TINY = [word for part in "qkv" for word in (f"--{part}", str(SAMPLES / f"tiny_{part}.npy"))]
+
+
+def loaded_by_command(*words):
+    """Which of numba and h5py a command loads, which must succeed."""
     code = f"""
-import sys
 from streamattn_cli.cli.main import app
 try:
-    app(["inspect", {str(tiny)!r}])
+    app({words!r})
 except SystemExit as end:
     assert not end.code, end.code
 """
-    assert loaded_by(code, "numba", "h5py") == []
+    return loaded_by(code, "numba", "h5py")
+
+
+def test_inspecting_an_npy_file_needs_neither_numba_nor_h5py():
+    assert loaded_by_command("inspect", TINY[1]) == []
+
+
+@pytest.mark.parametrize(("words", "loaded"), [
+    (("--rows", "1e9", "--dim", "128", "--heads", "32", "--kv-heads", "8", "--memory", "512MiB"), []),
+    (("--rows", "3000", "--dim", "4", "--memory", "64MiB", "--json"), []),
+    (("--full", *TINY), []),
+    ((str(SAMPLES / "heads.h5"),), ["h5py"]),
+])  # fmt: skip
+def test_plan_needs_no_kernels(words, loaded):
+    assert loaded_by_command("plan", *words) == loaded

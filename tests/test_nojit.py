@@ -15,6 +15,7 @@ SELECTED = [
     "tests/test_kernels.py",
     "tests/test_exact.py::test_small_against_the_loops",
     "tests/test_exact.py::test_huge_logits",
+    "tests/test_exact.py::test_small_shares_against_the_loops",
     "tests/test_sketches.py::test_poly_is_naive_poly",
     "tests/test_sketches.py::test_window_is_naive_windowed",
     "tests/test_sketches.py::test_queries_that_the_polynomial_cannot_answer_are_guarded",

@@ -142,7 +142,7 @@ def test_keys_beyond_all_measure_lose_the_smallest(spoil):
     x = np.full((n, d), spoil, "f4") * np.where(np.arange(n) % 2, -1, 1).astype("f4")[:, None]
     w = np.arange(1, n + 1, dtype="f4")[:, None] * np.ones((1, 2), "f4")
     alive = np.zeros(n, bool)
-    scratch = np.zeros(module.scratch_size(n, d, 2, 4), "f4")
+    scratch = np.zeros(Fit.size(n, d, 2, 4), "f4")
     module.compress(x, w, np.eye(d, dtype="f4"), np.zeros(d, "f4"), 1.0, 0.8, n - 4, scratch, alive)
     assert alive.sum() == n - 4 and np.isfinite(w[alive]).all()
 

@@ -5,21 +5,26 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from clirun import SAMPLE, run
 from rich.console import Console
 
+from streamattn_cli.engine.estimate import draw_rows
 from streamattn_cli.engine.events import Audit, ErrorEstimate, Finished, Note, Outcome, Progress, Started
 from streamattn_cli.errors import UsageError
 from streamattn_cli.report.jsontext import json_line
-from streamattn_cli.report.livebar import bar_lines
+from streamattn_cli.report.livebar import LiveBar, bar_lines
+from streamattn_cli.report.memoryline import budget_bar, memory_line, sparkline
 from streamattn_cli.report.outcome import outcome_rows, render_outcome
 from streamattn_cli.report.plan import plan_rows, render_plan
 from streamattn_cli.report.progress import eta_seconds, make_listener, progress_line
 
 PROGRESS = Progress("keys", 1_250_000, 2_000_000, 1 << 26, 2.5, 12 << 20, 33 << 20, 40 << 20, 64 << 20)
 ENDLESS = Progress("keys", 1_250_000, None, 1 << 26, 2.5)
+WATCHED = replace(PROGRESS, unsaved_seconds=72.0, error=0.01234)
 AUDIT = Audit(128, ErrorEstimate(0.0123, 0.011, 0.0145, 0.01, 0.05), ErrorEstimate(0.91, 0.9, 0.92, 0.88, 1.1))
 OUTCOME = Outcome(
     command="attend",
@@ -54,31 +59,79 @@ PLAN = {
 def _screen(event, width):
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=True, color_system=None)
-    for line in bar_lines(event, width):
-        console.print(line)
+    live = LiveBar(out, width)
+    live.last = event
+    for now in (1 << 20, 25 << 20, 33 << 20) * 8:
+        live._series.add(event.phase, event.rows, now)
+    console.print(live)
     return out.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("width", [12, 30, 40, 59, 60, 80, 120, 200])
-@pytest.mark.parametrize("event", [PROGRESS, ENDLESS, Progress("audit", 0, 0, 0, 0.0), Progress("rows", 5, 3, 1, 0.0)])
-def test_the_bar_never_takes_more_than_its_columns_and_two_lines(event, width):
+@pytest.mark.parametrize(
+    "event", [WATCHED, PROGRESS, ENDLESS, Progress("audit", 0, 0, 0, 0.0), Progress("rows", 5, 3, 1, 0.0)]
+)
+def test_the_bar_never_takes_more_than_its_columns_and_three_lines(event, width):
     lines = _screen(event, width)
-    assert 1 <= len(lines) <= 2
+    assert 1 <= len(lines) <= 3
     assert all(len(line) <= width for line in lines)
     assert lines[0].startswith(event.phase)
 
 
 def test_a_wide_bar_shows_everything():
     text = " ".join(_screen(PROGRESS, 200))
+    assert "error" not in text and "saved" not in text
     for word in ("━", "62%", "ETA 0:02", "500 k rows/s", "1.25 M of 2.00 M rows", "25.6 MiB/s", "sketch 12.0 MiB",
-                 "mem 33.0 MiB, peak 40.0 MiB of 64.0 MiB"):  # fmt: skip
+                 "mem █████████▒░░░░░░  33.0 MiB, peak 40.0 MiB of 64.0 MiB  ▁▇█▁▇█"):  # fmt: skip
         assert word in text
 
 
-def test_a_narrow_bar_keeps_share_eta_rate_and_peak():
-    text = " ".join(_screen(PROGRESS, 30))
-    assert re.search("62%.*ETA 0:02.*500 k rows/s.*peak 40.0 MiB", text)
+def test_what_a_narrow_bar_keeps():
+    text = " ".join(_screen(WATCHED, 30))
+    assert re.search(r"62%.*ETA 0:02.*500 k rows/s.*error 0\.0123.*mem ██████▒░░░░  peak 40\.0 MiB", text)
     assert "sketch" not in text
+    text = " ".join(_screen(WATCHED, 80))
+    assert "error so far 0.0123" in text and "not saved for 1:12" in text and "█▁▇█" in text
+
+
+def test_the_budget_as_a_bar():
+    assert budget_bar(0, 0, 100, 10) == "░" * 10 and budget_bar(1, 1, 1000, 10) == "█" + "░" * 9
+    assert budget_bar(31, 60, 100, 10) == "████▒▒░░░░"
+    assert budget_bar(200, 100, 100, 10) == "█" * 10  # over the budget: there is no more bar than that
+    line = memory_line(PROGRESS, [1, 2, 3], 80, ascii_only=True).plain
+    assert line.startswith("mem #########=......  33.0 MiB") and line.isascii()
+    assert memory_line(replace(PROGRESS, memory_allowed=None), [], 80).plain == "mem 33.0 MiB, peak 40.0 MiB"
+
+
+def test_a_sparkline_shows_the_largest_of_each_part():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7, 8], 9) == "▁▂▃▄▅▆▇██"
+    assert sparkline([0, 8, 0, 0, 4, 0], 3) == "█▁▅"
+    assert sparkline([0, 0], 24) == "▁▁"
+
+
+def test_error_and_checkpoint_age_reach_the_log(tmp_path):
+    rows = ("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--block-rows", "512", "--progress-every", "0")
+    causal = (*rows, "--causal", "--method", "window", "--window", "32", "-o", tmp_path / "out.npy")
+    audit, saved = ("--audit", "32"), ("--checkpoint", tmp_path / "run.sattn")
+
+    def progress(*words):
+        return [event for event in run(*words, "--log-json").log if event["type"] == "progress"]
+
+    log = progress(*causal, *audit, *saved)
+    assert all(0 <= event["unsaved_seconds"] < 60 for event in log)
+    run(*rows, "--causal", "--method", "exact", "-o", tmp_path / "exact.npy", "--quiet")
+    found, exact = (np.load(tmp_path / f"{name}.npy").astype("f8") for name in ("out", "exact"))
+    sampled = draw_rows(1500, 32, 0).rows
+    for event in log:  # exact answers are complete a tile of 512 rows at a time
+        seen = sampled[sampled < event["rows"] // 512 * 512]
+        expected = np.linalg.norm((found - exact)[seen]) / np.linalg.norm(exact[seen])
+        assert event["error"] == pytest.approx(expected, rel=1e-4)
+    text = run(*causal, *audit).err
+    assert f"error so far {log[0]['error']:.3g}" in text and "not saved" not in text
+    saved = ("--checkpoint", tmp_path / "another.sattn")
+    assert "not saved for" in run(*causal, *saved).err
+    full = progress(*rows, "--full", "--method", "window", "--window", "32", "-o", tmp_path / "out.npy", *audit)
+    assert all(event["error"] is None and event["unsaved_seconds"] is None for event in full)
 
 
 def test_a_stream_without_end_has_neither_share_nor_eta():

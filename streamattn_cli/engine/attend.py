@@ -118,7 +118,7 @@ def _saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | Non
     """The whole run, saved as it goes on: also when a signal stops it, and when all rows are answered."""
     if saver is None:
         return run.go()
-    run.passed = saver.passed
+    run.passed, run.watch.unsaved = saver.passed, saver.unsaved
     try:
         result = run.go()
     except Interrupted as stop:

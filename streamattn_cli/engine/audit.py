@@ -54,7 +54,10 @@ class Auditor:
             self.rows, self.q, self.approx = self.rows[kept], np.ascontiguousarray(self.q[:, kept]), self.approx[kept]
         positions = self.rows if self.problem.causal else None
         p = self.problem
-        self.truth = [ExactQueries(self.q[lane.query_heads], positions, p.v.dim, p.scale) for lane in self.lanes]
+        history = None
+        if p.params and (ends := p.params.exact_from(self.rows, p.k.rows, p.causal)) is not None:
+            history = (p.params.sinks, ends)
+        self.truth = [ExactQueries(self.q[lane.query_heads], positions, p.v.dim, p.scale, history) for lane in self.lanes]
         self.means = [ValueMeans(positions, len(self.rows), p.v.dim) for _ in self.lanes]
 
     def save(self) -> dict:
@@ -99,15 +102,18 @@ class Auditor:
 
     def estimate(self, work: dict) -> tuple[Audit | None, str | None]:
         """All keys have been seen: the audit, or the reason why there is none."""
-        return compare_answers(*self.answers(work), self.approx, self.design())
+        exact, trivial, shares = self.answers(work)
+        return compare_answers(exact, trivial, self.approx, self.design(), shares)
 
-    def answers(self, work: dict) -> tuple[np.ndarray, np.ndarray]:
-        """All keys have been seen: the exact and the trivial answers, both (rows, heads, dv) float64.
+    def answers(self, work: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """All keys have been seen: the exact and the trivial answers, both (rows, heads, dv) float64, and which share
+        of the exact attention falls on the history (rows, heads); None if nobody knows where that ends.
 
         What has been gathered stays as it is: a checkpoint that is written afterwards asks once more when it is resumed.
         """
         exact = np.empty((len(self.rows), len(self.problem.q), self.problem.v.dim))
         trivial = np.empty_like(exact)
+        shares = np.empty(exact.shape[:2]) if self.truth[0].history else None
         for lane, truth, means in zip(self.lanes, self.truth, self.means, strict=True):
             gathered = [(array, array.copy()) for part in (truth, means) for array in part.state.values()]
             truth.finish(work)
@@ -115,9 +121,11 @@ class Auditor:
             truth.outputs(out := np.empty((self.problem.group, *exact.shape[::2])))
             exact[:, lane.query_heads] = out.transpose(1, 0, 2)
             trivial[:, lane.query_heads] = means.outputs()[:, None]
+            if shares is not None:
+                shares[:, lane.query_heads] = truth.shares().T
             for array, before in gathered:
                 array[...] = before
-        return exact, trivial
+        return exact, trivial, shares
 
     def design(self) -> Design:
         """How the sampled rows were drawn."""
@@ -144,9 +152,12 @@ class Auditor:
 
 
 def compare_answers(
-    exact: np.ndarray, trivial: np.ndarray, approx: np.ndarray, design: Design
+    exact: np.ndarray, trivial: np.ndarray, approx: np.ndarray, design: Design, shares: np.ndarray | None = None
 ) -> tuple[Audit | None, str | None]:
-    """The audit of answers (rows, heads, dv), NaN where a query was dropped; or the reason why there is none."""
+    """The audit of answers (rows, heads, dv), NaN where a query was dropped; or the reason why there is none.
+
+    shares (rows, heads): of the exact attention, what falls on the history.
+    """
     good = np.isfinite(approx).all(axis=(1, 2))
     if not good.any():
         return None, "every sampled query was dropped"
@@ -160,7 +171,8 @@ def compare_answers(
     )  # fmt: skip
     edges, pieces = by_position(wrong, size, design)
     worst = worst_rows(wrong, size, design.rows)
-    return Audit(int(good.sum()), method, zero, tuple(heads), tuple(edges), tuple(map(tuple, pieces)), worst), None
+    mass = () if shares is None else tuple(map(float, shares[good].mean(axis=0)))
+    return Audit(int(good.sum()), method, zero, tuple(heads), tuple(edges), tuple(map(tuple, pieces)), worst, mass), None
 
 
 def _hash(x: np.ndarray, seed: int) -> np.ndarray:

@@ -109,7 +109,8 @@ class _TruthRun(Run):
         began = time.monotonic()
         auditor = Auditor(self.problem, self.lanes, rows, reservoir=False)
         self._keys(auditor.see, "truth", int(auditor.rows[-1]) + 1 if self.problem.causal else None)
-        return Truth(auditor.design(), *auditor.answers(self.workers.works[0]), time.monotonic() - began)
+        exact, trivial, _ = auditor.answers(self.workers.works[0])
+        return Truth(auditor.design(), exact, trivial, time.monotonic() - began)
 
 
 def compare(

@@ -27,6 +27,8 @@ class Progress:
     memory_now: int = 0  # anonymous bytes above the baseline
     memory_peak: int = 0
     memory_allowed: int | None = None
+    unsaved_seconds: float | None = None  # since the last checkpoint, or the start; None without checkpoints
+    error: float | None = None  # relative error of the audited rows that are complete, as far as that can be told
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Audit:
     """The answer to 'how wrong is it?': `method` against exact attention, `trivial` is the mean of the values.
 
     heads: the same by query head. edges (pieces + 1) cut the stream into pieces; by_position[head][piece] is the error
-    there, None where no row was audited. worst: the worst rows, worst first.
+    there, None where no row was audited. worst: the worst rows, worst first. history_mass: by query head, the mean share
+    of the audited rows' exact attention that falls on rows which are neither sinks nor recent: what only the history
+    answers, and `window` not at all. Empty where that is not known.
     """
 
     rows: int
@@ -71,12 +75,14 @@ class Audit:
     edges: tuple[int, ...] = ()
     by_position: tuple[tuple[float | None, ...], ...] = ()
     worst: tuple[WorstRow, ...] = ()
+    history_mass: tuple[float, ...] = ()
 
     def summary(self) -> dict:
         """What is kept beside an output: the figures without their division by head and position; strict JSON."""
         figures = {"method": asdict(self.method), "trivial": asdict(self.trivial)}
         plain = {name: {k: v if isfinite(v) else None for k, v in f.items()} for name, f in figures.items()}
-        return {"rows": self.rows, **plain}
+        mass = {"history_mass": sum(self.history_mass) / len(self.history_mass)} if self.history_mass else {}
+        return {"rows": self.rows, **plain, **mass}
 
 
 @dataclass(frozen=True)

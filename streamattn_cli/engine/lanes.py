@@ -8,7 +8,7 @@ import numpy as np
 
 from streamattn_cli.engine.request import Problem
 from streamattn_cli.errors import NonFinite
-from streamattn_cli.kernels.widen import KIND, widen
+from streamattn_cli.kernels import widen as kernel
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.sketches.head import pieces
 
@@ -55,8 +55,8 @@ class Part:
         h = self.heads
         chosen = slice(self.first, self.first + self.count)
         outer, column = np.array(h.outer[chosen], np.int64), np.array(h.column[chosen], np.int64)
-        kind = KIND[h.tensor.dtype]
-        bad, head, at = widen(source, kind, outer, column, h.dim, a, b - a, out, mask)
+        kind = kernel.KIND[h.tensor.dtype]
+        bad, head, at = kernel.widen(source, kind, outer, column, h.dim, a, b - a, out, mask)
         if bad and not self.drop:
             raise NonFinite(
                 f"{h.tensor.name}: a value that is not finite in {self.name}, row {row + at}, head {self.first + head}; "

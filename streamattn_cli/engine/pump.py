@@ -25,6 +25,8 @@ class Watch:
     wait_seconds: float = 0.0
     bytes_read: int = 0
     series: Series = field(default_factory=Series)
+    unsaved: Callable[[], float | None] = lambda: None  # seconds
+    error: Callable[[], float | None] = lambda: None  # of the rows audited so far
 
 
 def pump(
@@ -61,6 +63,8 @@ def pump(
                     memory_now=memory_now,
                     memory_peak=watch.meter.peak() if watch.meter else 0,
                     memory_allowed=watch.allowed,
+                    unsaved_seconds=watch.unsaved(),
+                    error=watch.error(),
                 )
             )
         watch.interrupts.check()

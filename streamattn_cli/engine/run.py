@@ -15,6 +15,7 @@ from streamattn_cli.engine.pool import Workers
 from streamattn_cli.engine.pump import Watch, pump
 from streamattn_cli.engine.resume import Saved
 from streamattn_cli.engine.saver import stack_heads, unstack_heads
+from streamattn_cli.engine.sofar import ErrorSoFar
 from streamattn_cli.errors import CannotMeet, InputMalformed
 from streamattn_cli.rows.readahead import Block, ReadAhead
 from streamattn_cli.rows.sample import spread_rows
@@ -40,6 +41,7 @@ class Run:
         self.auditor = None
         if plan.audit_rows:
             self.auditor = Auditor(problem, self.lanes, plan.audit_rows, reservoir=not problem.q.tensor.seekable)
+            watch.error = ErrorSoFar(self.auditor)
 
     def go(self) -> tuple[int, Audit | None, str | None]:
         """All passes: rows answered, the audit, and why there is none."""

@@ -67,6 +67,10 @@ class Saver:
         if late or far:
             self.save()
 
+    def unsaved(self) -> float:
+        """Seconds since the last checkpoint, or since the run began."""
+        return time.monotonic() - self._saved_at
+
     def save(self) -> None:
         """Commit where the run is now; nothing if it has not begun."""
         if self.position is None:

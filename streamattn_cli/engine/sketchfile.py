@@ -177,7 +177,8 @@ def _absorb(run: Run, before: SketchFile | None, saved: Saved | None, saver: Sav
             run.load_sketch(saved.state, saved.name)
             return saved.done
         run.go_on(saved)
-    run.passed = saver.passed if not before else None  # a file that is appended to keeps what it had until the end
+    if not before:  # a file that is appended to keeps what it had until the end
+        run.passed, run.watch.unsaved = saver.passed, saver.unsaved
     try:
         if not run.phase:
             run.first_rows()

@@ -18,18 +18,13 @@ RIDGE = 1e-5  # of the unit diagonal; in single precision less would not always 
 LOWEST = -40.0  # of the log diagonal below its maximum, so that squares of what is below stay above 0
 
 
-def scratch_size(atoms: int, dim: int, width: int, removed: int) -> int:
-    """Numbers of scratch that `compress` takes for so many atoms of width dv + 1, of which so many go."""
-    return 2 * (atoms * (atoms + dim + 1) + dim * dim) + (removed + 3) * atoms + width
-
-
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def compress(x, w, factor, direction, scale, temper, keep, scratch, alive):
     """Choose `keep` of n atoms so that sum_a e^(s q.k_a) C_a changes least for q ~ N(mean, R R^T), in place.
 
     x (n, d): keys, spoilt. w (n, c): coefficients; those of the survivors become the new ones. factor (d, d) upper:
     R^T. direction (d,): R^-1 mean. temper (0..1] flattens the log diagonal of the kernel, for a model of the queries that
-    over-trusts keys far out. scratch: `scratch_size` numbers of the same dtype. alive (n,) bool: who survives.
+    over-trusts keys far out. scratch: 2 (n (n + d + 1) + d d) + (n - keep + 3) n + c numbers of the same dtype. alive (n,) bool: who survives.
     """
     n, d = x.shape
     at = 0

@@ -29,6 +29,11 @@ READING = (
     "Row errors: the same, row by row. A median far below the error means that a few rows carry most of it; "
     "they are listed as the worst rows.",
     "Trivial: the error of answering with the mean of the values. A method is worth something only far below it.",
+    "History mass: the share of the exact attention of the audited rows that falls on rows which are neither sinks nor "
+    "in the window: what only the compressed history can answer, and the method \"window\" never does. Near 0, any "
+    "method will do; the larger it is, the more depends on the history.",
+    "Clipped, guarded, unanswered: how often a method had to step in. Norms beyond its bound were shortened, a history "
+    "whose weights did not come out positive was left out, a query that no token answered got the mean of the values.",
     "Projected memory is a bound computed before a row was read; the peak is what was measured above the "
     "program itself.",
 )
@@ -52,6 +57,8 @@ def _keys(found: dict) -> list[tuple[str, str, str]]:
         e = audit["method"]
         entries.append(("Error", percent(e["error"]), f"95%: {_interval(e)}"))
         entries.append(("95% of rows below", percent(e["p95_row"]), f"median row {percent(e['median_row'])}"))
+        if mass := audit.get("history_mass"):
+            entries.append(("History mass", percent(sum(mass) / len(mass)), "attention outside sinks and window"))
     rate = found["rows"] / max(found["seconds"], 1e-9)
     entries.append(
         ("Speed", f"{format_count(rate)} rows/s", f"{found['rows']} rows in {format_duration(found['seconds'])}")
@@ -107,11 +114,13 @@ def _error_section(audit: dict) -> list[str]:
         )
     figures += _map(audit, [i for i, _ in shown])
     body.append(pair(*figures))
+    mass = audit.get("history_mass")
     rows = [
         [f"head {i}", percent(e["error"]), _interval(e), percent(e["median_row"]), percent(e["p95_row"])]
+        + ([percent(mass[i])] if mass else [])
         for i, e in shown
     ]
-    names = ["query head", "error", "95% interval", "median row", "95% of rows below"]
+    names = ["query head", "error", "95% interval", "median row", "95% of rows below"] + ["history mass"] * bool(mass)
     heads_table = table("Error by query head", names, rows)
     body.append(folded("Error by query head, as a table", heads_table) if len(rows) > FOLD else heads_table)
     if worst := audit.get("worst"):

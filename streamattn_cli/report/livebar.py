@@ -1,4 +1,4 @@
-"""The live bar on a terminal: at most two lines that drop their least important figures when it is narrow."""
+"""The live view on a terminal: at most three lines that drop their least important figures when it is narrow."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from streamattn_cli.engine.events import Event, Finished, Note, Progress
+from streamattn_cli.engine.series import Series
+from streamattn_cli.report.memoryline import memory_line
 from streamattn_cli.report.progress import Quiet, eta_seconds, progress_line
 from streamattn_cli.units import format_bytes, format_clock, format_count
 
-LINES = 2
+LINES = 2  # of figures; memory has a line of its own
 GAP = "  "
 SHORTEST_BAR, LONGEST_BAR = 8, 40
 NARROWEST_WITH_BAR = 60
@@ -27,10 +29,12 @@ class LiveBar(Quiet):
         super().__init__(stream)
         self._console = Console(file=stream, width=width, highlight=False)
         self._live: Live | None = None
+        self._series = Series()
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
         if isinstance(event, Progress):
+            self._series.add(event.phase, event.rows, event.memory_now)
             if self._live is None:
                 self._start()
         elif isinstance(event, Note):
@@ -41,6 +45,9 @@ class LiveBar(Quiet):
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         if self.last is not None:
             yield from bar_lines(self.last, options.max_width)
+            history = self._series.to_dict()["memory"]
+            if memory := memory_line(self.last, history, options.max_width, options.ascii_only):
+                yield memory
 
     def status(self) -> None:
         self.write(progress_line(self.last) if self.last else "streamattn: no rows yet")
@@ -81,21 +88,26 @@ def figures(event: Progress) -> list[tuple[tuple[str, ...], str]]:
     seconds = max(event.seconds, 1e-9)
     share = f"{100 * event.rows / max(1, event.total):.0f}%" if event.total is not None else format_clock(event.seconds)
     eta = eta_seconds(event)
-    peak = f"peak {format_bytes(event.memory_peak)}"
-    budget = f" of {format_bytes(event.memory_allowed)}" if event.memory_allowed is not None else ""
-    memory = (f"mem {format_bytes(event.memory_now)}, {peak}{budget}", peak + budget, peak)
     rows = format_count(event.rows) + ("" if event.total is None else f" of {format_count(event.total)}")
     entries = [
         ((event.phase,), "bold"),
         ((share,), "magenta"),
         ((f"ETA {format_clock(eta)}",) if eta is not None else (), "cyan"),
         ((f"{format_count(event.rows / seconds)} rows/s",), ""),
-        (memory, "green"),
+        ((f"error so far {event.error:.3g}", f"error {event.error:.3g}") if event.error is not None else (), "yellow"),
+        (saved_words(event), ""),
         ((f"{rows} rows",), ""),
         ((f"{format_bytes(event.bytes / seconds)}/s",), ""),
         ((f"sketch {format_bytes(event.sketch_bytes)}",) if event.sketch_bytes else (), ""),
     ]
     return [(spellings, style) for spellings, style in entries if spellings]
+
+
+def saved_words(event: Progress) -> tuple[str, ...]:
+    """How old the last checkpoint is, or the run: what would have to be done again."""
+    if event.unsaved_seconds is None:
+        return ()
+    return (f"not saved for {format_clock(event.unsaved_seconds)}", f"unsaved {format_clock(event.unsaved_seconds)}")
 
 
 def bar_lines(event: Progress, width: int) -> list[Table | Text]:

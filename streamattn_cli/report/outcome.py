@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
@@ -94,6 +95,7 @@ def _errors(audit: Audit | None, reason: str | None) -> Rows:
         ("error", f"{_estimate(audit.method)} ({audit.rows} rows audited)"),
         ("trivial", f"{_estimate(audit.trivial)} (the same for the mean of the values)"),
         ("heads", _heads(audit.heads)),
+        ("history", history_text(audit.history_mass)),
         ("worst", ", ".join(f"row {w.row} head {w.head} {w.error:.3g}" for w in audit.worst[:WORST] if w.error)),
     ]
 
@@ -105,6 +107,14 @@ def _heads(heads: tuple[ErrorEstimate, ...]) -> str:
     order = sorted(range(len(heads)), key=lambda i: heads[i].error)
     shown = [f"{heads[i].error:.3g} (head {i})" for i in (order[0], order[-1])]
     return f"{shown[0]} to {shown[1]}, median {heads[order[len(order) // 2]].error:.3g}"
+
+
+def history_text(mass: Sequence[float]) -> str:
+    """How much of the exact attention falls on rows that are not held exactly, by query head; "" where nobody knows."""
+    if not mass:
+        return ""
+    heads = f" (by head {min(mass):.3g} to {max(mass):.3g})" if len(mass) > 1 else ""
+    return f"{sum(mass) / len(mass):.3g} of the exact attention falls on rows outside sinks and window{heads}"
 
 
 def _estimate(estimate: ErrorEstimate) -> str:

@@ -146,4 +146,8 @@ def progress_line(event: Progress) -> str:
     if event.memory_allowed is not None:
         memory += f" budget {format_bytes(event.memory_allowed)}"
     parts.append(memory)
+    if event.unsaved_seconds is not None:
+        parts.append(f"not saved for {format_duration(event.unsaved_seconds)}")
+    if event.error is not None:
+        parts.append(f"error so far {event.error:.3g}")
     return f"streamattn {event.phase}: " + ", ".join(parts)

@@ -19,7 +19,8 @@ class Fit:
     @staticmethod
     def size(atoms: int, dim: int, width: int, removed: int) -> int:
         """Numbers of scratch; width = dv + 1."""
-        return dim * (dim + 1) + atoms * (dim + width) + kernel.scratch_size(atoms, dim, width, removed)
+        inside = 2 * (atoms * (atoms + dim + 1) + dim * dim) + (removed + 3) * atoms + width
+        return dim * (dim + 1) + atoms * (dim + width) + inside
 
     def model(self) -> tuple[np.ndarray, np.ndarray]:
         """Room for the factor (d, d) and the direction (d,) of the queries' model."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.sketches.tiles import TILE
+from streamattn_cli.kernels import share
 from streamattn_cli.sketches.partial import Partial
+from streamattn_cli.sketches.tiles import TILE
 
 CHUNK = 256  # queries of one tile
 
@@ -30,6 +31,11 @@ class KeyTiles:
     def rows(self) -> int:
         """Rows that have come."""
         return int(self.count[0])
+
+    @property
+    def seen(self) -> int:
+        """Rows in the tiles that are complete."""
+        return self.rows // TILE * TILE
 
     def feed(self, k: np.ndarray, c: np.ndarray):
         """Yield (start, k, c) for every tile that these rows complete."""
@@ -61,20 +67,26 @@ class ExactQueries:
     """Queries q (heads, n, d) of one key head, answered exactly over the rows that `absorb` is shown.
 
     positions (n,) int64 are their global rows for causal attention (query i sees j <= positions[i]), None for full.
+    history (first row, ends (n,) int64): which rows' share of each answer is to be told, too (`shares`).
     """
 
-    def __init__(self, q: np.ndarray, positions: np.ndarray | None, value_dim: int, scale: float):
+    def __init__(
+        self, q: np.ndarray, positions: np.ndarray | None, value_dim: int, scale: float,
+        history: tuple[int, np.ndarray] | None = None,
+    ):  # fmt: skip
         self.q = q * q.dtype.type(scale)
         self.positions = positions
         heads, n, dim = q.shape
         self.tiles = KeyTiles(dim, value_dim + 1, q.dtype)
         self.m = np.full((heads, n), -np.inf, q.dtype)
         self.y = np.zeros((heads, n, value_dim + 1))
+        self.history = history
+        self.mass = np.zeros((heads, n) if history else (heads, 0))
 
     @property
     def state(self) -> dict[str, np.ndarray]:
         """What has been gathered, as named arrays that may be copied out and back."""
-        return {"m": self.m, "y": self.y, **self.tiles.state}
+        return {"m": self.m, "y": self.y, "mass": self.mass, **self.tiles.state}
 
     @staticmethod
     def work_spec(value_dim: int, dtype: str) -> dict:
@@ -89,7 +101,7 @@ class ExactQueries:
     def projected_bytes(heads: int, n: int, dim: int, value_dim: int, dtype: str) -> int:
         """Bytes of an object for q (heads, n, dim)."""
         item = np.dtype(dtype).itemsize
-        return heads * n * (item * (dim + 1) + 8 * (value_dim + 1)) + TILE * (dim + value_dim + 1) * item
+        return heads * n * (item * (dim + 1) + 8 * (value_dim + 2)) + TILE * (dim + value_dim + 1) * item
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
         """Show the next rows, k (n, d) and c (n, dv + 1) = [v, weight]."""
@@ -101,11 +113,15 @@ class ExactQueries:
         for start, k, c in self.tiles.rest():
             self._see(start, k, c, self.tiles.rows - start, work)
 
-    def outputs(self, out: np.ndarray) -> None:
-        """Write the answers to out (heads, n, dv)."""
+    def outputs(self, out: np.ndarray, rows: slice = slice(None)) -> None:
+        """Write the answers to some of the n queries to out (heads, rows, dv)."""
         nothing = np.zeros(out.shape[-1])
         for head in range(len(out)):
-            Partial(self.m[head], self.y[head]).finish(nothing, out[head])
+            Partial(self.m[head, rows], self.y[head, rows]).finish(nothing, out[head])
+
+    def shares(self) -> np.ndarray:
+        """The share of each query's attention that falls on its history, (heads, n) in [0, 1]."""
+        return self.mass / np.maximum(self.y[:, :, -1], 1e-300)
 
     def _see(self, start: int, k: np.ndarray, c: np.ndarray, rows: int, work: dict) -> None:
         n = self.q.shape[1]
@@ -119,9 +135,15 @@ class ExactQueries:
                 if high.max() <= 0:
                     continue
             for head in range(len(self.q)):
+                weights, before = work["exact.logits"][: b - a], self.m[head, a:b].copy()
                 Partial(self.m[head, a:b], self.y[head, a:b]).attend(
-                    self.q[head, a:b], k, c, low, high, work["exact.logits"][: b - a], work["exact.product"][: b - a]
+                    self.q[head, a:b], k, c, low, high, weights, work["exact.product"][: b - a]
                 )
+                if self.history:
+                    first, ends = self.history
+                    share.add_range(
+                        weights[:, : len(k)], first - start, ends[a:b] - start, before, self.m[head, a:b], self.mass[head, a:b]
+                    )
 
 
 class ValueMeans:

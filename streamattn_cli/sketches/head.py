@@ -74,6 +74,17 @@ class HeadParams:
         first = group * self.group - max(self.window - 1, 0)
         return max(0, first // self.group * self.group)
 
+    def exact_from(self, rows: np.ndarray, stream: int | None, causal: bool) -> np.ndarray | None:
+        """First row that is exact beside the sinks when query rows (n,) int64 are answered; (n,) int64.
+
+        Full attention answers when all rows of the stream have passed: None if nobody knows how many these are.
+        """
+        if causal and self.history:
+            return np.array([self.base(int(row) // self.group) for row in rows], np.int64)
+        if causal:
+            return np.maximum(rows - self.window + 1, 0)
+        return None if stream is None else np.full(len(rows), max(stream - self.window, 0))
+
     def state_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype) of every state array."""
         d, width = self.dim, self.dim + self.value_dim

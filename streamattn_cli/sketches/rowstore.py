@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.kernels.rowstore import load
-from streamattn_cli.kernels.widen import KIND
+from streamattn_cli.kernels import rowstore as kernel
+from streamattn_cli.kernels import widen as widening
 
 HOLDER = {"f2": "u2", "bf16": "u2", "f4": "f4", "f8": "f8"}
 _NOT_A_NUMBER = {"f2": 0x7E00, "bf16": 0x7FC0, "f4": np.nan, "f8": np.nan}
@@ -29,5 +29,5 @@ def put(rows: np.ndarray, k: np.ndarray, c: np.ndarray, storage: str) -> None:
 
 def get(rows: np.ndarray, storage: str, k: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The stored rows as k (n, d) and c (n, dv + 1), views of the scratch arrays given."""
-    load(rows, KIND[storage], k, c)
+    kernel.load(rows, widening.KIND[storage], k, c)
     return k[: len(rows)], c[: len(rows)]
