@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from streamattn_cli.kernels import atoms, linear
+from streamattn_cli.sketches.rowstore import get as get_rows
+from streamattn_cli.sketches.rowstore import put as put_rows
 
 SIZES = [1, 2, 3, 5, 15, 16, 17, 33, 50]
 
@@ -107,3 +109,30 @@ def test_survivors_close_ranks_round_the_ring(rng):
         assert found_c[place, 2] == weight
     np.testing.assert_array_equal(found_k[[6, 7, 0]], keys[[6, 0, 1]])  # moved, not rounded again
     np.testing.assert_array_equal(found_k[2:6], keys[2:6])
+
+
+def test_every_half_is_kept_and_others_are_rounded_as_numpy_does(rng):
+    """All finite float16 numbers, and floats between, at and beyond them."""
+    halves = np.arange(1 << 16, dtype="u2")
+    halves = halves[np.isfinite(halves.view("f2"))].view("f2").astype("f4")
+    middles = (halves + np.nextafter(halves, np.inf).astype("f2").astype("f4")) / 2
+    others = rng.standard_normal(4000).astype("f4") * np.exp2(rng.integers(-30, 18, 4000)).astype("f4")
+    for numbers in (halves, middles, np.nextafter(halves, np.float32(np.inf)), others, np.float32([65519.9, 65520, 1e9])):
+        n = len(numbers)
+        rows, c = np.zeros((n, 2), "u2"), np.column_stack([-numbers, np.ones(n)]).astype("f4")
+        put_rows(rows, numbers[:, None], c, "f2")
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(rows[:, 0], numbers.astype("f2").view("u2"))
+            np.testing.assert_array_equal(rows[:, 1], (-numbers).astype("f2").view("u2"))
+
+
+@pytest.mark.parametrize("storage", ["f2", "bf16", "f4", "f8"])
+def test_rows_come_back_and_dropped_ones_are_none(storage):
+    dtype = "f8" if storage == "f8" else "f4"
+    k, c = np.array([[1.5, -2], [0.25, 3], [7, 0]], dtype), np.array([[-1, 1], [4, 0], [0.5, 1]], dtype)
+    rows = np.zeros((3, 3), {"f4": "f4", "f8": "f8"}.get(storage, "u2"))
+    put_rows(rows, k, c, storage)
+    found = get_rows(rows, storage, np.empty((3, 2), dtype), np.empty((3, 2), dtype))
+    k[1], c[1] = 0, 0
+    np.testing.assert_array_equal(found[0], k)
+    np.testing.assert_array_equal(found[1], c)

@@ -322,3 +322,20 @@ def test_tiles_of_keys_cover_a_window_longer_than_one_tile():
 
 def test_spec_bytes():
     assert spec_bytes({"a": ((3, 2), "f4"), "b": ((), "i8"), "c": ((0, 9), "f8")}) == 3 * 2 * 4 + 8
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 40, 100, 300])
+def test_rows_that_a_window_leaves_behind_may_be_skipped(rng, rows):
+    """The state is the same, byte for byte, whether they were passed over or absorbed; a history needs them all."""
+    p = HeadParams(3, 2, 1.0, sinks=5, window=33, group=16)
+    k, c = rng.standard_normal((400, 3)).astype("f4"), np.ones((400, 3), "f4")
+    work, plain, quick = allocate(p.work_spec()), HeadAttention(p), HeadAttention(p)
+    for a in range(0, 400 - rows, rows):
+        for i in range(a, a + rows):
+            plain.absorb(k[i : i + 1], c[i : i + 1], work)
+        idle = quick.skip(rows)
+        quick.absorb(k[a + idle : a + rows], c[a + idle : a + rows], work)
+        for name in plain.state:
+            np.testing.assert_array_equal(quick.state[name], plain.state[name], err_msg=f"{name} after {a + rows} rows")
+    assert (idle > 0) == (rows > 48)
+    assert HeadAttention(HeadParams(3, 2, 1.0, window=33, group=16, history=PolyParams(degree=2))).skip(1000) == 0

@@ -65,6 +65,13 @@ class Part:
         return bad
 
 
+    def bad(self, source: np.ndarray, a: int, b: int) -> bool:
+        """Whether rows [a, b) of a block array hold anything that `widen` would look at twice."""
+        h, chosen = self.heads, slice(self.first, self.first + self.count)
+        outer, column = np.array(h.outer[chosen], np.int64), np.array(h.column[chosen], np.int64)
+        return kernel.any_bad(source, kernel.KIND[h.tensor.dtype], outer, column, h.dim, a, b - a)
+
+
 class Lane:
     """One key head: widens its rows of k, v and q, step by step."""
 
@@ -94,6 +101,12 @@ class Lane:
             wide_c[0, :n][lost] = 0
             work["lane.dropped"][0] += lost.sum()
         return wide_k[0, :n], wide_c[0, :n]
+
+    def pass_over(self, k: np.ndarray, v: np.ndarray, rows: int, row: int, work: dict) -> None:
+        """Look at the first rows of the blocks k and v, which no sketch needs, only for what is not finite."""
+        for a, b in self.steps(row, rows):
+            if self.k.bad(k, a, b) or self.v.bad(v, a, b):
+                self.keys(k, v, a, b, row + a, work)
 
     def alone(self, part: str, block: np.ndarray, a: int, b: int, row: int, work: dict) -> np.ndarray:
         """Rows [a, b) of the block of k or v, where the two come apart, as (n, dim)."""

@@ -108,12 +108,12 @@ class Run:
 
     def absorb_keys(self) -> int:
         """The pass over keys and values into the sketches; returns the rows absorbed."""
-        return self._keys(self._absorb, start=self.done, passed=self.passed)
+        return self._keys(self._absorb, start=self.done, passed=self.passed, skip=self._skip)
 
     def absorb_range(self, first: int, stop: int) -> int:
         """Absorb rows [first, stop) alone, as a shard of the keys; returns how many were dropped."""
         self.begin(first)
-        self._keys(self._absorb, "keys", stop, first)
+        self._keys(self._absorb, "keys", stop, first, skip=self._skip)
         return int(self.workers.total("lane.dropped")[0])
 
     def begin(self, row: int) -> None:
@@ -186,16 +186,24 @@ class Run:
         stop: int | None = None,
         start: int = 0,
         passed: Callable[[str, int], None] | None = None,
+        skip: Callable[[Lane, int], int] | None = None,
     ) -> int:
-        """A pass over keys and values: use(lane, k, c, work) for the rows of every lane, in order."""
+        """A pass over keys and values: use(lane, k, c, work) for the rows of every lane, in order.
+
+        skip(lane, rows) says how many of a block's first rows it passes over.
+        """
         p = self.problem
 
         def take(block: Block) -> None:
             k, v = block.arrays
 
             def lane_task(lane: Lane, work: dict) -> None:
-                for a, b in lane.steps(block.start, block.rows):
-                    use(lane, *lane.keys(k, v, a, b, block.start + a, work), work)
+                idle = skip(lane, block.rows) if skip else 0
+                if idle:
+                    lane.pass_over(k, v, idle, block.start, work)
+                for a, b in lane.steps(block.start + idle, block.rows - idle):
+                    row = block.start + idle + a
+                    use(lane, *lane.keys(k, v, idle + a, idle + b, row, work), work)
 
             self.workers.run(lane_task, self.lanes)
 
@@ -211,6 +219,9 @@ class Run:
         self.sketches[lane.index].absorb(k, c, work)
         if self.auditor and not self.auditor.reservoir:
             self.auditor.see(lane, k, c, work)
+
+    def _skip(self, lane: Lane, rows: int) -> int:
+        return 0 if self.auditor and not self.auditor.reservoir else self.sketches[lane.index].skip(rows)
 
     def answer_queries(self) -> int:
         """The pass over the queries of full attention: answer, write, audit."""

@@ -23,7 +23,7 @@ def _widened(bits):
     return np.uint32(np.uint32(bits) << _S16).view(np.float32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def load(keys, coefs, scales, weights, first, size, k, c):
     """Atoms first, first + 1, ... (mod `size`) as k (n, d), relative to their centre, and c (n, dv + 1).
 
@@ -41,7 +41,7 @@ def load(keys, coefs, scales, weights, first, size, k, c):
         row[dv] = weights[a]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def store(k, c, alive, first, taken, size, counter, keys, coefs, scales, weights):
     """Put those of n atoms that are alive (n,) into a bank of `size` atoms; c (n, dv + 1): their coefficients.
 

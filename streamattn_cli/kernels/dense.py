@@ -90,7 +90,7 @@ def softmax_tile(logits, c, shift, always, low, high, m, y):
             live[j] = exp(live[j] - top)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def place(q, group, at, scale, high, slope, window, raw, scaled, lows, highs):
     """Lay queries q (heads, n, d) into a tile of heads x group rows, from row `at` of each head on; the other rows see nothing.
 
@@ -111,7 +111,7 @@ def place(q, group, at, scale, high, slope, window, raw, scaled, lows, highs):
             scaled[r, j] = x * scale
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def add_history(m, y, past_m, past_y, low, high, seen, share):
     """Make a history's partial answer (past_m, past_y) sane (see `guard`) and add it to (m, y), in place.
 
@@ -148,7 +148,7 @@ def combine(m, y, other_m, other_y):
         m[i] = top
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def extend_range(c, low, high):
     """Widen low, high (dv,) to the values of the rows of c (n, dv + 1) that have a weight; return the number of those."""
     live = 0
@@ -183,7 +183,7 @@ def guard(m, y, low, high):
     return bad
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def finish(m, y, fallback, out):
     """out (r, dv) = y / z; a row that no token answered gets `fallback` (dv,). Return the number of those."""
     empty = 0

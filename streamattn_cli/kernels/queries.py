@@ -11,7 +11,7 @@ FULL = 32767.0  # correlation 1 in int16
 RIDGE = 1e-2  # Sigma += RIDGE tr(Sigma)/d I
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 def learn(q, u, forget, weight, mean, std, corr, rows, covariance):
     """Take in queries q (r, d) of weights u (r,); what was there counts `forget` times as much from now on.
 
@@ -74,7 +74,7 @@ def pack(covariance, weight, std, corr):
         at += d - 1 - i
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 def factor(weight, mean, std, corr, out, direction):
     """out (d, d) upper: U with U^T U = covariance + RIDGE tr / d I; direction (d,) = U^-T mean.
 

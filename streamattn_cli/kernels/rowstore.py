@@ -2,10 +2,10 @@
 
 from numba import njit
 
-from streamattn_cli.kernels.widen import widen_row
+from streamattn_cli.kernels.widen import narrow_row, widen_row
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def load(rows, kind, k, c):
     """Widen stored rows (n, d + dv) into k (>= n, d) and c (>= n, dv + 1) = [v, weight].
 
@@ -18,3 +18,15 @@ def load(rows, kind, k, c):
         if bad:
             k[i] = 0
             c[i] = 0
+
+
+@njit(cache=True)
+def store(k, c, kind, nan, rows):
+    """Keep k (n, d) and c (n, dv + 1) = [v, weight] in rows (n, d + dv); one of weight 0 as `nan`, that item of rows' dtype."""
+    d, dv = k.shape[1], c.shape[1] - 1
+    for i in range(k.shape[0]):
+        if c[i, dv] == 0:
+            rows[i] = nan
+        else:
+            narrow_row(k[i], kind, rows[i, :d])
+            narrow_row(c[i, :dv], kind, rows[i, d:])

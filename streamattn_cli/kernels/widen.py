@@ -18,8 +18,11 @@ _REBIAS = np.uint32(112 << 23)  # float32 bias 127 - float16 bias 15
 _REBIAS_SUBNORMAL = np.uint32(113 << 23)
 _TINY = np.float32(2.0**-14)  # the float32 whose bits are _REBIAS_SUBNORMAL
 _BRAIN_EXPONENT = np.uint32(0x7F80)
+_HALF_EXPONENT, _BFLOAT_EXPONENT = np.uint16(0x7C00), np.uint16(0x7F80)
 _QUIET = np.uint32(1 << 22)  # a signalling NaN would warn when it is converted once more
 _BRAIN_QUIET = np.uint32(1 << 6)
+_SINGLE_BODY, _BELOW_TIE, _ONE = np.uint32(0x7FFFFFFF), np.uint32(0xFFF), np.uint32(1)
+_HALF, _HALF_BITS = np.float32(0.5), np.float32(0.5).view(np.uint32)
 _S13 = np.uint32(13)
 _S16 = np.uint32(16)
 _ZERO = np.uint32(0)
@@ -50,6 +53,26 @@ def widen(src, kind, outer, column, dim, start, rows, dst, mask):
                 if bad_row < 0 or t < bad_row:
                     bad_head, bad_row = h, t
     return bad, bad_head, bad_row
+
+
+@njit(cache=True, nogil=True)
+def any_bad(src, kind, outer, column, dim, start, rows):
+    """Whether rows [start, start + rows) of a block hold, in these heads, items that are not finite (see `widen`)."""
+    for h in range(outer.size):
+        part, first = src[outer[h]], column[h]
+        for t in range(start, start + rows):
+            bad = 0
+            row = part[t, first : first + dim]
+            if kind == FLOAT:
+                for d in range(dim):
+                    bad += not abs(row[d]) < _SINGLE_LIMIT
+            else:
+                exponent = _HALF_EXPONENT if kind == HALF else _BFLOAT_EXPONENT
+                for d in range(dim):
+                    bad += (np.uint16(row[d]) & exponent) == exponent
+            if bad:
+                return True
+    return False
 
 
 @njit(cache=True, nogil=True)
@@ -118,3 +141,30 @@ def _narrow_row(src, dst):
         beyond = np.inf if item > 0 else -np.inf
         dst[d] = item if finite or item != item else beyond
     return bad
+
+
+@njit(cache=True)
+def narrow_row(src, kind, dst):
+    """Numbers (n,) in storage form, halves rounded to the nearest, ties to even; bfloat16 only for numbers that it holds."""
+    if dst.itemsize != 2:
+        for d in range(dst.size):
+            dst[d] = src[d]
+    elif kind == BRAIN:
+        for d in range(dst.size):
+            dst[d] = np.float32(src[d]).view(np.uint32) >> _S16
+    else:
+        for d in range(dst.size):
+            dst[d] = _single_to_half(np.float32(src[d]).view(np.uint32))
+
+
+@njit(cache=True)
+def _single_to_half(bits):
+    """A finite float32 (its bits) as float16 bits."""
+    sign = np.uint32(np.uint32(bits >> _S16) & _SIGN)
+    size = np.uint32(bits & _SINGLE_BODY)
+    # adding a half puts a subnormal's mantissa, rounded, at the end of the sum's
+    small = np.uint32(np.float32(size.view(np.float32) + _HALF).view(np.uint32) - _HALF_BITS)
+    odd = np.uint32(np.uint32(size >> _S13) & _ONE)
+    normal = np.uint32(np.uint32(size - _REBIAS + _BELOW_TIE + odd) >> _S13)
+    body = small if size < _REBIAS_SUBNORMAL else normal
+    return np.uint32(sign | (body if body < _EXPONENT else _EXPONENT))

@@ -32,7 +32,8 @@ def row_bytes(params: HeadParams) -> int:
 
 def window_params(params: HeadParams, rows: int) -> HeadParams:
     """The `window` method within `rows` rows: sinks, and as wide a window as fits beside one group under way."""
-    params = replace(params, group=8, window=1)  # small groups, because the one under way counts, too
+    # small groups, because the one under way counts, too: a thirty-second of the budget
+    params = replace(params, group=1 << int(np.clip(np.log2(max(rows, 1) / 32), 3, 5)), window=1)
     free = rows * row_bytes(params) - spec_bytes(params.state_spec())
     window = 1 + free // row_bytes(params) // params.group * params.group
     if free < 0:

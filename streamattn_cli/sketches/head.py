@@ -165,6 +165,9 @@ class HeadAttention:
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
         """Take in the next rows, k (n, d) and c (n, dv + 1), any n."""
         p = self.params
+        if not self.history and self.rows >= p.sinks and not self._reaches(len(k)):
+            self._put(k, c)
+            return
         for a, b in self._pieces(len(k)):
             whole = b - a == p.group and b < len(k) and self.rows >= p.sinks
             if whole and self.history and p.window <= 1:  # the next rows would retire these: they need not wait
@@ -173,6 +176,17 @@ class HeadAttention:
                 self.state["counters"][:2] = self.rows + p.group
             else:
                 self._take(k[a:b], c[a:b], work)
+
+    def skip(self, rows: int) -> int:
+        """Pass over as many of the next `rows` rows as will leave no trace, and return their number: without a history
+        those that the window will have left behind at the end of them."""
+        s, p = self.state, self.params
+        idle = p.base((self.rows + rows - 1) // p.group) - self.rows
+        if self.history or self.rows < p.sinks or idle <= 0:
+            return 0
+        s["recent"][:] = 0
+        s["counters"][:2] = self.rows + idle
+        return idle
 
     def step(self, q: np.ndarray, k: np.ndarray, c: np.ndarray, out: np.ndarray, work: dict) -> None:
         """Take in the next rows and answer their causal queries q (heads, n, d) into out (heads, n, dv).
@@ -238,9 +252,19 @@ class HeadAttention:
         if rows < p.sinks:
             n = min(len(k), p.sinks - rows)
             put(s["sinks"][rows : rows + n], k[:n], c[:n], p.stored)
-        at = rows - int(s["counters"][1])
-        put(s["recent"][at : at + len(k)], k, c, p.stored)
+        self._put(k, c)
+
+    def _put(self, k: np.ndarray, c: np.ndarray) -> None:
+        """Append rows to the recent ones, where there is room for them."""
+        s = self.state
+        at = self.rows - int(s["counters"][1])
+        put(s["recent"][at : at + len(k)], k, c, self.params.stored)
         s["counters"][0] += len(k)
+
+    def _reaches(self, rows: int) -> bool:
+        """Whether the next `rows` rows will make some that are recent now retire."""
+        p = self.params
+        return p.base((self.rows + rows - 1) // p.group) > self.state["counters"][1]
 
     def _retire(self, base: int, work: dict) -> None:
         """Move the recent rows before global row `base` into the history, and the others to the front."""

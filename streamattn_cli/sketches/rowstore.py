@@ -16,15 +16,8 @@ def put(rows: np.ndarray, k: np.ndarray, c: np.ndarray, storage: str) -> None:
 
     A row of weight 0 was dropped: it is stored as NaN, which no other row can be.
     """
-    d = k.shape[1]
-    for part, numbers in ((rows[:, :d], k), (rows[:, d:], c[:, :-1])):
-        if storage == "f2":
-            part[:] = numbers.astype(np.float16).view(np.uint16)
-        elif storage == "bf16":
-            part[:] = np.ascontiguousarray(numbers, np.float32).view(np.uint32) >> np.uint32(16)
-        else:
-            part[:] = numbers
-    rows[c[:, -1] == 0] = _NOT_A_NUMBER[storage]
+    with np.errstate(over="ignore"):  # without the compiler: bits wrap around on purpose
+        kernel.store(k, c, widening.KIND[storage], rows.dtype.type(_NOT_A_NUMBER[storage]), rows)
 
 
 def get(rows: np.ndarray, storage: str, k: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
