@@ -328,9 +328,9 @@ def test_spec_bytes():
 def test_rows_that_a_window_leaves_behind_may_be_skipped(rng, rows):
     """The state is the same, byte for byte, whether they were passed over or absorbed; a history needs them all."""
     p = HeadParams(3, 2, 1.0, sinks=5, window=33, group=16)
-    k, c = rng.standard_normal((400, 3)).astype("f4"), np.ones((400, 3), "f4")
+    k, c = rng.standard_normal((700, 3)).astype("f4"), np.ones((700, 3), "f4")
     work, plain, quick = allocate(p.work_spec()), HeadAttention(p), HeadAttention(p)
-    for a in range(0, 400 - rows, rows):
+    for a in range(0, 700 - rows, rows):
         for i in range(a, a + rows):
             plain.absorb(k[i : i + 1], c[i : i + 1], work)
         idle = quick.skip(rows)
