@@ -28,6 +28,7 @@ from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalfo
 from streamattn_cli.rows.absent import absent
 from streamattn_cli.rows.many import open_stream
 from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.rows.recordout import waits
 from streamattn_cli.rows.writers import Writer, open_writer
 from streamattn_cli.sketches.head import HeadParams
 
@@ -130,10 +131,11 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
         listener(Started(plan.to_dict()))
         for note in problem.notes:
             listener(Note(note))
-        writer = open_writer(
-            request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
-            problem.q.batch,
-        )  # fmt: skip
+        with interrupts.at_once(waits(request.output)):
+            writer = open_writer(
+                request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
+                problem.q.batch,
+            )  # fmt: skip
         stack.callback(writer.abort)
         stack.callback(interrupts.on_abort(writer.abort))
         warm(plan, listener)
