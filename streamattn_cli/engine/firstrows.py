@@ -23,7 +23,7 @@ def peek_first(problem: Problem, values: bool) -> Peeked:
 
 
 def first_rows(problem: Problem, peeked: Peeked) -> Iterator[tuple[Lane, np.ndarray, np.ndarray, np.ndarray]]:
-    """For every key head: its lane, keys (n, d), values with weights (n, dv + 1) and queries (r, d), of what was peeked.
+    """For every key head: its lane, keys (n, d), values with weights (n, dv + 1) and queries (r, d).
 
     Without `values` (they may come long after the keys) the keys stand in for them: an error of the weights then shows
     as an error of the mean key.

@@ -169,8 +169,8 @@ class SketchedRun(Run):
     def _answer(
         self, use: Callable, phase: str, done: int = 0, passed: Callable[[str, int], None] | None = None
     ) -> int:
-        """A pass over the queries: use(start, answers (n, heads, dv), q) for every block from row `done` on; returns how
-        many rows these have."""
+        """A pass over the queries: use(start, answers (n, heads, dv), q) for every block from row `done` on; returns
+        how many rows these have."""
         bounded = self.sketching.heaps
 
         def take(block: Block) -> None:

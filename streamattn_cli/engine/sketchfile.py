@@ -64,8 +64,8 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
     check_schema(name, meta)
     facts = json.loads(meta["params"])
     if "sketches" in facts:
-        raise CheckpointIncompatible(f"{name}: a run with --sketches {facts['sketches']['kind']}, which answers no other "
-                                     "queries than its own; go on with attend --resume")  # fmt: skip
+        raise CheckpointIncompatible(f"{name}: a run with --sketches {facts['sketches']['kind']}, which answers no "
+                                     "other queries than its own; go on with attend --resume")  # fmt: skip
     if facts.get("head") is None:
         raise CheckpointIncompatible(f"{name}: made by --method {meta['method']}, which keeps no sketch to query")
     if facts["mode"] == "causal":
