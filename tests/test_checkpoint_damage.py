@@ -159,8 +159,7 @@ FOREIGN = {
     "a zip archive": b"PK\x03\x04" + bytes(100),
     "a gzip file": b"\x1f\x8b\x08" + bytes(100),
     "a text file": "q,k,v\n1,2,3\n\u00e9".encode() * 90,
-    "a safetensors file": file_of('{"__metadata__":{"format":"pt"},"k":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
-                                  bytes(4), align=False, seal=False),
+    "a safetensors file": file_of('{"k":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4), seal=False),
     "a safetensors file,": file_of(header_of(SMALL)[0].replace('"container":"sattn/1",', ""), header_of(SMALL)[1]),
 }  # fmt: skip
 
@@ -171,7 +170,7 @@ def test_what_never_was_a_checkpoint_is_called_what_it_is(tmp_path, kind):
     path = tmp_path / "x.sattn"
     path.write_bytes(FOREIGN[kind])
     for call in (read, read_header):
-        with pytest.raises(InputMalformed, match=f"x.sattn: is {kind}.*not a streamattn checkpoint; give a file that") as caught:
+        with pytest.raises(InputMalformed, match=f"x.sattn: is {kind}.*not a streamattn checkpoint; give") as caught:
             call(str(path))
         assert "damaged" not in str(caught.value)
 

@@ -52,6 +52,25 @@ def test_a_full_device_as_standard_output_is_10(folder):
         assert done.err.startswith("streamattn: standard output: cannot be written: No space left on device")
 
 
+@pytest.mark.parametrize("words", [["--help"], ["attend", "--help"], ["--version"]], ids=" ".join)
+def test_help_for_a_full_device_is_10(words):
+    with open("/dev/full", "wb") as full:
+        done = run(*words, code=10, stdout=full)
+    assert done.err.startswith("streamattn: standard output: cannot be written: No space left on device")
+
+
+@pytest.mark.parametrize("target, more, code, words", [
+    ("missing/out.npy", [], 10, ["missing/out.npy", "there is no folder", "mkdir -p"]),
+    (".", [], 10, [".: is a folder"]),
+    ("out.txt", [], 2, [".txt unknown"]),
+    ("out.npy", ["--top-k", "3"], 2, ["--top-k writes sparse columns as HDF5"]),
+    ("missing/out.h5", ["--top-k", "3"], 10, ["there is no folder"]),
+])  # fmt: skip
+def test_a_dry_run_refuses_outputs_that_cannot_be(folder, target, more, code, words):
+    for extra in ([], ["--dry-run"]):
+        refused(*ATTEND, *more, *extra, "-o", target, code=code, words=words, folder=folder, cwd=folder)
+
+
 @pytest.fixture
 def tiny_disk(tmp_path):
     """A tmpfs of 64 KiB."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clirun import FILES, save_heads, start, wait_until
+from clirun import FILES, record_bytes, run, save_heads, start, wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/wchan").exists(), reason="looks at /proc to see where it waits")
 ROWS = np.random.default_rng(0).standard_normal((2000, 24)).astype(np.float32)
@@ -112,6 +112,42 @@ def test_ctrl_c_while_a_fifo_waits_for_its_writer(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and b"Traceback" not in err
+    assert not (tmp_path / "out.npy").exists()
+
+
+@pytest.mark.parametrize("command", [
+    ["attend", *FILES, "--full", "--method", "window"],
+    ["query", "s.sattn", "q.npy"],
+    ["generate", "--rows", "9"],
+], ids=lambda command: command[0])  # fmt: skip
+def test_ctrl_c_while_a_fifo_waits_for_its_reader(tmp_path, command):
+    """Once is enough."""
+    save_heads(tmp_path)
+    os.mkfifo(tmp_path / "out")
+    if command[0] == "query":
+        run("sketch", *FILES[2:], "--method", "window", "-o", "s.sattn", cwd=tmp_path)
+    target = ["out"] if command[0] == "generate" else ["-o", "out"]
+    process = start(*command, *target, cwd=tmp_path, stderr=subprocess.PIPE)
+    wait_until(process, lambda: _owns_signals(process) and _waits_in(process, "wait_for_partner", "fifo_open"))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"stopped by SIGINT" in err and b"Traceback" not in err
+
+
+@pytest.mark.parametrize("more", [["--m1", "64"], ["--eps", "0.1"]], ids=["calibration", "plan"])
+def test_ctrl_c_while_sketches_wait_for_their_first_rows(tmp_path, more):
+    save_heads(tmp_path)
+    command = ["attend", *FILES[:2], "--k", "-", *FILES[4:], "--full", "--sketches", "psi", "--order", "kvq", *more]
+    process = start(*command, "-o", "out.npy", cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(record_bytes(np.ones((5, 8), np.float32)))
+    process.stdin.flush()
+    wait_until(process, lambda: _owns_signals(process) and _reads_a_pipe(process))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    err = process.stderr.read()
+    process.stdin.close()
+    process.stderr.close()
+    assert b"stopped by SIGINT" in err and b"Traceback" not in err
     assert not (tmp_path / "out.npy").exists()
 
 

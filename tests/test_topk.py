@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from streamattn_cli.errors import OutputFailed, UsageError
-from streamattn_cli.rows.hdf5sparse import TopKWriter
+from streamattn_cli.rows.hdf5sparse import TopKWriter, check_sparse
 from streamattn_cli.rows.topk import BestRows
 
 
@@ -74,6 +74,6 @@ def test_more_entries_than_rows_are_refused_and_nothing_is_left(tmp_path):
 
 def test_only_hdf5_can_hold_it(tmp_path):
     with pytest.raises(UsageError, match="give -o FILE.h5"):
-        TopKWriter(str(tmp_path / "x.npy"), 3, 1, 1, False)
+        check_sparse(str(tmp_path / "x.npy"))
     with pytest.raises(OutputFailed, match="No such file"):
         TopKWriter(str(tmp_path / "missing" / "x.h5"), 3, 1, 1, False)

@@ -136,8 +136,8 @@ def _header(name: str, file: BinaryIO, size: int) -> Header:
         kind = foreign_kind(_some(file, FIRST))
         if kind is None:
             raise
-        raise InputMalformed(f"{name}: is {kind}, not a streamattn checkpoint; give a file that `streamattn sketch -o`, "
-                             "`merge -o` or `attend --checkpoint` wrote") from None
+        raise InputMalformed(f"{name}: is {kind}, not a streamattn checkpoint; give a file that `streamattn sketch "
+                             "-o`, `merge -o` or `attend --checkpoint` wrote") from None
 
 
 def _some(file: BinaryIO, n: int) -> bytes:

@@ -25,7 +25,7 @@ from streamattn_cli.cli.query import query  # noqa: E402
 from streamattn_cli.cli.plan import plan  # noqa: E402
 from streamattn_cli.cli.report import report  # noqa: E402
 from streamattn_cli.cli.sketch import sketch  # noqa: E402
-from streamattn_cli.cli.streams import fill_standard_streams, let_go_of_broken  # noqa: E402
+from streamattn_cli.cli.streams import fill_standard_streams, let_go_of_broken, printing  # noqa: E402
 from streamattn_cli.errors import Interrupted, StreamattnError  # noqa: E402
 from streamattn_cli.report.jsontext import json_line  # noqa: E402
 
@@ -49,10 +49,14 @@ def _dying_of_pipe(command):
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGPIPE)
+            _die_of_pipe()
 
     return run
+
+
+def _die_of_pipe() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
 
 
 for _command in (attend, plan, compare, report, sketch, query, merge, info, inspect, generate):
@@ -84,7 +88,7 @@ def main() -> None:
         # Until a run owns its signals, Ctrl-C ends us as it ends any program: no traceback, nothing to clean up yet.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        app()
+        _run_app()
     except StreamattnError as error:
         _end(str(error), error.code)
     except Interrupted as stop:
@@ -96,6 +100,19 @@ def main() -> None:
              "run as `streamattn --debug ...`", 1)  # fmt: skip
     finally:
         let_go_of_broken()
+
+
+def _run_app() -> None:
+    """The command line; help and version, which Typer prints, fail as what we print does."""
+    try:
+        app()
+    except (SystemExit, OSError):
+        try:
+            with printing():  # OutputFailed where standard output is full
+                pass
+        except BrokenPipeError:
+            _die_of_pipe()
+        raise
 
 
 def _end(message: str, code: int) -> None:

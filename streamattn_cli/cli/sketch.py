@@ -91,7 +91,8 @@ def sketch(
     if shards is not None and append:
         raise UsageError(
             f"--shards with --append: make a sketch of the new rows alone, by the same settings, and merge the two: "
-            f"streamattn sketch ... --shards {shards} -o new.sattn, then streamattn merge {output} new.sattn -o {output}"
+            f"streamattn sketch ... --shards {shards} -o new.sattn, then "
+            f"streamattn merge {output} new.sattn -o {output}"
         )
     if shards is not None and resume:
         raise UsageError(

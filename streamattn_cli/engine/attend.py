@@ -25,17 +25,19 @@ from streamattn_cli.engine.resume import (
     sources_of,
 )
 from streamattn_cli.engine.run import Run
-from streamattn_cli.engine.runs import make_run, open_sparse
+from streamattn_cli.engine.runs import check_output, make_run, open_sparse
 from streamattn_cli.engine.saver import Saver, describe
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.warm import warm
 from streamattn_cli.errors import Interrupted
 from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.recordout import waits
 from streamattn_cli.rows.writers import open_writer
 
 
 def plan_attend(request: AttendRequest) -> Plan:
-    """The plan of a run, from headers alone (of a pipe: its first record's)."""
+    """The plan of a run, from headers alone (of a pipe: its first record's). Refuses what `attend` would refuse."""
+    check_output(request)
     with open_inputs(request.inputs) as inputs:
         return make_plan(resolve(request, inputs))
 
@@ -45,7 +47,7 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
     with ExitStack() as stack:
         with interrupts.at_once():
             inputs = stack.enter_context(open_inputs(request.inputs))
-        plan = make_plan(resolve(request, inputs))
+            plan = make_plan(resolve(request, inputs))
         problem = plan.problem
         facts, sources = facts_of(problem, plan.audit_rows), sources_of(problem) if request.checkpoint else {}
         checkpoint = stack.enter_context(CheckpointWriter(request.checkpoint)) if request.checkpoint else None
@@ -60,10 +62,11 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
                 checkpoint.commit(saved.state, describe(facts, DONE, saved.done, sources, None))
             return _already_done(plan, saved, listener)
         tag = checkpoint and part_tag(checkpoint)
-        writer = open_sparse(problem, tag) if request.top_k else open_writer(
-            request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
-            problem.q.batch, going_on=saved.part if saved else None, tag=tag,
-        )  # fmt: skip
+        with interrupts.at_once(waits(request.output)):
+            writer = open_sparse(problem, tag) if request.top_k else open_writer(
+                request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
+                problem.q.batch, going_on=saved.part if saved else None, tag=tag,
+            )  # fmt: skip
         stack.callback(writer.abort)
         stack.callback(interrupts.on_abort(writer.abort))
         if checkpoint:

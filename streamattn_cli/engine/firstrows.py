@@ -13,15 +13,24 @@ from streamattn_cli.sketches.head import allocate
 FIRST = 1024
 
 
-def first_rows(problem: Problem, values: bool) -> Iterator[tuple[Lane, np.ndarray, np.ndarray, np.ndarray]]:
-    """For every key head: its lane, keys (n, d), values with weights (n, dv + 1) and queries (r, d), from a peek.
+Peeked = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def peek_first(problem: Problem, values: bool) -> Peeked:
+    """The first rows of q, k and, with `values`, v as they are stored; of pipes, once they have come."""
+    k, q = (h.tensor.peek(FIRST) for h in (problem.k, problem.q))
+    return q, k, problem.v.tensor.peek(FIRST) if values else None
+
+
+def first_rows(problem: Problem, peeked: Peeked) -> Iterator[tuple[Lane, np.ndarray, np.ndarray, np.ndarray]]:
+    """For every key head: its lane, keys (n, d), values with weights (n, dv + 1) and queries (r, d).
 
     Without `values` (they may come long after the keys) the keys stand in for them: an error of the weights then shows
     as an error of the mean key.
     """
     work = allocate(lane_work_spec(problem))
-    k, q = (h.tensor.peek(FIRST) for h in (problem.k, problem.q))
-    v = problem.v.tensor.peek(FIRST) if values else None
+    q, k, v = peeked
+    values = v is not None
     n = min(k.shape[1], v.shape[1]) if values else k.shape[1]
     for index in range(len(problem.k)):
         lane = Lane(problem, index)

@@ -11,6 +11,7 @@ from streamattn_cli.engine.pump import Watch, pump
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.readahead import ReadAhead
+from streamattn_cli.rows.recordout import waits
 from streamattn_cli.rows.synthetic import SyntheticSpec
 from streamattn_cli.rows.syntheticout import open_sink
 from streamattn_cli.rows.tensor import row_bytes
@@ -40,7 +41,8 @@ def run_generate(request: GenerateRequest, listener: Listener, interrupts: Inter
     if request.block_rows is not None and request.block_rows < 1:
         raise UsageError(f"--block-rows is {request.block_rows}: it must be at least 1")
     began = time.monotonic()
-    sink = open_sink(request.spec, request.emit, request.target, request.raw)
+    with interrupts.at_once(waits(request.target)):
+        sink = open_sink(request.spec, request.emit, request.target, request.raw)
     withdraw = interrupts.on_abort(sink.abort)
     try:
         for tensor in sink.tensors:

@@ -57,9 +57,10 @@ class Interrupts:
             raise Interrupted(self._pending)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside, a stop is raised where it arrives: around waits for a pipe, in which `check` would not be reached."""
-        self._raising = True
+    def at_once(self, wanted: bool = True) -> Iterator[None]:
+        """Inside, a stop is raised where it arrives: around waits for a pipe, in which `check` would not be reached.
+        Not `wanted` where nothing waits, and what is being opened could be lost."""
+        self._raising = wanted
         try:
             self.check()
             yield

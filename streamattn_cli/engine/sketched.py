@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from streamattn_cli.engine.events import Audit, Note
-from streamattn_cli.engine.firstrows import first_rows
+from streamattn_cli.engine.firstrows import first_rows, peek_first
 from streamattn_cli.engine.lanes import Lane
 from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pump import Watch
@@ -96,7 +96,9 @@ class SketchedRun(Run):
         """Centre and bounds from the first rows; values are looked at only if they are there before the queries."""
         p = self.problem
         values = p.v.tensor.seekable or "v" in self.sketching.order.split("q")[0]
-        for lane, k, c, q in first_rows(p, values):
+        with self.watch.interrupts.at_once():
+            peeked = peek_first(p, values)
+        for lane, k, c, q in first_rows(p, peeked):
             try:
                 error = self.heads[lane.index].calibrate(k, c, q)
             except CannotMeet as refusal:
@@ -167,8 +169,8 @@ class SketchedRun(Run):
     def _answer(
         self, use: Callable, phase: str, done: int = 0, passed: Callable[[str, int], None] | None = None
     ) -> int:
-        """A pass over the queries: use(start, answers (n, heads, dv), q) for every block from row `done` on; returns how
-        many rows these have."""
+        """A pass over the queries: use(start, answers (n, heads, dv), q) for every block from row `done` on; returns
+        how many rows these have."""
         bounded = self.sketching.heaps
 
         def take(block: Block) -> None:

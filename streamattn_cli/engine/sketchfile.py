@@ -28,6 +28,7 @@ from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalfo
 from streamattn_cli.rows.absent import absent
 from streamattn_cli.rows.many import open_stream
 from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.rows.recordout import waits
 from streamattn_cli.rows.writers import Writer, open_writer
 from streamattn_cli.sketches.head import HeadParams
 
@@ -63,8 +64,8 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
     check_schema(name, meta)
     facts = json.loads(meta["params"])
     if "sketches" in facts:
-        raise CheckpointIncompatible(f"{name}: a run with --sketches {facts['sketches']['kind']}, which answers no other "
-                                     "queries than its own; go on with attend --resume")  # fmt: skip
+        raise CheckpointIncompatible(f"{name}: a run with --sketches {facts['sketches']['kind']}, which answers no "
+                                     "other queries than its own; go on with attend --resume")  # fmt: skip
     if facts.get("head") is None:
         raise CheckpointIncompatible(f"{name}: made by --method {meta['method']}, which keeps no sketch to query")
     if facts["mode"] == "causal":
@@ -130,10 +131,11 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
         listener(Started(plan.to_dict()))
         for note in problem.notes:
             listener(Note(note))
-        writer = open_writer(
-            request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
-            problem.q.batch,
-        )  # fmt: skip
+        with interrupts.at_once(waits(request.output)):
+            writer = open_writer(
+                request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
+                problem.q.batch,
+            )  # fmt: skip
         stack.callback(writer.abort)
         stack.callback(interrupts.on_abort(writer.abort))
         warm(plan, listener)

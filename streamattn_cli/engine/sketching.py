@@ -15,7 +15,7 @@ from math import ceil, log2
 
 import numpy as np
 
-from streamattn_cli.engine.firstrows import first_rows
+from streamattn_cli.engine.firstrows import first_rows, peek_first
 from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.sketchplan import sketch_notes
 from streamattn_cli.errors import CannotMeet, UsageError
@@ -207,7 +207,7 @@ def _degree(problem: Problem, order: str) -> tuple[int, float]:
     eps, request = problem.request.eps, problem.request
     values = "v" in order.split("q")[0] or problem.v.tensor.seekable
     least, spread = 1, 1.0
-    for _, k, c, q in first_rows(problem, values):
+    for _, k, c, q in first_rows(problem, peek_first(problem, values)):
         for degree in range(least, MAX_DEGREE + 2):
             if degree > MAX_DEGREE:
                 raise CannotMeet(

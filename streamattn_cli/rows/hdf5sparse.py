@@ -18,6 +18,12 @@ from streamattn_cli.rows.temporary import Temporary, failing_as_output
 from streamattn_cli.rows.topk import BestRows, Sparse, ratio
 
 
+def check_sparse(path: str) -> None:
+    """Refuse (UsageError) what cannot become a file of sparse columns."""
+    if os.path.splitext(path)[1].lower() not in (".h5", ".hdf5") or (os.path.exists(path) and not os.path.isfile(path)):
+        raise UsageError(f"{path}: --top-k writes sparse columns as HDF5; give -o FILE.h5")
+
+
 class TopKWriter:
     """A Writer (see writers.py) that keeps the best k entries of every column of the rows it is given. Where rows are
     never produced, `results` is set instead: one Sparse per query head, with `by` naming who found them. tag: see
@@ -27,10 +33,6 @@ class TopKWriter:
         self, path: str, k: int, heads: int, dim: int, deviation: bool, heaps: bool = True,
         tag: str | None = None,
     ):  # fmt: skip
-        if os.path.splitext(path)[1].lower() not in (".h5", ".hdf5") or (
-            os.path.exists(path) and not os.path.isfile(path)
-        ):
-            raise UsageError(f"{path}: --top-k writes sparse columns as HDF5; give -o FILE.h5")
         self.name = path
         self.rows_written = 0
         self.k, self.by = k, "heaps"

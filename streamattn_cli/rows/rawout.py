@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 
 import numpy as np
@@ -12,7 +11,7 @@ from streamattn_cli.errors import OutputFailed, UsageError
 from streamattn_cli.rows.fdio import write_all
 from streamattn_cli.rows.outshape import OutShape
 from streamattn_cli.rows.placed import PlacedWriter
-from streamattn_cli.rows.recordout import open_special
+from streamattn_cli.rows.recordout import open_special, waits
 from streamattn_cli.rows.temporary import Temporary, failing_as_output
 
 
@@ -67,10 +66,6 @@ def open_raw(target: str, rows: int, width: int, holder: np.dtype) -> RawStream 
 
 def is_special(target: str) -> bool:
     """True for an existing fifo, device or socket; OutputFailed for a folder."""
-    try:
-        mode = os.stat(target).st_mode
-    except OSError:
-        return False
-    if stat.S_ISDIR(mode):
+    if os.path.isdir(target):
         raise OutputFailed(f"{target}: is a folder, expected the name of a file; write to a name inside it")
-    return not stat.S_ISREG(mode)
+    return waits(target)

@@ -64,6 +64,11 @@ class RecordWriter:
             self._file.close()
 
 
+def waits(target: str) -> bool:
+    """Whether opening this for writing may wait: an existing fifo, device or socket."""
+    return os.path.exists(target) and not os.path.isfile(target) and not os.path.isdir(target)
+
+
 def open_special(path: str) -> BinaryIO:
     """A fifo or device for writing, as it is (a fifo waits for its reader)."""
     with failing_as_output(path):

@@ -62,7 +62,7 @@ def open_writer(
     shape = OutShape(layout, heads, dim, _dtype(dtype), batch)
     if target == "-":
         return RecordWriter(_standard_output(stdout), "standard output", shape, owned=False)
-    kind = _check_target(target)
+    kind = check_target(target)
     if kind == "special":
         return RecordWriter(open_special(target), target, shape, owned=True)
     if kind == ".npy":
@@ -88,8 +88,11 @@ def _standard_output(given: BinaryIO | None) -> BinaryIO:
     return file
 
 
-def _check_target(target: str) -> str:
-    """The extension of a file that can be made here, or 'special' for what must not be replaced."""
+def check_target(target: str) -> str:
+    """The extension of a file that can be made here, or 'special' for what must not be replaced.
+
+    Raises UsageError and OutputFailed as `open_writer` does, and touches nothing.
+    """
     try:
         mode = os.stat(target).st_mode
     except FileNotFoundError:

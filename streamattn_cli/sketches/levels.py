@@ -36,7 +36,8 @@ def merge_levels(mine, theirs, names: tuple[str, ...]) -> None:
 
     names: the state arrays (places, ...) that have an entry for every row. The highest level, which is the oldest,
     comes first, and no level is halved before all places are taken: that leaves levels like those of one pass.
-    (To lay all rows side by side and halve until they fit: 16 shards of real heads then err by up to 1.27 times one pass.)
+    (Where all rows are laid side by side and halved until they fit, 16 shards of real heads err by up to 1.27 times
+    one pass.)
     """
     counts = mine.state["counts"]
     for level in np.flatnonzero(theirs.state["counts"])[::-1]:
