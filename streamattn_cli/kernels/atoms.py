@@ -59,7 +59,8 @@ def store(k, c, alive, first, taken, size, counter, keys, coefs, scales, weights
         at = (first + done) % size if done < taken else size + done - taken
         if i < taken:
             a = (first + i) % size
-            keys[at] = keys[a]
+            for j in range(keys.shape[1]):
+                keys[at, j] = keys[a, j]
             scales[at, 0] = scales[a, 0]
         else:
             scales[at, 0] = _quantise(k[i - taken], keys[at])

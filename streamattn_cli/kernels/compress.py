@@ -75,7 +75,8 @@ def whiten(x, factor, direction, scale, temper, other, square, square2, half, ro
     for i in range(n):
         for j in range(d):
             mean[j] += x[i, j]
-    mean /= kind(n)
+    for j in range(d):
+        mean[j] /= kind(n)
     for i in range(n):
         for j in range(d):
             x[i, j] = (x[i, j] - mean[j]) * kind(scale)
@@ -179,7 +180,8 @@ def eliminate(inverse, w, count, scratch, alive):
             column[i] *= root
             g[i] = max(g[i] - column[i] * column[i], least)
         alive[j] = False
-        gone[:] = w[j]
+        for t in range(c):
+            gone[t] = w[j, t]
         for i in range(n):
             if not alive[i]:
                 continue
