@@ -347,7 +347,7 @@ def test_blend(rng, degree, taylor, dtype):
     c[:, -1] = 1
     sums = np.stack([(x**l @ c).T for l in range(degree + 1)]).astype(dtype)
     m, y = np.full(4, 0.25, dtype), np.full((4, 3), np.nan)
-    kernel.blend(sums, taylor, m, y)
+    kernel.blend(sums.copy(), taylor, np.empty((len(sums), len(m)), dtype), m, y)
     for i in range(4):
         mean = 0.0 if taylor or degree < 1 else float(x[i].mean())
         variance = 0.0 if taylor or degree < 2 else float(x[i].var())
@@ -359,5 +359,5 @@ def test_blend(rng, degree, taylor, dtype):
 
 def test_blend_without_any_token_is_nothing():
     m, y = np.zeros(2), np.full((2, 3), np.nan)
-    kernel.blend(np.zeros((5, 3, 2)), False, m, y)
+    kernel.blend(np.zeros((5, 3, 2)), False, np.empty((5, 2)), m, y)
     assert (m == 0).all() and (y == 0).all()

@@ -156,12 +156,12 @@ def hermite(degree, mean, variance, out):
             power *= -mean
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def blend(sums, taylor, m, y):
-    """Turn power sums (g + 1, w, G) into partial answers: y (G, w), and what is factored out is added to m (G,).
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+def blend(sums, taylor, factor, m, y):
+    """Turn power sums (g + 1, w, G), spoilt, into partial answers: y (G, w), and what is factored out is added to m (G,).
 
     Each query's own logits have mean S1/S0 and variance S2/S0 - mean^2 (S_l the sum of their l-th powers, the last
-    row of sums[l]); its polynomial is the Hermite expansion for these, or Taylor's.
+    row of sums[l]); its polynomial is the Hermite expansion for these, or Taylor's. factor (g + 1, G): scratch.
     """
     levels, width, queries = sums.shape
     a = np.empty(levels)
@@ -173,11 +173,19 @@ def blend(sums, taylor, m, y):
                 variance = max(0.0, sums[2, width - 1, r] / z - mean * mean)
         hermite(levels - 1, mean, variance, a)
         m[r] += mean + variance / 2
+        for level in range(levels):
+            factor[level, r] = a[level]
+    for j in range(width):
+        total, f = sums[0, j], factor[0]
+        for r in range(queries):
+            total[r] *= f[r]
+        for level in range(1, levels):
+            part, f = sums[level, j], factor[level]
+            for r in range(queries):
+                total[r] += f[r] * part[r]
+    for r in range(queries):
         for j in range(width):
-            total = 0.0
-            for level in range(levels):
-                total += a[level] * sums[level, j, r]
-            y[r, j] = total
+            y[r, j] = sums[0, j, r]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

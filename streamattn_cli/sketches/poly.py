@@ -71,6 +71,7 @@ class PolyHistory:
             "low": ((feature_count(dim, params.degree - 1), queries), dtype),
             "some": ((8, queries), dtype),
             "sums": ((params.degree + 1, width, queries), dtype),
+            "factor": ((params.degree + 1, queries), dtype),
         }
 
     @staticmethod
@@ -117,7 +118,7 @@ class PolyHistory:
         logits = _clip_norm(u, self.state["radius"][1]) @ _clip_norm(x, self.state["radius"][0]).T
         sums = np.stack([(logits**l @ c).T for l in range(self.params.degree + 1)])
         approx, shift = np.zeros_like(exact), np.zeros(len(u))
-        kernel.blend(sums, self.params.polynomial == "taylor", shift, approx)
+        kernel.blend(sums, self.params.polynomial == "taylor", np.empty((len(sums), len(u))), shift, approx)
         good = approx[:, -1] > 0
         exact = exact[:, :-1] / exact[:, -1:]
         approx = np.where(good[:, None], approx[:, :-1] / np.where(good, approx[:, -1], 1)[:, None], 0)
@@ -138,11 +139,11 @@ class PolyHistory:
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries q (r, d) into `out`. Returns how many queries were clipped."""
         s, t = self.state, self.table
-        x, low, some, sums = (_columns(work[name], len(q)) for name in ("x", "low", "some", "sums"))
+        x, low, some, sums, factor = (_columns(work[name], len(q)) for name in ("x", "low", "some", "sums", "factor"))
         clipped = kernel.centre(q, np.zeros(self.dim), np.sqrt(self.scale), s["radius"][1], x)
         kernel.power_sums(x, s["moments"], t.multinomial, t.start, t.parent, t.var, low, some, sums)
         out.m[:] = self.scale * (q @ s["mu"])
-        kernel.blend(sums, self.params.polynomial == "taylor", out.m, out.y)
+        kernel.blend(sums, self.params.polynomial == "taylor", factor, out.m, out.y)
         return clipped
 
     def mean_value(self) -> np.ndarray:

@@ -272,7 +272,8 @@ class SketchedHead:
             work["sk.sums"],
         )
         work["sk.m"][:] = self.params.scale * (work["sk.tile"] @ self.state["mu"])
-        kernel.blend(work["sk.sums"], self.params.poly.polynomial == "taylor", work["sk.m"], work["sk.y"])
+        taylor = self.params.poly.polynomial == "taylor"
+        kernel.blend(work["sk.sums"], taylor, work["sk.factor"], work["sk.m"], work["sk.y"])
         return work["sk.m"][at : at + len(q)], work["sk.y"][at : at + len(q)]
 
     # --- shards
