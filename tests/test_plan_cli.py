@@ -82,6 +82,13 @@ def test_the_text_names_methods_and_the_command():
         assert max(map(len, lines[:-1])) <= int(width) and "nystrom" in text and "guess" in text
 
 
+def test_a_budget_in_rows_is_planned_for(tmp_path):
+    found = run("plan", HEADS, "--resident-rows", "300", "--json").document
+    options = {o["method"]: o["settings"] for o in found["options"]}
+    assert options["nystrom"] == options["window"] == {"resident_rows": 300}
+    assert "--resident-rows 300" in found["recommended"]["command"]
+
+
 def test_what_cannot_be_planned_is_refused(tmp_path):
     refused("plan", code=2, words=["no input", "--rows 1e9"])
     refused("plan", "--rows", "many", "--dim", "8", code=2, words=["--rows many", "1e9"])

@@ -33,6 +33,7 @@ def plan(
     q_rows: options.QueryRows = None,
     causal: options.Causal = None,
     scale: options.Scale = None,
+    resident_rows: options.ResidentRows = None,
     effort: options.Effort = "default",
     memory: options.Memory = None,
     threads: options.Threads = None,
