@@ -18,7 +18,7 @@ def generate(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="[TARGET]",
+            metavar="TARGET",
             help="- (standard output, .npy records), FILE.npy (packed columns; with {} in the name one file per "
             "tensor), or FILE.h5 (datasets q, k, v).",
         ),

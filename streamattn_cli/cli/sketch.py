@@ -14,7 +14,7 @@ def sketch(
     input: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[INPUT]...",
+            metavar="INPUT...",
             help="File that holds k, v (.h5, .safetensors, packed .npy), several or a pattern for one long stream, or -.",
         ),
     ] = None,
