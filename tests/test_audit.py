@@ -150,7 +150,7 @@ def test_the_history_mass_is_that_of_the_oracle(tmp_path, method, mode):
     (found,) = done.document["audit"]["history_mass"]
     assert 0.05 < found < 1 and found == pytest.approx(np.mean(expected), rel=1e-5)
     text = run("attend", *FILES, *words, "-o", "out.npy", cwd=tmp_path).err
-    assert f"  history  {found:.3g} of the exact attention" in text
+    assert f"  history  {100 * found:.3g}% of the exact attention" in text
     assert json.loads((tmp_path / "out.npy.json").read_text())["audit"]["history_mass"] == found
 
 

@@ -105,7 +105,7 @@ class PolyHistory:
             raise CannotMeet(
                 f"poly of degree {p.degree} would err by about {error:.2g} (relative) on this input, more than the "
                 f"allowed {p.max_error:g}: its logits reach {largest:.1f} in the first rows, too far for a polynomial. "
-                "Use --method window or exact, a smaller --scale, a higher even --degree (dim at most 16), "
+                "Use --method nystrom or exact, a smaller --scale, a higher even --degree (dim at most 16), "
                 "or accept the error with --max-error."
             )
         return error
