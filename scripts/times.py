@@ -32,8 +32,8 @@ def setting(folder: Path, seed: int, method: str) -> tuple[str, float, float]:
     dim = int(rng.choice([8, 16] if method == "poly" else [16, 32, 64, 128]))
     heads, kv_heads = [(1, 1), (2, 1), (4, 2), (4, 4), (8, 2)][rng.integers(5)]
     rows = int(rng.integers(8000, 60000) / (heads if method == "exact" else heads**0.5))
-    shape = ("--rows", rows, "--dim", dim, "--heads", heads, "--kv-heads", kv_heads, "--dtype", rng.choice(["f16", "f32"]))
-    program("generate", *shape, "--seed", seed, "--quiet", folder / "in.h5")
+    shape = ("--rows", rows, "--dim", dim, "--heads", heads, "--kv-heads", kv_heads)
+    program("generate", *shape, "--dtype", rng.choice(["f16", "f32"]), "--seed", seed, "--quiet", folder / "in.h5")
     mode, budget = str(rng.choice(["--causal", "--full"])), int(rng.choice([256, 512, 1024, 2048]))
     plan = program("plan", folder / "in.h5", mode, "--resident-rows", budget)
     option = next(o for o in plan["options"] if o["method"] == method)
@@ -41,7 +41,8 @@ def setting(folder: Path, seed: int, method: str) -> tuple[str, float, float]:
     words = (mode, "--method", method, *settings, "--max-error", "inf", "--audit", option["audit"])
     done = program("attend", folder / "in.h5", *words, "--quiet", "-o", folder / "out.npy")
     (folder / "in.h5").unlink()
-    return f"{method} {mode} {rows} rows, dim {dim}, {heads}/{kv_heads} heads, {budget}", option["seconds"], done["seconds"]
+    described = f"{method} {mode} {rows} rows, dim {dim}, {heads}/{kv_heads} heads, {budget}"
+    return described, option["seconds"], done["seconds"]
 
 
 def main() -> None:

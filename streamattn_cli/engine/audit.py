@@ -41,7 +41,7 @@ class Auditor:
         """Bytes of an Auditor while keys pass."""
         p, d, dv = problem.precision, problem.q.dim, problem.v.dim
         heads, lanes = len(problem.q), len(problem.k)
-        exact = ExactQueries.projected_bytes(problem.group, rows, d, dv, p) * lanes
+        exact = ExactQueries.projected_bytes(problem.group, rows, d, dv, p, history=True) * lanes
         means = ValueMeans.projected_bytes(rows, dv) * lanes
         row = problem.q.tensor.outer * problem.q.tensor.width * STORAGE[problem.q.tensor.dtype].itemsize
         return exact + means + rows * heads * (d * np.dtype(p).itemsize + dv * 8) + row

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FIRST_ROWS = 1024  # shown to the method before the pass begins
 SLOTS = 3  # blocks in flight: one read, one waiting, one worked on
 SLACK = 2 << 20  # interpreter objects, allocator slack (measured: 0.3 to 1.5 MiB)
-THREAD = 3 << 19  # what BLAS keeps for every further thread, and its stack (measured: up to 2 MiB, and SLACK is there, too)
+THREAD = 3 << 19  # what BLAS keeps for every further thread, and its stack (measured: up to 2 MiB; SLACK helps out)
 
 
 def project(plan: Plan) -> dict[str, int]:
@@ -56,7 +56,7 @@ def work_spec(problem: Problem) -> dict:
 def exact_row_bytes(problem: Problem) -> int:
     """What `exact` holds of one row of queries, and of its answers while they grow."""
     p = problem.precision
-    return len(problem.q) * (_item(p) * (2 * problem.q.dim + 1) + 8 * (problem.v.dim + 2) + 1)
+    return len(problem.q) * (_item(p) * (2 * problem.q.dim + 1) + 8 * (problem.v.dim + 1) + 1)
 
 
 def _lasting(plan: Plan) -> dict[str, int]:

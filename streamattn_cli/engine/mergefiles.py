@@ -81,8 +81,8 @@ def check_alike(files: list[SketchFile]) -> None:
             theirs, ours = other.params.to_dict() | {"heads": other.heads}, first.params.to_dict() | {"heads": first.heads}
             made_by = [file.facts["method"] for file in (first, other)]
             if made_by[0] != made_by[1]:
-                raise CheckpointIncompatible(f"{first.name} is a sketch by {made_by[0]} and {other.name} by {made_by[1]}: only "
-                                             "sketches of the same method and parameters merge")  # fmt: skip
+                raise CheckpointIncompatible(f"{first.name} was made by {made_by[0]} and {other.name} by {made_by[1]}: only "
+                                             "sketches of the same parameters merge")  # fmt: skip
             changed = [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
             raise CheckpointIncompatible(f"{first.name} and {other.name} differ in {'; '.join(changed)}: only sketches of "
                                          "the same parameters merge")  # fmt: skip
