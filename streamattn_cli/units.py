@@ -34,6 +34,17 @@ def parse_size(text: str) -> int:
     return int(number * factor)
 
 
+def parse_count(text: str, option: str) -> int:
+    """'1e9' as 1000000000. Raises UsageError, which names the option, for anything but a whole number above 0."""
+    try:
+        count = float(text)
+    except ValueError:
+        count = 0.5
+    if not math.isfinite(count) or count != int(count) or count < 1:
+        raise UsageError(f"{option} {text}: give a whole number above 0, such as 1000000 or 1e9")
+    return int(text) if text.isdigit() else int(count)
+
+
 def format_bytes(count: float) -> str:
     """'512 B', '38.1 MiB', '2.00 GiB'."""
     value, unit = float(count), 0

@@ -150,7 +150,7 @@ def test_the_history_mass_is_that_of_the_oracle(tmp_path, method, mode):
     (found,) = done.document["audit"]["history_mass"]
     assert 0.05 < found < 1 and found == pytest.approx(np.mean(expected), rel=1e-5)
     text = run("attend", *FILES, *words, "-o", "out.npy", cwd=tmp_path).err
-    assert f"  history  {found:.3g} of the exact attention" in text
+    assert f"  history  {100 * found:.3g}% of the exact attention" in text
     assert json.loads((tmp_path / "out.npy.json").read_text())["audit"]["history_mass"] == found
 
 
@@ -215,10 +215,10 @@ def test_the_series_of_a_run_is_bounded(tmp_path):
     assert series["rows"] == sorted(series["rows"]) and series["seconds"] == sorted(series["seconds"])
 
 
-def test_estimating_stays_within_its_bound():
+@pytest.mark.parametrize("rows, columns", [(9, 3), (16, 18), (64, 6), (256, 3), (512, 66), (1024, 18), (4096, 258)])
+def test_estimating_stays_within_its_bound(rows, columns):
     import tracemalloc
 
-    rows, columns = 512, 66
     rng = np.random.default_rng(0)
     wrong, size = rng.random((2, rows, columns))
     design = draw_rows(100000, rows, 0)
@@ -226,4 +226,4 @@ def test_estimating_stays_within_its_bound():
     estimate(wrong, size, design)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak <= estimate_bytes(rows, columns)
+    assert peak <= estimate_bytes(rows, columns) <= 3 * peak

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clirun import FILES, SAMPLE, environment, run, save_heads
+from clirun import FILES, SAMPLE, environment, refused, run, save_heads
 
 from streamattn_cli.errors import exit_code_table
 
@@ -52,12 +52,33 @@ def folder(tmp_path_factory):
     ([*FILES, "--select", "a"], ["--select a", "0,2"]),
     ([*FILES, "--select", "3"], ["selection 3", "0 to 0"]),
     ([*FILES, "--progress-every", "-1"], ["--progress-every", "0 or more"]),
+    ([*FILES, "--resume"], ["--resume needs --checkpoint"]),
+    ([*FILES, "--checkpoint-every", "5s"], ["--checkpoint-every 5s needs --checkpoint"]),
 ])  # fmt: skip
 def test_words_that_make_no_sense_are_2(folder, args, words):
     done = run("attend", *args, "-o", "out.npy", code=2, cwd=folder)
     line = done.err.splitlines()[-1]
     assert line.startswith("streamattn: ") and not [word for word in words if word not in line], done.err
     assert not (folder / "out.npy").exists()
+
+
+def test_what_newcomers_tried(tmp_path):
+    """Natural mistakes, which once gave a bug, a sketch under a wrong name, or no hint of what to do."""
+    save_heads(tmp_path, rows=700, dim=16, value_dim=16, factor=0.1)
+    keys = ("sketch", "--k", "k.npy", "--v", "v.npy")
+    run(*keys, "--resident-rows", "128", "-o", "a.sattn", cwd=tmp_path)
+    run(*keys, "--method", "poly", "--degree", "1", "-o", "b.sattn", cwd=tmp_path)
+    for pair in (("a.sattn", "b.sattn"), ("b.sattn", "a.sattn")):
+        refused("merge", *pair, "-o", "c.sattn", code=8, words=["by nystrom", "by poly", "same parameters"], cwd=tmp_path)
+    refused(*keys, "-o", "a.sattn", code=2, words=["--append", "--resume", "remove it"], cwd=tmp_path)
+    refused(*keys, "-o", "s.npy", code=2, words=["s.npy", "FILE.sattn"], cwd=tmp_path)
+    refused("attend", "q.npy", "-o", "o.npy", code=4, words=["--q FILE --k FILE --v FILE"], cwd=tmp_path)
+    run("attend", *FILES, "-o", "o.npy", "--quiet", cwd=tmp_path)
+    refused("report", "o.npy.json", code=4, words=["attend or compare, --json > run.json"], cwd=tmp_path)
+    refused("report", "run.json", code=3, words=["check the path"], cwd=tmp_path)
+    run("generate", "--rows", "1e3", "--dim", "4", "g.npy", "--quiet", cwd=tmp_path)
+    assert np.load(tmp_path / "g.npy").shape == (1000, 12)
+    refused("generate", "--rows", "1.5", "g.npy", code=2, words=["--rows 1.5", "1e9"], cwd=tmp_path)
 
 
 @pytest.mark.parametrize("args, word", [

@@ -135,7 +135,7 @@ def test_a_terminal_is_refused():
 @pytest.mark.parametrize(
     "args, code, words",
     [
-        (["--rows", "0"], 2, "--rows is 0"),
+        (["--rows", "0"], 2, "--rows 0: give a whole number"),
         (["--emit", "vk"], 2, "--emit"),
         (["--dtype", "f12"], 2, "--dtype f12"),
         (["--scale", "none"], 2, "--scale is 'none'"),

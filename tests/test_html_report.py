@@ -12,7 +12,7 @@ from streamattn_cli.engine.events import Audit, ErrorEstimate, WorstRow
 from streamattn_cli.report.htmlcompare import comparison_page
 from streamattn_cli.report.htmloutcome import outcome_page
 from streamattn_cli.report.style import STYLE
-from streamattn_cli.report.svg import Scale, shade
+from streamattn_cli.report.svg import Scale, heat_map, shade
 
 VOID = {"meta"}
 
@@ -241,3 +241,11 @@ def test_scales_have_round_ticks_within():
         places = [scale.at(t) for t in ticks]
         assert places == sorted(places, reverse=True) and 0 <= places[-1] and places[0] <= 100
     assert (shade(None, 1, 2), shade(1, 1, 2), shade(2, 1, 2), shade(1, 1, 1)) == ("none", "s0", "s6", "s3")
+    assert shade(1e-9, 1, 2) == "s0"
+
+
+def test_the_map_keeps_its_shades_for_errors_that_matter():
+    drawn = heat_map("t", "d", [[1e-9, 0.5, 0.7], [0.9, 1.0, 0.01]], ["a", "b"], [0, 1, 2, 3], "row", str)
+    assert ">up to 0.01<" in drawn and drawn.count('class="s6" x="') == 4  # three cells, and the legend's
+    whole = heat_map("t", "d", [[0.5, 1.0]], ["a"], [0, 1, 2], "row", str)
+    assert ">0.5<" in whole and "up to " not in whole

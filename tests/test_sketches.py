@@ -184,7 +184,7 @@ def test_refusal_names_the_error_and_what_to_do():
     c = np.ones((1024, 65), "f4")
     c[:, :-1] = v[:, 0]
     p = HeadParams(64, 64, 0.125, history=PolyParams(2))
-    with pytest.raises(CannotMeet, match=r"degree 2 would err by about [\d.]+ .*--method window or exact") as caught:
+    with pytest.raises(CannotMeet, match=r"degree 2 would err by about [\d.]+ .*--method nystrom or exact") as caught:
         HeadAttention(p).calibrate(k[:, 0], c, q.transpose(1, 0, 2).reshape(-1, 64))
     assert caught.value.code == 11
     mild = HeadParams(64, 64, 1 / 64, history=PolyParams(2))

@@ -1,7 +1,7 @@
 import pytest
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.units import format_bytes, format_clock, format_count, format_duration, parse_size
+from streamattn_cli.units import format_bytes, format_clock, format_count, format_duration, parse_count, parse_size
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,10 @@ def test_durations(seconds, expected):
 @pytest.mark.parametrize("seconds, expected", [(0, "0:00"), (59.6, "1:00"), (185, "3:05"), (7380, "2:03:00")])
 def test_clock(seconds, expected):
     assert format_clock(seconds) == expected
+
+
+def test_counts():
+    assert (parse_count("1e9", "--rows"), parse_count("12345678901234567891", "--rows")) == (10**9, 12345678901234567891)
+    for text in ("0", "-3", "1.5", "many", "inf", "nan", ""):
+        with pytest.raises(UsageError, match=r"--rows .*: give a whole number above 0"):
+            parse_count(text, "--rows")

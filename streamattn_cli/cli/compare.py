@@ -59,6 +59,8 @@ def compare(
     """Several methods at equal resident bytes on the same rows: error, speed and memory, and which are best.
 
         streamattn compare heads.h5 --methods nystrom,window --resident-rows 256,512
+
+    With --json > FILE the same as one document, of which `streamattn report FILE -o FILE.html` makes a page.
     """
     words = dict(locals())
     import sys

@@ -18,12 +18,12 @@ def generate(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="[TARGET]",
+            metavar="TARGET",
             help="- (standard output, .npy records), FILE.npy (packed columns; with {} in the name one file per "
             "tensor), or FILE.h5 (datasets q, k, v).",
         ),
     ] = "-",
-    rows: Annotated[int, option(help="Number of rows.", rich_help_panel=SHAPE)] = 65536,
+    rows: Annotated[str, option(help="Number of rows, such as 1e6.", rich_help_panel=SHAPE)] = "65536",
     dim: Annotated[int, option(help="Columns of one query or key head.", rich_help_panel=SHAPE)] = 64,
     value_dim: Annotated[
         int | None, option(help="Columns of one value head.", show_default="as --dim", rich_help_panel=SHAPE)
@@ -72,13 +72,14 @@ def generate(
     from streamattn_cli.report.progress import make_listener
     from streamattn_cli.rows.synthetic import SyntheticSpec
     from streamattn_cli.rows.tensor import storage_word
+    from streamattn_cli.units import parse_count
 
     if target == "-" and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError("standard output is a terminal, and rows are binary: pipe it into a program or name a file")
     if target == "-" and json:
         raise UsageError("--json needs standard output, where the rows go: name a file, or use --log-json")
     spec = SyntheticSpec(
-        rows=rows,
+        rows=parse_count(rows, "--rows"),
         dim=dim,
         value_dim=dim if value_dim is None else value_dim,
         heads=heads,

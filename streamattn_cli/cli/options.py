@@ -14,7 +14,7 @@ SKETCHES = "Sketches and sparse outputs"
 Input = Annotated[
     str | None,
     typer.Argument(
-        metavar="[INPUT]",
+        metavar="INPUT",
         help="File that holds q, k, v (.h5, .safetensors, packed .npy), or - for rows on standard input.",
     ),
 ]
@@ -64,7 +64,12 @@ PerColumn = Annotated[ bool, option("--per-column", help="Decode Phi column by c
 Deviation = Annotated[ bool, option("--deviation", help="--top-k of the deviations from the mean output.", rich_help_panel=SKETCHES) ]
 Memory = Annotated[ str | None, option("--memory", help="Budget above the program itself, such as 512MiB.", rich_help_panel=HOW) ]
 Audit = Annotated[ int, option("--audit", help="Rows that are also answered exactly, to measure the error.", rich_help_panel=HOW) ]
-Seed = Annotated[int, option("--seed", help="Of the audit's sample.", rich_help_panel=HOW)]
+Seed = Annotated[
+    int,
+    option(
+        "--seed", help="Of every random choice: the audit's sample, rows that sample and balance keep.", rich_help_panel=HOW
+    ),
+]
 Threads = Annotated[int | None, option("--threads", help="Threads.", show_default="all", rich_help_panel=HOW)]
 BlockRows = Annotated[ int | None, option("--block-rows", help="Rows read at a time.", show_default="about 4 MiB", rich_help_panel=HOW) ]
 NanPolicy = Annotated[ str, option("--nan-policy", help="error, or drop rows that are not finite.", rich_help_panel=HOW) ]

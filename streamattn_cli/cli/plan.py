@@ -33,6 +33,7 @@ def plan(
     q_rows: options.QueryRows = None,
     causal: options.Causal = None,
     scale: options.Scale = None,
+    resident_rows: options.ResidentRows = None,
     effort: options.Effort = "default",
     memory: options.Memory = None,
     threads: options.Threads = None,
@@ -48,6 +49,7 @@ def plan(
     from streamattn_cli.cli.streams import printing
     from streamattn_cli.cli.words import attend_request, show_json
     from streamattn_cli.errors import UsageError
+    from streamattn_cli.units import parse_count
 
     numbers = None
     exists = input is not None or any((q, k, v))
@@ -57,7 +59,7 @@ def plan(
     else:
         if rows is None or dim is None:
             raise UsageError("no input: name a file, or give numbers: --rows 1e9 --dim 128 --heads 32")
-        count = _count(rows)
+        count = parse_count(rows, "--rows")
         request = attend_request(words, rows=None, heads=None, kv_heads=None, dim=None, value_dim=None, dtype=None)
         from streamattn_cli.engine.forecast import Numbers, forecast
         from streamattn_cli.rows.tensor import storage_word
@@ -71,19 +73,6 @@ def plan(
     else:
         with printing():
             render_forecast(found, sys.stdout)
-
-
-def _count(text: str) -> int:
-    """'1e9' as 1000000000."""
-    from streamattn_cli.errors import UsageError
-
-    try:
-        count = float(text)
-    except ValueError:
-        count = 0.5
-    if count != int(count) or count < 1:
-        raise UsageError(f"--rows {text}: give a whole number above 0, such as 1000000 or 1e9")
-    return int(count)
 
 
 def _input_words(words: dict) -> list[str]:

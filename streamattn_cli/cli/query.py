@@ -13,7 +13,7 @@ from streamattn_cli.cli.options import option
 def query(
     checkpoint: Annotated[str, typer.Argument(metavar="SKETCH", help="A sketch, FILE.sattn.")],
     q: Annotated[
-        str, typer.Argument(metavar="[QUERIES]", help="FILE, FILE:DATASET or - (.npy records, answered as they come).")
+        str, typer.Argument(metavar="QUERIES", help="FILE, FILE:DATASET or - (.npy records, answered as they come).")
     ] = "-",
     output: Annotated[
         str, option("-o", "--output", help="FILE.npy, FILE.h5, or - (.npy records on standard output).")

@@ -13,7 +13,7 @@ def report(
     document: Annotated[
         str,
         typer.Argument(
-            metavar="[JSON]", help="What attend or compare wrote with --json or --log-json; - for standard input."
+            metavar="JSON", help="What attend or compare wrote with --json or --log-json; - for standard input."
         ),
     ] = "-",
     output: Annotated[str, option("-o", "--output", help="The page, FILE.html, or - for standard output.")] = "-",

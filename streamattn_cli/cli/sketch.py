@@ -14,7 +14,7 @@ def sketch(
     input: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[INPUT]...",
+            metavar="INPUT...",
             help="File that holds k, v (.h5, .safetensors, packed .npy), several or a pattern for one long stream, or -.",
         ),
     ] = None,
@@ -116,4 +116,6 @@ def _check_target(output: str, append: bool, resume: bool) -> None:
     if append and not os.path.exists(output):
         raise UsageError(f"--append: there is no sketch {output} yet; leave --append away to make it")
     if not append and not resume and os.path.exists(output):
-        raise UsageError(f"{output}: there is a file already; --append adds to it, --resume goes on with it")
+        raise UsageError(f"{output}: there is a file already; --append adds to it, --resume goes on with it; or remove it first")
+    if output.endswith((".npy", ".h5", ".hdf5", ".safetensors")):
+        raise UsageError(f"{output}: a sketch is called FILE.sattn; answers are written by attend, and by query from a sketch")

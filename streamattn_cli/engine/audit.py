@@ -38,14 +38,19 @@ class Auditor:
 
     @staticmethod
     def projected_bytes(problem: Problem, rows: int) -> int:
-        """Bytes of an Auditor."""
+        """Bytes of an Auditor while keys pass."""
         p, d, dv = problem.precision, problem.q.dim, problem.v.dim
         heads, lanes = len(problem.q), len(problem.k)
-        exact = ExactQueries.projected_bytes(problem.group, rows, d, dv, p) * lanes
+        exact = ExactQueries.projected_bytes(problem.group, rows, d, dv, p, history=True) * lanes
         means = ValueMeans.projected_bytes(rows, dv) * lanes
         row = problem.q.tensor.outer * problem.q.tensor.width * STORAGE[problem.q.tensor.dtype].itemsize
-        # the sample, the method's answers, and the four arrays of the same size that comparing them takes
-        return exact + means + rows * heads * (d * np.dtype(p).itemsize + 5 * dv * 8) + row + estimate_bytes(rows, heads + 2)
+        return exact + means + rows * heads * (d * np.dtype(p).itemsize + dv * 8) + row
+
+    @staticmethod
+    def comparing_bytes(problem: Problem, rows: int) -> int:
+        """Bytes that `estimate` takes beside them: five arrays like the answers, and what is made of them."""
+        heads = len(problem.q)
+        return rows * 8 * (5 * heads * problem.v.dim + 4 * (heads + 2)) + estimate_bytes(rows, heads + 2)
 
     def prepare(self) -> None:
         """The sample is complete: make ready to see keys."""

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.checkpoint.commit import save
-from streamattn_cli.engine.mergefiles import heads_of, merge_files, packed
+from streamattn_cli.engine.footprint import FIRST_ROWS
 from streamattn_cli.engine.lanes import STEP
-from streamattn_cli.engine.plan import FIRST_ROWS, Plan, make_plan
+from streamattn_cli.engine.mergefiles import heads_of, merge_files, packed
+from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import AttendRequest
 from streamattn_cli.engine.run import Run

@@ -99,7 +99,14 @@ def worst_rows(wrong: np.ndarray, size: np.ndarray, rows: np.ndarray) -> tuple[W
 
 def estimate_bytes(rows: int, columns: int) -> int:
     """Bound on what `estimate` takes beside its arguments."""
-    return 8 * (16 * _CHUNK + 3 * RESAMPLES * columns + 8 * rows * columns)
+    longest = -(-rows // (len(stratum_edges(RESAMPLES * rows, rows)) - 1))
+    resampling = _step(longest, columns) * (16 * columns + 3 * longest) + (3 * RESAMPLES + 2 * longest) * columns
+    return 8 * max(resampling, 4 * rows * columns)
+
+
+def _step(longest: int, columns: int) -> int:
+    """Resamples drawn at a time."""
+    return max(1, min(RESAMPLES, _CHUNK // longest, _CHUNK // columns))
 
 
 def _intervals(wrong: np.ndarray, size: np.ndarray, strata: list) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +140,7 @@ def _studentised(wrong: np.ndarray, size: np.ndarray, strata: list, error: np.nd
     """(log E* - log E) / its standard error, (RESAMPLES, columns), for rows drawn again within their strata."""
     generator = np.random.Generator(np.random.Philox(0))
     longest = max(b - a for a, b, _ in strata)
-    step = max(1, min(RESAMPLES, _CHUNK // longest, _CHUNK // wrong.shape[1]))
+    step = _step(longest, wrong.shape[1])
     found = []
     for first in range(0, RESAMPLES, step):
         w, s, ww, ws, ss = np.zeros((5, min(step, RESAMPLES - first), wrong.shape[1]))

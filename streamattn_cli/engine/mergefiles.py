@@ -27,6 +27,7 @@ def merge(names: list[str], target: str, pool_queries: bool = False) -> dict:
     if os.path.exists(target):
         read_header(target)  # raises where it is something else, which must not be replaced
     files = [open_sketch_file(name) for name in names]
+    check_alike(files)
     if not pool_queries:
         _check_same_queries(files)
     merged = merge_files(files)
@@ -78,6 +79,10 @@ def check_alike(files: list[SketchFile]) -> None:
     for other in files[1:]:
         if (other.params, other.heads) != (first.params, first.heads):
             theirs, ours = other.params.to_dict() | {"heads": other.heads}, first.params.to_dict() | {"heads": first.heads}
+            made_by = [file.facts["method"] for file in (first, other)]
+            if made_by[0] != made_by[1]:
+                raise CheckpointIncompatible(f"{first.name} was made by {made_by[0]} and {other.name} by {made_by[1]}: only "
+                                             "sketches of the same parameters merge")  # fmt: skip
             changed = [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
             raise CheckpointIncompatible(f"{first.name} and {other.name} differ in {'; '.join(changed)}: only sketches of "
                                          "the same parameters merge")  # fmt: skip

@@ -6,6 +6,7 @@ likes, and ru_maxrss counts them and never falls.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -91,6 +92,14 @@ def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
     found = [_meminfo_available(proc / "meminfo"), *_cgroup_rooms(proc / "self" / "cgroup", cgroup)]
     known = [room for room in found if room is not None]
     return max(0, min(known)) if known else None
+
+
+def trim() -> None:
+    """Return freed pages to the system: the allocator keeps those of each thread for that thread."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):  # not glibc
+        pass
 
 
 def _open_statm() -> int | None:

@@ -9,28 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from streamattn_cli.engine.audit import Auditor
-from streamattn_cli.engine.lanes import STEP, lane_work_spec
+from streamattn_cli.engine.footprint import exact_row_bytes, project
+from streamattn_cli.engine.lanes import STEP
 from streamattn_cli.engine.meter import available_memory
 from streamattn_cli.engine.pool import default_threads
 from streamattn_cli.engine.request import DEFAULT_ROWS, Problem, head_params
 from streamattn_cli.engine.sketching import with_sketches
-from streamattn_cli.engine.sketchplan import sketch_account, sketch_parts, top_k_parts
+from streamattn_cli.engine.sketchplan import sketch_account
 from streamattn_cli.errors import InputMalformed, MemoryBudget, UsageError
-from streamattn_cli.rows.readahead import distinct, readahead_bytes
+from streamattn_cli.rows.readahead import distinct
 from streamattn_cli.rows.tensor import row_bytes
-from streamattn_cli.sketches.exact import ExactQueries
-from streamattn_cli.sketches.head import spec_bytes
-from streamattn_cli.sketches.poly import PolyHistory, PolyParams
 from streamattn_cli.sketches.registry import HISTORIES
 from streamattn_cli.units import format_bytes
 
-FIRST_ROWS = 1024  # shown to the method before the pass begins
-SLOTS = 3  # blocks in flight: one read, one waiting, one worked on
 SLOT_BYTES = 4 << 20
 MAX_BLOCK_ROWS = 1 << 16
 EXACT_BYTES = 64 << 20  # queries held at a time by `exact`, unless the budget is smaller
-SLACK = 2 << 20  # interpreter objects, thread stacks, allocator slack (measured: 0.3 to 1.5 MiB)
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def make_plan(problem: Problem) -> Plan:
             raise UsageError(f"{option} {value}: must be at least 1")
     threads = request.threads or default_threads()
     audit_rows, reason = _audit(problem)
-    query_rows = _rounded(EXACT_BYTES // _exact_row_bytes(problem)) if problem.method == "exact" else 0
+    query_rows = _rounded(EXACT_BYTES // exact_row_bytes(problem)) if problem.method == "exact" else 0
     plan = Plan(problem, threads, 0, 0, query_rows, (), audit_rows, reason, {}, request.memory or available_memory())
     plan = _sized(plan, _whole_groups(problem, request.block_rows or _default_block_rows(problem)))
     while not _fits(plan):
@@ -95,55 +89,6 @@ def make_plan(problem: Problem) -> Plan:
             raise MemoryBudget(_refusal(plan))
         plan = smaller
     return replace(plan, passes=_passes(plan))
-
-
-def project(plan: Plan) -> dict[str, int]:
-    """Bytes by purpose for the sizes of a plan."""
-    problem = plan.problem
-    tensors = [problem.q.tensor, problem.k.tensor, problem.v.tensor]
-    together = tensors if problem.causal else tensors[1:]
-    if problem.sketches and not problem.sketches.joined(problem.k.tensor, problem.v.tensor):
-        together = [max(together, key=row_bytes)]
-    reading = max(
-        readahead_bytes(together, plan.block_rows, SLOTS), readahead_bytes(tensors[:1], plan.query_block_rows, SLOTS)
-    )
-    held = sum(max(t.held_bytes, 0 if t.seekable else FIRST_ROWS * row_bytes(t)) for t in distinct(tensors))
-    parts = {"read_buffers": reading, "held_by_inputs": held, "output": plan.query_block_rows * _output_row(problem)}
-    work = spec_bytes(work_spec(problem)) * plan.threads
-    if problem.sketches:
-        parts |= sketch_parts(problem, reading) | {"work": work}
-        parts["output"] *= problem.sketches.heaps or problem.request.audit > 0  # elsewhere no row is produced
-    if problem.params:
-        sketch = parts.get("sketch", 0) + len(problem.k) * spec_bytes(problem.params.state_spec())
-        parts |= {"sketch": sketch, "work": work}
-        parts |= transient_parts(problem, plan.threads)
-    elif problem.method == "exact":
-        rows = plan.query_rows if problem.q.rows is None else min(plan.query_rows, problem.q.rows)
-        parts |= {"queries": rows * _exact_row_bytes(problem), "work": work}
-        parts["output"] = rows * _output_row(problem)
-    if plan.audit_rows:
-        parts["audit"] = Auditor.projected_bytes(problem, plan.audit_rows)
-    return parts | top_k_parts(problem) | {"slack": SLACK}
-
-
-def transient_parts(problem: Problem, threads: int) -> dict[str, int]:
-    """What the history holds for a while: while it looks at the first rows, and while every thread compresses."""
-    p = problem.params
-    if isinstance(p.history, PolyParams):
-        return {"first_rows": PolyHistory.calibration_bytes(FIRST_ROWS, p.dim, p.value_dim, problem.group)}
-    if not p.history:
-        return {}
-    busy, queries = min(threads, len(problem.k)), p.group * p.stack
-    first = 8 * FIRST_ROWS * (2 * p.dim + p.value_dim + 1 + 6 * problem.group * p.dim)
-    busy *= HISTORIES[type(p.history)].transient_bytes(p.history, p.dim, p.value_dim, p.group, queries)
-    return {"first_rows": 0 if problem.causal else first, "compression": busy}
-
-
-def work_spec(problem: Problem) -> dict:
-    """Scratch arrays of one thread for this problem."""
-    spec = lane_work_spec(problem) | ExactQueries.work_spec(problem.v.dim, problem.precision)
-    spec |= problem.sketches.params.work_spec() if problem.sketches else {}
-    return spec | (problem.params.work_spec() if problem.params else {})
 
 
 def _sized(plan: Plan, block_rows: int) -> Plan:
@@ -263,24 +208,8 @@ def _rounded(rows: int) -> int:
     return max(STEP, rows // STEP * STEP)
 
 
-def _exact_row_bytes(problem: Problem) -> int:
-    p = problem.precision
-    return len(problem.q) * (_item(p) * (2 * problem.q.dim + 1) + 8 * (problem.v.dim + 1) + 1)
-
-
 def _whole_groups(problem: Problem, rows: int) -> int:
     """`rows`, rounded up to whole groups for a method that learns from a group's queries at once."""
     if problem.params is None or not problem.params.history or not HISTORIES[type(problem.params.history)].learns:
         return rows
     return -(-rows // problem.params.group) * problem.params.group
-
-
-def _output_row(problem: Problem) -> int:
-    """Bytes of one row of answers, and of its copy where the writer has to make one."""
-    copied = problem.out_dtype != problem.precision or problem.q.layout in ("HTD", "BHTD", "BTHD")
-    item = _item(problem.precision) + (_item(problem.out_dtype) if copied else 0)
-    return len(problem.q) * problem.v.dim * item
-
-
-def _item(dtype: str) -> int:
-    return int(dtype[1])

@@ -70,6 +70,8 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
     if name is None:
         if request.resume:
             raise UsageError("--resume needs --checkpoint FILE")
+        if request.checkpoint_every != AttendRequest.checkpoint_every:
+            raise UsageError(f"--checkpoint-every {request.checkpoint_every} needs --checkpoint FILE")
         return None
     if not os.path.exists(name):
         return None

@@ -8,9 +8,11 @@ import numpy as np
 
 from streamattn_cli.engine.audit import Auditor
 from streamattn_cli.engine.events import Audit
+from streamattn_cli.engine.footprint import FIRST_ROWS, SLOTS, work_spec
 from streamattn_cli.engine.lanes import Lane
+from streamattn_cli.engine.meter import trim
 from streamattn_cli.engine.modelfile import model_queries
-from streamattn_cli.engine.plan import FIRST_ROWS, SLOTS, Plan, work_spec
+from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pool import Workers
 from streamattn_cli.engine.pump import Watch, pump
 from streamattn_cli.engine.resume import Saved
@@ -49,6 +51,7 @@ class Run:
             return self._exact(), None, self.plan.audit_reason
         if not self.phase:
             self.first_rows()
+            trim()
         if self.problem.causal:
             rows = self._causal()
         else:
@@ -329,8 +332,12 @@ class Run:
         passed: Callable[[str, int], None] | None = None,
     ) -> int:
         size = block_rows or self.plan.block_rows
+        total = None if stop is None else stop - start
         blocks = ReadAhead(tensors, start, stop, size, SLOTS, self.watch.interrupts.check)
-        return pump(blocks, take, self.watch, phase, None if stop is None else stop - start, passed)
+        rows = pump(blocks, take, self.watch, phase, total, passed)
+        del blocks
+        trim()  # the next phase may take what this one took
+        return rows
 
     def _write(self, start: int, answers: np.ndarray) -> None:
         self.writer.write(start, answers)

@@ -244,7 +244,7 @@ class SketchedRun(Run):
                 Note(
                     f"only {sure} of {found} entries stand above the noise of Phi "
                     f"({self.sketching.params.phi.counters} counters), the others may be noise: outputs without heavy "
-                    "rows are served as well by nothing at all (T = 0), or try --deviation; heavy rows that are "
+                    "rows are served as well by nothing at all, or try --deviation; heavy rows that are "
                     "there need a larger --m2"
                 )
             )

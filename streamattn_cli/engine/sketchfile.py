@@ -15,7 +15,8 @@ from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.events import Finished, Listener, Note, Outcome, Started
 from streamattn_cli.engine.meter import Meter, available_memory
-from streamattn_cli.engine.plan import FIRST_ROWS, Plan, make_plan
+from streamattn_cli.engine.footprint import FIRST_ROWS
+from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import DEFAULT_ROWS, AttendRequest, Problem, resolve
 from streamattn_cli.engine.resume import Saved, continued, find_saved, make_saver

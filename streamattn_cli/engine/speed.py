@@ -2,7 +2,7 @@
 
 The constants are microseconds on the machine where they were fitted, which takes REFERENCE seconds for a round of the
 calibration below; `calibrate` says how much faster or slower this one is. Right within a factor of 2 in 80% of 20
-settings there (busy with other work): meant for choosing, not for promising.
+settings there (busy with other work; scripts/times.py tries it again): meant for choosing, not for promising.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from streamattn_cli.sketches.poly import PolyParams
 REFERENCE = 0.65e-3  # seconds of one round of the calibration
 ROUNDS = 200  # at most; about a quarter of a second
 READ = 1e9  # bytes a second from a warm disk
+OPENING = 0.1  # seconds of a run that come whatever its size
 
 
 def calibrate() -> float:
@@ -45,7 +46,7 @@ def expected_seconds(plan: Plan, factor: float) -> float | None:
         return None
     lanes = -(-len(p.k) // min(plan.threads, len(p.k)))
     read = sum(h.rows * len(h) * h.dim for h in (p.q, p.k, p.v)) * 4 / READ
-    return read + lanes * _lane_micros(plan) * factor * 1e-6
+    return OPENING + read + lanes * _lane_micros(plan) * factor * 1e-6
 
 
 def _lane_micros(plan: Plan) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 from dataclasses import replace
@@ -10,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.engine.events import Listener, Note
+from streamattn_cli.engine.meter import trim
 from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import Problem
@@ -61,16 +61,14 @@ def warm(plan: Plan, listener: Listener) -> None:
     run = make_run(plan, Watch(lambda event: None, Interrupts()), _Nowhere(problem))
     run.go()
     run.close()
+    del run  # or its arrays would be free only after the measuring has begun, and used again unseen
     give_back()
 
 
 def give_back() -> None:
     """Return freed memory to the system, so that what a run takes afterwards is seen as taken."""
     gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):  # not glibc
-        pass
+    trim()
 
 
 def _made_up(heads: Heads) -> Heads:

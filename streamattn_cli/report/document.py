@@ -29,7 +29,7 @@ def read_document(name: str) -> dict:
             with open(name, encoding="utf-8") as file:
                 text = file.read()
     except OSError as error:
-        raise InputMissing(f"{name}: {error.strerror}") from error
+        raise InputMissing(f"{name}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
         raise InputMalformed(f"{name}: not text; expected what attend or compare wrote with --json") from error
     for line in reversed([text, *text.splitlines()]):
@@ -39,8 +39,8 @@ def read_document(name: str) -> dict:
             continue
         if isinstance(found, dict) and all(key in found for key in KINDS.get(found.get("type"), ("no such type",))):
             return found
-    raise InputMalformed(f"{'standard input' if name == '-' else name}: no outcome or comparison found; expected what "
-                         "attend or compare wrote with --json or --log-json")  # fmt: skip
+    raise InputMalformed(f"{'standard input' if name == '-' else name}: no outcome or comparison found; make one with "
+                         "attend or compare, --json > run.json (the file beside an output is not enough)")  # fmt: skip
 
 
 def save_page(page: str, name: str) -> None:

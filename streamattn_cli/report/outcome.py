@@ -50,7 +50,7 @@ def sparse_rows(top: dict) -> Rows:
     measured = "measured on the produced rows" if top["measured"] else "as the sketch itself shows; --audit N measures it"
     ratios = (
         f"{top['recovery_ratio']['median']:.4g} (worst column {top['recovery_ratio']['worst']:.4g}) times the error of the best "
-        f"{top['k']}; T = 0: {top['zero_ratio']['median']:.4g} (worst {top['zero_ratio']['worst']:.4g}); {measured}"
+        f"{top['k']}; nothing at all: {top['zero_ratio']['median']:.4g} (worst {top['zero_ratio']['worst']:.4g}); {measured}"
     )
     return [("top-k", kept), ("recovery", ratios)]
 
@@ -113,8 +113,9 @@ def history_text(mass: Sequence[float]) -> str:
     """How much of the exact attention falls on rows that are not held exactly, by query head; "" where nobody knows."""
     if not mass:
         return ""
-    heads = f" (by head {min(mass):.3g} to {max(mass):.3g})" if len(mass) > 1 else ""
-    return f"{sum(mass) / len(mass):.3g} of the exact attention falls on rows outside sinks and window{heads}"
+    least, mean, most = (f"{100 * x:.3g}%" for x in (min(mass), sum(mass) / len(mass), max(mass)))
+    heads = f" (by head {least} to {most})" if least != most else ""
+    return f"{mean} of the exact attention falls on rows outside sinks and window{heads}"
 
 
 def _estimate(estimate: ErrorEstimate) -> str:

@@ -12,6 +12,7 @@ from html import escape
 WIDE, HIGH = 440, 270  # of the drawing; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 40
 SHADES = 7
+DEPTH = 100
 
 
 class Scale:
@@ -138,9 +139,12 @@ def heat_map(
     title: str, description: str, values: Sequence[Sequence[float | None]], labels: Sequence[str], edges: Sequence[int],
     x_name: str, words: Callable,
 ) -> str:  # fmt: skip
-    """values[line][piece] as shades on a logarithmic scale from the least to the greatest; None and 0 stay empty."""
+    """values[line][piece] as shades on a logarithmic scale to the greatest from the least, or from a DEPTH-th of the
+    greatest where there is less: rounding errors of exact rows must not use up the shades. None and 0 stay empty."""
     known = [v for line in values for v in line if v]
-    low, high = min(known), max(known)
+    high = max(known)
+    low = max(min(known), high / DEPTH)
+    least = words(low) if low == min(known) else f"up to {words(low)}"
     step = max(6, min(22, 640 // len(values)))
     wide = (WIDE - RIGHT - LEFT) / len(values[0])
     body = []
@@ -163,7 +167,7 @@ def heat_map(
         f'<rect class="s{s}" x="{start + s * size:g}" y="{bottom + 28}" width="{size - 1}" height="12"/>'
         for s in range(SHADES)
     ]
-    body.append(text(start - 6, bottom + 38, words(low), "tick", "end"))
+    body.append(text(start - 6, bottom + 38, least, "tick", "end"))
     body.append(text(start + SHADES * size + 5, bottom + 38, words(high), "tick"))
     return picture(title, description, body, bottom + 48)
 
@@ -173,7 +177,7 @@ def shade(value: float | None, low: float, high: float) -> str:
     if not value:
         return "none"
     share = math.log(value / low) / math.log(high / low) if high > low else 0.5
-    return f"s{min(SHADES - 1, int(share * SHADES))}"
+    return f"s{min(SHADES - 1, max(0, int(share * SHADES)))}"
 
 
 def scatter_plot(

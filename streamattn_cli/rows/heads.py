@@ -107,7 +107,7 @@ def _even_dim(width: int | None, record: str, count: dict[str, int], value_dim: 
     if rest <= 0 or rest % heads:
         raise InputMalformed(f"{name}: {width} items in a row cannot be shared out evenly over a {record} record of "
                              f"{count['q']} query and {count['k']} key heads; give --dim, --value-dim, --heads or "
-                             f"--kv-heads")
+                             f"--kv-heads; or name a file each: --q FILE --k FILE --v FILE")
     return rest // heads
 
 

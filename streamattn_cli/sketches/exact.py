@@ -98,10 +98,10 @@ class ExactQueries:
         }
 
     @staticmethod
-    def projected_bytes(heads: int, n: int, dim: int, value_dim: int, dtype: str) -> int:
-        """Bytes of an object for q (heads, n, dim)."""
+    def projected_bytes(heads: int, n: int, dim: int, value_dim: int, dtype: str, history: bool = False) -> int:
+        """Bytes of an object for q (heads, n, dim); `history`: with shares."""
         item = np.dtype(dtype).itemsize
-        return heads * n * (item * (dim + 1) + 8 * (value_dim + 2)) + TILE * (dim + value_dim + 1) * item
+        return heads * n * (item * (dim + 1) + 8 * (value_dim + 1 + history)) + TILE * (dim + value_dim + 1) * item
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
         """Show the next rows, k (n, d) and c (n, dv + 1) = [v, weight]."""
@@ -141,9 +141,8 @@ class ExactQueries:
                 )
                 if self.history:
                     first, ends = self.history
-                    share.add_range(
-                        weights[:, : len(k)], first - start, ends[a:b] - start, before, self.m[head, a:b], self.mass[head, a:b]
-                    )
+                    after, mass = self.m[head, a:b], self.mass[head, a:b]
+                    share.add_range(weights[:, : len(k)], first - start, ends[a:b] - start, before, after, mass)
 
 
 class ValueMeans:

@@ -78,7 +78,7 @@ class PolyHistory:
     def calibration_bytes(rows: int, dim: int, value_dim: int, group: int) -> int:
         """Bound on the bytes that `calibrate` and its caller hold for `rows` first rows, `group` query heads."""
         wide = 8 * rows * (4 * dim + 2 * (value_dim + 1) + 2 * group * dim)
-        return wide + 8 * 5 * SAMPLE * rows
+        return wide + 8 * 4 * SAMPLE * rows
 
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> float | None:
         """Set the centre and the norm bounds from the first rows k (n, d), c (n, dv + 1) and queries q (r, d).
@@ -106,7 +106,7 @@ class PolyHistory:
             raise CannotMeet(
                 f"poly of degree {p.degree} would err by about {error:.2g} (relative) on this input, more than the "
                 f"allowed {p.max_error:g}: its logits reach {largest:.1f} in the first rows, too far for a polynomial. "
-                "Use --method window or exact, a smaller --scale, a higher even --degree (dim at most 16), "
+                "Use --method nystrom or exact, a smaller --scale, a higher even --degree (dim at most 16), "
                 "or accept the error with --max-error."
             )
         return error

@@ -59,7 +59,7 @@ class WildcatHistory:
     @staticmethod
     def transient_bytes(params: WildcatParams, dim: int, value_dim: int, group: int, queries: int) -> int:
         """Bound on the bytes that are held for a while: kernel and factor of the block that is halved."""
-        return 8 * params.rows * (5 * params.rows + 6 * (dim + value_dim))
+        return 8 * params.rows * (3 * params.rows + 6 * (dim + value_dim))
 
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
         """Nothing to learn."""

@@ -1,0 +1,1 @@
+complete --command streamattn --no-files --arguments "(env _STREAMATTN_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) streamattn)" --condition "env _STREAMATTN_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) streamattn"
