@@ -20,11 +20,15 @@ def positive(rng, n, dtype):
 def test_linear_algebra(rng, n, dtype):
     eps = 200 * n * np.finfo(dtype).eps
     a, b = rng.standard_normal((n, 7)).astype(dtype), rng.standard_normal((7, n)).astype(dtype)
-    for upper in (False, True):
+    for shape, keep in ((0, np.asarray), (1, np.triu)):
         out = np.full((n, n), np.nan, dtype)
-        linear.multiply(a, b, out, upper)
-        keep = np.triu if upper else np.asarray
+        linear.multiply(a, b, out, shape)
         np.testing.assert_allclose(keep(np.nan_to_num(out)), keep(a @ b), atol=eps)
+    for shape, half in ((2, np.tril), (3, np.triu)):
+        rows = rng.standard_normal((n, n)).astype(dtype)
+        square, out = half(rng.standard_normal((n, n))).astype(dtype), np.full((n, n), np.nan, dtype)
+        linear.multiply(rows, square, out, shape)
+        np.testing.assert_allclose(out, rows @ square, atol=10 * eps)
     out = np.zeros((7, 7), dtype)
     linear.add_gram(a, out)
     linear.add_gram(a, out)
@@ -58,7 +62,7 @@ def put(places, k, c, alive, first, taken, size, counter=0):
 
 def get(places, first, size, n):
     k, c = np.empty((n, places[0].shape[1]), "f4"), np.empty((n, places[1].shape[1] + 1), "f4")
-    atoms.load(*places, first, size, k, c)
+    atoms.load(*places, np.ones(k.shape[1], "f4"), np.float32(0), first, size, k, c)
     return k, c
 
 

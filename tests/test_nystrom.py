@@ -58,13 +58,13 @@ def compress(keys, coefs, mean, covariance, scale, temper, keep, dtype="f8"):
     """(indices of the survivors, their coefficients)."""
     (n, d), width = keys.shape, coefs.shape[1]
     fit = Fit(np.full(Fit.size(n, d, width, n - keep), np.nan, dtype), d, width)
-    factor, direction = fit.model()
+    views = factor, direction, _, x, w, _ = fit.room(n, 0)
     factor[:] = np.linalg.cholesky(covariance).T
     direction[:] = np.linalg.solve(factor.T, mean)
-    fit.atoms(n)[0][:], fit.atoms(n)[1][:] = keys, coefs
+    x[:], w[:] = keys, coefs
     alive = np.zeros(n, bool)
-    fit.compress(n, scale, temper, keep, alive)
-    return np.flatnonzero(alive), fit.atoms(n)[1][alive]
+    fit.compress(views, scale, temper, keep, alive)
+    return np.flatnonzero(alive), w[alive]
 
 
 def sample_head(rows=4096):

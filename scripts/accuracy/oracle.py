@@ -62,8 +62,9 @@ def nystrom_knowing(head: Head, truth: Truth, params: HeadParams) -> np.ndarray:
     sketch, work = HeadAttention(params), allocate(params.work_spec())
     out = np.empty_like(truth.out)
 
-    def compress(fit, count, scale, temper, keep, alive):
-        keys, coefs = fit.atoms(count)
+    def compress(fit, views, scale, temper, keep, alive):
+        keys, coefs = views[3:5]
+        count = len(keys)
         logits = scale * head.q[:, a : a + AHEAD].reshape(-1, head.q.shape[2]) @ keys.T
         logits -= truth.log_z[:, a : a + AHEAD].reshape(-1, 1)
         logits += scale * head.q[:, a : a + AHEAD].reshape(-1, head.q.shape[2]) @ sketch.state["history.centre"][:, None]

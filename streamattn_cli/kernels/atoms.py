@@ -24,21 +24,38 @@ def _widened(bits):
 
 
 @njit(cache=True, error_model="numpy")
-def load(keys, coefs, scales, weights, first, size, k, c):
-    """Atoms first, first + 1, ... (mod `size`) as k (n, d), relative to their centre, and c (n, dv + 1).
+def load(keys, coefs, scales, weights, centre, about, first, size, k, c):
+    """Atoms first, first + 1, ... (mod `size`) as k (n, d) and c (n, dv + 1).
 
-    keys (m, d) int8; coefs (m, dv) int8 or int16; scales (m, 2) bfloat16 bits; weights (m,) float32.
+    keys (m, d) int8, relative to centre (d,), of which `about` times (1 or 0) is added; coefs (m, dv) int8 or int16; scales (m, 2) bfloat16 bits; weights (m,)
+    float32.
     """
     d, dv = keys.shape[1], coefs.shape[1]
     for i in range(k.shape[0]):
         a = (first + i) % size
         scale, row, atom = _widened(scales[a, 0]), k[i], keys[a]
         for j in range(d):
-            row[j] = atom[j] * scale
+            row[j] = atom[j] * scale + about * centre[j]
         scale, row, part = _widened(scales[a, 1]), c[i], coefs[a]
         for j in range(dv):
             row[j] = part[j] * scale
         row[dv] = weights[a]
+
+
+@njit(cache=True, error_model="numpy")
+def gather(keys, coefs, scales, weights, centre, first, size, k, c, x, w, new, alive):
+    """The atoms of a compression, all alive (n,): of a bank those from `first` on (see `load`), then new ones k, c.
+
+    x (n, d), w (n, dv + 1): all of them; new (., d): the new keys. Both relative to the centre.
+    """
+    taken = x.shape[0] - k.shape[0]
+    load(keys, coefs, scales, weights, centre, np.float32(0), first, size, x[:taken], w[:taken])
+    alive[:] = True
+    for i in range(k.shape[0]):
+        for j in range(k.shape[1]):
+            new[i, j] = x[taken + i, j] = k[i, j] - centre[j]
+        for j in range(c.shape[1]):
+            w[taken + i, j] = c[i, j]
 
 
 @njit(cache=True, error_model="numpy")

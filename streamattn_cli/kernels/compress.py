@@ -83,7 +83,7 @@ def whiten(x, factor, direction, scale, temper, other, square, square2, half, ro
     transpose(factor, square)
     for i in range(d):
         square[i, i + 1 :] = 0
-    multiply(x, square, other, False)  # t
+    multiply(x, square, other, 2)  # t
     square[:] = 0
     add_gram(other, square)
     for i in range(d):
@@ -96,7 +96,7 @@ def whiten(x, factor, direction, scale, temper, other, square, square2, half, ro
             square[i, i] = 1
     invert(square, square2)
     transpose(square2, square)
-    multiply(other, square, x, False)  # z
+    multiply(other, square, x, 3)  # z
     along = other[0]
     for j in range(d):
         along[j] = 0
@@ -121,7 +121,7 @@ def whiten(x, factor, direction, scale, temper, other, square, square2, half, ro
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def unit_kernel(z, turned, half, ridge, out):
     """Upper triangle of out (n, n): exp(-|z_i - z_j|^2 / 2), and 1 + ridge on the diagonal; turned (d, n) = z^T."""
-    multiply(z, turned, out, True)
+    multiply(z, turned, out, 1)
     for i in range(z.shape[0]):
         first = i - i % LANE
         row, theirs, mine = out[i, first:], half[first:], half[i]

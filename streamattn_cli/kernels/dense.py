@@ -6,6 +6,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from streamattn_cli.kernels.blas import product
+
 
 _SIGN_SHIFT, _ALL_BUT_SIGN = np.int32(31), np.int32(0x7FFFFFFF)
 
@@ -107,6 +109,21 @@ def softmax_tile(logits, c, shift, always, low, high, m, y):
             live[j] = exp(live[j] - top)
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def attend(gemm, q, k, c, shift, always, low, high, logits, gathered, m, y):
+    """Take a tile of tokens k (n, d), c (n, dv + 1) into the partial answers (m, y) of queries q (r, d), already scaled.
+
+    As `softmax_tile` between two matrix products, without the interpreter. gemm: `blas.address` of the dtype. logits (r, n)
+    becomes the weights, gathered (r, dv + 1) is scratch.
+    """
+    product(gemm, q, k, True, logits)
+    softmax_tile(logits, c, shift, always, low, high, m, y)
+    product(gemm, logits, c, False, gathered)
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            y[i, j] += gathered[i, j]
+
+
 @njit(cache=True, error_model="numpy")
 def place(q, group, at, scale, high, slope, window, raw, scaled, lows, highs):
     """Lay queries q (heads, n, d) into a tile of heads x group rows, from row `at` of each head on; the other rows see nothing.
@@ -140,11 +157,18 @@ def add_history(m, y, past_m, past_y, low, high, seen, share):
         share[i] = 0
         if seen[i] == 0:
             continue
-        bad += guard(past_m[i : i + 1], past_y[i : i + 1], low, high)
-        combine(m[i : i + 1], y[i : i + 1], past_m[i : i + 1], past_y[i : i + 1])
-        if past_m[i] > -math.inf:
-            part = past_y[i, width] * math.exp(past_m[i] - m[i]) / y[i, width]
-            share[i] = min(max(part, 0.0), 1.0) if part == part else 0.0
+        z = past_y[i, width]
+        if not (z > 0 and z < math.inf):
+            bad += 1
+            continue
+        for j in range(width):
+            past_y[i, j] = min(max(past_y[i, j], low[j] * z), high[j] * z)
+        top = max(m[i], past_m[i])
+        mine, theirs = math.exp(m[i] - top), math.exp(past_m[i] - top)
+        for j in range(width + 1):
+            y[i, j] = y[i, j] * mine + past_y[i, j] * theirs
+        m[i] = top
+        share[i] = min(max(z * theirs / y[i, width], 0.0), 1.0)
     return bad
 
 

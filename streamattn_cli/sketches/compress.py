@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from streamattn_cli.kernels import compress as kernel
@@ -20,25 +22,24 @@ class Fit:
     def size(atoms: int, dim: int, width: int, removed: int) -> int:
         """Numbers of scratch; width = dv + 1."""
         inside = 2 * (atoms * (atoms + dim + 1) + dim * dim) + (removed + 3) * atoms + width
-        return dim * (dim + 1) + atoms * (dim + width) + inside
+        return dim * (dim + 1) + removed * dim + atoms * (dim + width) + inside
 
-    def model(self) -> tuple[np.ndarray, np.ndarray]:
-        """Room for the factor (d, d) and the direction (d,) of the queries' model."""
-        d = self.dim
-        return self.scratch[: d * d].reshape(d, d), self.scratch[d * d : d * (d + 1)]
+    def room(self, count: int, new: int) -> tuple[np.ndarray, ...]:
+        """Views of the scratch for `count` atoms, `new` of them new.
 
-    def atoms(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Room for keys (count, d) and coefficients (count, dv + 1)."""
+        Factor (d, d) and direction (d,) of the queries' model; the new keys (new, d); all keys (count, d), coefficients
+        (count, dv + 1); and the rest.
+        """
         d, w = self.dim, self.width
-        at = d * (d + 1)
-        return (
-            self.scratch[at : at + count * d].reshape(count, d),
-            self.scratch[at + count * d : at + count * (d + w)].reshape(count, w),
-        )
+        shapes = ((d, d), (d,), (new, d), (count, d), (count, w))
+        views, at = [], 0
+        for shape in shapes:
+            size = math.prod(shape)
+            views.append(self.scratch[at : at + size].reshape(shape))
+            at += size
+        return *views, self.scratch[at:]
 
-    def compress(self, count: int, scale: float, temper: float, keep: int, alive: np.ndarray) -> None:
-        """Choose `keep` of the atoms: alive (count,) bool, and new coefficients in place; the keys are spoilt."""
-        x, w = self.atoms(count)
-        factor, direction = self.model()
-        rest = self.scratch[self.dim * (self.dim + 1) + count * (self.dim + self.width) :]
+    def compress(self, views: tuple, scale: float, temper: float, keep: int, alive: np.ndarray) -> None:
+        """Choose `keep` of the atoms in `room`: alive (count,) bool, and new coefficients in place; the keys are spoilt."""
+        factor, direction, _, x, w, rest = views
         kernel.compress(x, w, factor, direction, scale, temper, keep, rest, alive)

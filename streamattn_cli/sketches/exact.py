@@ -74,7 +74,7 @@ class ExactQueries:
         self, q: np.ndarray, positions: np.ndarray | None, value_dim: int, scale: float,
         history: tuple[int, np.ndarray] | None = None,
     ):  # fmt: skip
-        self.q = q * q.dtype.type(scale)
+        self.q = np.ascontiguousarray(q * q.dtype.type(scale))
         self.positions = positions
         heads, n, dim = q.shape
         self.tiles = KeyTiles(dim, value_dim + 1, q.dtype)

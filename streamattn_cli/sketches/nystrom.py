@@ -18,7 +18,9 @@ from streamattn_cli.sketches.compress import Fit
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.querymodel import QueryModel
 from streamattn_cli.sketches.rowstore import HOLDER, get, put
+from streamattn_cli.sketches.tiles import ALL
 
+ONE = np.float32(1)
 CENTRE_ROWS = 64  # int8 keys are relative to the mean of the first rows that come
 MERGE_ROWS = 64  # another history's atoms come in so many at a time (larger portions: 10% more error),
 MERGE_ACTIVE = 1024  # and are compressed with so many of ours
@@ -133,17 +135,15 @@ class NystromHistory:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
         out.clear()
         low, high = work["everything"][:, : len(q)]
-        low[:] = 0
+        low[:], high[:] = 0, ALL
         count, tile = int(self.state["held"][0]), len(work["tile_k"])
         for first in range(0, count, tile):
             n = min(tile, count - first)
             if self.state["held"][1]:
                 k, c = work["tile_k"][:n], work["tile_c"][:n]
-                kernel.load(*self.atoms, first, count, k, c)
-                k += self.state["centre"]
+                kernel.load(*self.atoms, self.state["centre"], ONE, first, count, k, c)
             else:
                 k, c = get(self.exact[first : first + n], self.params.storage, work["tile_k"], work["tile_c"])
-            high[:] = n
             out.attend(work["scaled"], k, c, low, high, work["logits"], work["product"])
         return 0
 
@@ -163,8 +163,7 @@ class NystromHistory:
         count = int(self.state["held"][0])
         k, c = np.empty((count, self.dim), np.float32), np.empty((count, self.value_dim + 1), np.float32)
         if self.state["held"][1]:
-            kernel.load(*self.atoms, 0, count, k, c)
-            k += self.state["centre"]
+            kernel.load(*self.atoms, self.state["centre"], ONE, 0, count, k, c)
             return k, c
         return get(self.exact[:count], self.params.storage, k, c)
 
@@ -174,19 +173,14 @@ class NystromHistory:
         count, new = int(held[0]), len(k)
         taken = min(active, count) if count + new > m else 0
         first, room = int(held[2]) if taken else 0, taken + m - count
-        fit = Fit(scratch, self.dim, self.value_dim + 1)
-        x, w = fit.atoms(taken + new)
-        kernel.load(*self.atoms, first, count, x[:taken], w[:taken])
-        np.subtract(k, self.state["centre"], out=x[taken:], casting="same_kind")
-        w[taken:] = c
-        alive = alive[: taken + new]
-        alive[:] = True
-        k = x[taken:].copy()
+        fit, alive = Fit(scratch, self.dim, self.value_dim + 1), alive[: taken + new]
+        factor, direction, added, x, w, _ = views = fit.room(taken + new, new)
+        kernel.gather(*self.atoms, self.state["centre"], first, count, k, c, x, w, added, alive)
         if taken:
             held[2] = (held[2] + active) % m
-            self.queries.factor(*fit.model())
-            fit.compress(taken + new, self.scale, self.params.temper, room, alive)
-        self._store(k, w, alive, first, taken, count)
+            self.queries.factor(factor, direction)
+            fit.compress(views, self.scale, self.params.temper, room, alive)
+        self._store(added, w, alive, first, taken, count)
         held[0] = min(count + new, m)
 
     def _store(self, k: np.ndarray, c: np.ndarray, alive: np.ndarray, first: int, taken: int, size: int) -> None:

@@ -8,10 +8,16 @@ disjoint sets combine exactly, and attention is y[:-1] / z.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from streamattn_cli.kernels import dense
+from streamattn_cli.kernels import blas, dense
+
+
+@cache
+def _address(dtype: str) -> int:
+    return blas.address(dtype)
 
 
 @dataclass
@@ -47,6 +53,10 @@ class Partial:
         one tile, and its shape decides the rounding: callers keep tiles aligned to the global row.
         """
         tile = logits.reshape(-1)[: len(q) * len(k)].reshape(len(q), len(k))  # gaps between rows would stop vector code
+        gemm = _address(q.dtype.str[1:])
+        if gemm:
+            dense.attend(gemm, q, k, c, shift, always, low, high, tile, product, self.m, self.y)
+            return
         np.matmul(q, k.T, out=tile)
         dense.softmax_tile(tile, c, shift, always, low, high, self.m, self.y)
         np.matmul(tile, c, out=product)
