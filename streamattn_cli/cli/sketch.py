@@ -117,5 +117,5 @@ def _check_target(output: str, append: bool, resume: bool) -> None:
         raise UsageError(f"--append: there is no sketch {output} yet; leave --append away to make it")
     if not append and not resume and os.path.exists(output):
         raise UsageError(f"{output}: there is a file already; --append adds to it, --resume goes on with it; or remove it first")
-    if output.endswith((".npy", ".h5", ".hdf5", ".safetensors")):
+    if not append and output.endswith((".npy", ".h5", ".hdf5", ".safetensors")):
         raise UsageError(f"{output}: a sketch is called FILE.sattn; answers are written by attend, and by query from a sketch")

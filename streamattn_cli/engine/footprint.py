@@ -66,7 +66,7 @@ def _lasting(plan: Plan) -> dict[str, int]:
     held = sum(max(t.held_bytes, 0 if t.seekable else FIRST_ROWS * row_bytes(t)) for t in tensors)
     parts = {"held_by_inputs": held, "work": spec_bytes(work_spec(problem)) * plan.threads}
     if problem.method != "exact":
-        parts["output"] = plan.query_block_rows * _output_row(problem)
+        parts["output"] = 2 * plan.query_block_rows * _output_row(problem)
     if problem.sketches:
         parts["output"] *= problem.sketches.heaps or problem.request.audit > 0  # elsewhere no row is produced
     if problem.params or problem.sketches:

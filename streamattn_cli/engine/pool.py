@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import queue
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 
@@ -38,6 +40,32 @@ class Workers:
         errors = [error for future in futures if (error := future.exception())]
         if errors:
             raise errors[0]
+
+    def run_chains(self, task: Callable[[object, dict], None], chains: Iterable[Iterable]) -> None:
+        """Call task(item, work) for every item of every chain: those of one chain in order, and turn by turn between them.
+
+        So three chains keep two threads busy to the end. The first error in the order of the chains is raised when all
+        have ended; a chain that failed goes no further.
+        """
+        chains = [iter(chain) for chain in chains]
+        waiting, errors = deque(enumerate(chains)), {}
+
+        def serve(_: object, work: dict) -> None:
+            while True:
+                try:
+                    number, chain = waiting.popleft()
+                except IndexError:  # whoever still has a chain takes care of it
+                    return
+                try:
+                    for item in islice(chain, 1):
+                        task(item, work)
+                        waiting.append((number, chain))
+                except BaseException as error:
+                    errors[number] = error
+
+        self.run(serve, range(min(len(chains), len(self.works))))
+        if errors:
+            raise errors[min(errors)]
 
     def total(self, name: str) -> np.ndarray:
         """The sum of a scratch array over all workers: for counters."""

@@ -134,6 +134,7 @@ def make_saver(writer: CheckpointWriter, run, output: Writer | None, facts: Mapp
 
     def snapshot(phase: str, done: int) -> tuple[dict, dict]:
         place = None
+        run.settle()
         if output is not None and hasattr(output, "part"):
             output.sync()
             output.lasting = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -39,7 +40,10 @@ class Run:
         self.workers = Workers(plan.threads, work_spec(problem))
         self.sketches = [HeadAttention(problem.params) for _ in self.lanes] if problem.params else []
         rows = 0 if problem.method == "exact" else plan.query_block_rows
-        self.output = allocate({"output": ((rows, len(problem.q), problem.v.dim), problem.precision)})["output"]
+        # answers of two blocks: while one is written, the next is filled
+        both = allocate({"output": ((2, rows, len(problem.q), problem.v.dim), problem.precision)})["output"]
+        self.output, self._other = both
+        self._pen, self._written = ThreadPoolExecutor(1, "streamattn-writer"), None
         self.auditor = None
         if plan.audit_rows:
             self.auditor = Auditor(problem, self.lanes, plan.audit_rows, reservoir=not problem.q.tensor.seekable)
@@ -145,7 +149,14 @@ class Run:
 
     def close(self) -> None:
         """Stop the threads."""
+        self._pen.shutdown(wait=True)
         self.workers.close()
+
+    def settle(self) -> None:
+        """Wait until all answers so far are written; raises what went wrong."""
+        written, self._written = self._written, None
+        if written:
+            written.result()
 
     # --- passes
 
@@ -200,15 +211,17 @@ class Run:
         def take(block: Block) -> None:
             k, v = block.arrays
 
-            def lane_task(lane: Lane, work: dict) -> None:
-                idle = skip(lane, block.rows) if skip else 0
-                if idle:
-                    lane.pass_over(k, v, idle, block.start, work)
-                for a, b in lane.steps(block.start + idle, block.rows - idle):
-                    row = block.start + idle + a
-                    use(lane, *lane.keys(k, v, idle + a, idle + b, row, work), work)
+            def step_task(item: tuple, work: dict) -> None:
+                lane, a, b = item
+                use(lane, *lane.keys(k, v, a, b, block.start + a, work), work)
 
-            self.workers.run(lane_task, self.lanes)
+            def pass_over(lane: Lane, work: dict) -> None:
+                lane.pass_over(k, v, idle[lane.index], block.start, work)
+
+            idle = [skip(lane, block.rows) if skip else 0 for lane in self.lanes]
+            if any(idle):
+                self.workers.run(pass_over, self.lanes)
+            self._in_turns(block, step_task, idle)
 
         for work in self.workers.works if start == 0 else ():
             work["lane.dropped"][0] = 0  # the last pass over the keys sees all of them: each is counted once
@@ -243,12 +256,14 @@ class Run:
 
             steps = [(lane, a, b) for lane in self.lanes for a, b in lane.steps(block.start, block.rows)]
             self.workers.run(step_task, steps)
-            self._write(block.start, answers)
+            self._write_behind(block.start, answers)
             if self.auditor and self.auditor.reservoir:
                 self.auditor.offer(block.start, q, answers)
 
         size = self.plan.query_block_rows
-        return self.done + self._pump([p.q.tensor], take, "queries", p.q.rows, self.done, size, self.passed)
+        rows = self.done + self._pump([p.q.tensor], take, "queries", p.q.rows, self.done, size, self.passed)
+        self.settle()
+        return rows
 
     def _causal(self) -> int:
         """The pass over q, k and v together."""
@@ -258,23 +273,24 @@ class Run:
             q, k, v = block.arrays
             answers = self.output[: block.rows]
 
-            def lane_task(lane: Lane, work: dict) -> None:
-                for a, b in lane.steps(block.start, block.rows):
-                    row = block.start + a
-                    keys, values = lane.keys(k, v, a, b, row, work)
-                    queries = lane.queries(q, a, b, row, work)
-                    out = work["lane.out"][:, : b - a]
-                    self.sketches[lane.index].step(queries, keys, values, out, work)
-                    lane.put(out, answers, a, b, work)
-                    if self.auditor:
-                        self.auditor.see(lane, keys, values, work)
+            def step_task(item: tuple, work: dict) -> None:
+                lane, a, b = item
+                row = block.start + a
+                keys, values = lane.keys(k, v, a, b, row, work)
+                queries = lane.queries(q, a, b, row, work)
+                out = work["lane.out"][:, : b - a]
+                self.sketches[lane.index].step(queries, keys, values, out, work)
+                lane.put(out, answers, a, b, work)
+                if self.auditor:
+                    self.auditor.see(lane, keys, values, work)
 
-            self.workers.run(lane_task, self.lanes)
-            self._write(block.start, answers)
+            self._in_turns(block, step_task)
+            self._write_behind(block.start, answers)
 
         stop = p.k.rows if p.q.rows is None else p.q.rows
         tensors = [p.q.tensor, p.k.tensor, p.v.tensor]
         rows = self.done + self._pump(tensors, take, "rows", stop, self.done, passed=self.passed)
+        self.settle()
         if rows == 0:
             raise InputMalformed(f"{p.k.tensor.name}: no rows")
         return rows
@@ -339,7 +355,30 @@ class Run:
         trim()  # the next phase may take what this one took
         return rows
 
+    def _in_turns(self, block: Block, task: Callable, idle: list[int] | None = None) -> None:
+        """Call task((lane, a, b), work) for the steps of every lane through a block, after its first `idle` rows."""
+        chains = []
+        for lane in self.lanes:
+            first = idle[lane.index] if idle else 0
+            steps = lane.steps(block.start + first, block.rows - first)
+            chains.append([(lane, first + a, first + b) for a, b in steps])
+        self.workers.run_chains(task, chains)
+
+    def _write_behind(self, start: int, answers: np.ndarray) -> None:
+        """Write to a file while the next block is answered. A pipe may keep a writer waiting: that is left to this thread,
+        which signals reach."""
+        self.settle()
+        if not hasattr(self.writer, "part"):
+            self._write(start, answers)
+            return
+        self._written = self._pen.submit(self.writer.write, start, answers)
+        self.output, self._other = self._other, self.output
+        self._hear(start, answers)
+
     def _write(self, start: int, answers: np.ndarray) -> None:
         self.writer.write(start, answers)
+        self._hear(start, answers)
+
+    def _hear(self, start: int, answers: np.ndarray) -> None:
         if self.auditor and not self.auditor.reservoir:
             self.auditor.hear(start, answers)

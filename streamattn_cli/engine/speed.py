@@ -15,8 +15,9 @@ from streamattn_cli.engine.plan import Plan
 from streamattn_cli.sketches.monomials import feature_count
 from streamattn_cli.sketches.nystrom import NystromParams
 from streamattn_cli.sketches.poly import PolyParams
+from streamattn_cli.sketches.sample import SampleParams
 
-REFERENCE = 0.65e-3  # seconds of one round of the calibration
+REFERENCE = 0.47e-3  # seconds of one round of the calibration
 ROUNDS = 200  # at most; about a quarter of a second
 READ = 1e9  # bytes a second from a warm disk
 OPENING = 0.1  # seconds of a run that come whatever its size
@@ -53,20 +54,21 @@ def _lane_micros(plan: Plan) -> float:
     """Microseconds of one key head on one thread."""
     p = plan.problem
     rows, queries, dims = p.k.rows, p.q.rows, p.k.dim + p.v.dim
+    # one query and one key: two products and an exponential, in tiles of a few dozen queries or of hundreds
+    pair = 0.0012 + 2.5e-5 * dims
     if p.method == "exact":
-        return queries * rows * p.group * (0.5 if p.causal else 1.0) * (0.002 + 5e-5 * dims)
+        return queries * rows * p.group * (0.5 if p.causal else 1.0) * 0.8 * pair
     params, history = p.params, p.params.history
-    pair = 0.020 + 7e-5 * dims
     beside = params.sinks + params.window + params.group / 2 + getattr(history, "atoms", getattr(history, "rows", 0))
     attended = min(beside, rows) * (1 - min(beside, rows) / (2 * rows) if p.causal else 1.0)
-    total = queries * p.group * attended * pair + 300 * (rows + queries * (not p.causal)) / params.group
+    total = queries * p.group * (0.3 + attended * pair) + 90 * (rows + queries * (not p.causal)) / params.group
     if isinstance(history, PolyParams):
         products = feature_count(p.k.dim, history.degree) * (p.v.dim + 1)
-        return total + (rows + queries * p.group) * (1 + 8e-5 * products)
+        return total + (rows + queries * p.group) * (0.15 + 4e-5 * products)
     full = max(0.0, rows - beside) / params.group  # groups that come when the history is full
     if isinstance(history, NystromParams):
         n = history.active + params.group
-        total += full * (500 + (0.5 + p.k.dim / 80) * 0.04 * n * n + 5e-5 * n**3)
+        total += full * (60 + n * (0.01 * p.k.dim + 0.007 * p.v.dim) + 0.003 * n * n + 1.2e-5 * n**3)
     elif history:
-        total += full * 500
+        total += full * (60 if isinstance(history, SampleParams) else 250)
     return total
