@@ -12,10 +12,12 @@ import time
 import numpy as np
 
 from streamattn_cli.engine.plan import Plan
+from streamattn_cli.sketches.evict import EvictParams
 from streamattn_cli.sketches.monomials import feature_count
 from streamattn_cli.sketches.nystrom import NystromParams
 from streamattn_cli.sketches.poly import PolyParams
 from streamattn_cli.sketches.sample import SampleParams
+from streamattn_cli.sketches.wildcat import WildcatParams
 
 REFERENCE = 0.47e-3  # seconds of one round of the calibration
 ROUNDS = 200  # at most; about a quarter of a second
@@ -60,8 +62,9 @@ def _lane_micros(plan: Plan) -> float:
         return queries * rows * p.group * (0.5 if p.causal else 1.0) * 0.8 * pair
     params, history = p.params, p.params.history
     beside = params.sinks + params.window + params.group / 2 + getattr(history, "atoms", getattr(history, "rows", 0))
+    python = 60 * min(plan.threads, len(p.k))  # a group's way through the interpreter, where heads wait for one another
     attended = min(beside, rows) * (1 - min(beside, rows) / (2 * rows) if p.causal else 1.0)
-    total = queries * p.group * (0.3 + attended * pair) + 90 * (rows + queries * (not p.causal)) / params.group
+    total = queries * p.group * (0.3 + attended * pair) + python * (rows + queries * (not p.causal)) / params.group
     if isinstance(history, PolyParams):
         products = feature_count(p.k.dim, history.degree) * (p.v.dim + 1)
         return total + (rows + queries * p.group) * (0.15 + 4e-5 * products)
@@ -69,6 +72,9 @@ def _lane_micros(plan: Plan) -> float:
     if isinstance(history, NystromParams):
         n = history.active + params.group
         total += full * (60 + n * (0.01 * p.k.dim + 0.007 * p.v.dim) + 0.003 * n * n + 1.2e-5 * n**3)
+    elif isinstance(history, SampleParams):
+        total += full * python
     elif history:
-        total += full * (60 if isinstance(history, SampleParams) else 250)
+        known = 0.4 * history.rows if isinstance(history, EvictParams) and not p.causal else 0
+        total += full * (150 + known + (0.7 * history.rows if isinstance(history, WildcatParams) else 0))
     return total
