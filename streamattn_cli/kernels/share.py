@@ -5,7 +5,7 @@ import math
 from numba import njit
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def add_range(weights, low, high, before, m, mass):
     """Add the weights of columns low <= j < high[i] of every row i to mass (r,) float64, in place.
 
@@ -15,5 +15,7 @@ def add_range(weights, low, high, before, m, mass):
         if m[i] == -math.inf:
             continue
         mass[i] *= math.exp(before[i] - m[i])
+        total = 0.0
         for j in range(max(low, 0), min(high[i], weights.shape[1])):
-            mass[i] += weights[i, j]
+            total += weights[i, j]
+        mass[i] += total

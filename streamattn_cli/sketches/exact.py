@@ -181,7 +181,7 @@ class ValueMeans:
         if self.positions is None:
             self.sums += c.sum(axis=0, dtype=np.float64)
         else:
-            running = np.concatenate([np.zeros((1, c.shape[1])), np.cumsum(c, axis=0, dtype=np.float64)])
-            self.sums += running[np.clip(self.positions - start + 1, 0, len(c))]
-
-
+            last = self.positions - start  # of the rows that a query sees, counted in this tile
+            self.sums[last >= len(c) - 1] += c.sum(axis=0, dtype=np.float64)
+            for i in np.flatnonzero((last >= 0) & (last < len(c) - 1)):
+                self.sums[i] += c[: last[i] + 1].sum(axis=0, dtype=np.float64)
