@@ -35,6 +35,22 @@ def test_an_overflow_of_half_precision_is_not_finite_either(tmp_path):
     refused("attend", *FILES, "-o", "out.npy", code=5, words=["k.npy", "not finite"], folder=tmp_path, cwd=tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rows_that_a_window_passes_over_are_looked_at(tmp_path, dtype):
+    """Row 700 of 2,000 is needed by nobody, and is refused, or counted, all the same."""
+    rng = np.random.default_rng(0)
+    k, v = (rng.standard_normal((2000, 8)).astype(dtype) for _ in range(2))
+    v[700, 5] = np.inf
+    np.save(tmp_path / "k.npy", k)
+    np.save(tmp_path / "v.npy", v)
+    files = ["sketch", "--k", "k.npy", "--v", "v.npy", "--method", "window", "--resident-rows", "64",
+             "--block-rows", "500"]  # fmt: skip
+    words = ["v.npy", "not finite in v, row 700, head 0"]
+    refused(*files, "-o", "s.sattn", code=5, words=words, folder=tmp_path, cwd=tmp_path)
+    done = run(*files, "--nan-policy", "drop", "--json", "-o", "s.sattn", cwd=tmp_path)
+    assert done.document["counts"]["dropped_keys"] == 1
+
+
 @pytest.mark.parametrize("mode", ["--full", "--causal"])
 @pytest.mark.parametrize("method", ["exact", "window", "poly"])
 def test_dropped_rows_are_counted_and_have_no_part(tmp_path, method, mode):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamattn_cli.kernels.widen import KIND, widen
+from streamattn_cli.kernels.widen import KIND, any_bad, widen
 
 NO_MASK = np.zeros((0, 0), np.uint8)
 PATTERNS = np.arange(65536, dtype=np.uint16)
@@ -76,4 +76,18 @@ def test_without_compiler():
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__))]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "10 passed, 1 skipped" in run.stdout
+    assert "14 passed, 1 skipped" in run.stdout
+
+
+@pytest.mark.parametrize("dtype", ["f2", "bf16", "f4", "f8"])
+def test_any_bad_looks_at_these_heads_and_rows_alone(dtype):
+    items = {"f2": 0x7C01, "bf16": 0xFF80, "f4": -np.inf, "f8": 1e39}  # NaN, -inf, -inf, infinite in float32
+    src = np.ones((2, 20, 12), "u2" if dtype in ("f2", "bf16") else dtype)
+    outer, column = np.array([0, 1]), np.array([4, 8])
+    found = []
+    for place in ((0, 5, 4), (1, 9, 11), (0, 5, 3), (0, 5, 8), (1, 4, 8), (1, 10, 8)):
+        src[:] = 1
+        src[place] = items[dtype]
+        with np.errstate(over="ignore"):  # without the compiler, NumPy makes the limit of float32 one itself
+            found.append(any_bad(src, KIND[dtype], outer, column, 4, 5, 5))
+    assert found == [True, True, False, False, False, False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -151,8 +152,6 @@ def start() -> Iterator[Line]:
 
 
 def _quietly(words: tuple | list, environment: dict | None = None) -> None:
-    import subprocess
-
     subprocess.run([*COMMAND, *words], capture_output=True, check=True, env=environment)
 
 
@@ -186,19 +185,17 @@ def methods() -> Iterator[Line]:
 
 def growth() -> Iterator[Line]:
     """Seconds of one head against the number of rows, 2^14 to 2^22: the fitted exponent (the same block again and again)."""
-    dim, block = 64, 4096
+    block = 4096
     rng = np.random.default_rng(0)
     marks = [1 << e for e in range(14, 19 if QUICK else 23)]
-    for name, dims in (("nystrom fast", 64), ("window", 64), ("poly, degree 4", 8)):
-        dim = dims
+    for name, dim in (("nystrom fast", 64), ("window", 64), ("poly, degree 4", 8)):
         q, k, v = (rng.standard_normal((block, dim)).astype("f4") for _ in range(3))
         c = np.column_stack([v, np.ones(block, "f4")])
         base = HeadParams(dim, dim, dim**-0.5, "f4", sinks=4, storage="f2")
-        params = {
-            "nystrom fast": lambda base=base: nystrom_params(base, 512, "fast"),
-            "window": lambda base=base: window_params(base, 512),
-            "poly, degree 4": lambda base=base: replace(base, sinks=0, history=PolyParams(degree=4, max_error=np.inf)),
-        }[name]()
+        if name.startswith("poly"):
+            params = replace(base, sinks=0, history=PolyParams(degree=4, max_error=np.inf))
+        else:
+            params = window_params(base, 512) if name == "window" else nystrom_params(base, 512, "fast")
         head, work, out = HeadAttention(params), allocate(params.work_spec()), np.empty((1, block, dim), "f4")
         head.calibrate(k, c, q)
         took, began = [], time.perf_counter()
@@ -262,7 +259,8 @@ def features() -> Iterator[Line]:
         found = work_of()
         if found is None:
             continue
-        yield name, rows / best(work_of, 2), "rows/s", "exact in NumPy", rows / best(work_of, 2) / whole
+        rate = rows / best(work_of, 2)
+        yield name, rate, "rows/s", "exact in NumPy", rate / whole
         wrong = np.linalg.norm(found[some] - truth) / np.linalg.norm(truth)
         yield f"  error of {name}", float(wrong), "", "", None
 

@@ -157,18 +157,11 @@ def add_history(m, y, past_m, past_y, low, high, seen, share):
         share[i] = 0
         if seen[i] == 0:
             continue
-        z = past_y[i, width]
-        if not (z > 0 and z < math.inf):
+        if not _sane(past_y[i], low, high):
             bad += 1
             continue
-        for j in range(width):
-            past_y[i, j] = min(max(past_y[i, j], low[j] * z), high[j] * z)
-        top = max(m[i], past_m[i])
-        mine, theirs = math.exp(m[i] - top), math.exp(past_m[i] - top)
-        for j in range(width + 1):
-            y[i, j] = y[i, j] * mine + past_y[i, j] * theirs
-        m[i] = top
-        share[i] = min(max(z * theirs / y[i, width], 0.0), 1.0)
+        part = past_y[i, width] * _join(m, y, past_m, past_y, i)
+        share[i] = min(max(part / y[i, width], 0.0), 1.0)
     return bad
 
 
@@ -179,14 +172,20 @@ def combine(m, y, other_m, other_y):
     m (r,), y (r, dv + 1) with z in the last column. An empty part has m = -inf.
     """
     for i in range(m.shape[0]):
-        top = max(m[i], other_m[i])
-        if top == -math.inf:
-            continue
-        mine = math.exp(m[i] - top)
-        theirs = math.exp(other_m[i] - top)
-        for j in range(y.shape[1]):
-            y[i, j] = y[i, j] * mine + other_y[i, j] * theirs
-        m[i] = top
+        if max(m[i], other_m[i]) > -math.inf:
+            _join(m, y, other_m, other_y, i)
+
+
+@njit(error_model="numpy")
+def _join(m, y, other_m, other_y, i):
+    """Row i of `combine`, where either has anything; returns what the other's numbers were multiplied by."""
+    top = max(m[i], other_m[i])
+    mine = math.exp(m[i] - top)
+    theirs = math.exp(other_m[i] - top)
+    for j in range(y.shape[1]):
+        y[i, j] = y[i, j] * mine + other_y[i, j] * theirs
+    m[i] = top
+    return theirs
 
 
 @njit(cache=True, error_model="numpy")
@@ -211,17 +210,23 @@ def guard(m, y, low, high):
     of the values that the part absorbed.
     """
     bad = 0
-    width = y.shape[1] - 1
     for i in range(m.shape[0]):
-        z = y[i, width]
-        if not (z > 0 and z < math.inf):
+        if not _sane(y[i], low, high):
             bad += 1
             m[i] = -math.inf
             y[i] = 0
-            continue
-        for j in range(width):
-            y[i, j] = min(max(y[i, j], low[j] * z), high[j] * z)
     return bad
+
+
+@njit(error_model="numpy")
+def _sane(row, low, high):
+    """Clip a partial answer (dv + 1,) to the range of its values, in place; False where its z is not positive."""
+    z = row[row.shape[0] - 1]
+    if not (z > 0 and z < math.inf):
+        return False
+    for j in range(row.shape[0] - 1):
+        row[j] = min(max(row[j], low[j] * z), high[j] * z)
+    return True
 
 
 @njit(cache=True, error_model="numpy")
