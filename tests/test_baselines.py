@@ -18,8 +18,8 @@ from streamattn_cli.sketches.budget import KEEPERS, keeper_params, row_bytes, wi
 from streamattn_cli.sketches.evict import EvictParams
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.levels import LEVELS, level_of, level_to_halve, segment
-from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.sample import SampleParams
+from streamattn_cli.sketches.tiles import QueryTile
 from streamattn_cli.sketches.wildcat import WildcatParams, halve
 from streamattn_cli.testing.sketch import LEARNING_LAWS, SKETCH_LAWS, SketchCase
 from streamattn_cli.testing.streams import Stream, attention, make_stream
@@ -159,11 +159,9 @@ def test_weights_stand_for_all_rows(history):
     """With queries of zero, z is the number of rows."""
     stream = make_stream(240, 3, 2, "f8", heads=1)
     sketch = absorbed(head(history, "f8"), stream)
-    work = allocate(sketch.params.work_spec())
-    out = work["scaled"]
-    out[:] = 0
-    part = Partial(work["m"][0], work["y"][0])
-    sketch.history.partial(out, work, part)
+    tile = QueryTile.of(allocate(sketch.params.work_spec()), 1, sketch.params.group)
+    tile.queries[:], tile.scaled[:], part = 0, 0, tile.past
+    sketch.history.partial(tile.queries, tile.work, part)
     assert part.y[0, -1] * np.exp(part.m[0]) == pytest.approx(240, rel=1e-12)
 
 

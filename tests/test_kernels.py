@@ -65,9 +65,9 @@ def softmax(tiles, dtype):
     rows = len(tiles[0][0])
     m, y = np.full(rows, -np.inf, dtype), np.zeros((rows, 2))
     for n, (logits, low, high, values, weights) in enumerate(tiles):
-        tile, c = np.array(logits, dtype), np.column_stack([values, weights]).astype(dtype)
-        dense.softmax_tile(tile, c, 100 * n, n, low + 100 * n, high + 100 * n, m, y)
-        y += tile.astype("f8") @ np.column_stack([values, np.ones(len(values))])
+        tile, c = np.array(logits.T, dtype, order="C"), np.column_stack([values, weights]).astype(dtype)
+        dense.softmax_tile(tile, c, 100 * n, n, low + 100 * n, high + 100 * n, np.empty_like(m), m, y)
+        y += tile.T.astype("f8") @ np.column_stack([values, np.ones(len(values))])
     return m, y
 
 
@@ -107,11 +107,11 @@ def test_softmax_tile(rng, dtype, size):
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_softmax_tile_writes_zeros_where_nothing_is_seen(dtype):
-    tile = np.full((2, 6), np.nan, dtype)
-    tile[0, 2:4] = [1, 3]
+    tile = np.full((6, 2), np.nan, dtype)
+    tile[2:4, 0] = [1, 3]
     m, y = np.full(2, -np.inf, dtype), np.ones((2, 1))
-    dense.softmax_tile(tile, np.ones((6, 1), dtype), 0, 0, np.array([2, 3]), np.array([4, 3]), m, y)
-    np.testing.assert_allclose(tile, [[0, 0, math.exp(-2), 1, 0, 0], [0] * 6], rtol=1e-7)
+    dense.softmax_tile(tile, np.ones((6, 1), dtype), 0, 0, np.array([2, 3]), np.array([4, 3]), np.empty_like(m), m, y)
+    np.testing.assert_allclose(tile.T, [[0, 0, math.exp(-2), 1, 0, 0], [0] * 6], rtol=1e-7)
     assert (m == [3, -np.inf]).all() and (y == [[0], [1]]).all()
 
 
@@ -119,10 +119,10 @@ def test_softmax_tile_writes_zeros_where_nothing_is_seen(dtype):
 def test_softmax_tile_with_logits_of_minus_infinity(dtype):
     """A token that is not there: alone, before anything was seen and after; among others."""
     inf = np.inf
-    tile = np.array([[-inf, -inf], [-inf, -inf], [-inf, -2e4]], dtype)
+    tile = np.array([[-inf, -inf, -inf], [-inf, -inf, -2e4]], dtype)
     m, y = np.array([-inf, 5, -inf], dtype), np.array([[0.0], [3.0], [0.0]])
-    dense.softmax_tile(tile, np.ones((2, 1), dtype), 0, 0, np.zeros(3, np.int64), np.full(3, 2), m, y)
-    assert (tile == [[0, 0], [0, 0], [0, 1]]).all()
+    dense.softmax_tile(tile, np.ones((2, 1), dtype), 0, 0, np.zeros(3, np.int64), np.full(3, 2), np.empty_like(m), m, y)
+    assert (tile == [[0, 0, 0], [0, 0, 1]]).all()
     assert (m == [-inf, 5, -2e4]).all() and (y == [[0], [3], [0]]).all()
 
 

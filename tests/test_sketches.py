@@ -255,9 +255,9 @@ def test_sinks_window_and_rest_are_the_union(sinks, window, rows, dtype, seed):
         part = Partial.empty(rows, 3, np.dtype(dtype))
         if b > a:
             everything = np.zeros(rows, np.int64), np.full(rows, b - a)
-            logits, result = np.empty((rows, b - a), dtype), np.empty((rows, 3), dtype)
+            logits, result = np.empty((b - a + 1) * rows, dtype), np.empty((rows, 3), dtype)
             q = stream.q[0] * np.dtype(dtype).type(0.5)
-            part.attend(q, stream.k[a:b], stream.c[a:b], *everything, logits, result)
+            part.attend(np.ascontiguousarray(q.T), stream.k[a:b], stream.c[a:b], *everything, logits, result)
         total.add(part)
     out = np.empty((rows, 2))
     assert total.finish(np.zeros(2), out) == 0
@@ -269,7 +269,7 @@ def test_attend_ignores_rows_of_weight_zero_whatever_their_keys():
     """Found by the conformance suite: such a row's logit was taken for the maximum, under which the others vanished."""
     k, c = np.array([[-60.0], [0.0], [50.0]], "f4"), np.array([[2.0, 1], [0, 0], [0, 0]], "f4")
     part = Partial.empty(1, 2, np.dtype("f4"))
-    scratch = np.empty((1, 3), "f4"), np.empty((1, 2), "f4")
+    scratch = np.empty(4, "f4"), np.empty((1, 2), "f4")
     part.attend(np.full((1, 1), 3, "f4"), k, c, np.zeros(1, int), np.full(1, 3), *scratch)
     assert part.m[0] == -180
     assert part.y.tolist() == [[2, 1]]

@@ -6,10 +6,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from streamattn_cli.kernels.blas import product
-
-
-_SIGN_SHIFT, _ALL_BUT_SIGN = np.int32(31), np.int32(0x7FFFFFFF)
+from streamattn_cli.kernels.blas import LEFT, PLAIN, SMALL, product
+from streamattn_cli.kernels.linear import LANE
 
 
 def exp32(x):
@@ -44,105 +42,118 @@ def _exp(x):
     return lambda x: math.exp(x)
 
 
-def largest32(row):
-    """The largest item of a float32 row that has one and holds no NaN, found by its bits: LLVM makes vector code of integers'
-    maximum only."""
-    bits = row.view(np.int32)
-    top = np.int32(-(2**31))
-    for j in range(bits.shape[0]):
-        # the bits of a negative number grow as it falls: all but the sign are turned round
-        top = max(top, np.int32(bits[j] ^ ((bits[j] >> _SIGN_SHIFT) & _ALL_BUT_SIGN)))
-    return np.int32(top ^ ((top >> _SIGN_SHIFT) & _ALL_BUT_SIGN)).view(np.float32)
-
-
-def largest(row):
-    """The largest item of a row that has one and holds no NaN; this body runs only when the JIT is disabled."""
-    return largest32(row) if row.dtype == np.float32 else row.max()
-
-
-@overload(largest, jit_options={"error_model": "numpy"})
-def _largest(row):
-    if row.dtype == types.float32:
-        return largest32
-    return lambda row: row.max()
-
-
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "arcp", "nsz"})
-def softmax_tile(logits, c, shift, always, low, high, m, y):
+def softmax_tile(logits, c, shift, always, low, high, top, m, y):
     """One step of the online softmax: turn a tile of logits into weights and rescale what was gathered so far.
 
-    logits (r, n), in place. Column j is token j + shift, and row i sees low[i] <= token < high[i]; the first `always`
-    columns it sees whatever low says. c (n, dv + 1): a token of weight 0 is not there, whatever its logit. What is seen
+    logits (n, r), in place. Row j is token j + shift, which query i sees if low[i] <= token < high[i]; the first `always`
+    rows it sees whatever low says. c (n, dv + 1): a token of weight 0 is not there, whatever its logit. What is seen
     becomes exp(logit - m[i]), all else 0.
     m (r,), of the logits' dtype, holds the running maximum (-inf at first) and is raised; y (r, w) is multiplied by
-    exp(m_old - m_new).
+    exp(m_old - m_new). top (r,): scratch.
     """
-    columns, weight = logits.shape[1], c.shape[1] - 1
-    absent = 0
-    for j in range(columns):
-        absent += c[j, weight] == 0
-    for i in range(logits.shape[0]):
-        row = logits[i]
-        end = min(max(high[i] - shift, 0), columns)
-        row[end:] = 0
-        live = row[:end]
-        first = min(always, end)
-        live[max(first, 0) : max(first, min(low[i] - shift, end), 0)] = -math.inf
-        if absent:
-            for j in range(end):
-                if c[j, weight] == 0:
-                    live[j] = -math.inf
-        if end == 0:
+    tokens, weight, nothing = logits.shape[0], c.shape[1] - 1, logits.dtype.type(-np.inf)
+    latest, earliest = low.max(), high.min()
+    for j in range(tokens):
+        row, token = logits[j], j + shift
+        if c[j, weight] == 0:
+            row[:] = nothing
             continue
-        top = largest(live)
-        if top == -math.inf:
-            live[:] = 0
-            continue
-        if top > m[i]:
-            shrink = math.exp(m[i] - top)
+        if token >= earliest:
+            for i in range(row.shape[0]):
+                row[i] = row[i] if token < high[i] else nothing
+        if j >= always and token < latest:
+            for i in range(row.shape[0]):
+                row[i] = row[i] if token >= low[i] else nothing
+    top[:] = m
+    whole = tokens - tokens % 4
+    for j in range(0, whole, 4):
+        r0, r1, r2, r3 = logits[j], logits[j + 1], logits[j + 2], logits[j + 3]
+        for i in range(top.shape[0]):
+            x = r0[i] if r0[i] > r1[i] else r1[i]
+            z = r2[i] if r2[i] > r3[i] else r3[i]
+            x = x if x > z else z
+            top[i] = x if x > top[i] else top[i]
+    for j in range(whole, tokens):
+        row = logits[j]
+        for i in range(top.shape[0]):
+            top[i] = row[i] if row[i] > top[i] else top[i]
+    for i in range(top.shape[0]):
+        if top[i] > m[i]:
+            shrink = math.exp(m[i] - top[i])
             for j in range(y.shape[1]):
                 y[i, j] *= shrink
-            m[i] = top
-        else:
-            top = m[i]
-        for j in range(end):
-            live[j] = exp(live[j] - top)
+            m[i] = top[i]
+        elif top[i] == nothing:
+            top[i] = 0
+    if top.shape[0] % LANE == 0:
+        for j in range(tokens):
+            row = logits[j]
+            for i in range(row.shape[0]):
+                row[i] = exp(row[i] - top[i])
+        return
+    for j in range(tokens):  # vector code does not begin in the middle of a row: all rows as one
+        row = logits[j]
+        for i in range(row.shape[0]):
+            row[i] -= top[i]
+    _exp_all(logits.reshape(-1))
+
+
+@njit(error_model="numpy")
+def _exp_all(x):
+    for i in range(x.shape[0]):
+        x[i] = exp(x[i])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def attend(gemm, q, k, c, shift, always, low, high, logits, gathered, m, y):
-    """Take a tile of tokens k (n, d), c (n, dv + 1) into the partial answers (m, y) of queries q (r, d), already scaled.
+    """Take tokens k (n, d), c (n, dv + 1) into the partial answers (m, y) of queries q (d, r), already scaled.
 
-    As `softmax_tile` between two matrix products, without the interpreter. gemm: `blas.address` of the dtype. logits (r, n)
-    becomes the weights, gathered (r, dv + 1) is scratch.
+    As `softmax_tile` between two matrix products, so many tokens at a time as BLAS is fastest with. gemm: `blas.address` of
+    the dtype. logits ((n + 1) r or more) and gathered (r, dv + 1) are scratch; in logits[r:] the last weights (n, r) are left.
     """
-    product(gemm, q, k, True, logits)
-    softmax_tile(logits, c, shift, always, low, high, m, y)
-    product(gemm, logits, c, False, gathered)
-    for i in range(y.shape[0]):
-        for j in range(y.shape[1]):
-            y[i, j] += gathered[i, j]
+    count, r = k.shape[0], q.shape[1]
+    step = tile_rows(r, max(k.shape[1], c.shape[1]), count)
+    top = logits[:r]
+    for first in range(0, count, step):
+        n = min(step, count - first)
+        tile, rows = logits[r : r + n * r].reshape(n, r), c[first : first + n]
+        product(gemm, PLAIN, k[first : first + n], q, tile)
+        softmax_tile(tile, rows, shift + first, always - first, low, high, top, m, y)
+        product(gemm, LEFT, tile, rows, gathered)
+        for i in range(r):
+            for j in range(y.shape[1]):
+                y[i, j] += gathered[i, j]
+
+
+@njit(cache=True)
+def tile_rows(queries, width, most):
+    """How many tokens of so many numbers to take at a time, at most `most`: a multiple of 16 for which products stay
+    small, or all where those would be too few."""
+    fit = SMALL // max(queries * width, 1)
+    fit -= fit % 16
+    return most if fit < 64 else min(most, fit)
 
 
 @njit(cache=True, error_model="numpy")
 def place(q, group, at, scale, high, slope, window, raw, scaled, lows, highs):
     """Lay queries q (heads, n, d) into a tile of heads x group rows, from row `at` of each head on; the other rows see nothing.
 
-    raw, scaled (r, d): the queries, and scale * the queries. Query i sees the tokens lows <= j < highs (r,), the last
+    raw (r, d): the queries; scaled (d, r): scale * the queries. Query i sees the tokens lows <= j < highs (r,), the last
     `window` before high + slope * i.
     """
     heads, n, d = q.shape
     for r in range(heads * group):
         i = r % group - at
         if i < 0 or i >= n:
-            raw[r], scaled[r], lows[r], highs[r] = 0, 0, 0, 0
+            raw[r], scaled[:, r], lows[r], highs[r] = 0, 0, 0, 0
             continue
         highs[r] = high + slope * i
         lows[r] = max(highs[r] - window, 0)
         for j in range(d):
             x = q[r // group, i, j]
             raw[r, j] = x
-            scaled[r, j] = x * scale
+            scaled[j, r] = x * scale
 
 
 @njit(cache=True, error_model="numpy")

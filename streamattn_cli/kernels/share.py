@@ -7,15 +7,14 @@ from numba import njit
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def add_range(weights, low, high, before, m, mass):
-    """Add the weights of columns low <= j < high[i] of every row i to mass (r,) float64, in place.
+    """Add the weights of rows low <= j < high[i] for every query i to mass (r,) float64, in place.
 
-    weights (r, c) are relative to the running maxima m (r,), as softmax_tile leaves them; mass came relative to `before`.
+    weights (n, r) are relative to the running maxima m (r,), as softmax_tile leaves them; mass came relative to `before`.
     """
-    for i in range(weights.shape[0]):
-        if m[i] == -math.inf:
-            continue
-        mass[i] *= math.exp(before[i] - m[i])
-        total = 0.0
-        for j in range(max(low, 0), min(high[i], weights.shape[1])):
-            total += weights[i, j]
-        mass[i] += total
+    for i in range(m.shape[0]):
+        if m[i] > -math.inf:
+            mass[i] *= math.exp(before[i] - m[i])
+    for j in range(max(low, 0), weights.shape[0]):
+        row = weights[j]
+        for i in range(row.shape[0]):
+            mass[i] += row[i] if j < high[i] else 0

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.kernels import share
+from streamattn_cli.kernels import dense, share
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.tiles import TILE
 
-CHUNK = 256  # queries of one tile
+CHUNK = 128  # queries of one tile
+SEEN = 64  # tokens of a tile that are looked at: a multiple of this
 
 
 class KeyTiles:
@@ -74,9 +75,17 @@ class ExactQueries:
         self, q: np.ndarray, positions: np.ndarray | None, value_dim: int, scale: float,
         history: tuple[int, np.ndarray] | None = None,
     ):  # fmt: skip
-        self.q = np.ascontiguousarray(q * q.dtype.type(scale))
-        self.positions = positions
         heads, n, dim = q.shape
+        # queries as columns, scaled: (d, rows) for each part and head, side by side
+        self.q = np.empty((heads, n * dim), q.dtype)
+        self.parts = []
+        for a in range(0, n, CHUNK):
+            part = slice(a, min(a + CHUNK, n))
+            columns = [flat[a * dim : part.stop * dim].reshape(dim, -1) for flat in self.q]
+            for head, out in enumerate(columns):
+                np.multiply(q[head, part].T, q.dtype.type(scale), out=out)
+            self.parts.append((part, columns))
+        self.positions = positions
         self.tiles = KeyTiles(dim, value_dim + 1, q.dtype)
         self.m = np.full((heads, n), -np.inf, q.dtype)
         self.y = np.zeros((heads, n, value_dim + 1))
@@ -92,7 +101,7 @@ class ExactQueries:
     def work_spec(value_dim: int, dtype: str) -> dict:
         """Scratch arrays of one thread."""
         return {
-            "exact.logits": ((CHUNK, TILE), dtype),
+            "exact.logits": ((CHUNK * (TILE + 1),), dtype),
             "exact.product": ((CHUNK, value_dim + 1), dtype),
             "exact.bounds": ((2, CHUNK), "i8"),
         }
@@ -124,25 +133,31 @@ class ExactQueries:
         return self.mass / np.maximum(self.y[:, :, -1], 1e-300)
 
     def _see(self, start: int, k: np.ndarray, c: np.ndarray, rows: int, work: dict) -> None:
-        n = self.q.shape[1]
-        for a in range(0, n, CHUNK):
-            b = min(a + CHUNK, n)
-            low, high = (bounds[: b - a] for bounds in work["exact.bounds"])
+        for part, heads in self.parts:
+            n = part.stop - part.start
+            low, high = (bounds[:n] for bounds in work["exact.bounds"])
             low[:] = 0
             high[:] = rows
             if self.positions is not None:
-                np.minimum(rows, self.positions[a:b] - start + 1, out=high)
+                np.minimum(rows, self.positions[part] - start + 1, out=high)
                 if high.max() <= 0:
                     continue
-            for head in range(len(self.q)):
-                weights, before = work["exact.logits"][: b - a], self.m[head, a:b].copy()
-                Partial(self.m[head, a:b], self.y[head, a:b]).attend(
-                    self.q[head, a:b], k, c, low, high, weights, work["exact.product"][: b - a]
-                )
-                if self.history:
-                    first, ends = self.history
-                    after, mass = self.m[head, a:b], self.mass[head, a:b]
-                    share.add_range(weights[:, : len(k)], first - start, ends[a:b] - start, before, after, mass)
+            seen = min(len(k), -(-high.max() // SEEN) * SEEN)  # nobody here sees the others
+            logits, product = work["exact.logits"], work["exact.product"][:n]
+            for head, q in enumerate(heads):
+                out = Partial(self.m[head, part], self.y[head, part])
+                if not self.history:
+                    out.attend(q, k[:seen], c[:seen], low, high, logits, product)
+                    continue
+                # in the portions of `attend`, whose weights are looked at
+                first, ends = self.history
+                step = dense.tile_rows(n, max(k.shape[1], c.shape[1]), seen)
+                for a in range(0, seen, step):
+                    b, before = min(a + step, seen), out.m.copy()
+                    out.attend(q, k[a:b], c[a:b], low, high, logits, product, a)
+                    weights = logits[n : (b - a + 1) * n].reshape(b - a, n)
+                    at = start + a
+                    share.add_range(weights, first - at, ends[part] - at, before, out.m, self.mass[head, part])
 
 
 class ValueMeans:

@@ -8,16 +8,10 @@ disjoint sets combine exactly, and attention is y[:-1] / z.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
 from streamattn_cli.kernels import blas, dense
-
-
-@cache
-def _address(dtype: str) -> int:
-    return blas.address(dtype)
 
 
 @dataclass
@@ -46,21 +40,15 @@ class Partial:
         dense.combine(self.m, self.y, other.m, other.y)
 
     def attend(self, q, k, c, low, high, logits, product, shift=0, always=0) -> None:
-        """Take in tokens exactly: k (n, d), c (n, dv + 1), of which row i sees low[i] <= j + shift < high[i].
+        """Take in tokens exactly: k (n, d), c (n, dv + 1), of which query i sees low[i] <= j + shift < high[i].
 
-        The first `always` columns are seen whatever low says. Tokens of weight 0 are not there, whatever their keys.
-        q (r, d) is already multiplied by the scale. logits (r, >= n) and product (r, dv + 1) are scratch. One call is
-        one tile, and its shape decides the rounding: callers keep tiles aligned to the global row.
+        The first `always` tokens are seen whatever low says. Tokens of weight 0 are not there, whatever their keys.
+        q (d, r), a column a query, is already multiplied by the scale. logits (at least (n + 1) r numbers) and product
+        (r, dv + 1) are scratch. One call is one tile, and its shape decides the rounding: callers keep tiles aligned to the
+        global row.
         """
-        tile = logits.reshape(-1)[: len(q) * len(k)].reshape(len(q), len(k))  # gaps between rows would stop vector code
-        gemm = _address(q.dtype.str[1:])
-        if gemm:
-            dense.attend(gemm, q, k, c, shift, always, low, high, tile, product, self.m, self.y)
-            return
-        np.matmul(q, k.T, out=tile)
-        dense.softmax_tile(tile, c, shift, always, low, high, self.m, self.y)
-        np.matmul(tile, c, out=product)
-        self.y += product
+        gemm = blas.address(q.dtype.str[1:])
+        dense.attend(gemm, q, k, c, shift, always, low, high, logits.reshape(-1), product, self.m, self.y)
 
     def guard(self, range_: np.ndarray) -> int:
         """Drop rows with z <= 0 and clip the others to the range (2, dv) of the values behind them; count the drops."""

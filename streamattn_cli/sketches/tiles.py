@@ -17,8 +17,8 @@ def tile_spec(dim: int, value_dim: int, queries: int, dtype: str) -> dict[str, t
     w = value_dim + 1
     return {
         "tile": ((queries, dim), dtype),
-        "scaled": ((queries, dim), dtype),
-        "logits": ((queries, TILE), dtype),
+        "scaled": ((queries * dim,), dtype),
+        "logits": (((TILE + 1) * queries,), dtype),
         "product": ((queries, w), dtype),
         "bounds": ((2, queries), "i8"),
         "share": ((queries,), dtype),
@@ -32,13 +32,14 @@ def tile_spec(dim: int, value_dim: int, queries: int, dtype: str) -> dict[str, t
 class QueryTile:
     """Views of one thread's scratch for queries of `heads` heads, `group` rows each.
 
-    queries, scaled (r, d); bounds (2, r): the first token that a query sees, and the end; exact, past: partial answers;
+    queries (r, d); scaled (d, r); bounds (2, r): the first token that a query sees, and the end; exact, past: partial answers;
     share (r,): the part of the mass that the history brought; `work`: the scratch, cut to r rows.
     """
 
     def __init__(self, work: dict, heads: int, group: int):
         self.group, rows = group, heads * group
-        cut = {name: work[name][:rows] for name in ("tile", "scaled", "logits", "product", "share")}
+        cut = {name: work[name][:rows] for name in ("tile", "product", "share")}
+        cut["scaled"] = work["scaled"][: rows * work["tile"].shape[1]].reshape(-1, rows)
         self.work = {**work, **cut}
         self.queries, self.scaled, self.share = cut["tile"], cut["scaled"], cut["share"]
         self.bounds = work["bounds"][:, :rows]
