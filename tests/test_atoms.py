@@ -19,20 +19,6 @@ def positive(rng, n, dtype):
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_linear_algebra(rng, n, dtype):
     eps = 200 * n * np.finfo(dtype).eps
-    a, b = rng.standard_normal((n, 7)).astype(dtype), rng.standard_normal((7, n)).astype(dtype)
-    for shape, keep in ((0, np.asarray), (1, np.triu)):
-        out = np.full((n, n), np.nan, dtype)
-        linear.multiply(a, b, out, shape)
-        np.testing.assert_allclose(keep(np.nan_to_num(out)), keep(a @ b), atol=eps)
-    for shape, half in ((2, np.tril), (3, np.triu)):
-        rows = rng.standard_normal((n, n)).astype(dtype)
-        square, out = half(rng.standard_normal((n, n))).astype(dtype), np.full((n, n), np.nan, dtype)
-        linear.multiply(rows, square, out, shape)
-        np.testing.assert_allclose(out, rows @ square, atol=10 * eps)
-    out = np.zeros((7, 7), dtype)
-    linear.add_gram(a, out)
-    linear.add_gram(a, out)
-    np.testing.assert_allclose(np.triu(out), np.triu(2 * a.T @ a), atol=eps)
     h = positive(rng, n, dtype)
     upper = np.where(np.tri(n, k=-1), 7, h).astype(dtype)  # below the diagonal nothing is read
     assert linear.cholesky(upper, 1e-6)

@@ -12,6 +12,7 @@ SELECTED = [
     "tests/test_atoms.py",
     "tests/test_nystrom.py::test_compression_is_the_naive_one",
     "tests/test_nystrom.py::test_query_model_is_the_naive_one",
+    "tests/test_nystrom.py::test_one_kernel_for_whole_streams_does_what_many_do",
     "tests/test_kernels.py",
     "tests/test_exact.py::test_small_against_the_loops",
     "tests/test_exact.py::test_huge_logits",

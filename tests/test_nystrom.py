@@ -1,5 +1,6 @@
 """`nystrom` against the loops, on hostile numbers, through the engine, and on a real head at several sizes."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from streamattn_cli.engine.request import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
 from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import compress as module
 from streamattn_cli.kernels import queries as query_kernel
 from streamattn_cli.sketches import querymodel
 from streamattn_cli.sketches.budget import nystrom_params, row_bytes, window_params
-from streamattn_cli.sketches.compress import Fit
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
+from streamattn_cli.sketches.nystrom import NystromHistory, NystromParams, insert_size
 from streamattn_cli.sketches.querymodel import QueryModel
+from streamattn_cli.sketches.registry import HISTORIES
 from streamattn_cli.testing.streams import Stream, attention
 
 HEADS = Path(__file__).parent.parent / "sample_data" / "heads.h5"
@@ -57,13 +60,11 @@ def full(params, stream, pieces=1):
 def compress(keys, coefs, mean, covariance, scale, temper, keep, dtype="f8"):
     """(indices of the survivors, their coefficients)."""
     (n, d), width = keys.shape, coefs.shape[1]
-    fit = Fit(np.full(Fit.size(n, d, width, n - keep), np.nan, dtype), d, width)
-    views = factor, direction, _, x, w, _ = fit.room(n, 0)
-    factor[:] = np.linalg.cholesky(covariance).T
-    direction[:] = np.linalg.solve(factor.T, mean)
-    x[:], w[:] = keys, coefs
-    alive = np.zeros(n, bool)
-    fit.compress(views, scale, temper, keep, alive)
+    scratch, alive = np.full(insert_size(n, d, width, n - keep), np.nan, dtype), np.zeros(n, bool)
+    factor = np.linalg.cholesky(covariance).T.astype(dtype, order="C")
+    direction = np.linalg.solve(factor.T, mean).astype(dtype)
+    x, w = keys.astype(dtype), coefs.astype(dtype)
+    module.compress(blas.address(dtype), x, w, factor, direction, scale, temper, keep, scratch, alive)
     return np.flatnonzero(alive), w[alive]
 
 
@@ -142,8 +143,8 @@ def test_keys_beyond_all_measure_lose_the_smallest(spoil):
     x = np.full((n, d), spoil, "f4") * np.where(np.arange(n) % 2, -1, 1).astype("f4")[:, None]
     w = np.arange(1, n + 1, dtype="f4")[:, None] * np.ones((1, 2), "f4")
     alive = np.zeros(n, bool)
-    scratch = np.zeros(Fit.size(n, d, 2, 4), "f4")
-    module.compress(x, w, np.eye(d, dtype="f4"), np.zeros(d, "f4"), 1.0, 0.8, n - 4, scratch, alive)
+    scratch = np.zeros(insert_size(n, d, 2, 4), "f4")
+    module.compress(blas.address("f4"), x, w, np.eye(d, dtype="f4"), np.zeros(d, "f4"), 1.0, 0.8, n - 4, scratch, alive)
     assert alive.sum() == n - 4 and np.isfinite(w[alive]).all()
 
 
@@ -209,6 +210,43 @@ def test_correlations_that_rounding_made_impossible(rng):
     plain = model.covariance()
     ridge = query_kernel.RIDGE * np.trace(plain) / 40
     np.testing.assert_allclose(covariance, plain + ridge * np.eye(40), atol=1e-5 * np.trace(plain))
+
+
+# --- in one go
+
+
+class GroupByGroup(NystromHistory):
+    """The same history, which HeadAttention leads through a stream with one small kernel after the other."""
+
+    step = None
+
+    def learn(self, q, share, rows, work):
+        self.queries.learn(q, share, rows, work["fit"])
+
+
+@pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") != "1", reason="compiled code may round elsewhere: see test_nojit")
+@pytest.mark.parametrize("sinks, window, rows", [(4, 17, 90), (0, 1, 96), (11, 1, 75), (40, 9, 109)])
+@pytest.mark.parametrize("bits, storage", [(8, "f4"), (16, "bf16")])
+def test_one_kernel_for_whole_streams_does_what_many_do(rng, monkeypatch, sinks, window, rows, bits, storage):
+    """Bit by bit, in answers, state and counts; with dropped rows, several tiles of heads and a short last group."""
+    q, k, v = (x.astype("f4") for x in noise(rng, rows, 8, 5))
+    c = np.concatenate([v, np.ones((rows, 1), "f4")], axis=1)
+    lost = rng.random(rows) < 0.15
+    k[lost], c[lost] = 0, 0
+    if storage == "bf16":
+        k, c = ((x.view("u4") & np.uint32(0xFFFF0000)).view("f4") for x in (k, c))
+    history = NystromParams(atoms=24, active=12, bits=bits, storage=storage)
+    params = HeadParams(8, 8, 0.3, "f4", sinks, window, group=8, history=history, storage=storage)
+    monkeypatch.setattr(HeadParams, "stack", 2)
+    found = [causal(params, Stream(q, k, c))]
+    monkeypatch.setitem(HISTORIES, NystromParams, GroupByGroup)
+    found.append(causal(params, Stream(q, k, c)))
+    (out, sketch, work), (expected, other, others) = found
+    assert isinstance(other.history, GroupByGroup) and sketch.state["history.held"][3] > 1
+    np.testing.assert_array_equal(out, expected)
+    for name, array in sketch.state.items():
+        np.testing.assert_array_equal(array, other.state[name], err_msg=name)
+    np.testing.assert_array_equal(work["counts"], others["counts"])
 
 
 # --- hostile numbers

@@ -117,10 +117,14 @@ class Lane:
     def queries(self, q: np.ndarray, a: int, b: int, row: int, work: dict) -> np.ndarray:
         """Rows [a, b) of the block q as (heads, n, d); those of dropped queries are 0."""
         n, mask = b - a, work["lane.mask"][2:]
-        wide = work["lane.q"]
+        wide = _heads(work["lane.q"], n)
         if self.q.widen(q, a, b, row, wide, mask):
-            wide[:, :n][mask[:, :n] == 0] = 0
-        return wide[:, :n]
+            wide[mask[:, :n] == 0] = 0
+        return wide
+
+    def answers(self, n: int, work: dict) -> np.ndarray:
+        """Room for the answers to n queries of every head, (heads, n, dv)."""
+        return _heads(work["lane.out"], n)
 
     def put(self, answers: np.ndarray, block: np.ndarray, a: int, b: int, work: dict) -> None:
         """Copy answers (heads, n, dv) to rows [a, b) of the output block; rows of dropped queries become NaN."""
@@ -133,3 +137,9 @@ class Lane:
         lost = work["lane.mask"][2:, :n] == 0
         work["lane.dropped"][1] += lost.any(axis=0).sum()
         return lost
+
+
+def _heads(scratch: np.ndarray, n: int) -> np.ndarray:
+    """The memory of a scratch array (heads, most, d) as a contiguous one (heads, n, d)."""
+    heads, _, d = scratch.shape
+    return scratch.reshape(-1)[: heads * n * d].reshape(heads, n, d)

@@ -250,7 +250,7 @@ class Run:
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item
                 queries = lane.queries(q, a, b, block.start + a, work)
-                out = work["lane.out"][:, : b - a]
+                out = lane.answers(b - a, work)
                 self.sketches[lane.index].answer(queries, block.start + a, out, work)
                 lane.put(out, answers, a, b, work)
 
@@ -278,7 +278,7 @@ class Run:
                 row = block.start + a
                 keys, values = lane.keys(k, v, a, b, row, work)
                 queries = lane.queries(q, a, b, row, work)
-                out = work["lane.out"][:, : b - a]
+                out = lane.answers(b - a, work)
                 self.sketches[lane.index].step(queries, keys, values, out, work)
                 lane.put(out, answers, a, b, work)
                 if self.auditor:

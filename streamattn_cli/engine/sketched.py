@@ -180,7 +180,7 @@ class SketchedRun(Run):
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item
                 queries = lane.queries(q, a, b, block.start + a, work)
-                out = work["lane.out"][:, : b - a]
+                out = lane.answers(b - a, work)
                 moments = self.moments[lane.index]
                 self.heads[lane.index].answer(queries, block.start + a, moments, out, work, bounded)
                 lane.put(out, answers, a, b, work)

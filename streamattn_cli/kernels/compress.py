@@ -10,8 +10,9 @@ import math
 import numpy as np
 from numba import njit
 
+from streamattn_cli.kernels.blas import LEFT, PLAIN, product
 from streamattn_cli.kernels.dense import exp
-from streamattn_cli.kernels.linear import FAST, LANE, add_gram, cholesky, invert, multiply, transpose
+from streamattn_cli.kernels.linear import FAST, LANE, cholesky, invert, transpose
 
 ALPHA = 1.0  # exponent of the normaliser model p_q(k) = e^(s q.x) / e^(alpha/2 s^2 q^T Sk q)
 RIDGE = 1e-5  # of the unit diagonal; in single precision less would not always be enough
@@ -19,10 +20,10 @@ LOWEST = -40.0  # of the log diagonal below its maximum, so that squares of what
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
-def compress(x, w, factor, direction, scale, temper, keep, scratch, alive):
+def compress(gemm, x, w, factor, direction, scale, temper, keep, scratch, alive):
     """Choose `keep` of n atoms so that sum_a e^(s q.k_a) C_a changes least for q ~ N(mean, R R^T), in place.
 
-    x (n, d): keys, spoilt. w (n, c): coefficients; those of the survivors become the new ones. factor (d, d) upper:
+    gemm: `blas.address` of the dtype. x (n, d): keys, spoilt. w (n, c): coefficients; those of the survivors become the new ones. factor (d, d) upper:
     R^T. direction (d,): R^-1 mean. temper (0..1] flattens the log diagonal of the kernel, for a model of the queries that
     over-trusts keys far out. scratch: 2 (n (n + d + 1) + d d) + (n - keep + 3) n + c numbers of the same dtype. alive (n,) bool: who survives.
     """
@@ -35,11 +36,11 @@ def compress(x, w, factor, direction, scale, temper, keep, scratch, alive):
     square, at = scratch[at : at + d * d].reshape(d, d), at + d * d
     square2, at = scratch[at : at + d * d].reshape(d, d), at + d * d
     half, root = scratch[at : at + n], scratch[at + n : at + 2 * n]
-    sane = whiten(x, factor, direction, scale, temper, other, square, square2, half, root)
+    sane = whiten(gemm, x, factor, direction, scale, temper, other, square, square2, half, root)
     transpose(x, turned)
     ridge = RIDGE
     while sane:
-        unit_kernel(x, turned, half, ridge, kernel)
+        unit_kernel(gemm, x, turned, half, ridge, kernel)
         if cholesky(kernel, 0.1 * ridge):
             break
         ridge *= 10
@@ -62,8 +63,8 @@ def compress(x, w, factor, direction, scale, temper, keep, scratch, alive):
             w[i, t] *= back
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
-def whiten(x, factor, direction, scale, temper, other, square, square2, half, root):
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
+def whiten(gemm, x, factor, direction, scale, temper, other, square, square2, half, root):
     """Keys x (n, d) become z, in place; half (n,) = |z|^2 / 2; root (n,): of the kernel's diagonal, the largest 1.
 
     other (n, d), square and square2 (d, d): scratch. False when the numbers are too large for all that.
@@ -83,9 +84,8 @@ def whiten(x, factor, direction, scale, temper, other, square, square2, half, ro
     transpose(factor, square)
     for i in range(d):
         square[i, i + 1 :] = 0
-    multiply(x, square, other, 2)  # t
-    square[:] = 0
-    add_gram(other, square)
+    product(gemm, PLAIN, x, square, other)  # t
+    product(gemm, LEFT, other, other, square)
     for i in range(d):
         for j in range(i, d):
             square[i, j] *= kind(2 * ALPHA / n)
@@ -96,7 +96,7 @@ def whiten(x, factor, direction, scale, temper, other, square, square2, half, ro
             square[i, i] = 1
     invert(square, square2)
     transpose(square2, square)
-    multiply(other, square, x, 3)  # z
+    product(gemm, PLAIN, other, square, x)  # z
     along = other[0]
     for j in range(d):
         along[j] = 0
@@ -118,10 +118,10 @@ def whiten(x, factor, direction, scale, temper, other, square, square2, half, ro
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
-def unit_kernel(z, turned, half, ridge, out):
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
+def unit_kernel(gemm, z, turned, half, ridge, out):
     """Upper triangle of out (n, n): exp(-|z_i - z_j|^2 / 2), and 1 + ridge on the diagonal; turned (d, n) = z^T."""
-    multiply(z, turned, out, 1)
+    product(gemm, PLAIN, z, turned, out)
     for i in range(z.shape[0]):
         first = i - i % LANE
         row, theirs, mine = out[i, first:], half[first:], half[i]
@@ -132,7 +132,7 @@ def unit_kernel(z, turned, half, ridge, out):
         out[i, i] = 1 + ridge
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
 def largest_size(w):
     """The largest absolute item of w (n, c); 1 if all are 0."""
     top = w.dtype.type(0)
@@ -193,7 +193,7 @@ def eliminate(inverse, w, count, scratch, alive):
             s[i] = total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
 def cheapest(s, g, cost, alive):
     """The first living atom with the least s / g, all (n,); cost is scratch."""
     n = s.shape[0]
@@ -212,7 +212,7 @@ def cheapest(s, g, cost, alive):
     return j
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
 def inverse_column(inverse, removed, j, r, column):
     """Column j (n,) of G = T^T T after the removals behind the first r rows of `removed` (., n)."""
     n = inverse.shape[0]

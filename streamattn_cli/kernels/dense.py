@@ -8,6 +8,7 @@ from numba.extending import overload
 
 from streamattn_cli.kernels.blas import LEFT, PLAIN, SMALL, product
 from streamattn_cli.kernels.linear import LANE
+from streamattn_cli.kernels.rowstore import load
 
 
 def exp32(x):
@@ -53,7 +54,10 @@ def softmax_tile(logits, c, shift, always, low, high, top, m, y):
     exp(m_old - m_new). top (r,): scratch.
     """
     tokens, weight, nothing = logits.shape[0], c.shape[1] - 1, logits.dtype.type(-np.inf)
-    latest, earliest = low.max(), high.min()
+    latest, earliest = low[0], high[0]
+    for i in range(top.shape[0]):
+        top[i] = m[i]
+        latest, earliest = max(latest, low[i]), min(earliest, high[i])
     for j in range(tokens):
         row, token = logits[j], j + shift
         if c[j, weight] == 0:
@@ -65,7 +69,6 @@ def softmax_tile(logits, c, shift, always, low, high, top, m, y):
         if j >= always and token < latest:
             for i in range(row.shape[0]):
                 row[i] = row[i] if token >= low[i] else nothing
-    top[:] = m
     whole = tokens - tokens % 4
     for j in range(0, whole, 4):
         r0, r1, r2, r3 = logits[j], logits[j + 1], logits[j + 2], logits[j + 3]
@@ -124,6 +127,26 @@ def attend(gemm, q, k, c, shift, always, low, high, logits, gathered, m, y):
         for i in range(r):
             for j in range(y.shape[1]):
                 y[i, j] += gathered[i, j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def exact(gemm, q, kind, sinks, recent, base, end, low, high, k, c, logits, gathered, m, y):
+    """Answer queries q (d, r) over the sinks and the recent rows, as if they lay side by side, into m (r,), y (r, dv + 1).
+
+    sinks (S, d + dv): the first S rows, stored as KIND `kind`; recent: rows base..end, of which those of sinks that are
+    among them count as such. low, high (r,): the tokens that a query sees, sinks aside. k (tile, d), c (tile, dv + 1),
+    logits and gathered are scratch (see `attend`).
+    """
+    m[:], y[:] = -math.inf, 0
+    total, tile = sinks.shape[0], k.shape[0]
+    held = min(total, base)
+    columns = held + end - base
+    for start in range(0, columns, tile):
+        n = min(tile, columns - start)
+        cut = max(min(held - start, n), 0)  # tokens of this tile that are sinks
+        load(sinks[start : start + cut], kind, k, c)
+        load(recent[start + cut - held : start + n - held], kind, k[cut:n], c[cut:n])
+        attend(gemm, q, k[:n], c[:n], base - held + start, total - start, low, high, logits, gathered, m, y)
 
 
 @njit(cache=True)

@@ -5,20 +5,24 @@ import math
 import numpy as np
 from numba import njit
 
-from streamattn_cli.kernels.linear import FAST, add_gram, cholesky
+from streamattn_cli.kernels.blas import LEFT, product
+from streamattn_cli.kernels.linear import FAST, cholesky
 
 FULL = 32767.0  # correlation 1 in int16
 RIDGE = 1e-2  # Sigma += RIDGE tr(Sigma)/d I
 
 
 @njit(cache=True, error_model="numpy", fastmath=FAST)
-def learn(q, u, forget, weight, mean, std, corr, rows, covariance):
+def learn(gemm, q, u, forget, weight, mean, std, corr, scratch):
     """Take in queries q (r, d) of weights u (r,); what was there counts `forget` times as much from now on.
 
-    weight (1,) float64, mean, std (d,), corr (d (d - 1) / 2,) int16: the model, in place. rows (> r, d), covariance
-    (d, d): scratch, float32.
+    gemm: `blas.address` of float32. weight (1,) float64, mean, std (d,), corr (d (d - 1) / 2,) int16: the model, in place.
+    scratch: (r + 1 + 2 d) d numbers of float32.
     """
     n, d = q.shape
+    size = d * d
+    covariance, gram = scratch[:size].reshape(d, d), scratch[size : 2 * size].reshape(d, d)
+    rows = scratch[2 * size : 2 * size + (n + 1) * d].reshape(n + 1, d)
     old, new = weight[0] * forget, 0.0
     for i in range(n):
         new += u[i]
@@ -31,15 +35,18 @@ def learn(q, u, forget, weight, mean, std, corr, rows, covariance):
         for j in range(d):
             centre[j] += share * q[i, j]
     for i in range(n):
-        size = np.float32(math.sqrt(u[i]))
+        root = np.float32(math.sqrt(u[i]))
         for j in range(d):
-            rows[i, j] = (q[i, j] - centre[j]) * size
-    part, size = np.float32(new / total), np.float32(math.sqrt(old * new / total))
+            rows[i, j] = (q[i, j] - centre[j]) * root
+    part, root = np.float32(new / total), np.float32(math.sqrt(old * new / total))
     for j in range(d):
         step = centre[j] - mean[j]
         mean[j] += step * part
-        centre[j] = step * size
-    add_gram(rows[: n + 1], covariance)
+        centre[j] = step * root
+    product(gemm, LEFT, rows, rows, gram)
+    for i in range(d):
+        for j in range(d):
+            covariance[i, j] += gram[i, j]
     weight[0] = total
     pack(covariance, total, std, corr)
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from streamattn_cli.errors import CheckpointIncompatible
-from streamattn_cli.kernels import dense
+from streamattn_cli.kernels import blas, dense
 from streamattn_cli.sketches.registry import HISTORIES, HistoryParams
-from streamattn_cli.sketches.rowstore import HOLDER, get, put
-from streamattn_cli.sketches.tiles import ALL, TILE, TILE_QUERIES, QueryTile, tile_spec
+from streamattn_cli.sketches.rowstore import HOLDER, get, kind, put
+from streamattn_cli.sketches.tiles import ALL, TILE_QUERIES, QueryTile, tile_spec
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class HeadAttention:
         self.history = None
         if params.history:
             inner = {name[8:]: array for name, array in state.items() if name.startswith("history.")}
-            kind = HISTORIES[type(params.history)]
-            self.history = kind(params.history, params.dim, params.value_dim, params.scale, params.dtype, inner)
+            cls = HISTORIES[type(params.history)]
+            self.history = cls(params.history, params.dim, params.value_dim, params.scale, params.dtype, inner)
 
     @property
     def rows(self) -> int:
@@ -194,10 +194,13 @@ class HeadAttention:
         A history that learns from queries does so once a group, so it must get whole groups (the last may be short).
         """
         learns = self.history is not None and self.history.learns
+        if learns and self.rows % self.params.group:
+            raise ValueError(f"{type(self.history).__name__} learns from whole groups of {self.params.group} rows")
+        if step := getattr(self.history, "step", None):
+            step(self, q, k, c, out, work)
+            return
         for a, b in self._pieces(len(k)):
             first = self.rows
-            if learns and first % self.params.group:
-                raise ValueError(f"{type(self.history).__name__} learns from whole groups of {self.params.group} rows")
             self._take(k[a:b], c[a:b], work)
             self._answer(q[:, a:b], first, first + 1, 1, out[:, a:b], work, learns)
 
@@ -321,19 +324,12 @@ class HeadAttention:
 
     def _exact(self, tile: QueryTile) -> None:
         """Answer a tile of queries over the sinks and the recent rows, as if they lay side by side."""
-        s, p = self.state, self.params
-        tile.exact.clear()
-        base = int(s["counters"][1])
-        sinks = min(p.sinks, base)  # the others are among the recent rows
-        columns = sinks + self._recent_end() - base
-        for start in range(0, columns, TILE):
-            stop = min(start + TILE, columns)
-            cut = max(min(sinks, stop) - start, 0)  # columns of this tile that are sinks
-            k, c = tile.work["tile_k"][: stop - start], tile.work["tile_c"][: stop - start]
-            if cut:
-                get(s["sinks"][start : start + cut], p.stored, k, c)
-            get(s["recent"][start + cut - sinks : stop - sinks], p.stored, k[cut:], c[cut:])
-            tile.attend(k, c, base - sinks + start, p.sinks - start)
+        s, work, out = self.state, tile.work, tile.exact
+        dense.exact(
+            blas.address(self.params.dtype), tile.scaled, kind(self.params.stored), s["sinks"], s["recent"],
+            int(s["counters"][1]), self._recent_end(), *tile.bounds, work["tile_k"], work["tile_c"], work["logits"],
+            work["product"], out.m, out.y,
+        )  # fmt: skip
 
     def _recent_end(self) -> int:
         """End of the recent rows, rounded up to whole groups so that a tile's shape does not depend on the chunking."""

@@ -13,17 +13,18 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from streamattn_cli.kernels import atoms as kernel
-from streamattn_cli.sketches.compress import Fit
+from streamattn_cli.kernels import atoms, blas
+from streamattn_cli.kernels import nystrom as kernel
+from streamattn_cli.sketches.bank import live
 from streamattn_cli.sketches.partial import Partial
-from streamattn_cli.sketches.querymodel import QueryModel
-from streamattn_cli.sketches.rowstore import HOLDER, get, put
-from streamattn_cli.sketches.tiles import ALL
+from streamattn_cli.sketches.querymodel import FORGET, LOOKBACK, QueryModel
+from streamattn_cli.sketches.rowstore import HOLDER, dropped, get, kind, put
 
 ONE = np.float32(1)
 CENTRE_ROWS = 64  # int8 keys are relative to the mean of the first rows that come
 MERGE_ROWS = 64  # another history's atoms come in so many at a time (larger portions: 10% more error),
 MERGE_ACTIVE = 1024  # and are compressed with so many of ours
+SCRATCH = ("tile", "scaled", "logits", "product", "bounds", "share", "m", "y", "tile_k", "tile_c", "everything")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ def atom_bytes(dim: int, value_dim: int, bits: int) -> int:
     return dim + value_dim * bits // 8 + 2 * 2 + 4
 
 
+def insert_size(atoms: int, dim: int, width: int, new: int) -> int:
+    """Numbers of scratch for compressing up to `atoms` atoms, of which up to `new` are new and go; width = dv + 1."""
+    inside = 2 * (atoms * (atoms + dim + 1) + dim * dim) + (new + 3) * atoms + width
+    return dim * (dim + 1) + new * dim + atoms * (dim + width) + inside
+
+
 class NystromHistory:
     """The atoms of one key head. State arrays: see `state_spec`."""
 
@@ -60,7 +67,7 @@ class NystromHistory:
         coefs = 8 * m + m * value_dim * params.bits // 8
         self.coefs = bank[8 * m : coefs].view(f"i{params.bits // 8}").reshape(m, value_dim)
         self.keys = bank[coefs:].view(np.int8).reshape(m, dim)
-        self.atoms = self.keys, self.coefs, self.scales, self.weights
+        self.bank = self.keys, self.coefs, self.scales, self.weights
         holder = np.dtype(HOLDER[params.storage])
         capacity = len(bank) // ((dim + value_dim) * holder.itemsize)
         self.exact = bank[: capacity * (dim + value_dim) * holder.itemsize].view(holder).reshape(capacity, -1)
@@ -79,7 +86,7 @@ class NystromHistory:
     def work_spec(params: NystromParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
         """Name -> (shape, dtype) of the scratch arrays of one thread."""
         atoms = params.active + group
-        size = max(Fit.size(atoms, dim, value_dim + 1, group), QueryModel.scratch_size(dim, queries))
+        size = max(insert_size(atoms, dim, value_dim + 1, group), QueryModel.scratch_size(dim, queries))
         return {"everything": ((2, queries), "i8"), "fit": ((size,), "f4"), "alive": ((atoms,), "?")}
 
     @staticmethod
@@ -93,22 +100,16 @@ class NystromHistory:
             scratch = np.empty(QueryModel.scratch_size(self.dim, len(q)), "f4")
             self.queries.learn(q, np.zeros(len(q), "f4"), 0, scratch)
 
-    def learn(self, q: np.ndarray, share: np.ndarray, rows: float, work: dict) -> None:
-        """Take in causal queries q (r, d) of `rows` rows, and the part of their mass (r,) that fell on this history."""
-        self.queries.learn(q, share, rows, work["fit"])
-
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""
-        alive = c[:, -1] != 0
-        if not alive.all():
-            k, c = k[alive], c[alive]
         held = self.state["held"]
-        if not held[1]:
-            if held[0] + len(k) <= len(self.exact):
-                put(self.exact[held[0] : held[0] + len(k)], k, c, self.params.storage)
-                held[0] += len(k)
-                return 0
+        if not held[1] and held[0] + len(k) > len(self.exact):
             self._become_atoms()
+        k, c = live(k, c)
+        if not held[1]:
+            put(self.exact[held[0] : held[0] + len(k)], k, c, self.params.storage)
+            held[0] += len(k)
+            return 0
         self._insert(k, c, self.params.active, work["fit"], work["alive"])
         return 0
 
@@ -124,27 +125,36 @@ class NystromHistory:
         if not mine[1]:
             self._become_atoms()
         most = MERGE_ACTIVE + MERGE_ROWS
-        scratch = np.empty(Fit.size(most, self.dim, self.value_dim + 1, MERGE_ROWS), "f4")
+        scratch = np.empty(insert_size(most, self.dim, self.value_dim + 1, MERGE_ROWS), "f4")
         alive = np.empty(most, bool)
         k, c = other._atoms()
         for first in range(0, b, MERGE_ROWS):
             part = slice(first, first + MERGE_ROWS)
             self._insert(k[part], c[part], MERGE_ACTIVE, scratch, alive)
 
+    def step(self, head, q, k, c, out, work: dict) -> None:
+        """HeadAttention.step without the interpreter."""
+        p, s, a = head.params, head.state, 0
+        answers = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+        given = blas.address(p.dtype), blas.address("f4"), (p.group, p.window, p.stack, self.params.active, kind(p.stored))
+        given += (self.scale, self.params.temper, -1 / FORGET, LOOKBACK), dropped(p.stored), self.mean_value()
+        rows = np.ascontiguousarray(q), k, c, answers, work["counts"]
+        held = tuple(s[name] for name in ("counters", "sinks", "recent", "range")), *self._arrays(), self.queries.arrays
+        scratch = tuple(work[name] for name in SCRATCH), work["fit"], work["alive"]
+        while True:
+            with np.errstate(over="ignore"):  # without the compiler: unsigned products wrap around on purpose
+                a = kernel.step(*given, a, *rows, *held, *scratch)
+            if a == len(k):
+                break
+            self._become_atoms()
+        if answers is not out:
+            out[:] = answers
+
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
-        out.clear()
-        low, high = work["everything"][:, : len(q)]
-        low[:], high[:] = 0, ALL
-        count, tile = int(self.state["held"][0]), len(work["tile_k"])
-        for first in range(0, count, tile):
-            n = min(tile, count - first)
-            if self.state["held"][1]:
-                k, c = work["tile_k"][:n], work["tile_c"][:n]
-                kernel.load(*self.atoms, self.state["centre"], ONE, first, count, k, c)
-            else:
-                k, c = get(self.exact[first : first + n], self.params.storage, work["tile_k"], work["tile_c"])
-            out.attend(work["scaled"], k, c, low, high, work["logits"], work["product"])
+        gemm, stored = blas.address(work["scaled"].dtype.str[1:]), kind(self.params.storage)
+        scratch = (work[name] for name in ("everything", "tile_k", "tile_c", "logits", "product"))
+        kernel.answer(gemm, work["scaled"], *self._arrays(), stored, *scratch, out.m, out.y)
         return 0
 
     def mean_value(self) -> np.ndarray:
@@ -163,29 +173,24 @@ class NystromHistory:
         count = int(self.state["held"][0])
         k, c = np.empty((count, self.dim), np.float32), np.empty((count, self.value_dim + 1), np.float32)
         if self.state["held"][1]:
-            kernel.load(*self.atoms, self.state["centre"], ONE, 0, count, k, c)
+            atoms.load(*self.bank, self.state["centre"], ONE, 0, count, k, c)
             return k, c
         return get(self.exact[:count], self.params.storage, k, c)
 
     def _insert(self, k: np.ndarray, c: np.ndarray, active: int, scratch: np.ndarray, alive: np.ndarray) -> None:
         """Make atoms of new rows; where there is no room, compress them with the next slice of `active` atoms."""
-        held, m = self.state["held"], self.params.atoms
-        count, new = int(held[0]), len(k)
-        taken = min(active, count) if count + new > m else 0
-        first, room = int(held[2]) if taken else 0, taken + m - count
-        fit, alive = Fit(scratch, self.dim, self.value_dim + 1), alive[: taken + new]
-        factor, direction, added, x, w, _ = views = fit.room(taken + new, new)
-        kernel.gather(*self.atoms, self.state["centre"], first, count, k, c, x, w, added, alive)
-        if taken:
-            held[2] = (held[2] + active) % m
-            self.queries.factor(factor, direction)
-            fit.compress(views, self.scale, self.params.temper, room, alive)
-        self._store(added, w, alive, first, taken, count)
-        held[0] = min(count + new, m)
+        held, centre, bank, _ = self._arrays()
+        numbers = active, self.scale, self.params.temper
+        with np.errstate(over="ignore"):
+            kernel.insert(blas.address("f4"), k, c, *numbers, held, centre, bank, self.queries.arrays, scratch, alive)
+
+    def _arrays(self) -> tuple:
+        """Of the state: counters, centre, atoms, and the rows that are there before them."""
+        return self.state["held"], self.state["centre"], self.bank, self.exact
 
     def _store(self, k: np.ndarray, c: np.ndarray, alive: np.ndarray, first: int, taken: int, size: int) -> None:
         """Put what is alive of the slice of `taken` atoms from `first` on and of new keys k into their places."""
         held = self.state["held"]
         with np.errstate(over="ignore"):  # unsigned products wrap around on purpose
-            kernel.store(k, c, alive, first, taken, size, np.uint64(held[3]), *self.atoms)
+            atoms.store(k, c, alive, first, taken, size, np.uint64(held[3]), *self.bank)
         held[3] += 1

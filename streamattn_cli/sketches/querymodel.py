@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import queries as kernel
 
 FORGET = 256.0  # rows after which a query counts 1/e
@@ -34,14 +35,12 @@ class QueryModel:
     @staticmethod
     def scratch_size(dim: int, queries: int) -> int:
         """Numbers of float32 scratch that `learn` takes for so many queries."""
-        return (queries + 1 + dim) * dim
+        return (queries + 1 + 2 * dim) * dim
 
     def learn(self, q: np.ndarray, share: np.ndarray, rows: float, scratch: np.ndarray) -> None:
         """Take in queries q (r, d) of `rows` rows; share (r,) is the part of their mass that fell on the history."""
-        d = q.shape[1]
-        table = scratch[: self.scratch_size(d, len(q))].reshape(-1, d)
-        forget = math.exp(-rows / FORGET)
-        kernel.learn(q, share * share + LOOKBACK, forget, *self.arrays, table[d:], table[:d])
+        weights, forget = share * share + LOOKBACK, math.exp(-rows / FORGET)
+        kernel.learn(blas.address("f4"), q, weights, forget, *self.arrays, scratch)
 
     def merge(self, other: QueryModel) -> None:
         """Become the model of the queries of both."""

@@ -58,11 +58,6 @@ class QueryTile:
         scale = self.queries.dtype.type(scale)
         dense.place(q, self.group, at, scale, high, slope, window, self.queries, self.scaled, *self.bounds)
 
-    def attend(self, k: np.ndarray, c: np.ndarray, shift: int, always: int) -> None:
-        """Answer over tokens k (n, d), c (n, dv + 1) exactly (see Partial.attend)."""
-        work = self.work
-        self.exact.attend(self.scaled, k, c, *self.bounds, work["logits"], work["product"], shift, always)
-
     def add_history(self, range_: np.ndarray) -> int:
         """Add what the history answered, `past`, within the range (2, dv) of its values; returns how many rows had z <= 0."""
         past, exact = self.past, self.exact

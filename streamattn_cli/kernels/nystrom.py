@@ -1,0 +1,153 @@
+"""`nystrom` without the interpreter: rows become atoms, atoms answer, and whole groups of a stream pass in one call."""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from streamattn_cli.kernels.atoms import gather, load, store
+from streamattn_cli.kernels.compress import compress
+from streamattn_cli.kernels.dense import add_history, attend, exact, extend_range, finish, place
+from streamattn_cli.kernels.queries import factor, learn
+from streamattn_cli.kernels.rowstore import load as load_rows
+from streamattn_cli.kernels.rowstore import store as store_rows
+
+NONE, ONE, ALL = np.int64(0), np.int64(1), np.int64(1 << 62)  # typed, or Numba would compile callees for these very numbers
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def insert(gemm, k, c, active, scale, temper, held, centre, bank, model, scratch, alive):
+    """Make atoms of new rows k (n, d), c (n, dv + 1); where there is no room, compress them with a slice of `active` atoms.
+
+    held (4,) int64: atoms, -, first of the next slice, stores so far. bank: keys, coefficients, scales and weights of all
+    atoms (see atoms.load), keys relative to centre (d,). model: that of the queries (see queries.learn). scratch
+    (insert_size(...),) and alive (active + n,) bool.
+    """
+    (new, d), width = k.shape, c.shape[1]
+    count, most = held[0], bank[3].shape[0]
+    taken = min(active, count) if count + new > most else 0
+    first, n = held[2] if taken else 0, taken + new
+    root, at = scratch[: d * d].reshape(d, d), d * d
+    direction, at = scratch[at : at + d], at + d
+    added, at = scratch[at : at + new * d].reshape(new, d), at + new * d
+    x, at = scratch[at : at + n * d].reshape(n, d), at + n * d
+    w, at = scratch[at : at + n * width].reshape(n, width), at + n * width
+    alive = alive[:n]
+    gather(bank[0], bank[1], bank[2], bank[3], centre, first, count, k, c, x, w, added, alive)
+    if taken:
+        held[2] = (first + active) % most
+        factor(model[0], model[1], model[2], model[3], root, direction)
+        compress(gemm, x, w, root, direction, scale, temper, taken + most - count, scratch[at:], alive)
+    store(added, w, alive, first, taken, count, np.uint64(held[3]), bank[0], bank[1], bank[2], bank[3])
+    held[3] += 1
+    held[0] = min(count + new, most)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, gathered, m, y):
+    """The partial answers m (r,), y (r, dv + 1) of all atoms to queries q (d, r), already scaled.
+
+    rows (., d + dv), stored as KIND `kind`, is what the bank holds as long as held[1] is 0. everything (2, r) int64, k
+    (tile, d), c (tile, dv + 1), logits and gathered are scratch (see dense.attend).
+    """
+    m[:], y[:] = -math.inf, 0
+    low, high = everything[0, : m.shape[0]], everything[1, : m.shape[0]]
+    low[:], high[:] = 0, ALL
+    count, tile = held[0], k.shape[0]
+    for first in range(0, count, tile):
+        n = min(tile, count - first)
+        if held[1]:
+            load(bank[0], bank[1], bank[2], bank[3], centre, np.float32(1), first, count, k[:n], c[:n])
+        else:
+            load_rows(rows[first : first + n], kind, k, c)
+        attend(gemm, q, k[:n], c[:n], NONE, NONE, low, high, logits, gathered, m, y)
+
+
+@njit(error_model="numpy")
+def live(k, c):
+    """Move the rows of k (n, d), c (n, dv + 1) that have a weight to the front, and return their number."""
+    count, weight = 0, c.shape[1] - 1
+    for i in range(c.shape[0]):
+        if c[i, weight] != 0:
+            for j in range(k.shape[1]):
+                k[count, j] = k[i, j]
+            for j in range(c.shape[1]):
+                c[count, j] = c[i, j]
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def step(
+    gemm, narrow, sizes, numbers, nan, fallback, start, q, k, c, out, counts, head, held, centre, bank, rows, model, tile, fit,
+    alive,
+):  # fmt: skip
+    """Take in the rows of k (n, d), c (n, dv + 1) from row `start` on, where a group begins, and answer their causal
+    queries q (heads, n, d) into out (heads, n, dv): what HeadAttention.step does group by group. Returns the row before
+    which the rows in the bank must become atoms, or n.
+
+    gemm, narrow: `blas.address` of the rows' dtype and of float32. sizes: rows of a group, window, query heads of a tile,
+    active atoms, KIND of the stored rows. numbers: scale, temper, forget of one row, lookback. nan: what a dropped row is
+    stored as. head: the head's counters, sinks, recent rows and range. tile: the scratch of tiles.tile_spec, and `everything`.
+    fit, alive: that of `insert`. counts (3,): how many queries had z <= 0 is added to counts[1], how many saw nothing to
+    counts[2]. The rest as in `answer`.
+    """
+    group, window, stack, active, kind = sizes
+    scale, temper, fading, lookback = numbers
+    counters, sinks, recent, span = head
+    raw, scaled, logits, gathered, bounds, share, m, y, tile_k, tile_c, everything = tile
+    heads, _, d = q.shape
+    for a in range(start, k.shape[0], group):
+        if held[1] == 0 and held[0] + group > rows.shape[0]:
+            return a
+        b = min(a + group, k.shape[0])
+        row, first = counters[0], counters[1]
+        base = max(0, (row - max(window - 1, 0)) // group * group)
+        gone, left = base - first, row - base
+        for at in range(0, gone, group):
+            load_rows(recent[at : at + group], kind, tile_k, tile_c)
+            for i in range(min(group, sinks.shape[0] - first - at)):
+                tile_c[i] = 0
+            counters[2] += extend_range(tile_c[:group], span[0], span[1])
+            n = live(tile_k[:group], tile_c[:group])
+            if held[1]:
+                insert(narrow, tile_k[:n], tile_c[:n], active, scale, temper, held, centre, bank, model, fit, alive)
+            else:
+                store_rows(tile_k[:n], tile_c[:n], kind, nan, rows[held[0] : held[0] + n])
+                held[0] += n
+        if gone > 0:
+            for i in range(left):
+                for j in range(recent.shape[1]):
+                    recent[i, j] = recent[gone + i, j]
+            recent[left : left + gone] = 0
+            counters[1] = base
+        new = min(b - a, max(sinks.shape[0] - row, 0))
+        store_rows(k[a : a + new], c[a : a + new], kind, nan, sinks[row : row + new])
+        store_rows(k[a:b], c[a:b], kind, nan, recent[left : left + b - a])
+        counters[0] += b - a
+        for h in range(0, heads, stack):
+            some = min(stack, heads - h)
+            r = some * group
+            columns, low, high = scaled[: d * r].reshape(d, r), bounds[0, :r], bounds[1, :r]
+            ours, past, part = (m[0, :r], y[0, :r]), (m[1, :r], y[1, :r]), gathered[:r]
+            place(q[h : h + some, a:b], group, NONE, q.dtype.type(scale), row + 1, ONE, ALL, raw[:r], columns, low, high)
+            exact(
+                gemm, columns, kind, sinks, recent, base, row + group, low, high, tile_k, tile_c, logits, part, ours[0], ours[1]
+            )
+            share[:r] = 0
+            if counters[2]:
+                answer(gemm, columns, held, centre, bank, rows, kind, everything, tile_k, tile_c, logits, part, past[0], past[1])
+                counts[1] += add_history(ours[0], ours[1], past[0], past[1], span[0], span[1], high, share[:r])
+            seen = 0
+            for i in range(r):
+                if i % group < b - a:  # all but where the stream ends
+                    share[seen] = share[i] * share[i] + lookback
+                    for j in range(d):
+                        raw[seen, j] = raw[i, j]
+                    seen += 1
+            forget = math.exp(fading * (b - a) * some / heads)
+            learn(narrow, raw[:seen], share[:seen], forget, model[0], model[1], model[2], model[3], fit)
+            for i in range(some):
+                mine = slice(i * group, i * group + b - a)
+                counts[2] += finish(ours[0][mine], ours[1][mine], fallback, out[h + i, a:b])
+    return k.shape[0]
