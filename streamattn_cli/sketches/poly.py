@@ -16,12 +16,14 @@ from math import prod
 import numpy as np
 
 from streamattn_cli.errors import CannotMeet
+from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import poly as kernel
-from streamattn_cli.sketches.monomials import feature_count, recentre, table
+from streamattn_cli.sketches.monomials import feature_count, low_count, recentre, table
 from streamattn_cli.sketches.partial import Partial
 
 MAX_DEGREE = 12  # beyond it the powers outgrow what float64 sums can hold apart
 MARGIN = 2.0  # allowed norms over the largest norm in the sample
+BLOCK = 128  # monomials multiplied at a time
 SAMPLE = 64  # queries used to predict the error
 
 
@@ -67,11 +69,12 @@ class PolyHistory:
         width = value_dim + 1
         return {
             "x": ((dim, queries), dtype),
-            "ct": ((-(-width // 3) * 3, queries), dtype),
-            "low": ((feature_count(dim, params.degree - 1), queries), dtype),
-            "some": ((8, queries), dtype),
+            "low": ((low_count(dim, params.degree), queries), dtype),
+            "values": ((2, width * group), dtype),
+            "block": ((BLOCK, width), dtype),
+            "part": ((width, queries), dtype),
             "sums": ((params.degree + 1, width, queries), dtype),
-            "factor": ((params.degree + 1, queries), dtype),
+            "polynomials": ((params.degree + 4, queries), "f8"),
         }
 
     @staticmethod
@@ -118,7 +121,7 @@ class PolyHistory:
         logits = _clip_norm(u, self.state["radius"][1]) @ _clip_norm(x, self.state["radius"][0]).T
         sums = np.stack([(logits**l @ c).T for l in range(self.params.degree + 1)])
         approx, shift = np.zeros_like(exact), np.zeros(len(u))
-        kernel.blend(sums, self.params.polynomial == "taylor", np.empty((len(sums), len(u))), shift, approx)
+        kernel.blend(sums, self.params.polynomial == "taylor", np.empty((len(sums) + 3, len(u))), shift, approx)
         good = approx[:, -1] > 0
         exact = exact[:, :-1] / exact[:, -1:]
         approx = np.where(good[:, None], approx[:, :-1] / np.where(good, approx[:, -1], 1)[:, None], 0)
@@ -128,22 +131,26 @@ class PolyHistory:
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1), n <= group. Returns how many keys were clipped."""
-        x, ct, t = work["x"], work["ct"], self.table
-        clipped = kernel.centre(k, self.state["mu"], np.sqrt(self.scale), self.state["radius"][0], x)
-        n, width = c.shape
-        ct[:width, :n] = c.T
-        ct[:width, n:], ct[width:] = 0, 0
-        kernel.absorb(x, ct, t.parent, t.var, work["low"], work["some"], self.state["moments"])
+        s, t = self.state, self.table
+        x, low = (columns(work[name], len(k)) for name in ("x", "low"))
+        clipped = kernel.centre(k, s["mu"], np.sqrt(self.scale), s["radius"][0], x)
+        gemm = blas.address(x.dtype.str[1:])
+        kernel.absorb(gemm, x, c, t.start, t.order, t.run, low, work["values"], work["block"], s["moments"])
         return clipped
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries q (r, d) into `out`. Returns how many queries were clipped."""
         s, t = self.state, self.table
-        x, low, some, sums, factor = (_columns(work[name], len(q)) for name in ("x", "low", "some", "sums", "factor"))
+        x, low, part, sums, polynomials = (
+            columns(work[name], len(q)) for name in ("x", "low", "part", "sums", "polynomials")
+        )
         clipped = kernel.centre(q, np.zeros(self.dim), np.sqrt(self.scale), s["radius"][1], x)
-        kernel.power_sums(x, s["moments"], t.multinomial, t.start, t.parent, t.var, low, some, sums)
+        gemm = blas.address(x.dtype.str[1:])
+        kernel.power_sums(
+            gemm, x, s["moments"], t.multinomial, t.start, t.order, t.run, low, work["block"], part, sums
+        )
         out.m[:] = self.scale * (q @ s["mu"])
-        kernel.blend(sums, self.params.polynomial == "taylor", factor, out.m, out.y)
+        kernel.blend(sums, self.params.polynomial == "taylor", polynomials, out.m, out.y)
         return clipped
 
     def mean_value(self) -> np.ndarray:
@@ -158,7 +165,7 @@ class PolyHistory:
         np.maximum(self.state["radius"], other.state["radius"], out=self.state["radius"])
 
 
-def _columns(scratch: np.ndarray, count: int) -> np.ndarray:
+def columns(scratch: np.ndarray, count: int) -> np.ndarray:
     """The memory of a scratch array (..., G) as a contiguous one of `count` <= G columns."""
     shape = (*scratch.shape[:-1], count)
     return scratch.reshape(-1)[: prod(shape)].reshape(shape)
