@@ -272,10 +272,10 @@ def absorbed(x, c, degree, dtype, block=16, where=None):
     (n, dim), width, t = x.shape, c.shape[1], table(x.shape[1], degree)
     moments = np.zeros((len(t.parent), width))
     for a in range(0, n, 8):
-        columns, values = np.ascontiguousarray(x[a : a + 8].T, dtype), c[a : a + 8].astype(dtype)
-        low = spoilt(dtype, low_count(dim, degree), len(values))
-        rest = low, spoilt(dtype, 2, 8 * width), spoilt(dtype, block, width), moments
-        kernel.absorb(where, columns, values, t.start, t.order, t.run, *rest)
+        rows, values = x[a : a + 8].astype(dtype), c[a : a + 8].astype(dtype)
+        scratch = spoilt(dtype, dim, 9), spoilt(dtype, low_count(dim, degree), 9), spoilt(dtype, 2, 8 * width)
+        rest = t.start, t.order, t.run, *scratch, spoilt(dtype, block, width), moments
+        assert kernel.absorb(where, rows, np.zeros(dim), 1.0, np.inf, values, *rest) == 0
     return moments
 
 
@@ -306,12 +306,12 @@ def test_power_sums(rng, dim, degree, width, block, dtype):
     x, c = rng.standard_normal((13, dim)), rng.standard_normal((13, width))
     queries = rng.standard_normal((5, dim)).astype(dtype)
     t = table(dim, degree)
-    moments = absorbed(x, c, degree, "f8")
-    columns = np.ascontiguousarray(queries.T)
+    weighed = spoilt(dtype, len(t.parent), width)
+    kernel.weigh(absorbed(x, c, degree, "f8"), t.multinomial, t.order, weighed)
     for where in addresses(dtype):
-        low, sums = spoilt(dtype, low_count(dim, degree), 5), spoilt(dtype, degree + 1, width, 5)
-        rest = low, spoilt(dtype, block, width), spoilt(dtype, width, 5), sums
-        kernel.power_sums(where, columns, moments, t.multinomial, t.start, t.order, t.run, *rest)
+        low, part = spoilt(dtype, low_count(dim, degree), 5), spoilt(dtype, width, 5)
+        sums = spoilt(dtype, degree + 1, width, 5)
+        kernel.power_sums(where, np.ascontiguousarray(queries.T), weighed, t.start, t.run, low, part, sums)
         check_power_sums(sums, queries, x, c, dtype)
 
 

@@ -13,6 +13,7 @@ from streamattn_cli.kernels.blas import LEFT, PLAIN, RIGHT, SMALL, product
 
 NARROW = 12  # columns up to which BLAS is faster with rows that lie side by side, and then for
 FLAT = 1200  # results of at most so many numbers
+TOGETHER = 128  # monomials of queries in one product
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -76,20 +77,24 @@ def parents(x, start, run, low):
 
 
 @njit
-def block_rows(most, width, rows):
-    """How many monomials to multiply at a time, at most `most`: so few that BLAS takes the product whole."""
-    return min(most, max(SMALL // (width * rows), 16))
+def columns(scratch, count):
+    """The memory of scratch (rows, G) as a contiguous array of `count` <= G columns."""
+    rows = scratch.shape[0]
+    return scratch.reshape(-1)[: rows * count].reshape(rows, count)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def absorb(where, x, c, start, order, run, low, values, block, moments):
-    """moments (t, w) += monomials(x) @ c, with x (d, G) and c (G, w). where: `blas.address` of their dtype.
+def absorb(where, k, mu, factor, radius, c, start, order, run, x, low, values, block, moments):
+    """moments (t, w) += the monomials of keys k (n, d), centred (see `centre`), times c (n, w). Return how many shrank.
 
-    The monomials of the top degree are not made: those that end in variable v, times c, are a part of `low` (count, G), all
-    of the others, times x[v] c. values (2, w G) and block (some, w) are scratch.
+    The monomials of the top degree are not made: those that end in variable v, times c, are a part of `low`, all of the
+    others, times x[v] c. x (d, G), low (count, G), values (2, w G) and block (some, w) are scratch, n <= G. where:
+    `blas.address` of the dtype.
     """
     rows, width = c.shape
     top = start.shape[0] - 2
+    x, low = columns(x, rows), columns(low, rows)
+    clipped = centre(k, mu, factor, radius, x)
     parents(x, start, run, low)
     narrow = width <= NARROW
     form, shape = (RIGHT, (width, rows)) if narrow else (PLAIN, (rows, width))
@@ -97,17 +102,17 @@ def absorb(where, x, c, start, order, run, low, values, block, moments):
     for i in range(shape[0]):
         for j in range(shape[1]):
             plain[i, j] = c[j, i] if narrow else c[i, j]
-    step = block_rows(min(block.shape[0], FLAT // width) if narrow else block.shape[0], width, rows)
+    step = min(block.shape[0], FLAT // width if narrow else max(SMALL // c.size, 16))
     add_products(where, form, low, plain, order[: low.shape[0]], step, block, moments)
     at = low.shape[0]
     for v in range(x.shape[0] if at < order.shape[0] else 0):
-        factor = x[v]
         for i in range(shape[0]):
             for j in range(shape[1]):
-                scaled[i, j] = plain[i, j] * (factor[j] if narrow else factor[i])
+                scaled[i, j] = plain[i, j] * (x[v, j] if narrow else x[v, i])
         first, count = start[top - 1], run[top - 1, v]
         add_products(where, form, low[first : first + count], scaled, order[at : at + count], step, block, moments)
         at += count
+    return clipped
 
 
 @njit(error_model="numpy")
@@ -124,58 +129,47 @@ def add_products(where, form, u, c, order, step, block, moments):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def power_sums(where, x, moments, weight, start, order, run, low, block, part, sums):
-    """sums (g + 1, w, G): for every query the sums of (its logit)^l c over the tokens behind `moments` (t, w).
+def weigh(moments, weight, order, out):
+    """out (t, w) = moments in the table's `order`, each times its multinomial `weight`."""
+    for i in range(order.shape[0]):
+        m, row = order[i], out[i]
+        for j in range(row.shape[0]):
+            row[j] = weight[m] * moments[m, j]
 
-    x (d, G) are the queries, weight (t,) the multinomials l!/a!. As in `absorb` the monomials of the top degree are not
-    made. low (count, G), block (some, w) and part (w, G) are scratch. where: `blas.address` of their dtype.
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def power_sums(where, x, weighed, start, run, low, part, sums):
+    """sums (g + 1, w, G): for every query the sums of (its logit)^l c over the tokens behind `weighed` (t, w), see `weigh`.
+
+    x (d, G) are the queries. As in `absorb` the monomials of the top degree are not made. low (count, G) and part (w, G) are
+    scratch. where: `blas.address` of the dtype.
     """
-    top, width, rows = sums.shape[0] - 1, sums.shape[1], sums.shape[2]
+    top = sums.shape[0] - 1
     parents(x, start, run, low)
-    step = block_rows(block.shape[0], width, rows)
-    for level in range(sums.shape[0]):
+    for level in range(top + 1):
         at, end = start[level], start[level + 1]
-        if end <= low.shape[0]:
-            sum_products(where, low[at:end], moments, weight, order[at:end], step, block, part, sums[level])
+        if end <= low.shape[0] and end - at <= TOGETHER:
+            product(where, LEFT, weighed[at:end], low[at:end], sums[level])
             continue
-        total = sums[level]
-        total[:] = 0
+        sums[level] = 0
+        if end <= low.shape[0]:
+            sum_products(where, weighed[at:end], low[at:end], low[0], part, sums[level])
+            continue
         for v in range(x.shape[0]):
-            first, count, factor = start[top - 1], run[top - 1, v], x[v]
-            for a in range(0, count, step):
-                some = min(step, count - a)
-                weigh(moments, weight, order[at : at + some], block)
-                product(where, LEFT, block[:some], low[first + a : first + a + some], part)
-                for j in range(width):
-                    t, p = total[j], part[j]
-                    for r in range(rows):
-                        t[r] += factor[r] * p[r]
-                at += some
+            first, count = start[top - 1], run[top - 1, v]
+            sum_products(where, weighed[at : at + count], low[first : first + count], x[v], part, sums[level])
+            at += count
 
 
 @njit(error_model="numpy")
-def sum_products(where, u, moments, weight, order, step, block, part, total):
-    """total (w, G) = moments[order]^T, weighed, times u (count, G), `step` monomials at a time."""
-    for first in range(0, u.shape[0], step):
-        some = min(step, u.shape[0] - first)
-        weigh(moments, weight, order[first : first + some], block)
-        if first == 0:
-            product(where, LEFT, block[:some], u[:some], total)
-            continue
-        product(where, LEFT, block[:some], u[first : first + some], part)
+def sum_products(where, weighed, u, factor, part, total):
+    """total (w, G) += factor (G,) times weighed^T u, with weighed (n, w) and u (n, G)."""
+    for first in range(0, u.shape[0], TOGETHER):
+        product(where, LEFT, weighed[first : first + TOGETHER], u[first : first + TOGETHER], part)
         for j in range(total.shape[0]):
             t, p = total[j], part[j]
             for r in range(t.shape[0]):
-                t[r] += p[r]
-
-
-@njit(error_model="numpy")
-def weigh(moments, weight, order, block):
-    """block (some, w) = rows `order` of moments, each times its weight."""
-    for i in range(order.shape[0]):
-        m, row = order[i], block[i]
-        for j in range(row.shape[0]):
-            row[j] = weight[m] * moments[m, j]
+                t[r] += factor[r] * p[r]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
@@ -235,13 +229,41 @@ def blend(sums, taylor, work, m, y):
     for r in range(queries):
         m[r] += mean[r] + variance[r] / 2
     for j in range(width):
-        total[:] = 0
-        for level in range(levels):
+        part, f = sums[0, j], work[0]
+        for r in range(queries):
+            total[r] = f[r] * part[r]
+        for level in range(1, levels):
             part, f = sums[level, j], work[level]
             for r in range(queries):
                 total[r] += f[r] * part[r]
         for r in range(queries):
             y[r, j] = total[r]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def answer(where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, low, part, sums, work, m, y):
+    """Partial answers m (r,), y (r, w) to queries q (r, d) from `weighed` (t, w). Return how many queries were clipped.
+
+    As many queries at a time as the scratch has columns: x (d, G), low (count, G), part (w, G), sums (g + 1, w, G) and work
+    (g + 4, G) float64. mu (d,): the centre of the keys; origin (d,): 0. where: `blas.address` of the dtype.
+    """
+    levels, width, most = sums.shape
+    clipped, root, flat = 0, math.sqrt(scale), sums.reshape(levels * width, most)
+    for first in range(0, q.shape[0], most):
+        rows, shifts, out = q[first : first + most], m[first : first + most], y[first : first + most]
+        n, d = rows.shape
+        u, some = columns(x, n), columns(flat, n).reshape(levels, width, n)
+        dots = work[0]
+        dots[:] = 0
+        for i in range(d):
+            for r in range(n):
+                dots[r] += rows[r, i] * mu[i]
+        for r in range(n):
+            shifts[r] = scale * dots[r]
+        clipped += centre(rows, origin, root, radius, u)
+        power_sums(where, u, weighed, start, run, columns(low, n), columns(part, n), some)
+        blend(some, taylor, columns(work, n), shifts, out)
+    return clipped
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -11,7 +11,6 @@ nearest to e^x for them (a Hermite expansion). Moments are linear in the tokens,
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import prod
 
 import numpy as np
 
@@ -23,7 +22,8 @@ from streamattn_cli.sketches.partial import Partial
 
 MAX_DEGREE = 12  # beyond it the powers outgrow what float64 sums can hold apart
 MARGIN = 2.0  # allowed norms over the largest norm in the sample
-BLOCK = 128  # monomials multiplied at a time
+BLOCK = 128  # monomials of keys multiplied at a time
+PANEL = 64  # queries answered at a time: their monomials stay in the cache
 SAMPLE = 64  # queries used to predict the error
 
 
@@ -52,7 +52,7 @@ class PolyHistory:
 
     def __init__(self, params: PolyParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         self.params, self.dim, self.scale, self.state = params, dim, scale, state
-        self.table = table(dim, params.degree)
+        self.table, self.origin = table(dim, params.degree), np.zeros(dim)
 
     @staticmethod
     def state_spec(params: PolyParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -67,14 +67,16 @@ class PolyHistory:
     def work_spec(params: PolyParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
         """Name -> (shape, dtype) of the scratch arrays one thread needs."""
         width = value_dim + 1
+        at_once = max(group, PANEL)
         return {
-            "x": ((dim, queries), dtype),
-            "low": ((low_count(dim, params.degree), queries), dtype),
+            "x": ((dim, at_once), dtype),
+            "low": ((low_count(dim, params.degree), at_once), dtype),
             "values": ((2, width * group), dtype),
             "block": ((BLOCK, width), dtype),
-            "part": ((width, queries), dtype),
-            "sums": ((params.degree + 1, width, queries), dtype),
-            "polynomials": ((params.degree + 4, queries), "f8"),
+            "weighed": ((feature_count(dim, params.degree), width), dtype),
+            "part": ((width, PANEL), dtype),
+            "sums": ((params.degree + 1, width, PANEL), dtype),
+            "polynomials": ((params.degree + 4, PANEL), "f8"),
         }
 
     @staticmethod
@@ -132,26 +134,22 @@ class PolyHistory:
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1), n <= group. Returns how many keys were clipped."""
         s, t = self.state, self.table
-        x, low = (columns(work[name], len(k)) for name in ("x", "low"))
-        clipped = kernel.centre(k, s["mu"], np.sqrt(self.scale), s["radius"][0], x)
-        gemm = blas.address(x.dtype.str[1:])
-        kernel.absorb(gemm, x, c, t.start, t.order, t.run, low, work["values"], work["block"], s["moments"])
-        return clipped
+        scratch = (work[name] for name in ("x", "low", "values", "block"))
+        gemm, factor = blas.address(c.dtype.str[1:]), np.sqrt(self.scale)
+        return kernel.absorb(
+            gemm, k, s["mu"], factor, s["radius"][0], c, t.start, t.order, t.run, *scratch, s["moments"]
+        )
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries q (r, d) into `out`. Returns how many queries were clipped."""
-        s, t = self.state, self.table
-        x, low, part, sums, polynomials = (
-            columns(work[name], len(q)) for name in ("x", "low", "part", "sums", "polynomials")
-        )
-        clipped = kernel.centre(q, np.zeros(self.dim), np.sqrt(self.scale), s["radius"][1], x)
-        gemm = blas.address(x.dtype.str[1:])
-        kernel.power_sums(
-            gemm, x, s["moments"], t.multinomial, t.start, t.order, t.run, low, work["block"], part, sums
-        )
-        out.m[:] = self.scale * (q @ s["mu"])
-        kernel.blend(sums, self.params.polynomial == "taylor", polynomials, out.m, out.y)
-        return clipped
+        s, t, weighed = self.state, self.table, work["weighed"]
+        kernel.weigh(s["moments"], t.multinomial, t.order, weighed)
+        scratch = (work[name] for name in ("x", "low", "part", "sums", "polynomials"))
+        gemm, taylor = blas.address(q.dtype.str[1:]), self.params.polynomial == "taylor"
+        return kernel.answer(
+            gemm, q, s["mu"], self.origin, self.scale, s["radius"][1], taylor, weighed, t.start, t.run, *scratch, out.m,
+            out.y,
+        )  # fmt: skip
 
     def mean_value(self) -> np.ndarray:
         """The mean of the absorbed values (dv,), 0 where nothing was absorbed: the monomial 1 counts and sums them."""
@@ -163,12 +161,6 @@ class PolyHistory:
         shift = np.sqrt(self.scale) * (other.state["mu"] - self.state["mu"])
         self.state["moments"] += recentre(other.state["moments"], self.table, shift)
         np.maximum(self.state["radius"], other.state["radius"], out=self.state["radius"])
-
-
-def columns(scratch: np.ndarray, count: int) -> np.ndarray:
-    """The memory of a scratch array (..., G) as a contiguous one of `count` <= G columns."""
-    shape = (*scratch.shape[:-1], count)
-    return scratch.reshape(-1)[: prod(shape)].reshape(shape)
 
 
 def _clip_norm(rows: np.ndarray, radius: float) -> np.ndarray:

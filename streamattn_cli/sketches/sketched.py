@@ -20,7 +20,7 @@ from streamattn_cli.kernels import poly as kernel
 from streamattn_cli.sketches.countsketch import PeelSketch, ScanSketch
 from streamattn_cli.sketches.monomials import feature_count, low_count, table
 from streamattn_cli.sketches.partial import Partial
-from streamattn_cli.sketches.poly import BLOCK, PolyHistory, PolyParams, columns
+from streamattn_cli.sketches.poly import PolyHistory, PolyParams
 from streamattn_cli.sketches.ranges import extend, ranges_spec, row_count, stretches, unite
 
 TILE = 128  # rows whose monomials are made at a time
@@ -82,7 +82,7 @@ class SketchParams:
             "sk.tile": ((TILE, self.dim), "f8"),
             "sk.low": ((low_count(self.dim, self.poly.degree), TILE), "f8"),
             "sk.eight": ((8, TILE), "f8"),
-            "sk.block": ((BLOCK, width), "f8"),
+            "sk.weighed": ((self.features, width), "f8"),
             "sk.part": ((width, TILE), "f8"),
             "sk.factor": ((self.poly.degree + 4, TILE), "f8"),
             "sk.sums": ((self.poly.degree + 1, width, TILE), "f8"),
@@ -258,11 +258,11 @@ class SketchedHead:
 
     def _power_sums(self, moments: np.ndarray, sums: np.ndarray, work: dict) -> None:
         """Power sums (degree + 1, w, TILE) of the queries of the tile, by moments (t, w)."""
-        t, width = self.table, moments.shape[1]
-        kernel.power_sums(
-            blas.address("f8"), work["sk.x"], moments, t.multinomial, t.start, t.order, t.run, work["sk.low"],
-            columns(work["sk.block"], width), work["sk.part"][:width], sums,
-        )  # fmt: skip
+        t, (count, width) = self.table, moments.shape
+        weighed = work["sk.weighed"].reshape(-1)[: count * width].reshape(count, width)
+        kernel.weigh(moments, t.multinomial, t.order, weighed)
+        rest = work["sk.low"], work["sk.part"][:width], sums
+        kernel.power_sums(blas.address("f8"), work["sk.x"], weighed, t.start, t.run, *rest)
 
     def _ask(self, q: np.ndarray, start: int, moments: np.ndarray, work: dict) -> tuple[np.ndarray, np.ndarray]:
         """Partial answers m (n,), y (n, dv + 1) to queries of one tile, in scratch."""
