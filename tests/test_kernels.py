@@ -280,7 +280,9 @@ def absorbed(x, c, degree, dtype, block=16, where=None):
 
 
 # dim, degree, columns (few, and more than kernel.NARROW), monomials that are multiplied at a time
-SIZES = [(1, 1, 1, 16), (1, 6, 2, 16), (2, 4, 3, 16), (3, 3, 4, 3), (3, 2, 13, 4), (4, 1, 1, 2), (5, 4, 12, 16), (5, 4, 20, 16)]
+SIZES = [
+    (1, 1, 1, 16), (1, 6, 2, 16), (2, 4, 3, 16), (3, 3, 4, 3), (3, 2, 13, 4), (4, 1, 1, 2), (5, 4, 12, 16), (5, 4, 20, 16)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -321,6 +323,31 @@ def check_power_sums(sums, queries, x, c, dtype):
         expected = (logits**level @ c).T
         slack = 40 * EPS[dtype] * (np.abs(queries).astype("f8") @ np.abs(x.T)).max() ** level * 13
         np.testing.assert_allclose(sums[level], expected, rtol=0, atol=slack)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_answer(rng, dtype):
+    """Queries are answered some at a time, the last fewer; what scratch holds has no influence."""
+    dim, degree, width, scale = 3, 3, 4, 0.4
+    t, count = table(dim, degree), low_count(dim, degree)
+    k, q = rng.standard_normal((13, dim)), rng.standard_normal((11, dim)).astype(dtype)
+    c = np.column_stack([rng.standard_normal((13, width - 1)), np.ones(13)])
+    mu = k.mean(axis=0)
+    weighed = spoilt(dtype, len(t.parent), width)
+    kernel.weigh(absorbed(math.sqrt(scale) * (k - mu), c, degree, "f8"), t.multinomial, t.order, weighed)
+    radius = float(math.sqrt(scale) * np.linalg.norm(q, axis=1).max() * 0.99)  # the longest query is shortened
+    short = np.array([naive.shrink(row, radius / math.sqrt(scale)) for row in q.astype("f8")])
+    for where in addresses(dtype):
+        m, y = spoilt(dtype, 11), spoilt("f8", 11, width)
+        scratch = (spoilt(dtype, *shape) for shape in ((dim, 9), (count, 9), (width, 4), (degree + 1, width, 4)))
+        rest = t.start, t.run, *scratch, spoilt("f8", degree + 4, 4), m, y
+        assert kernel.answer(where, q, mu, np.zeros(dim), scale, radius, False, weighed, *rest) == 1
+        logits = scale * short @ (k - mu).T
+        for i, row in enumerate(logits):
+            weights = [naive.hermite(degree, x, row.mean(), row.var()) for x in row]
+            np.testing.assert_allclose(y[i], weights @ c, rtol=0, atol=300 * EPS[dtype] * 13)
+        expected = scale * q.astype("f8") @ mu + logits.mean(axis=1) + logits.var(axis=1) / 2
+        np.testing.assert_allclose(m, expected, rtol=0, atol=40 * EPS[dtype])
 
 
 @settings(max_examples=30)

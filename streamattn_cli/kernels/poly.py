@@ -148,13 +148,10 @@ def power_sums(where, x, weighed, start, run, low, part, sums):
     parents(x, start, run, low)
     for level in range(top + 1):
         at, end = start[level], start[level + 1]
-        if end <= low.shape[0] and end - at <= TOGETHER:
+        if end <= low.shape[0]:
             product(where, LEFT, weighed[at:end], low[at:end], sums[level])
             continue
         sums[level] = 0
-        if end <= low.shape[0]:
-            sum_products(where, weighed[at:end], low[at:end], low[0], part, sums[level])
-            continue
         for v in range(x.shape[0]):
             first, count = start[top - 1], run[top - 1, v]
             sum_products(where, weighed[at : at + count], low[first : first + count], x[v], part, sums[level])
@@ -199,7 +196,7 @@ def hermite(mean, variance, out):
 
 @njit(error_model="numpy")
 def polynomials(sums, taylor, work):
-    """work (g + 3, G): the polynomial of each query (see `hermite`), then the mean and variance of its own logits.
+    """work (g + 3, G or more): the polynomial of each query (see `hermite`), then the mean and variance of its own logits.
 
     These are S1/S0 and S2/S0 - mean^2, S_l the sum of the l-th powers, the last row of sums[l] (g + 1, w, G); both are 0
     for Taylor's polynomial.
@@ -208,7 +205,7 @@ def polynomials(sums, taylor, work):
     mean, variance = work[levels], work[levels + 1]
     mean[:], variance[:] = 0, 0
     if not taylor and levels > 1:
-        for r in range(mean.shape[0]):
+        for r in range(sums.shape[2]):
             z = sums[0, last, r]
             if z > 0:
                 mean[r] = sums[1, last, r] / z
@@ -221,7 +218,7 @@ def polynomials(sums, taylor, work):
 def blend(sums, taylor, work, m, y):
     """Turn power sums (g + 1, w, G) into partial answers: y (G, w), and what is factored out is added to m (G,).
 
-    work (g + 4, G) float64: scratch.
+    work (g + 4, G or more) float64: scratch.
     """
     levels, width, queries = sums.shape
     polynomials(sums, taylor, work[:-1])
@@ -262,7 +259,7 @@ def answer(where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, 
             shifts[r] = scale * dots[r]
         clipped += centre(rows, origin, root, radius, u)
         power_sums(where, u, weighed, start, run, columns(low, n), columns(part, n), some)
-        blend(some, taylor, columns(work, n), shifts, out)
+        blend(some, taylor, work, shifts, out)
     return clipped
 
 

@@ -51,7 +51,7 @@ class PolyHistory:
     learns = False
 
     def __init__(self, params: PolyParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
-        self.params, self.dim, self.scale, self.state = params, dim, scale, state
+        self.params, self.scale, self.dtype, self.state = params, scale, dtype, state
         self.table, self.origin = table(dim, params.degree), np.zeros(dim)
 
     @staticmethod
@@ -122,7 +122,8 @@ class PolyHistory:
         exact = np.exp(true - true.max(axis=1, keepdims=True)) @ c
         logits = _clip_norm(u, self.state["radius"][1]) @ _clip_norm(x, self.state["radius"][0]).T
         sums = np.stack([(logits**l @ c).T for l in range(self.params.degree + 1)])
-        approx, shift = np.zeros_like(exact), np.zeros(len(u))
+        sums = np.ascontiguousarray(sums, self.dtype)  # what the kernel is compiled for
+        approx, shift = np.zeros_like(exact), np.zeros(len(u), self.dtype)
         kernel.blend(sums, self.params.polynomial == "taylor", np.empty((len(sums) + 3, len(u))), shift, approx)
         good = approx[:, -1] > 0
         exact = exact[:, :-1] / exact[:, -1:]
