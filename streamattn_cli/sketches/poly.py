@@ -23,7 +23,7 @@ from streamattn_cli.sketches.partial import Partial
 MAX_DEGREE = 12  # beyond it the powers outgrow what float64 sums can hold apart
 MARGIN = 2.0  # allowed norms over the largest norm in the sample
 BLOCK = 128  # monomials of keys multiplied at a time
-PANEL = 64  # queries answered at a time: their monomials stay in the cache
+PANEL = 96  # queries answered at a time: their monomials stay in the cache
 SAMPLE = 64  # queries used to predict the error
 
 
