@@ -281,7 +281,8 @@ def absorbed(x, c, degree, dtype, block=16, where=None):
 
 # dim, degree, columns (few, and more than kernel.NARROW), monomials that are multiplied at a time
 SIZES = [
-    (1, 1, 1, 16), (1, 6, 2, 16), (2, 4, 3, 16), (3, 3, 4, 3), (3, 2, 13, 4), (4, 1, 1, 2), (5, 4, 12, 16), (5, 4, 20, 16)
+    (1, 1, 1, 16), (1, 6, 2, 16), (2, 4, 3, 16), (3, 3, 4, 3), (3, 2, 13, 4), (4, 1, 1, 2), (5, 4, 12, 16), (5, 4, 20, 16),
+    (9, 4, 2, 128),  # 165 monomials of degree 3: more than kernel.TOGETHER
 ]  # fmt: skip
 
 
