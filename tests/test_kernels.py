@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streamattn_cli.kernels.dense as dense  # itself: the compiler cannot look through a stand-in
+from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import poly as kernel
-from streamattn_cli.sketches.monomials import feature_count, table
+from streamattn_cli.sketches.monomials import feature_count, low_count, table
 
 COMPILED = not numba.config.DISABLE_JIT
 EPS = {"f4": 2.0**-23, "f8": 2.0**-52}
@@ -236,6 +237,11 @@ def test_table_of_monomials(dim, degree):
     for level in range(degree + 1):
         assert {sum(a) for a in exponents[t.start[level] : t.start[level + 1]]} == {level}
     assert t.start[-1] == len(exponents)
+    assert sorted(t.order) == list(range(len(exponents)))
+    for level in range(degree):
+        known, grown = (t.order[t.start[l] : t.start[l + 1]] for l in (level, level + 1))
+        made = [(m, v) for v in range(dim) for m in known[: t.run[level, v]]]
+        assert made == [(t.parent[m], t.var[m]) for m in grown]
 
 
 def test_centre(rng):
@@ -251,69 +257,108 @@ def test_centre(rng):
     assert kernel.centre(rows[:0], mu, 0.7, 1.0, out) == 0 and (out == 0).all()
 
 
-def scratch(dim, degree, group, dtype):
-    return np.full((feature_count(dim, max(degree - 1, 0)), group), np.nan, dtype), np.full((8, group), np.nan, dtype)
+def spoilt(dtype, *shape):
+    """Scratch with what another head may have left in it."""
+    return np.full(shape, np.nan, dtype)
 
 
-def absorbed(x, c, degree, dtype):
-    """Moments (t, w) of rows x (n, d), c (n, w) by the kernel, in two groups of 8 rows."""
-    t = table(x.shape[1], degree)
-    width = c.shape[1]
+def addresses(dtype):
+    """Products by BLAS, and by plain loops."""
+    return [None] if blas.address(dtype) is None else [None, blas.address(dtype)]
+
+
+def absorbed(x, c, degree, dtype, block=16, where=None):
+    """Moments (t, w) of rows x (n, d), c (n, w) by the kernel, in groups of 8 rows."""
+    (n, dim), width, t = x.shape, c.shape[1], table(x.shape[1], degree)
     moments = np.zeros((len(t.parent), width))
-    for a in range(0, len(x), 8):
-        group = np.zeros((x.shape[1], 8), dtype)
-        values = np.zeros((-(-width // 3) * 3, 8), dtype)
-        group[:, : len(x[a : a + 8])], values[:width, : len(x[a : a + 8])] = x[a : a + 8].T, c[a : a + 8].T
-        low, some = scratch(x.shape[1], degree, 8, dtype)
-        kernel.absorb(group, values, t.parent, t.var, low, some, moments)
+    for a in range(0, n, 8):
+        rows, values = x[a : a + 8].astype(dtype), c[a : a + 8].astype(dtype)
+        scratch = spoilt(dtype, dim, 9), spoilt(dtype, low_count(dim, degree), 9), spoilt(dtype, 2, 8 * width)
+        rest = t.start, t.order, t.run, *scratch, spoilt(dtype, block, width), moments
+        assert kernel.absorb(where, rows, np.zeros(dim), 1.0, np.inf, values, *rest) == 0
     return moments
 
 
-SIZES = [(1, 1, 1), (1, 6, 2), (2, 4, 3), (3, 3, 4), (3, 2, 7), (4, 1, 1)]
+# dim, degree, columns (few, and more than kernel.NARROW), monomials that are multiplied at a time
+SIZES = [
+    (1, 1, 1, 16), (1, 6, 2, 16), (2, 4, 3, 16), (3, 3, 4, 3), (3, 2, 13, 4), (4, 1, 1, 2), (5, 4, 12, 16), (5, 4, 20, 16),
+    (9, 4, 2, 128),  # 165 monomials of degree 3: more than kernel.TOGETHER
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-@pytest.mark.parametrize(("dim", "degree", "width"), SIZES)
-def test_absorb(rng, dim, degree, width, dtype):
+@pytest.mark.parametrize(("dim", "degree", "width", "block"), SIZES)
+def test_absorb(rng, dim, degree, width, block, dtype):
     """Moments are sums over the rows of monomial times value."""
     x, c = rng.standard_normal((13, dim)).astype(dtype), rng.standard_normal((13, width)).astype(dtype)
-    moments = absorbed(x, c, degree, dtype)
     each = [naive.monomials(row, degree) for row in x]
     index = [(0,) * dim]
     t = table(dim, degree)
     for parent, var in zip(t.parent[1:], t.var[1:], strict=True):
         index.append(tuple(e + (i == var) for i, e in enumerate(index[parent])))
     expected = np.array([sum(e[a] * row.astype("f8") for e, row in zip(each, c, strict=True)) for a in index])
-    np.testing.assert_allclose(moments, expected, rtol=0, atol=30 * EPS[dtype] * np.abs(expected).max())
+    for where in addresses(dtype):
+        moments = absorbed(x, c, degree, dtype, block, where)
+        np.testing.assert_allclose(moments, expected, rtol=0, atol=30 * EPS[dtype] * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-@pytest.mark.parametrize(("dim", "degree", "width"), SIZES)
-def test_power_sums(rng, dim, degree, width, dtype):
+@pytest.mark.parametrize(("dim", "degree", "width", "block"), SIZES)
+def test_power_sums(rng, dim, degree, width, block, dtype):
     """For every query and level l: the sum over the rows of (query . row)^l times value."""
     x, c = rng.standard_normal((13, dim)), rng.standard_normal((13, width))
     queries = rng.standard_normal((5, dim)).astype(dtype)
     t = table(dim, degree)
-    low, some = scratch(dim, degree, 5, dtype)
-    sums = np.full((degree + 1, width, 5), np.nan, dtype)
-    moments = absorbed(x, c, degree, "f8")
-    columns = np.ascontiguousarray(queries.T)
-    kernel.power_sums(columns, moments, t.multinomial, t.start, t.parent, t.var, low, some, sums)
+    weighed = spoilt(dtype, len(t.parent), width)
+    kernel.weigh(absorbed(x, c, degree, "f8"), t.multinomial, t.order, weighed)
+    for where in addresses(dtype):
+        low, part = spoilt(dtype, low_count(dim, degree), 5), spoilt(dtype, width, 5)
+        sums = spoilt(dtype, degree + 1, width, 5)
+        kernel.power_sums(where, np.ascontiguousarray(queries.T), weighed, t.start, t.run, low, part, sums)
+        check_power_sums(sums, queries, x, c, dtype)
+
+
+def check_power_sums(sums, queries, x, c, dtype):
     logits = queries.astype("f8") @ x.T
-    for level in range(degree + 1):
+    for level in range(len(sums)):
         expected = (logits**level @ c).T
         slack = 40 * EPS[dtype] * (np.abs(queries).astype("f8") @ np.abs(x.T)).max() ** level * 13
         np.testing.assert_allclose(sums[level], expected, rtol=0, atol=slack)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_answer(rng, dtype):
+    """Queries are answered some at a time, the last fewer; what scratch holds has no influence."""
+    dim, degree, width, scale = 3, 3, 4, 0.4
+    t, count = table(dim, degree), low_count(dim, degree)
+    k, q = rng.standard_normal((13, dim)), rng.standard_normal((11, dim)).astype(dtype)
+    c = np.column_stack([rng.standard_normal((13, width - 1)), np.ones(13)])
+    mu = k.mean(axis=0)
+    weighed = spoilt(dtype, len(t.parent), width)
+    kernel.weigh(absorbed(math.sqrt(scale) * (k - mu), c, degree, "f8"), t.multinomial, t.order, weighed)
+    radius = float(math.sqrt(scale) * np.linalg.norm(q, axis=1).max() * 0.99)  # the longest query is shortened
+    short = np.array([naive.shrink(row, radius / math.sqrt(scale)) for row in q.astype("f8")])
+    for where in addresses(dtype):
+        m, y = spoilt(dtype, 11), spoilt("f8", 11, width)
+        scratch = (spoilt(dtype, *shape) for shape in ((dim, 9), (count, 9), (width, 4), (degree + 1, width, 4)))
+        rest = t.start, t.run, *scratch, spoilt("f8", degree + 4, 4), m, y
+        assert kernel.answer(where, q, mu, np.zeros(dim), scale, radius, False, weighed, *rest) == 1
+        logits = scale * short @ (k - mu).T
+        for i, row in enumerate(logits):
+            weights = [naive.hermite(degree, x, row.mean(), row.var()) for x in row]
+            np.testing.assert_allclose(y[i], weights @ c, rtol=0, atol=300 * EPS[dtype] * 13)
+        expected = scale * q.astype("f8") @ mu + logits.mean(axis=1) + logits.var(axis=1) / 2
+        np.testing.assert_allclose(m, expected, rtol=0, atol=40 * EPS[dtype])
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 8), st.floats(-3, 3), st.one_of(st.just(0.0), st.floats(1e-6, 4)), st.floats(-4, 4))
 def test_hermite(degree, mean, variance, x):
     """The kernel's powers of x are the expansion in Hermite polynomials, term by term."""
-    coefficients = np.full(degree + 1, np.nan)
-    kernel.hermite(degree, mean, variance, coefficients)
-    found = sum(a * x**l for l, a in enumerate(coefficients))
-    size = sum(abs(a * x**l) for l, a in enumerate(coefficients))
+    coefficients = np.full((degree + 1, 3), np.nan)
+    kernel.hermite(np.array([7.0, mean, 0.0]), np.array([1.0, variance, 0.0]), coefficients)
+    found = sum(a * x**l for l, a in enumerate(coefficients[:, 1]))
+    size = sum(abs(a * x**l) for l, a in enumerate(coefficients[:, 1]))
     assert found == pytest.approx(naive.hermite(degree, x, mean, variance), rel=1e-11, abs=1e-13 * max(size, 1))
 
 
@@ -324,8 +369,9 @@ def test_the_hermite_polynomial_is_the_nearest_to_exp(sigma, mean):
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     x, weights = mean + sigma * nodes, weights / weights.sum()
     true = np.exp(x - mean - sigma**2 / 2)
-    a = np.empty(4)
-    kernel.hermite(3, mean, sigma**2, a)
+    a = np.empty((4, 1))
+    kernel.hermite(np.array([mean]), np.array([sigma**2]), a)
+    a = a[:, 0]
 
     def error(coefficients):
         return weights @ (true - np.polynomial.polynomial.polyval(x, coefficients)) ** 2
@@ -347,7 +393,7 @@ def test_blend(rng, degree, taylor, dtype):
     c[:, -1] = 1
     sums = np.stack([(x**l @ c).T for l in range(degree + 1)]).astype(dtype)
     m, y = np.full(4, 0.25, dtype), np.full((4, 3), np.nan)
-    kernel.blend(sums.copy(), taylor, np.empty((len(sums), len(m)), dtype), m, y)
+    kernel.blend(sums, taylor, spoilt("f8", degree + 4, 4), m, y)
     for i in range(4):
         mean = 0.0 if taylor or degree < 1 else float(x[i].mean())
         variance = 0.0 if taylor or degree < 2 else float(x[i].var())
@@ -359,5 +405,5 @@ def test_blend(rng, degree, taylor, dtype):
 
 def test_blend_without_any_token_is_nothing():
     m, y = np.zeros(2), np.full((2, 3), np.nan)
-    kernel.blend(np.zeros((5, 3, 2)), False, np.empty((5, 2)), m, y)
+    kernel.blend(np.zeros((5, 3, 2)), False, spoilt("f8", 8, 2), m, y)
     assert (m == 0).all() and (y == 0).all()

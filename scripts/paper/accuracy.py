@@ -177,13 +177,15 @@ def speed() -> list[tuple]:
     run."""
     import time
 
+    from streamattn_cli.kernels import blas
     from streamattn_cli.kernels import poly as kernel
     from streamattn_cli.sketches.monomials import table
 
     rng, t, group = np.random.default_rng(0), table(8, 4), 256
-    x, c = rng.standard_normal((8, group)).astype("f4"), np.ones((9, group), "f4")
-    low, some = np.empty((int(t.start[4]), group), "f4"), np.empty((8, group), "f4")
+    x, c = rng.standard_normal((8, group)).astype("f4"), np.ones((group, 9), "f4")
+    low, values = np.empty((int(t.start[4]), group), "f4"), np.empty((2, c.size), "f4")
     moments, a = np.zeros((len(t.parent), 9)), rng.standard_normal((2048, 2048)).astype("f4")
+    rest = t.start, t.order, t.run, low, values, np.empty((128, 9), "f4"), moments
     rates = {"sgemm": [], "accumulators": []}
     for _ in range(5):
         began = time.perf_counter()
@@ -191,7 +193,7 @@ def speed() -> list[tuple]:
         rates["sgemm"].append(2 * 2048**3 / (time.perf_counter() - began))
         began = time.perf_counter()
         for _ in range(400):
-            kernel.absorb(x, c, t.parent, t.var, low, some, moments)
+            kernel.absorb(blas.address("f4"), x, c, *rest)
         rates["accumulators"].append(400 * group * len(t.parent) * (2 * 9 + 1) / (time.perf_counter() - began))
     best = {name: max(each) for name, each in rates.items()}
     rows = [("exact accumulators / sgemm, d = 8, degree 4 (FLOP rate)", best["accumulators"] / best["sgemm"])]

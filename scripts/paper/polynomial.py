@@ -48,9 +48,9 @@ def attention_errors(spread: float, degree: int, power: int) -> dict[str, float]
     powers, root = np.polynomial.chebyshev.chebvander(x / x[-1], degree), np.sqrt(np.exp(-(x**2) / (2 * spread**2) - x))
     grid = root + 1e-4 * root.max() * (np.abs(x) < 4 * spread)  # a little weight everywhere, as methods.md 2.2 has it
     fitted = powers @ np.linalg.lstsq(powers * grid[:, None], np.exp(x) * grid, rcond=None)[0]
-    expansion = np.empty(degree + 1)
-    hermite(degree, 0.0, spread**2, expansion)
-    ours = sum(c * x**l for l, c in enumerate(expansion)) * np.exp(spread**2 / 2)
+    expansion = np.empty((degree + 1, 1))
+    hermite(np.zeros(1), np.array([spread**2]), expansion)
+    ours = sum(c * x**l for l, c in enumerate(expansion[:, 0])) * np.exp(spread**2 / 2)
     return {"Taylor": error(taylor(x, degree)), "fitted": error(fitted), "Hermite (ours)": error(ours)}
 
 

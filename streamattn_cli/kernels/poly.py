@@ -7,8 +7,13 @@ Rows are columns here (coordinates x rows), so that every loop runs over contigu
 
 import math
 
-import numpy as np
 from numba import njit
+
+from streamattn_cli.kernels.blas import LEFT, PLAIN, RIGHT, SMALL, product
+
+NARROW = 12  # columns up to which BLAS is faster with rows that lie side by side, and then for
+FLAT = 1200  # results of at most so many numbers
+TOGETHER = 128  # monomials of queries in one product
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -51,168 +56,231 @@ def monomials(x, parent, var, first, low, out):
                 kept[r] = w[r]
 
 
-@njit(inline="always")
-def add(moments, m, j, a, b, c):
-    """moments[m, j : j + 3] += a, b, c, as far as there are columns."""
-    moments[m, j] += a
-    if j + 1 < moments.shape[1]:
-        moments[m, j + 1] += b
-    if j + 2 < moments.shape[1]:
-        moments[m, j + 2] += c
+@njit(error_model="numpy")
+def parents(x, start, run, low):
+    """Fill low (count, G) with the monomials of x (d, G) of the lowest degrees, in the table's `order`.
 
-
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def absorb(x, c, parent, var, low, four, moments):
-    """moments (t, w) += monomials(x) @ c.T, with x (d, G) and c (w padded to a multiple of 3 with zeros, G).
-
-    Four monomials and three columns at a time: twelve dot products for seven loads. four (4, G) is scratch.
+    There those of one degree are sorted by their last variable, so that the ones that grow by variable v are the first
+    run[degree, v] of them.
     """
-    count, width = moments.shape
-    zero = x.dtype.type(0)
-    u0, u1, u2, u3 = four[0], four[1], four[2], four[3]
-    for first in range(0, count, 4):
-        some = min(4, count - first)
-        monomials(x, parent, var, first, low, four[:some])
-        for j in range(0, width, 3):
-            c0, c1, c2 = c[j], c[j + 1], c[j + 2]
-            a00 = a01 = a02 = a10 = a11 = a12 = a20 = a21 = a22 = a30 = a31 = a32 = zero
-            for r in range(x.shape[1]):
-                p, q, s = c0[r], c1[r], c2[r]
-                v0, v1, v2, v3 = u0[r], u1[r], u2[r], u3[r]
-                a00 += v0 * p
-                a01 += v0 * q
-                a02 += v0 * s
-                a10 += v1 * p
-                a11 += v1 * q
-                a12 += v1 * s
-                a20 += v2 * p
-                a21 += v2 * q
-                a22 += v2 * s
-                a30 += v3 * p
-                a31 += v3 * q
-                a32 += v3 * s
-            add(moments, first, j, a00, a01, a02)
-            if some > 1:
-                add(moments, first + 1, j, a10, a11, a12)
-            if some > 2:
-                add(moments, first + 2, j, a20, a21, a22)
-            if some > 3:
-                add(moments, first + 3, j, a30, a31, a32)
-
-
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def power_sums(x, moments, weight, start, parent, var, low, eight, sums):
-    """sums (g + 1, w, G): for every query the sums of (its logit)^l c over the tokens behind `moments` (t, w).
-
-    x (d, G) are the queries, weight (t,) the multinomials l!/a!, start (g + 2,) the first monomial of each level.
-    Eight monomials at a time, so that a row of the result is loaded and stored once for eight products.
-    """
-    width = moments.shape[1]
-    s = np.zeros((8, width), sums.dtype)
-    u0, u1, u2, u3, u4, u5, u6, u7 = (
-        eight[0], eight[1], eight[2], eight[3], eight[4], eight[5], eight[6], eight[7],
-    )  # fmt: skip
-    for level in range(start.shape[0] - 1):
-        sums[level] = 0
-        for first in range(start[level], start[level + 1], 8):
-            some = min(8, start[level + 1] - first)
-            monomials(x, parent, var, first, low, eight[:some])
-            eight[some:] = 0  # they are multiplied by 0 below, and what another head left here may be infinite
-            for i in range(8):
-                for j in range(width):
-                    s[i, j] = weight[first + i] * moments[first + i, j] if i < some else 0.0
-            for j in range(width):
-                a, b, c, d = s[0, j], s[1, j], s[2, j], s[3, j]
-                e, f, g, h = s[4, j], s[5, j], s[6, j], s[7, j]
-                w = sums[level, j]
+    low[0] = 1
+    made, degree = 1, 0
+    while made < low.shape[0]:
+        for v in range(x.shape[0]):
+            c = x[v]
+            for i in range(start[degree], start[degree] + run[degree, v]):
+                p, w = low[i], low[made]
                 for r in range(w.shape[0]):
-                    w[r] += (
-                        (a * u0[r] + b * u1[r]) + (c * u2[r] + d * u3[r]) + (e * u4[r] + f * u5[r]) + (g * u6[r] + h * u7[r])
-                    )
+                    w[r] = p[r] * c[r]
+                made += 1
+        degree += 1
+
+
+@njit
+def columns(scratch, count):
+    """The memory of scratch (rows, G) as a contiguous array of `count` <= G columns."""
+    rows = scratch.shape[0]
+    return scratch.reshape(-1)[: rows * count].reshape(rows, count)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def hermite(degree, mean, variance, out):
-    """out (g + 1,): powers of x of the degree-g polynomial nearest to e^(x - mean - variance/2) under N(mean, variance).
+def absorb(where, k, mu, factor, radius, c, start, order, run, x, low, values, block, moments):
+    """moments (t, w) += the monomials of keys k (n, d), centred (see `centre`), times c (n, w). Return how many shrank.
 
-    The Hermite expansion sum_l sigma^l/l! He_l((x - mean)/sigma) collects to sum_j a_j (x - mean)^j with
-    a_j = 1/j! sum_{k <= (g-j)/2} (-variance/2)^k / k!; then the powers of (x - mean) are multiplied out.
+    The monomials of the top degree are not made: those that end in variable v, times c, are a part of `low`, all of the
+    others, times x[v] c. x (d, G), low (count, G), values (2, w G) and block (some, w) are scratch, n <= G. where:
+    `blas.address` of the dtype.
     """
-    out[:] = 0
-    factorial = 1.0
-    for j in range(degree + 1):
-        if j > 0:
-            factorial *= j
-        a, term = 0.0, 1.0
-        for k in range((degree - j) // 2 + 1):
-            if k > 0:
-                term *= -variance / (2 * k)
-            a += term
-        a /= factorial
-        binomial, power = 1.0, 1.0  # C(j, i) and (-mean)^i for the coefficient of x^(j - i)
-        for i in range(j + 1):
-            out[j - i] += a * binomial * power
-            binomial *= (j - i) / (i + 1)
-            power *= -mean
+    rows, width = c.shape
+    top = start.shape[0] - 2
+    x, low = columns(x, rows), columns(low, rows)
+    clipped = centre(k, mu, factor, radius, x)
+    parents(x, start, run, low)
+    narrow = width <= NARROW
+    form, shape = (RIGHT, (width, rows)) if narrow else (PLAIN, (rows, width))
+    plain, scaled = values[0, : c.size].reshape(shape), values[1, : c.size].reshape(shape)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            plain[i, j] = c[j, i] if narrow else c[i, j]
+    step = min(block.shape[0], FLAT // width if narrow else max(SMALL // c.size, 16))
+    add_products(where, form, low, plain, order[: low.shape[0]], step, block, moments)
+    at = low.shape[0]
+    for v in range(x.shape[0] if at < order.shape[0] else 0):
+        for i in range(shape[0]):
+            for j in range(shape[1]):
+                scaled[i, j] = plain[i, j] * (x[v, j] if narrow else x[v, i])
+        first, count = start[top - 1], run[top - 1, v]
+        add_products(where, form, low[first : first + count], scaled, order[at : at + count], step, block, moments)
+        at += count
+    return clipped
+
+
+@njit(error_model="numpy")
+def add_products(where, form, u, c, order, step, block, moments):
+    """moments[order] += u (count, G) times c, (G, w) or transposed as `form` says, `step` monomials at a time."""
+    for first in range(0, u.shape[0], step):
+        part = u[first : first + step]
+        out = block[: part.shape[0]]
+        product(where, form, part, c, out)
+        for i in range(out.shape[0]):
+            row = moments[order[first + i]]
+            for j in range(row.shape[0]):
+                row[j] += out[i, j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def weigh(moments, weight, order, out):
+    """out (t, w) = moments in the table's `order`, each times its multinomial `weight`."""
+    for i in range(order.shape[0]):
+        m, row = order[i], out[i]
+        for j in range(row.shape[0]):
+            row[j] = weight[m] * moments[m, j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def power_sums(where, x, weighed, start, run, low, part, sums):
+    """sums (g + 1, w, G): for every query the sums of (its logit)^l c over the tokens behind `weighed` (t, w), see `weigh`.
+
+    x (d, G) are the queries. As in `absorb` the monomials of the top degree are not made. low (count, G) and part (w, G) are
+    scratch. where: `blas.address` of the dtype.
+    """
+    top = sums.shape[0] - 1
+    parents(x, start, run, low)
+    for level in range(top + 1):
+        at, end = start[level], start[level + 1]
+        if end <= low.shape[0]:
+            product(where, LEFT, weighed[at:end], low[at:end], sums[level])
+            continue
+        sums[level] = 0
+        for v in range(x.shape[0]):
+            first, count = start[top - 1], run[top - 1, v]
+            sum_products(where, weighed[at : at + count], low[first : first + count], x[v], part, sums[level])
+            at += count
+
+
+@njit(error_model="numpy")
+def sum_products(where, weighed, u, factor, part, total):
+    """total (w, G) += factor (G,) times weighed^T u, with weighed (n, w) and u (n, G)."""
+    for first in range(0, u.shape[0], TOGETHER):
+        product(where, LEFT, weighed[first : first + TOGETHER], u[first : first + TOGETHER], part)
+        for j in range(total.shape[0]):
+            t, p = total[j], part[j]
+            for r in range(t.shape[0]):
+                t[r] += factor[r] * p[r]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
-def blend(sums, taylor, factor, m, y):
-    """Turn power sums (g + 1, w, G), spoilt, into partial answers: y (G, w), and what is factored out is added to m (G,).
+def hermite(mean, variance, out):
+    """out (g + 1, G): powers of x of the degree-g polynomials nearest to e^(x - mean - variance/2) under N(mean, variance).
 
-    Each query's own logits have mean S1/S0 and variance S2/S0 - mean^2 (S_l the sum of their l-th powers, the last
-    row of sums[l]); its polynomial is the Hermite expansion for these, or Taylor's. factor (g + 1, G): scratch.
+    The Hermite expansion sum_l sigma^l/l! He_l((x - mean)/sigma) collects to sum_j a_j (x - mean)^j with
+    a_j = 1/j! sum_{k <= (g-j)/2} (-variance/2)^k / k!; then it is shifted by repeated division. mean, variance (G,).
+    """
+    degree = out.shape[0] - 1
+    factorial = 1.0
+    for j in range(degree + 1):
+        factorial *= max(j, 1)
+        a = out[j]
+        a[:] = 1
+        for k in range((degree - j) // 2, 0, -1):
+            for r in range(a.shape[0]):
+                a[r] = 1 - variance[r] * a[r] / (2 * k)
+        for r in range(a.shape[0]):
+            a[r] /= factorial
+    for i in range(degree):
+        for j in range(degree - 1, i - 1, -1):
+            a, b = out[j], out[j + 1]
+            for r in range(a.shape[0]):
+                a[r] -= mean[r] * b[r]
+
+
+@njit(error_model="numpy")
+def polynomials(sums, taylor, work):
+    """work (g + 3, G or more): the polynomial of each query (see `hermite`), then the mean and variance of its own logits.
+
+    These are S1/S0 and S2/S0 - mean^2, S_l the sum of the l-th powers, the last row of sums[l] (g + 1, w, G); both are 0
+    for Taylor's polynomial.
+    """
+    levels, last = sums.shape[0], sums.shape[1] - 1
+    mean, variance = work[levels], work[levels + 1]
+    mean[:], variance[:] = 0, 0
+    if not taylor and levels > 1:
+        for r in range(sums.shape[2]):
+            z = sums[0, last, r]
+            if z > 0:
+                mean[r] = sums[1, last, r] / z
+                if levels > 2:
+                    variance[r] = max(0.0, sums[2, last, r] / z - mean[r] * mean[r])
+    hermite(mean, variance, work[:levels])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+def blend(sums, taylor, work, m, y):
+    """Turn power sums (g + 1, w, G) into partial answers: y (G, w), and what is factored out is added to m (G,).
+
+    work (g + 4, G or more) float64: scratch.
     """
     levels, width, queries = sums.shape
-    a = np.empty(levels)
+    polynomials(sums, taylor, work[:-1])
+    mean, variance, total = work[levels], work[levels + 1], work[levels + 2]
     for r in range(queries):
-        mean, variance, z = 0.0, 0.0, sums[0, width - 1, r]
-        if not taylor and z > 0 and levels > 1:
-            mean = sums[1, width - 1, r] / z
-            if levels > 2:
-                variance = max(0.0, sums[2, width - 1, r] / z - mean * mean)
-        hermite(levels - 1, mean, variance, a)
-        m[r] += mean + variance / 2
-        for level in range(levels):
-            factor[level, r] = a[level]
+        m[r] += mean[r] + variance[r] / 2
     for j in range(width):
-        total, f = sums[0, j], factor[0]
+        part, f = sums[0, j], work[0]
         for r in range(queries):
-            total[r] *= f[r]
+            total[r] = f[r] * part[r]
         for level in range(1, levels):
-            part, f = sums[level, j], factor[level]
+            part, f = sums[level, j], work[level]
             for r in range(queries):
                 total[r] += f[r] * part[r]
-    for r in range(queries):
-        for j in range(width):
-            y[r, j] = sums[0, j, r]
+        for r in range(queries):
+            y[r, j] = total[r]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def row_factors(sums, taylor, out):
-    """out (g + 1, G): what the monomials of each level count in a query's normalised answer, from its power sums.
+def answer(where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, low, part, sums, work, m, y):
+    """Partial answers m (r,), y (r, w) to queries q (r, d) from `weighed` (t, w). Return how many queries were clipped.
 
-    sums (g + 1, 1, G) are those of the weights alone, so that z = sum_l a_l S_l; out is a_l / z, and 0 where z <= 0.
-    Returns the number of queries with z <= 0.
+    As many queries at a time as the scratch has columns: x (d, G), low (count, G), part (w, G), sums (g + 1, w, G) and work
+    (g + 4, G) float64. mu (d,): the centre of the keys; origin (d,): 0. where: `blas.address` of the dtype.
+    """
+    levels, width, most = sums.shape
+    clipped, root, flat = 0, math.sqrt(scale), sums.reshape(levels * width, most)
+    for first in range(0, q.shape[0], most):
+        rows, shifts, out = q[first : first + most], m[first : first + most], y[first : first + most]
+        n, d = rows.shape
+        u, some = columns(x, n), columns(flat, n).reshape(levels, width, n)
+        dots = work[0]
+        dots[:] = 0
+        for i in range(d):
+            for r in range(n):
+                dots[r] += rows[r, i] * mu[i]
+        for r in range(n):
+            shifts[r] = scale * dots[r]
+        clipped += centre(rows, origin, root, radius, u)
+        power_sums(where, u, weighed, start, run, columns(low, n), columns(part, n), some)
+        blend(some, taylor, work, shifts, out)
+    return clipped
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def row_factors(sums, taylor, work):
+    """work[: g + 1]: what the monomials of each level count in a query's normalised answer, from its power sums.
+
+    sums (g + 1, 1, G) are those of the weights alone, so that z = sum_l a_l S_l; the result is a_l / z, and 0 where
+    z <= 0. work (g + 3, G) float64. Returns the number of queries with z <= 0.
     """
     levels, _, queries = sums.shape
-    a = np.empty(levels)
+    polynomials(sums, taylor, work)
     bad = 0
     for r in range(queries):
-        mean, variance, count, z = 0.0, 0.0, sums[0, 0, r], 0.0
-        if not taylor and count > 0 and levels > 1:
-            mean = sums[1, 0, r] / count
-            if levels > 2:
-                variance = max(0.0, sums[2, 0, r] / count - mean * mean)
-        hermite(levels - 1, mean, variance, a)
+        z = 0.0
         for level in range(levels):
-            z += a[level] * sums[level, 0, r]
-        if not (z > 0 and z < math.inf):
-            bad += 1
-            out[:, r] = 0
-            continue
+            z += work[level, r] * sums[level, 0, r]
+        sane = z > 0 and z < math.inf
+        bad += not sane
         for level in range(levels):
-            out[level, r] = a[level] / z
+            work[level, r] = work[level, r] / z if sane else 0.0
     return bad
 
 

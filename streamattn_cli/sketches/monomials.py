@@ -14,22 +14,34 @@ def feature_count(dim: int, degree: int) -> int:
     return comb(dim + degree, degree)
 
 
+def low_count(dim: int, degree: int) -> int:
+    """Monomials that kernels keep: those of less than the top degree, and the variables themselves."""
+    return feature_count(dim, max(degree - 1, 1))
+
+
 @dataclass(frozen=True)
 class Monomials:
-    """parent, var (t,) int32 and multinomial l!/a! (t,) float64; sorted by degree, monomial 0 is 1."""
+    """parent, var (t,) int32 and multinomial l!/a! (t,) float64; sorted by degree, monomial 0 is 1.
+
+    order (t,) int64 sorts those of a degree by their last variable: the ones that grow by variable v are then the first
+    run[degree, v] of them (run (degree + 1, dim) int64), and what they become follows in the same order.
+    """
 
     parent: np.ndarray
     var: np.ndarray
     multinomial: np.ndarray
     start: np.ndarray  # (degree + 2,) int64: the first monomial of each degree, and t
+    order: np.ndarray
+    run: np.ndarray
 
 
 @lru_cache(maxsize=8)
 def table(dim: int, degree: int) -> Monomials:
     """The monomials of `dim` variables up to `degree`: each is its parent times one variable, in graded order."""
     parent, var, many = [np.zeros(1, np.int32)], [np.zeros(1, np.int32)], [np.ones(1)]
-    start = [0, 1]
-    run = np.zeros(1, np.int64)  # the exponent of the last variable
+    start, order = [0, 1], [np.zeros(1, np.int64)]
+    run = np.array([[comb(v + l, l) for v in range(dim)] for l in range(degree + 1)], np.int64)
+    exponent = np.zeros(1, np.int64)  # of the last variable
     last = np.zeros(1, np.int64)
     for l in range(1, degree + 1):
         grown = dim - last  # a monomial grows by its last variable or a later one, so that each is made once
@@ -37,13 +49,16 @@ def table(dim: int, degree: int) -> Monomials:
         first = np.cumsum(grown) - grown
         new = np.arange(len(up)) - first[up] + last[up]
         # l!/a! = (l-1)!/a_parent! * l / (new exponent of the variable)
-        exponent = np.where(new == last[up], run[up], 0) + 1
+        exponent = np.where(new == last[up], exponent[up], 0) + 1
         many.append(many[-1][up] * l / exponent)
         parent.append((up + start[l - 1]).astype(np.int32))
         var.append(new.astype(np.int32))
         start.append(start[l] + len(up))
-        run, last = exponent, new
-    return Monomials(*(np.concatenate(p) for p in (parent, var, many)), start=np.array(start))
+        by_last = [order[-1][: run[l - 1, v]] - start[l - 1] for v in range(dim)]
+        order.append(start[l] + np.concatenate([first[p] + v - last[p] for v, p in enumerate(by_last)]))
+        last = new
+    parent, var, many, order = (np.concatenate(pieces) for pieces in (parent, var, many, order))
+    return Monomials(parent, var, many, np.array(start), order, run)
 
 
 def exponents(monomials: Monomials, dim: int) -> np.ndarray:

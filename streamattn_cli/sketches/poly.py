@@ -11,17 +11,19 @@ nearest to e^x for them (a Hermite expansion). Moments are linear in the tokens,
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import prod
 
 import numpy as np
 
 from streamattn_cli.errors import CannotMeet
+from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import poly as kernel
-from streamattn_cli.sketches.monomials import feature_count, recentre, table
+from streamattn_cli.sketches.monomials import feature_count, low_count, recentre, table
 from streamattn_cli.sketches.partial import Partial
 
 MAX_DEGREE = 12  # beyond it the powers outgrow what float64 sums can hold apart
 MARGIN = 2.0  # allowed norms over the largest norm in the sample
+BLOCK = 128  # monomials of keys multiplied at a time
+PANEL = 96  # queries answered at a time: their monomials stay in the cache
 SAMPLE = 64  # queries used to predict the error
 
 
@@ -49,8 +51,8 @@ class PolyHistory:
     learns = False
 
     def __init__(self, params: PolyParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
-        self.params, self.dim, self.scale, self.state = params, dim, scale, state
-        self.table = table(dim, params.degree)
+        self.params, self.scale, self.dtype, self.state = params, scale, dtype, state
+        self.table, self.origin = table(dim, params.degree), np.zeros(dim)
 
     @staticmethod
     def state_spec(params: PolyParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -65,13 +67,16 @@ class PolyHistory:
     def work_spec(params: PolyParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
         """Name -> (shape, dtype) of the scratch arrays one thread needs."""
         width = value_dim + 1
+        at_once = max(group, PANEL)
         return {
-            "x": ((dim, queries), dtype),
-            "ct": ((-(-width // 3) * 3, queries), dtype),
-            "low": ((feature_count(dim, params.degree - 1), queries), dtype),
-            "some": ((8, queries), dtype),
-            "sums": ((params.degree + 1, width, queries), dtype),
-            "factor": ((params.degree + 1, queries), dtype),
+            "x": ((dim, at_once), dtype),
+            "low": ((low_count(dim, params.degree), at_once), dtype),
+            "values": ((2, width * group), dtype),
+            "block": ((BLOCK, width), dtype),
+            "weighed": ((feature_count(dim, params.degree), width), dtype),
+            "part": ((width, PANEL), dtype),
+            "sums": ((params.degree + 1, width, PANEL), dtype),
+            "polynomials": ((params.degree + 4, PANEL), "f8"),
         }
 
     @staticmethod
@@ -117,8 +122,9 @@ class PolyHistory:
         exact = np.exp(true - true.max(axis=1, keepdims=True)) @ c
         logits = _clip_norm(u, self.state["radius"][1]) @ _clip_norm(x, self.state["radius"][0]).T
         sums = np.stack([(logits**l @ c).T for l in range(self.params.degree + 1)])
-        approx, shift = np.zeros_like(exact), np.zeros(len(u))
-        kernel.blend(sums, self.params.polynomial == "taylor", np.empty((len(sums), len(u))), shift, approx)
+        sums = np.ascontiguousarray(sums, self.dtype)  # what the kernel is compiled for
+        approx, shift = np.zeros_like(exact), np.zeros(len(u), self.dtype)
+        kernel.blend(sums, self.params.polynomial == "taylor", np.empty((len(sums) + 3, len(u))), shift, approx)
         good = approx[:, -1] > 0
         exact = exact[:, :-1] / exact[:, -1:]
         approx = np.where(good[:, None], approx[:, :-1] / np.where(good, approx[:, -1], 1)[:, None], 0)
@@ -128,23 +134,23 @@ class PolyHistory:
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1), n <= group. Returns how many keys were clipped."""
-        x, ct, t = work["x"], work["ct"], self.table
-        clipped = kernel.centre(k, self.state["mu"], np.sqrt(self.scale), self.state["radius"][0], x)
-        n, width = c.shape
-        ct[:width, :n] = c.T
-        ct[:width, n:], ct[width:] = 0, 0
-        kernel.absorb(x, ct, t.parent, t.var, work["low"], work["some"], self.state["moments"])
-        return clipped
+        s, t = self.state, self.table
+        scratch = (work[name] for name in ("x", "low", "values", "block"))
+        gemm, factor = blas.address(c.dtype.str[1:]), np.sqrt(self.scale)
+        return kernel.absorb(
+            gemm, k, s["mu"], factor, s["radius"][0], c, t.start, t.order, t.run, *scratch, s["moments"]
+        )
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries q (r, d) into `out`. Returns how many queries were clipped."""
-        s, t = self.state, self.table
-        x, low, some, sums, factor = (_columns(work[name], len(q)) for name in ("x", "low", "some", "sums", "factor"))
-        clipped = kernel.centre(q, np.zeros(self.dim), np.sqrt(self.scale), s["radius"][1], x)
-        kernel.power_sums(x, s["moments"], t.multinomial, t.start, t.parent, t.var, low, some, sums)
-        out.m[:] = self.scale * (q @ s["mu"])
-        kernel.blend(sums, self.params.polynomial == "taylor", factor, out.m, out.y)
-        return clipped
+        s, t, weighed = self.state, self.table, work["weighed"]
+        kernel.weigh(s["moments"], t.multinomial, t.order, weighed)
+        scratch = (work[name] for name in ("x", "low", "part", "sums", "polynomials"))
+        gemm, taylor = blas.address(q.dtype.str[1:]), self.params.polynomial == "taylor"
+        return kernel.answer(
+            gemm, q, s["mu"], self.origin, self.scale, s["radius"][1], taylor, weighed, t.start, t.run, *scratch, out.m,
+            out.y,
+        )  # fmt: skip
 
     def mean_value(self) -> np.ndarray:
         """The mean of the absorbed values (dv,), 0 where nothing was absorbed: the monomial 1 counts and sums them."""
@@ -156,12 +162,6 @@ class PolyHistory:
         shift = np.sqrt(self.scale) * (other.state["mu"] - self.state["mu"])
         self.state["moments"] += recentre(other.state["moments"], self.table, shift)
         np.maximum(self.state["radius"], other.state["radius"], out=self.state["radius"])
-
-
-def _columns(scratch: np.ndarray, count: int) -> np.ndarray:
-    """The memory of a scratch array (..., G) as a contiguous one of `count` <= G columns."""
-    shape = (*scratch.shape[:-1], count)
-    return scratch.reshape(-1)[: prod(shape)].reshape(shape)
 
 
 def _clip_norm(rows: np.ndarray, radius: float) -> np.ndarray:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed
+from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import countsketch as hashing
 from streamattn_cli.kernels import poly as kernel
 from streamattn_cli.sketches.countsketch import PeelSketch, ScanSketch
-from streamattn_cli.sketches.monomials import feature_count, table
+from streamattn_cli.sketches.monomials import feature_count, low_count, table
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.poly import PolyHistory, PolyParams
 from streamattn_cli.sketches.ranges import extend, ranges_spec, row_count, stretches, unite
@@ -75,19 +76,21 @@ class SketchParams:
     def work_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype) of the scratch arrays of one thread."""
         targets = self.phi.per_row if self.phi else 1
-        low = feature_count(self.dim, self.poly.degree - 1)
+        width = self.value_dim + 1
         return {
             "sk.x": ((self.dim, TILE), "f8"),
             "sk.tile": ((TILE, self.dim), "f8"),
-            "sk.low": ((low, TILE), "f8"),
+            "sk.low": ((low_count(self.dim, self.poly.degree), TILE), "f8"),
             "sk.eight": ((8, TILE), "f8"),
-            "sk.factor": ((self.poly.degree + 1, TILE), "f8"),
-            "sk.sums": ((self.poly.degree + 1, self.value_dim + 1, TILE), "f8"),
+            "sk.weighed": ((self.features, width), "f8"),
+            "sk.part": ((width, TILE), "f8"),
+            "sk.factor": ((self.poly.degree + 4, TILE), "f8"),
+            "sk.sums": ((self.poly.degree + 1, width, TILE), "f8"),
             "sk.target": ((TILE, targets), "i8"),
             "sk.sign": ((TILE, targets), "f8"),
             "sk.count": ((TILE,), "i8"),
             "sk.m": ((TILE,), "f8"),
-            "sk.y": ((TILE, self.value_dim + 1), "f8"),
+            "sk.y": ((TILE, width), "f8"),
             "sk.counts": ((2,), "i8"),  # queries clipped, queries with D <= 0
         }
 
@@ -227,10 +230,7 @@ class SketchedHead:
             np.add.at(s["sk_one"], target[live][used], sign[live][used])
             for head in range(len(q)):
                 self._load(q[head, a:b], at, work)
-                kernel.power_sums(
-                    work["sk.x"], s["prod"][:, None], t.multinomial, t.start, t.parent, t.var, work["sk.low"],
-                    work["sk.eight"], sums,
-                )  # fmt: skip
+                self._power_sums(s["prod"][:, None], sums, work)
                 factor = work["sk.factor"]
                 work["sk.counts"][1] += kernel.row_factors(sums, self.params.poly.polynomial == "taylor", factor)
                 factor[:, :at], factor[:, at + b - a :] = 0, 0
@@ -256,21 +256,19 @@ class SketchedHead:
         )
         work["sk.counts"][0] += clipped
 
+    def _power_sums(self, moments: np.ndarray, sums: np.ndarray, work: dict) -> None:
+        """Power sums (degree + 1, w, TILE) of the queries of the tile, by moments (t, w)."""
+        t, (count, width) = self.table, moments.shape
+        weighed = work["sk.weighed"].reshape(-1)[: count * width].reshape(count, width)
+        kernel.weigh(moments, t.multinomial, t.order, weighed)
+        rest = work["sk.low"], work["sk.part"][:width], sums
+        kernel.power_sums(blas.address("f8"), work["sk.x"], weighed, t.start, t.run, *rest)
+
     def _ask(self, q: np.ndarray, start: int, moments: np.ndarray, work: dict) -> tuple[np.ndarray, np.ndarray]:
         """Partial answers m (n,), y (n, dv + 1) to queries of one tile, in scratch."""
-        t, at = self.table, start % TILE
+        at = start % TILE
         self._load(q, at, work)
-        kernel.power_sums(
-            work["sk.x"],
-            moments,
-            t.multinomial,
-            t.start,
-            t.parent,
-            t.var,
-            work["sk.low"],
-            work["sk.eight"],
-            work["sk.sums"],
-        )
+        self._power_sums(moments, work["sk.sums"], work)
         work["sk.m"][:] = self.params.scale * (work["sk.tile"] @ self.state["mu"])
         taylor = self.params.poly.polynomial == "taylor"
         kernel.blend(work["sk.sums"], taylor, work["sk.factor"], work["sk.m"], work["sk.y"])
