@@ -250,11 +250,12 @@ def test_centre(rng):
     moved = 0.7 * (rows - mu)
     radius = float(np.sort(np.linalg.norm(moved, axis=1))[2])  # two are longer
     out = np.full((3, 8), 9.0)
-    assert kernel.centre(rows, mu, 0.7, radius * (1 + 1e-12), out) == 2
-    np.testing.assert_allclose(out[:, :5].T, [naive.shrink(row, radius) for row in moved], rtol=1e-11)
-    assert (out[:, 5:] == 0).all()
-    assert kernel.centre(rows, mu, 0.7, np.inf, out) == 0
-    assert kernel.centre(rows[:0], mu, 0.7, 1.0, out) == 0 and (out == 0).all()
+    for first in (0, 2, 3):
+        assert kernel.centre(rows, mu, 0.7, radius * (1 + 1e-12), first, out) == 2
+        np.testing.assert_allclose(out[:, first : first + 5].T, [naive.shrink(row, radius) for row in moved], rtol=1e-11)
+        assert (out[:, :first] == 0).all() and (out[:, first + 5 :] == 0).all()
+    assert kernel.centre(rows, mu, 0.7, np.inf, 0, out) == 0
+    assert kernel.centre(rows[:0], mu, 0.7, 1.0, 0, out) == 0 and (out == 0).all()
 
 
 def spoilt(dtype, *shape):
@@ -341,7 +342,7 @@ def test_answer(rng, dtype):
     for where in addresses(dtype):
         m, y = spoilt(dtype, 11), spoilt("f8", 11, width)
         scratch = (spoilt(dtype, *shape) for shape in ((dim, 9), (count, 9), (width, 4), (degree + 1, width, 4)))
-        rest = t.start, t.run, *scratch, spoilt("f8", degree + 4, 4), m, y
+        rest = t.start, t.run, *scratch, spoilt("f8", degree + 5, 4), m, y
         assert kernel.answer(where, q, mu, np.zeros(dim), scale, radius, False, weighed, *rest) == 1
         logits = scale * short @ (k - mu).T
         for i, row in enumerate(logits):
@@ -393,7 +394,7 @@ def test_blend(rng, degree, taylor, dtype):
     c[:, -1] = 1
     sums = np.stack([(x**l @ c).T for l in range(degree + 1)]).astype(dtype)
     m, y = np.full(4, 0.25, dtype), np.full((4, 3), np.nan)
-    kernel.blend(sums, taylor, spoilt("f8", degree + 4, 4), m, y)
+    kernel.blend(sums, taylor, spoilt("f8", degree + 5, 4), m, y)
     for i in range(4):
         mean = 0.0 if taylor or degree < 1 else float(x[i].mean())
         variance = 0.0 if taylor or degree < 2 else float(x[i].var())
@@ -405,5 +406,5 @@ def test_blend(rng, degree, taylor, dtype):
 
 def test_blend_without_any_token_is_nothing():
     m, y = np.zeros(2), np.full((2, 3), np.nan)
-    kernel.blend(np.zeros((5, 3, 2)), False, spoilt("f8", 8, 2), m, y)
+    kernel.blend(np.zeros((5, 3, 2)), False, spoilt("f8", 9, 2), m, y)
     assert (m == 0).all() and (y == 0).all()

@@ -164,6 +164,26 @@ def test_queries_that_the_polynomial_cannot_answer_are_guarded():
     assert (found >= stream.v.min(axis=0) - 1e-12).all() and (found <= stream.v.max(axis=0) + 1e-12).all()
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("polynomial", ["hermite", "taylor"])
+def test_a_history_that_is_all_answers_as_beside_exact_rows(dtype, polynomial, monkeypatch):
+    """Without sinks and window the answers go out without partial ones in between; to rounding they are the same, and so
+    are the counts, of queries in pieces of any size."""
+    history = PolyParams(3, polynomial, beta=1.0, max_error=math.inf)
+    case = SketchCase(HeadParams(3, 4, 0.5, dtype, group=16, history=history), rows=700, spread=4.0)
+    stream = case.stream()
+    found, trial = full(case, stream)
+    work, again = allocate(case.params.work_spec()), np.empty_like(found)
+    for a, b in ((0, 5), (5, 300), (300, 700)):
+        trial.sketch.answer(stream.q[:, a:b], a, again[:, a:b], work)
+    np.testing.assert_array_equal(again, found)
+    monkeypatch.delattr(PolyHistory, "answer")
+    expected, other = full(case, stream)
+    assert relative(found, expected) < 50 * np.finfo(dtype).eps
+    assert trial.work["counts"].tolist() == other.work["counts"].tolist() == work["counts"].tolist()
+    assert trial.work["counts"][0] > 0
+
+
 def test_a_dropped_mass_gives_the_mean_value_and_is_counted():
     """When nothing else answers: moments whose mass is negative for every query that points the other way."""
     p = HeadParams(1, 1, 1.0, "f8", group=4, history=PolyParams(1, "taylor", max_error=math.inf))

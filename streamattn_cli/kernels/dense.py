@@ -169,14 +169,16 @@ def place(q, group, at, scale, high, slope, window, raw, scaled, lows, highs):
     for r in range(heads * group):
         i = r % group - at
         if i < 0 or i >= n:
-            raw[r], scaled[:, r], lows[r], highs[r] = 0, 0, 0, 0
+            raw[r], lows[r], highs[r] = 0, 0, 0
             continue
         highs[r] = high + slope * i
         lows[r] = max(highs[r] - window, 0)
         for j in range(d):
-            x = q[r // group, i, j]
-            raw[r, j] = x
-            scaled[j, r] = x * scale
+            raw[r, j] = q[r // group, i, j]
+    for j in range(d):
+        column = scaled[j]
+        for r in range(heads * group):
+            column[r] = raw[r, j] * scale
 
 
 @njit(cache=True, error_model="numpy")
@@ -259,7 +261,9 @@ def _sane(row, low, high):
     if not (z > 0 and z < math.inf):
         return False
     for j in range(row.shape[0] - 1):
-        row[j] = min(max(row[j], low[j] * z), high[j] * z)
+        least, most = low[j] * z, high[j] * z
+        x = row[j] if row[j] > least else least
+        row[j] = x if x < most else most
     return True
 
 

@@ -17,22 +17,24 @@ TOGETHER = 128  # monomials of queries in one product
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def centre(rows, mu, factor, radius, out):
-    """out (d, G) = factor * (rows (n, d) - mu), shrunk to norm `radius`; columns n.. are 0. Return how many shrank."""
+def centre(rows, mu, factor, radius, first, out):
+    """Columns first.. of out (d, G) = factor * (rows (n, d) - mu), shrunk to norm `radius`; all others are 0. Return how
+    many shrank."""
     clipped = 0
     n, d = rows.shape
     for r in range(n):
         norm = 0.0
         for i in range(d):
             x = factor * (rows[r, i] - mu[i])
-            out[i, r] = x
+            out[i, first + r] = x
             norm += x * x
         if norm > radius * radius:
             clipped += 1
             shrink = radius / math.sqrt(norm)
             for i in range(d):
-                out[i, r] *= shrink
-    out[:, n:] = 0
+                out[i, first + r] *= shrink
+    out[:, :first] = 0
+    out[:, first + n :] = 0
     return clipped
 
 
@@ -94,7 +96,7 @@ def absorb(where, k, mu, factor, radius, c, start, order, run, x, low, values, b
     rows, width = c.shape
     top = start.shape[0] - 2
     x, low = columns(x, rows), columns(low, rows)
-    clipped = centre(k, mu, factor, radius, x)
+    clipped = centre(k, mu, factor, radius, 0, x)
     parents(x, start, run, low)
     narrow = width <= NARROW
     form, shape = (RIGHT, (width, rows)) if narrow else (PLAIN, (rows, width))
@@ -218,21 +220,15 @@ def polynomials(sums, taylor, work):
 def blend(sums, taylor, work, m, y):
     """Turn power sums (g + 1, w, G) into partial answers: y (G, w), and what is factored out is added to m (G,).
 
-    work (g + 4, G or more) float64: scratch.
+    work (g + 5, G or more) float64: scratch.
     """
     levels, width, queries = sums.shape
-    polynomials(sums, taylor, work[:-1])
+    polynomials(sums, taylor, work[:-2])
     mean, variance, total = work[levels], work[levels + 1], work[levels + 2]
     for r in range(queries):
         m[r] += mean[r] + variance[r] / 2
     for j in range(width):
-        part, f = sums[0, j], work[0]
-        for r in range(queries):
-            total[r] = f[r] * part[r]
-        for level in range(1, levels):
-            part, f = sums[level, j], work[level]
-            for r in range(queries):
-                total[r] += f[r] * part[r]
+        evaluate(sums, j, work, total)
         for r in range(queries):
             y[r, j] = total[r]
 
@@ -242,7 +238,7 @@ def answer(where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, 
     """Partial answers m (r,), y (r, w) to queries q (r, d) from `weighed` (t, w). Return how many queries were clipped.
 
     As many queries at a time as the scratch has columns: x (d, G), low (count, G), part (w, G), sums (g + 1, w, G) and work
-    (g + 4, G) float64. mu (d,): the centre of the keys; origin (d,): 0. where: `blas.address` of the dtype.
+    (g + 5, G) float64. mu (d,): the centre of the keys; origin (d,): 0. where: `blas.address` of the dtype.
     """
     levels, width, most = sums.shape
     clipped, root, flat = 0, math.sqrt(scale), sums.reshape(levels * width, most)
@@ -257,10 +253,57 @@ def answer(where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, 
                 dots[r] += rows[r, i] * mu[i]
         for r in range(n):
             shifts[r] = scale * dots[r]
-        clipped += centre(rows, origin, root, radius, u)
+        clipped += centre(rows, origin, root, radius, 0, u)
         power_sums(where, u, weighed, start, run, columns(low, n), columns(part, n), some)
         blend(some, taylor, work, shifts, out)
     return clipped
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+def outputs(where, q, at, origin, scale, radius, taylor, weighed, start, run, span, fallback, x, low, part, sums, work, counts, out):
+    """Attention out (n, dv) of queries q (n, d) over the tokens behind `weighed` (t, w) alone: `answer` and division in one.
+
+    Panels of G queries at a time, the first of which began `at` queries before. span (2, dv): the range of the values;
+    fallback (dv,): where z <= 0. counts (3,): queries clipped, guarded and unanswered are added. The rest as in `answer`.
+    """
+    levels, width, most = sums.shape
+    n, root, total, z = q.shape[0], math.sqrt(scale), work[levels + 2], work[levels + 3]
+    for panel in range(-at, n, most):
+        a, b = max(panel, 0), min(panel + most, n)
+        counts[0] += centre(q[a:b], origin, root, radius, a - panel, x)
+        power_sums(where, x, weighed, start, run, low, part, sums)
+        polynomials(sums, taylor, work[:-2])
+        evaluate(sums, width - 1, work, z)
+        for r in range(most):
+            z[r] = 1 / z[r] if z[r] > 0 and z[r] < math.inf else -1
+        for j in range(width - 1):
+            evaluate(sums, j, work, total)
+            least, greatest = span[0, j], span[1, j]
+            for r in range(most):
+                y = total[r] * z[r]
+                y = y if y > least else least
+                total[r] = y if y < greatest else greatest
+            for i in range(a, b):
+                out[i, j] = total[i - panel]
+        for i in range(a, b):
+            if z[i - panel] < 0:
+                counts[1] += 1
+                counts[2] += 1
+                for j in range(width - 1):
+                    out[i, j] = fallback[j]
+
+
+@njit(error_model="numpy", fastmath={"contract", "nsz"})
+def evaluate(sums, j, polynomial, out):
+    """out (G,): every query's polynomial (g + 1, G) of column j of its power sums (g + 1, w, G)."""
+    for level in range(sums.shape[0]):
+        part, f = sums[level, j], polynomial[level]
+        if level == 0:
+            for r in range(part.shape[0]):
+                out[r] = f[r] * part[r]
+        else:
+            for r in range(part.shape[0]):
+                out[r] += f[r] * part[r]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -202,7 +202,7 @@ class HeadAttention:
         for a, b in self._pieces(len(k)):
             first = self.rows
             self._take(k[a:b], c[a:b], work)
-            self._answer(q[:, a:b], first, first + 1, 1, out[:, a:b], work, learns)
+            self._answer(q[:, a:b], first, first + 1, 1, out[:, a:b], self._fallback(), work, learns)
 
     def finish(self, work: dict) -> None:
         """The stream is over: only the window's rows stay exact, all others go into the history."""
@@ -212,9 +212,12 @@ class HeadAttention:
 
     def answer(self, q: np.ndarray, start: int, out: np.ndarray, work: dict) -> None:
         """Answer queries q (heads, n, d), global query rows start.., over all rows absorbed, into out (heads, n, dv)."""
-        g = self.params.group
-        for a, b in pieces(start, q.shape[1], g):
-            self._answer(q[:, a:b], start + a, self.rows, 0, out[:, a:b], work)
+        if hasattr(self.history, "answer") and not self._exact_rows() and self.state["counters"][2]:
+            self.history.answer(q, start, self.state["range"], out, work)
+            return
+        fallback = self._fallback()
+        for a, b in pieces(start, q.shape[1], self.params.group):
+            self._answer(q[:, a:b], start + a, self.rows, 0, out[:, a:b], fallback, work)
 
     def merge(self, other: HeadAttention, work: dict) -> None:
         """Take in another sketch, of the rows that follow this one's; `other` stays as it is.
@@ -299,12 +302,11 @@ class HeadAttention:
         s["counters"][2] += dense.extend_range(c, s["range"][0], s["range"][1])
         s["counters"][3] += self.history.absorb(k, c, work)
 
-    def _answer(self, q, first, high, slope, out, work, learn=False) -> None:
+    def _answer(self, q, first, high, slope, out, fallback, work, learn=False) -> None:
         """Answer queries q (heads, n, d) of one group; query i sees the rows before high + slope i, `window` its last."""
         p, n, s = self.params, q.shape[1], self.state
         at = first % p.group
         window = ALL if self.history else p.window
-        fallback = self.history.mean_value() if self.history else np.zeros(p.value_dim)
         for head in range(0, len(q), p.stack):
             heads = q[head : head + p.stack]
             tile = QueryTile.of(work, len(heads), p.group)
@@ -322,14 +324,23 @@ class HeadAttention:
                 rows = slice(i * p.group + at, i * p.group + at + n)
                 work["counts"][2] += tile.exact[rows].finish(fallback, out[head + i])
 
+    def _fallback(self) -> np.ndarray:
+        """What a query is answered that no token answers (dv,)."""
+        return self.history.mean_value() if self.history else np.zeros(self.params.value_dim)
+
     def _exact(self, tile: QueryTile) -> None:
         """Answer a tile of queries over the sinks and the recent rows, as if they lay side by side."""
-        s, work, out = self.state, tile.work, tile.exact
+        s, work, out, base = self.state, tile.work, tile.exact, int(self.state["counters"][1])
         dense.exact(
             blas.address(self.params.dtype), tile.scaled, kind(self.params.stored), s["sinks"], s["recent"],
-            int(s["counters"][1]), self._recent_end(), *tile.bounds, work["tile_k"], work["tile_c"], work["logits"],
+            base, self._recent_end(), *tile.bounds, work["tile_k"], work["tile_c"], work["logits"],
             work["product"], out.m, out.y,
         )  # fmt: skip
+
+    def _exact_rows(self) -> int:
+        """How many rows are exact."""
+        base = int(self.state["counters"][1])
+        return self.rows - base + min(self.params.sinks, base)
 
     def _recent_end(self) -> int:
         """End of the recent rows, rounded up to whole groups so that a tile's shape does not depend on the chunking."""

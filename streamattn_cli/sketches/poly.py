@@ -23,7 +23,7 @@ from streamattn_cli.sketches.partial import Partial
 MAX_DEGREE = 12  # beyond it the powers outgrow what float64 sums can hold apart
 MARGIN = 2.0  # allowed norms over the largest norm in the sample
 BLOCK = 128  # monomials of keys multiplied at a time
-PANEL = 96  # queries answered at a time: their monomials stay in the cache
+PANEL = 128  # queries answered at a time: their monomials stay in the cache
 SAMPLE = 64  # queries used to predict the error
 
 
@@ -76,7 +76,7 @@ class PolyHistory:
             "weighed": ((feature_count(dim, params.degree), width), dtype),
             "part": ((width, PANEL), dtype),
             "sums": ((params.degree + 1, width, PANEL), dtype),
-            "polynomials": ((params.degree + 4, PANEL), "f8"),
+            "polynomials": ((params.degree + 5, PANEL), "f8"),
         }
 
     @staticmethod
@@ -124,7 +124,7 @@ class PolyHistory:
         sums = np.stack([(logits**l @ c).T for l in range(self.params.degree + 1)])
         sums = np.ascontiguousarray(sums, self.dtype)  # what the kernel is compiled for
         approx, shift = np.zeros_like(exact), np.zeros(len(u), self.dtype)
-        kernel.blend(sums, self.params.polynomial == "taylor", np.empty((len(sums) + 3, len(u))), shift, approx)
+        kernel.blend(sums, self.params.polynomial == "taylor", np.empty((len(sums) + 4, len(u))), shift, approx)
         good = approx[:, -1] > 0
         exact = exact[:, :-1] / exact[:, -1:]
         approx = np.where(good[:, None], approx[:, :-1] / np.where(good, approx[:, -1], 1)[:, None], 0)
@@ -152,6 +152,17 @@ class PolyHistory:
             out.y,
         )  # fmt: skip
 
+    def answer(self, q: np.ndarray, start: int, span: np.ndarray, out: np.ndarray, work: dict) -> None:
+        """Answer queries q (heads, n, d), global query rows start.., into out (heads, n, dv) when all tokens are here, whose
+        values have the range span (2, dv)."""
+        s, t, weighed = self.state, self.table, work["weighed"]
+        kernel.weigh(s["moments"], t.multinomial, t.order, weighed)
+        gemm, taylor = blas.address(q.dtype.str[1:]), self.params.polynomial == "taylor"
+        given = start % PANEL, self.origin, self.scale, s["radius"][1], taylor, weighed, t.start, t.run, span
+        panel = tuple(_panel(work[name]) for name in ("x", "low", "part", "sums", "polynomials"))
+        for queries, answers in zip(q, out, strict=True):
+            kernel.outputs(gemm, queries, *given, self.mean_value(), *panel, work["counts"], answers)
+
     def mean_value(self) -> np.ndarray:
         """The mean of the absorbed values (dv,), 0 where nothing was absorbed: the monomial 1 counts and sums them."""
         total = self.state["moments"][0]
@@ -162,6 +173,11 @@ class PolyHistory:
         shift = np.sqrt(self.scale) * (other.state["mu"] - self.state["mu"])
         self.state["moments"] += recentre(other.state["moments"], self.table, shift)
         np.maximum(self.state["radius"], other.state["radius"], out=self.state["radius"])
+
+
+def _panel(scratch: np.ndarray) -> np.ndarray:
+    """The memory of a scratch array (rows, G) as a contiguous one for PANEL queries."""
+    return scratch if scratch.shape[-1] == PANEL else scratch.reshape(-1)[: len(scratch) * PANEL].reshape(-1, PANEL)
 
 
 def _clip_norm(rows: np.ndarray, radius: float) -> np.ndarray:

@@ -84,7 +84,7 @@ class SketchParams:
             "sk.eight": ((8, TILE), "f8"),
             "sk.weighed": ((self.features, width), "f8"),
             "sk.part": ((width, TILE), "f8"),
-            "sk.factor": ((self.poly.degree + 4, TILE), "f8"),
+            "sk.factor": ((self.poly.degree + 5, TILE), "f8"),
             "sk.sums": ((self.poly.degree + 1, width, TILE), "f8"),
             "sk.target": ((TILE, targets), "i8"),
             "sk.sign": ((TILE, targets), "f8"),
@@ -127,7 +127,7 @@ class SketchedHead:
         for a in range(0, len(k), TILE):
             n = min(TILE, len(k) - a)
             s["clipped"][0] += kernel.centre(
-                k[a : a + n], s["mu"], np.sqrt(self.params.scale), s["radius"][0], work["sk.x"]
+                k[a : a + n], s["mu"], np.sqrt(self.params.scale), s["radius"][0], 0, work["sk.x"]
             )
             work["sk.factor"][:, :n], work["sk.factor"][:, n:] = 1, 0
             work["sk.count"][:] = 0
@@ -252,7 +252,7 @@ class SketchedHead:
         work["sk.tile"][at : at + len(q)] = q
         zero = np.zeros(self.params.dim)
         clipped = kernel.centre(
-            work["sk.tile"], zero, np.sqrt(self.params.scale), self.state["radius"][1], work["sk.x"]
+            work["sk.tile"], zero, np.sqrt(self.params.scale), self.state["radius"][1], 0, work["sk.x"]
         )
         work["sk.counts"][0] += clipped
 
