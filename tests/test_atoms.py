@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from streamattn_cli.kernels import atoms, linear
+from streamattn_cli.kernels import atoms, blas, linear
 from streamattn_cli.sketches.rowstore import get as get_rows
 from streamattn_cli.sketches.rowstore import put as put_rows
 
@@ -30,10 +30,26 @@ def test_linear_algebra(rng, n, dtype):
     np.testing.assert_allclose(inverse.astype("f8") @ factor.T, np.eye(n), atol=100 * eps)
 
 
+@pytest.mark.parametrize("n", [*SIZES, 64, 65, 66, 128, 150, 200])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_the_inverse_of_a_factor(rng, n, dtype):
+    """By blocks, with and without BLAS; zeros above the diagonal, and nothing read below that of what is given."""
+    h = positive(rng, n, "f8") + n * np.eye(n)
+    scratch = np.full(2 * min(n, linear.BLOCK) ** 2, np.nan, dtype)
+    for gemm in (blas.address(dtype), None):
+        a, inverse = np.where(np.tri(n, k=-1), np.nan, h).astype(dtype), np.full((n, n), np.nan, dtype)
+        assert linear.invert_factor(gemm, a, 1e-6, inverse, scratch)
+        assert (np.triu(inverse, 1) == 0).all()
+        expected = np.linalg.inv(np.linalg.cholesky(h))
+        np.testing.assert_allclose(inverse, expected, atol=30 * n * np.finfo(dtype).eps * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
-def test_cholesky_refuses(bad):
-    a = np.eye(20, dtype="f4")
-    a[17, 17] = bad
+@pytest.mark.parametrize("at", [17, 99])
+def test_what_has_no_factor_is_refused(bad, at):
+    a, out, scratch = np.eye(100, dtype="f4"), np.empty((100, 100), "f4"), np.full(2 * linear.BLOCK**2, np.nan, "f4")
+    a[at, at] = bad
+    assert not linear.invert_factor(blas.address("f4"), a, 1e-9, out, scratch)
     assert not linear.cholesky(a, 1e-9)
 
 

@@ -182,10 +182,10 @@ def speed() -> list[tuple]:
     from streamattn_cli.sketches.monomials import table
 
     rng, t, group = np.random.default_rng(0), table(8, 4), 256
-    x, c = rng.standard_normal((8, group)).astype("f4"), np.ones((group, 9), "f4")
-    low, values = np.empty((int(t.start[4]), group), "f4"), np.empty((2, c.size), "f4")
+    k, c = rng.standard_normal((group, 8)).astype("f4"), np.ones((group, 9), "f4")
+    x, low, values = np.empty((8, group), "f4"), np.empty((int(t.start[4]), group), "f4"), np.empty((2, c.size), "f4")
     moments, a = np.zeros((len(t.parent), 9)), rng.standard_normal((2048, 2048)).astype("f4")
-    rest = t.start, t.order, t.run, low, values, np.empty((128, 9), "f4"), moments
+    rest = k, np.zeros(8), 1.0, np.inf, c, t.start, t.order, t.run, x, low, values, np.empty((128, 9), "f4"), moments
     rates = {"sgemm": [], "accumulators": []}
     for _ in range(5):
         began = time.perf_counter()
@@ -193,7 +193,7 @@ def speed() -> list[tuple]:
         rates["sgemm"].append(2 * 2048**3 / (time.perf_counter() - began))
         began = time.perf_counter()
         for _ in range(400):
-            kernel.absorb(blas.address("f4"), x, c, *rest)
+            kernel.absorb(blas.address("f4"), *rest)
         rates["accumulators"].append(400 * group * len(t.parent) * (2 * 9 + 1) / (time.perf_counter() - began))
     best = {name: max(each) for name, each in rates.items()}
     rows = [("exact accumulators / sgemm, d = 8, degree 4 (FLOP rate)", best["accumulators"] / best["sgemm"])]

@@ -36,18 +36,18 @@ def _caller(kind: type):
     """An intrinsic that calls cblas_sgemm or cblas_dgemm at an address."""
 
     @intrinsic
-    def call(typing, where, left, right, m, n, k, a, lda, b, ldb, out, ldout):
-        whole = types.int64
-        signature = types.void(*[whole] * 12)
+    def call(typing, where, left, right, m, n, k, alpha, a, lda, b, ldb, beta, out, ldout):
+        whole, real = types.int64, types.float64
+        signature = types.void(*[whole] * 6, real, *[whole] * 4, real, *[whole] * 2)
 
         def generate(context, builder, _, given):
             word, long, number = ir.IntType(32), ir.IntType(64), kind()
             form = [word] * 3 + [long] * 3 + [number, long, long, long, long, number, long, long]
             function = builder.inttoptr(given[0], ir.FunctionType(ir.VoidType(), form).as_pointer())
             turned = [builder.trunc(flag, word) for flag in given[1:3]]
-            one, zero = ir.Constant(number, 1.0), ir.Constant(number, 0.0)
+            alpha, beta = (factor if kind is ir.DoubleType else builder.fptrunc(factor, number) for factor in (given[6], given[11]))
             head = [ir.Constant(word, _ROW_MAJOR), *turned]
-            builder.call(function, [*head, *given[3:6], one, *given[6:10], zero, *given[10:12]])
+            builder.call(function, [*head, *given[3:6], alpha, *given[7:11], beta, *given[12:14]])
             return context.get_dummy_value()
 
         return signature, generate
@@ -58,47 +58,53 @@ def _caller(kind: type):
 _single, _double = _caller(ir.FloatType), _caller(ir.DoubleType)
 
 
-def product(where, form, a, b, out):
-    """out (m, n) = a (m, k) b (k, n), or a^T b with a (k, m), or a b^T with b (n, k), as `form` says.
+def product(where, form, a, b, out, alpha=1.0, beta=0.0):
+    """out (m, n) = alpha a (m, k) b (k, n) + beta out, or a^T b with a (k, m), or a b^T with b (n, k), as `form` says.
 
-    All C-contiguous and of one dtype, that of `where`. This body runs only when the JIT is disabled.
+    All of one dtype, that of `where`, and every row contiguous: C order, or whole columns cut from it. With beta = 0 it does
+    not matter what out was. This body runs only when the JIT is disabled.
     """
-    out[:] = (a.T if form == LEFT else a) @ (b.T if form == RIGHT else b)
+    found = alpha * ((a.T if form == LEFT else a) @ (b.T if form == RIGHT else b))
+    out[:] = found + beta * out if beta else found
 
 
 @overload(product)
-def _product(where, form, a, b, out):
-    if not a.dtype == b.dtype == out.dtype or not a.layout == b.layout == out.layout == "C":
+def _product(where, form, a, b, out, alpha=1.0, beta=0.0):
+    if not a.dtype == b.dtype == out.dtype or not {a.layout, b.layout, out.layout} <= {"C", "A"}:
         raise TypingError(f"one dtype and C order expected, found {a}, {b}, {out}")
     if where == types.none:
         return _loops
     call = _single if a.dtype == types.float32 else _double
 
-    def run(where, form, a, b, out):
+    def run(where, form, a, b, out, alpha=1.0, beta=0.0):
         m, n = out.shape
         k = a.shape[0] if form == LEFT else a.shape[1]
         left = np.int64(_TRANSPOSED if form == LEFT else _AS_IT_IS)
         right = np.int64(_TRANSPOSED if form == RIGHT else _AS_IT_IS)
         if m and n and k:
             addresses = np.int64(a.ctypes.data), np.int64(b.ctypes.data), np.int64(out.ctypes.data)
-            columns = a.shape[1], b.shape[1]
-            call(np.int64(where), left, right, m, n, k, addresses[0], columns[0], addresses[1], columns[1], addresses[2], n)
+            rows = a.strides[0] // a.itemsize, b.strides[0] // b.itemsize, out.strides[0] // out.itemsize
+            call(
+                np.int64(where), left, right, m, n, k, float(alpha), addresses[0], rows[0], addresses[1], rows[1],
+                float(beta), addresses[2], rows[2],
+            )  # fmt: skip
 
     return run
 
 
-def _loops(where, form, a, b, out):
+def _loops(where, form, a, b, out, alpha=1.0, beta=0.0):
     m, n = out.shape
-    out[:] = 0
     for i in range(m):
         row = out[i]
+        for j in range(n):
+            row[j] = beta * row[j] if beta != 0 else 0
         for t in range(a.shape[0] if form == LEFT else a.shape[1]):
-            f = a[t, i] if form == LEFT else a[i, t]
+            f = alpha * (a[t, i] if form == LEFT else a[i, t])
             for j in range(n):
                 row[j] += f * (b[j, t] if form == RIGHT else b[t, j])
 
 
 @njit(cache=True, nogil=True)
-def multiply(where, form, a, b, out):
+def multiply(where, form, a, b, out, alpha=1.0, beta=0.0):
     """`product` for callers outside kernels."""
-    product(where, form, a, b, out)
+    product(where, form, a, b, out, alpha, beta)

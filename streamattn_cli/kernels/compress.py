@@ -12,7 +12,7 @@ from numba import njit
 
 from streamattn_cli.kernels.blas import LEFT, PLAIN, product
 from streamattn_cli.kernels.dense import exp
-from streamattn_cli.kernels.linear import FAST, LANE, cholesky, invert, transpose
+from streamattn_cli.kernels.linear import BLOCK, FAST, LANE, invert_factor, transpose
 
 ALPHA = 1.0  # exponent of the normaliser model p_q(k) = e^(s q.x) / e^(alpha/2 s^2 q^T Sk q)
 RIDGE = 1e-5  # of the unit diagonal; in single precision less would not always be enough
@@ -23,9 +23,10 @@ LOWEST = -40.0  # of the log diagonal below its maximum, so that squares of what
 def compress(gemm, x, w, factor, direction, scale, temper, keep, scratch, alive):
     """Choose `keep` of n atoms so that sum_a e^(s q.k_a) C_a changes least for q ~ N(mean, R R^T), in place.
 
-    gemm: `blas.address` of the dtype. x (n, d): keys, spoilt. w (n, c): coefficients; those of the survivors become the new ones. factor (d, d) upper:
-    R^T. direction (d,): R^-1 mean. temper (0..1] flattens the log diagonal of the kernel, for a model of the queries that
-    over-trusts keys far out. scratch: 2 (n (n + d + 1) + d d) + (n - keep + 3) n + c numbers of the same dtype. alive (n,) bool: who survives.
+    gemm: `blas.address` of the dtype. x (n, d): keys, spoilt. w (n, c): coefficients; those of the survivors become the
+    new ones. factor (d, d) upper: R^T. direction (d,): R^-1 mean. temper (0..1] flattens the log diagonal of the kernel,
+    for a model of the queries that over-trusts keys far out. scratch: 2 (n (n + d + 1) + d d + b b) + (n - keep + 3) n + c
+    numbers of the same dtype, b = min(max(n, d), BLOCK). alive (n,) bool: who survives.
     """
     n, d = x.shape
     at = 0
@@ -35,28 +36,28 @@ def compress(gemm, x, w, factor, direction, scale, temper, keep, scratch, alive)
     turned, at = scratch[at : at + n * d].reshape(d, n), at + n * d
     square, at = scratch[at : at + d * d].reshape(d, d), at + d * d
     square2, at = scratch[at : at + d * d].reshape(d, d), at + d * d
-    half, root = scratch[at : at + n], scratch[at + n : at + 2 * n]
-    sane = whiten(gemm, x, factor, direction, scale, temper, other, square, square2, half, root)
+    half, root, at = scratch[at : at + n], scratch[at + n : at + 2 * n], at + 2 * n
+    small = 2 * min(max(n, d), BLOCK) ** 2
+    blocks, at = scratch[at : at + small], at + small
+    sane = whiten(gemm, x, factor, direction, scale, temper, other, square, square2, half, root, blocks)
     transpose(x, turned)
     ridge = RIDGE
     while sane:
         unit_kernel(gemm, x, turned, half, ridge, kernel)
-        if cholesky(kernel, 0.1 * ridge):
+        if invert_factor(gemm, kernel, 0.1 * ridge, inverse, blocks):
             break
         ridge *= 10
         sane = ridge < 100
     if not sane:  # keys so large that nothing can be said of them: the smallest coefficients go
-        kernel[:] = 0
-        root[:] = 1
+        inverse[:], root[:] = 0, 1
         for i in range(n):
-            kernel[i, i] = 1
-    invert(kernel, inverse)
+            inverse[i, i] = 1
     top = largest_size(w)
     for i in range(n):
         root[i] *= 1 / top
         for t in range(w.shape[1]):
             w[i, t] *= root[i]
-    eliminate(inverse, w, n - keep, scratch[at + 2 * n :], alive)
+    eliminate(inverse, w, n - keep, scratch[at:], alive)
     for i in range(n):
         back = w.dtype.type(1) / root[i]
         for t in range(w.shape[1]):
@@ -64,10 +65,10 @@ def compress(gemm, x, w, factor, direction, scale, temper, keep, scratch, alive)
 
 
 @njit(nogil=True, error_model="numpy", fastmath=FAST)
-def whiten(gemm, x, factor, direction, scale, temper, other, square, square2, half, root):
+def whiten(gemm, x, factor, direction, scale, temper, other, square, square2, half, root, blocks):
     """Keys x (n, d) become z, in place; half (n,) = |z|^2 / 2; root (n,): of the kernel's diagonal, the largest 1.
 
-    other (n, d), square and square2 (d, d): scratch. False when the numbers are too large for all that.
+    other (n, d), square and square2 (d, d), blocks: scratch. False when the numbers are too large for all that.
     """
     n, d = x.shape
     kind = x.dtype.type
@@ -90,11 +91,10 @@ def whiten(gemm, x, factor, direction, scale, temper, other, square, square2, ha
         for j in range(i, d):
             square[i, j] *= kind(2 * ALPHA / n)
         square[i, i] += kind(1)
-    if not cholesky(square, 0.5):
-        square[:] = 0
+    if not invert_factor(gemm, square, 0.5, square2, blocks):
+        square2[:] = 0
         for i in range(d):
-            square[i, i] = 1
-    invert(square, square2)
+            square2[i, i] = 1
     transpose(square2, square)
     product(gemm, PLAIN, other, square, x)  # z
     along = other[0]
@@ -121,8 +121,10 @@ def whiten(gemm, x, factor, direction, scale, temper, other, square, square2, ha
 @njit(nogil=True, error_model="numpy", fastmath=FAST)
 def unit_kernel(gemm, z, turned, half, ridge, out):
     """Upper triangle of out (n, n): exp(-|z_i - z_j|^2 / 2), and 1 + ridge on the diagonal; turned (d, n) = z^T."""
-    product(gemm, PLAIN, z, turned, out)
-    for i in range(z.shape[0]):
+    n = z.shape[0]
+    for i in range(0, n, BLOCK):
+        product(gemm, PLAIN, z[i : i + BLOCK], turned[:, i:], out[i : i + BLOCK, i:])
+    for i in range(n):
         first = i - i % LANE
         row, theirs, mine = out[i, first:], half[first:], half[i]
         for j in range(row.shape[0]):

@@ -9,7 +9,10 @@ import math
 
 from numba import njit
 
+from streamattn_cli.kernels.blas import LEFT, PLAIN, product
+
 LANE = 16
+BLOCK = 32  # rows that are worked on without BLAS; a multiple of LANE
 # Sums may be reordered into vector registers; infinities and NaN keep their meaning. Also for other small kernels.
 FAST = {"contract", "reassoc", "arcp", "nsz"}
 
@@ -62,6 +65,45 @@ def invert(upper, out):
         for j in range(i):
             row[j] *= reciprocal
         row[i] = reciprocal
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def invert_factor(gemm, a, least, out, scratch):
+    """out (n, n) = L^-1, lower triangular with zeros above, for a (n, n) = L L^T, of which the upper triangle is read and spoilt.
+
+    False, with out undefined, as soon as a pivot is not above `least`. gemm: `blas.address` of the dtype. scratch: 2 min(n, BLOCK)^2
+    numbers. Block by block: with U = L^T and T = L^-1,
+        U_kj = T_kk (A_kj - sum_{m<k} U_mk^T U_mj),    T_kj = -T_kk sum_{j<=m<k} U_mk^T T_mj;
+    U lies above the diagonal of out in the meantime.
+    """
+    n, half = a.shape[0], min(a.shape[0], BLOCK) ** 2
+    for k in range(0, n, BLOCK):
+        size = min(BLOCK, n - k)
+        end = k + size
+        block = scratch[: size * size].reshape(size, size)
+        inverse = scratch[half : half + size * size].reshape(size, size)
+        block[:] = 0
+        for i in range(size):
+            for j in range(i, size):
+                block[i, j] = a[k + i, k + j]
+        if not cholesky(block, least):
+            return False
+        invert(block, inverse)
+        for i in range(size):
+            for j in range(size):
+                out[k + i, k + j] = inverse[i, j]
+        product(gemm, PLAIN, inverse, a[k:end, end:], out[k:end, end:])
+        for j in range(end, n, BLOCK):
+            past = min(j + BLOCK, n)
+            product(gemm, LEFT, out[k:end, j:past], out[k:end, j:], a[j:past, j:], -1.0, 1.0)
+        for j in range(0, k, BLOCK):
+            past = j + BLOCK
+            part = scratch[: size * BLOCK].reshape(size, BLOCK)
+            product(gemm, LEFT, out[j:k, k:end], out[j:k, j:past], part)
+            product(gemm, PLAIN, inverse, part, out[k:end, j:past], -1.0)
+    for i in range(n):
+        out[i, min(n, i - i % BLOCK + BLOCK) :] = 0
+    return True
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

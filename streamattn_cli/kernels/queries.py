@@ -113,7 +113,9 @@ def factor(weight, mean, std, corr, out, direction):
         for j in range(i, d):
             out[i, j] *= root
     for i in range(d):
-        total = np.float64(mean[i])
-        for k in range(i):
-            total -= out[k, i] * direction[k]
-        direction[i] = total / out[i, i]
+        direction[i] = mean[i]
+    for i in range(d):
+        direction[i] /= out[i, i]
+        row, x = out[i], direction[i]
+        for j in range(i + 1, d):
+            direction[j] -= row[j] * x
