@@ -37,3 +37,27 @@ def test_a_changed_callee_in_another_file_is_compiled_anew(tmp_path):
     assert run(tmp_path) == ["6.0", "0", "1"]
     source.write_text(text)
     assert run(tmp_path) == ["3.0", "1", "0"]
+
+
+def test_what_another_process_compiles_is_what_nystrom_needs(tmp_path):
+    """No kernel of `window` is compiled once more for other types when that of `nystrom` is."""
+    program = """
+import numpy as np
+from dataclasses import replace
+from streamattn_cli.engine.warm import compile_window
+from streamattn_cli.kernels import dense, rowstore
+compile_window("f4", "f2")
+shared = dense.exact, dense.attend, dense.softmax_tile, rowstore.load
+before = [len(kernel.signatures) for kernel in shared]
+from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.sketches.nystrom import NystromParams
+params = HeadParams(8, 8, 1.0, "f4", 1, 9, 8, NystromParams(24, 12, storage="f2"), "f2")
+rows, c = np.zeros((1, 40, 8), "f4"), np.ones((40, 9), "f4")
+HeadAttention(params).step(rows, rows[0], c, np.empty_like(rows), allocate(params.work_spec()))
+from streamattn_cli.kernels import nystrom
+print(before, [len(kernel.signatures) for kernel in shared], len(nystrom.step.signatures))
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_DISABLE_JIT": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == "[1, 1, 1, 1] [1, 1, 1, 1] 1".split()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from streamattn_cli.engine.events import Listener, Note
 from streamattn_cli.engine.meter import trim
 from streamattn_cli.engine.plan import Plan
+from streamattn_cli.engine.pool import default_threads
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.runs import make_run
@@ -18,6 +21,7 @@ from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.memory import MemoryTensor
 from streamattn_cli.rows.topk import BestRows
+from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
 from streamattn_cli.sketches.nystrom import NystromParams
 from streamattn_cli.sketches.poly import PolyParams
 
@@ -37,9 +41,10 @@ class _Nowhere:
 
 def warm(plan: Plan, listener: Listener) -> None:
     """Run the plan's methods on a few made-up rows of the same dtypes."""
+    problem, other = plan.problem, None
     if not _compiled():
         listener(Note("compiling kernels for this machine (only the first run of this version does)"))
-    problem = plan.problem
+        other = _elsewhere(problem)
     small = {part: _made_up(getattr(problem, part)) for part in ("q", "k", "v")}
     params = problem.params
     if params:
@@ -62,7 +67,27 @@ def warm(plan: Plan, listener: Listener) -> None:
     run.go()
     run.close()
     del run  # or its arrays would be free only after the measuring has begun, and used again unseen
+    if other:
+        other.wait()
     give_back()
+
+
+def compile_window(dtype: str, storage: str) -> None:
+    """Compile the kernels of `window`, which those of `nystrom` contain, for rows of these dtypes."""
+    params = HeadParams(8, 8, 1.0, dtype, sinks=1, window=9, group=8, storage=storage)
+    rows, c = np.zeros((1, 40, 8), dtype), np.ones((40, 9), dtype)
+    HeadAttention(params).step(rows, rows[0], c, np.empty_like(rows), allocate(params.work_spec()))
+
+
+def _elsewhere(problem: Problem) -> subprocess.Popen | None:
+    """Another process that compiles a third of what `nystrom` needs while this one compiles the rest: each finds in the cache
+    what the other has done."""
+    p = problem.params
+    if not (p and isinstance(p.history, NystromParams) and sys.executable and default_threads() > 1):
+        return None
+    program = f"from {__name__} import compile_window; compile_window({p.dtype!r}, {p.stored!r})"
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen([sys.executable, "-c", program], stdin=nowhere, stdout=nowhere, stderr=nowhere)
 
 
 def give_back() -> None:
