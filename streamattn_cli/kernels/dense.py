@@ -10,6 +10,9 @@ from streamattn_cli.kernels.blas import LEFT, PLAIN, SMALL, product
 from streamattn_cli.kernels.linear import LANE
 from streamattn_cli.kernels.rowstore import load
 
+SEEN = 64  # tokens of a tile that are looked at: a multiple of this
+NONE = np.int64(0)  # typed, or Numba would compile callees for this very number
+
 
 def exp32(x):
     """e^x in float32 by range reduction and a degree-6 polynomial (relative error 8e-8); below -87 it is 0.
@@ -147,6 +150,28 @@ def exact(gemm, q, kind, sinks, recent, base, end, low, high, k, c, logits, gath
         load(sinks[start : start + cut], kind, k, c)
         load(recent[start + cut - held : start + n - held], kind, k[cut:n], c[cut:n])
         attend(gemm, q, k[:n], c[:n], base - held + start, total - start, low, high, logits, gathered, m, y)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def see(gemm, queries, chunk, positions, start, rows, k, c, bounds, logits, gathered, m, y):
+    """Take tokens start, start + 1, ..., k (n, d), c (n, dv + 1), into the partial answers m (r,), y (r, dv + 1) of r queries.
+
+    queries (r d,): `chunk` at a time, the last fewer, each as columns (d, chunk), already scaled. positions (r,): query i sees
+    the tokens up to positions[i]; empty: all the first `rows` of these. bounds (2, chunk), logits and gathered: scratch.
+    """
+    d = k.shape[1]
+    for a in range(0, m.shape[0], chunk):
+        r = min(chunk, m.shape[0] - a)
+        low, high, most = bounds[0, :r], bounds[1, :r], rows if positions.shape[0] == 0 else 0
+        for i in range(r):
+            low[i], high[i] = 0, rows
+            if positions.shape[0]:
+                high[i] = min(rows, positions[a + i] - start + 1)
+                most = max(most, high[i])
+        seen = min(k.shape[0], -(-most // SEEN) * SEEN)  # nobody here sees the others
+        if seen > 0:
+            q, part = queries[a * d : (a + r) * d].reshape(d, r), gathered[:r]
+            attend(gemm, q, k[:seen], c[:seen], NONE, NONE, low, high, logits, part, m[a : a + r], y[a : a + r])
 
 
 @njit(cache=True)

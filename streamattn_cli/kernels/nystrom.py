@@ -7,12 +7,12 @@ from numba import njit
 
 from streamattn_cli.kernels.atoms import gather, load, store
 from streamattn_cli.kernels.compress import compress
-from streamattn_cli.kernels.dense import add_history, attend, exact, extend_range, finish, place
+from streamattn_cli.kernels.dense import NONE, add_history, attend, exact, extend_range, finish, place
 from streamattn_cli.kernels.queries import factor, learn
 from streamattn_cli.kernels.rowstore import load as load_rows
 from streamattn_cli.kernels.rowstore import store as store_rows
 
-NONE, ONE, ALL = np.int64(0), np.int64(1), np.int64(1 << 62)  # typed, or Numba would compile callees for these very numbers
+ONE, ALL = np.int64(1), np.int64(1 << 62)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.kernels import dense, share
+from streamattn_cli.kernels import blas, dense, share
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.tiles import TILE
 
 CHUNK = 128  # queries of one tile
-SEEN = 64  # tokens of a tile that are looked at: a multiple of this
+NOWHERE = np.empty(0, np.int64)
 
 
 class KeyTiles:
@@ -76,15 +76,12 @@ class ExactQueries:
         history: tuple[int, np.ndarray] | None = None,
     ):  # fmt: skip
         heads, n, dim = q.shape
-        # queries as columns, scaled: (d, rows) for each part and head, side by side
+        # queries as columns, scaled: (d, rows) for each CHUNK of them, side by side
         self.q = np.empty((heads, n * dim), q.dtype)
-        self.parts = []
-        for a in range(0, n, CHUNK):
-            part = slice(a, min(a + CHUNK, n))
-            columns = [flat[a * dim : part.stop * dim].reshape(dim, -1) for flat in self.q]
-            for head, out in enumerate(columns):
-                np.multiply(q[head, part].T, q.dtype.type(scale), out=out)
-            self.parts.append((part, columns))
+        for head, flat in enumerate(self.q):
+            for a in range(0, n, CHUNK):
+                part = q[head, a : a + CHUNK]
+                np.multiply(part.T, q.dtype.type(scale), out=flat[a * dim : (a + len(part)) * dim].reshape(dim, -1))
         self.positions = positions
         self.tiles = KeyTiles(dim, value_dim + 1, q.dtype)
         self.m = np.full((heads, n), -np.inf, q.dtype)
@@ -133,31 +130,32 @@ class ExactQueries:
         return self.mass / np.maximum(self.y[:, :, -1], 1e-300)
 
     def _see(self, start: int, k: np.ndarray, c: np.ndarray, rows: int, work: dict) -> None:
-        for part, heads in self.parts:
-            n = part.stop - part.start
-            low, high = (bounds[:n] for bounds in work["exact.bounds"])
-            low[:] = 0
-            high[:] = rows
+        scratch = work["exact.bounds"], work["exact.logits"], work["exact.product"]
+        gemm, n = blas.address(k.dtype.str[1:]), self.m.shape[1]
+        if not self.history:
+            positions = NOWHERE if self.positions is None else self.positions
+            for q, m, y in zip(self.q, self.m, self.y, strict=True):
+                dense.see(gemm, q, CHUNK, positions, start, rows, k, c, *scratch, m, y)
+            return
+        step = dense.tile_rows(min(CHUNK, n), max(k.shape[1], c.shape[1]), len(k))
+        for a in range(0, len(k), step):  # in the portions of one product, whose weights are looked at
+            b = min(a + step, len(k))
+            self._see_portion(start + a, k[a:b], c[a:b], min(rows - a, b - a), work)
+
+    def _see_portion(self, start: int, k: np.ndarray, c: np.ndarray, rows: int, work: dict) -> None:
+        first, ends = self.history
+        logits, dim = work["exact.logits"], k.shape[1]
+        for a in range(0, self.m.shape[1], CHUNK):
+            b = min(a + CHUNK, self.m.shape[1])
+            low, high = (bounds[: b - a] for bounds in work["exact.bounds"])
+            low[:], high[:] = 0, rows
             if self.positions is not None:
-                np.minimum(rows, self.positions[part] - start + 1, out=high)
-                if high.max() <= 0:
-                    continue
-            seen = min(len(k), -(-high.max() // SEEN) * SEEN)  # nobody here sees the others
-            logits, product = work["exact.logits"], work["exact.product"][:n]
-            for head, q in enumerate(heads):
-                out = Partial(self.m[head, part], self.y[head, part])
-                if not self.history:
-                    out.attend(q, k[:seen], c[:seen], low, high, logits, product)
-                    continue
-                # in the portions of `attend`, whose weights are looked at
-                first, ends = self.history
-                step = dense.tile_rows(n, max(k.shape[1], c.shape[1]), seen)
-                for a in range(0, seen, step):
-                    b, before = min(a + step, seen), out.m.copy()
-                    out.attend(q, k[a:b], c[a:b], low, high, logits, product, a)
-                    weights = logits[n : (b - a + 1) * n].reshape(b - a, n)
-                    at = start + a
-                    share.add_range(weights, first - at, ends[part] - at, before, out.m, self.mass[head, part])
+                np.minimum(rows, self.positions[a:b] - start + 1, out=high)
+            for flat, m, y, mass in zip(self.q, self.m, self.y, self.mass, strict=True):
+                q, out, before = flat[a * dim : b * dim].reshape(dim, -1), Partial(m[a:b], y[a:b]), m[a:b].copy()
+                out.attend(q, k, c, low, high, logits, work["exact.product"][: b - a])
+                weights = logits[b - a : (b - a) * (len(k) + 1)].reshape(len(k), -1)
+                share.add_range(weights, first - start, ends[a:b] - start, before, out.m, mass[a:b])
 
 
 class ValueMeans:
