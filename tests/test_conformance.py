@@ -1,7 +1,6 @@
 """Every sketch, source and sink of this package passes the shipped conformance suite."""
 
 import io
-import os
 
 import h5py
 import numpy as np

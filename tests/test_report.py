@@ -16,7 +16,7 @@ from streamattn_cli.engine.estimate import draw_rows
 from streamattn_cli.engine.events import Audit, ErrorEstimate, Finished, Note, Outcome, Progress, Started
 from streamattn_cli.errors import UsageError
 from streamattn_cli.report.jsontext import json_line
-from streamattn_cli.report.livebar import LiveBar, bar_lines
+from streamattn_cli.report.livebar import LiveBar
 from streamattn_cli.report.memoryline import budget_bar, memory_line, sparkline
 from streamattn_cli.report.outcome import outcome_rows, render_outcome
 from streamattn_cli.report.plan import plan_rows, render_plan

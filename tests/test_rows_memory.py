@@ -46,8 +46,7 @@ def test_large_inputs(tmp_path, kind):
     rows = 3_200_000 if kind != "gzip" else 800_000
     if kind in ("npy", "pipe"):
         path = tmp_path / "x.npy"
-        array = np.lib.format.open_memmap(path, "w+", np.float32, (rows, 16))
-        del array  # a hole in the file reads as zeros like any other bytes
+        np.lib.format.open_memmap(path, "w+", np.float32, (rows, 16))  # a hole in the file reads as zeros like any other bytes
     else:
         path = tmp_path / "x.h5"
         storage = {"chunks": (8192, 16), "compression": "gzip", "compression_opts": 1} if kind == "gzip" else {}
