@@ -55,6 +55,15 @@ def test_blocks(block_rows, slots, start, stop):
         assert next(ahead, None) is None
 
 
+def test_buffers_are_aligned_whatever_else_is_read():
+    half = MemoryTensor(np.arange(21, dtype="f2").reshape(7, 3), "TD", "half")
+    double = MemoryTensor(np.arange(7, dtype="f8").reshape(7, 1), "TD", "double")
+    with ReadAhead([half, double], block_rows=3) as ahead:
+        for block in ahead:
+            assert all(array.flags.aligned for array in block.arrays)
+            assert block.arrays[1][0, :, 0].tolist() == list(range(block.start, block.start + block.rows))
+
+
 @pytest.mark.parametrize(("rows", "match"), [
     ((10, 11), "unknown10 has 10 rows, unknown11 has 11 rows; they must agree"),
     ((8, 13), "unknown8 has 8 rows, unknown13 has 12 rows or more"),

@@ -83,11 +83,14 @@ def test_without_compiler():
 def test_any_bad_looks_at_these_heads_and_rows_alone(dtype):
     items = {"f2": 0x7C01, "bf16": 0xFF80, "f4": -np.inf, "f8": 1e39}  # NaN, -inf, -inf, infinite in float32
     src = np.ones((2, 20, 12), "u2" if dtype in ("f2", "bf16") else dtype)
-    outer, column = np.array([0, 1]), np.array([4, 8])
+    runs = np.array([[0, 4, 4], [1, 8, 4]]).T.copy()
+    every = np.array([[0, 0, 12], [1, 0, 12]]).T.copy()
     found = []
     for place in ((0, 5, 4), (1, 9, 11), (0, 5, 3), (0, 5, 8), (1, 4, 8), (1, 10, 8)):
         src[:] = 1
         src[place] = items[dtype]
         with np.errstate(over="ignore"):  # without the compiler, NumPy makes the limit of float32 one itself
-            found.append(any_bad(src, KIND[dtype], outer, column, 4, 5, 5))
+            found.append(any_bad(src, KIND[dtype], *runs, 5, 5))
+            assert any_bad(src, KIND[dtype], *every, 5, 5) == (5 <= place[1] < 10)
+            assert any_bad(src, KIND[dtype], *every[:, :1], 5, 5) == (5 <= place[1] < 10 and place[0] == 0)
     assert found == [True, True, False, False, False, False]

@@ -344,6 +344,28 @@ def test_spec_bytes():
     assert spec_bytes({"a": ((3, 2), "f4"), "b": ((), "i8"), "c": ((0, 9), "f8")}) == 3 * 2 * 4 + 8
 
 
+@pytest.mark.parametrize("storage", ["f2", "bf16", "f4"])
+@pytest.mark.parametrize("rows", [1, 3, 15, 16, 40, 100, 300])
+def test_a_window_may_keep_rows_as_they_are_stored(rng, rows, storage):
+    """The state is the same, byte for byte, whether they were absorbed or kept."""
+    p = HeadParams(3, 2, 1.0, sinks=5, window=33, group=16, storage=storage)
+    bits = rng.standard_normal((700, 5)).astype("f2" if storage == "f2" else "f4")
+    bits[::7, 1], bits[::5, 2] = -0.0, 1e-7  # which is no normal number in half precision
+    if storage == "bf16":
+        bits = bits.view("u4") >> 16
+        wide = (bits << 16).view("f4")
+        bits = bits.astype("u2")
+    else:
+        wide, bits = bits.astype("f4"), bits.view("u2" if storage == "f2" else "f4")
+    k, c = wide[:, :3], np.column_stack([wide[:, 3:], np.ones(700, "f4")])
+    work, plain, quick = allocate(p.work_spec()), HeadAttention(p), HeadAttention(p)
+    for a in range(0, 700, rows):
+        plain.absorb(k[a : a + rows], c[a : a + rows], work)
+        quick.keep(bits[a : a + rows, :3], bits[a : a + rows, 3:])
+        for name in plain.state:
+            assert quick.state[name].tobytes() == plain.state[name].tobytes(), f"{name} after {a + rows} rows"
+
+
 @pytest.mark.parametrize("rows", [1, 15, 16, 40, 100, 300])
 def test_rows_that_a_window_leaves_behind_may_be_skipped(rng, rows):
     """The state is the same, byte for byte, whether they were passed over or absorbed; a history needs them all."""

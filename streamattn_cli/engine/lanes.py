@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -64,12 +65,25 @@ class Part:
             )
         return bad
 
-
     def bad(self, source: np.ndarray, a: int, b: int) -> bool:
         """Whether rows [a, b) of a block array hold anything that `widen` would look at twice."""
-        h, chosen = self.heads, slice(self.first, self.first + self.count)
-        outer, column = np.array(h.outer[chosen], np.int64), np.array(h.column[chosen], np.int64)
-        return kernel.any_bad(source, kernel.KIND[h.tensor.dtype], outer, column, h.dim, a, b - a)
+        return kernel.any_bad(source, kernel.KIND[self.heads.tensor.dtype], *self._runs, a, b - a)
+
+    def stored(self, source: np.ndarray) -> np.ndarray:
+        """The rows of a block array (O, n, I) of the first of these heads, as they are stored: (n, dim)."""
+        column = self.heads.column[self.first]
+        return source[self.heads.outer[self.first], :, column : column + self.heads.dim]
+
+    @cached_property
+    def _runs(self) -> np.ndarray:
+        """Segment, first item and width of the items of these heads (3, runs); heads side by side are one run."""
+        h, runs = self.heads, []
+        for head in range(self.first, self.first + self.count):
+            if runs and runs[-1][0] == h.outer[head] and sum(runs[-1][1:]) == h.column[head]:
+                runs[-1][2] += h.dim
+            else:
+                runs.append([h.outer[head], h.column[head], h.dim])
+        return np.array(runs, np.int64).T.copy()
 
 
 class Lane:

@@ -94,6 +94,7 @@ def make_plan(problem: Problem) -> Plan:
 def _sized(plan: Plan, block_rows: int) -> Plan:
     queries = plan.problem.q.rows
     fewer = block_rows if plan.problem.causal or queries is None else min(block_rows, _rounded(queries + STEP - 1))
+    fewer = fewer if plan.problem.q.tensor.width else 0  # a sketch is made without queries
     plan = replace(plan, block_rows=block_rows, query_block_rows=fewer)
     return replace(plan, parts=project(plan))
 

@@ -10,7 +10,7 @@ import numpy as np
 from streamattn_cli.engine.audit import Auditor
 from streamattn_cli.engine.events import Audit
 from streamattn_cli.engine.footprint import FIRST_ROWS, SLOTS, work_spec
-from streamattn_cli.engine.lanes import Lane
+from streamattn_cli.engine.lanes import Lane, Part
 from streamattn_cli.engine.meter import trim
 from streamattn_cli.engine.modelfile import model_queries
 from streamattn_cli.engine.plan import Plan
@@ -37,6 +37,7 @@ class Run:
         self.phase, self.done = "", 0  # where to go on: the phase, and how many of its rows are done
         self.problem = problem = plan.problem
         self.lanes = [Lane(problem, i) for i in range(len(problem.k))]
+        self._k, self._v = (Part(name, getattr(problem, name), 0, len(self.lanes), False) for name in "kv")
         self.workers = Workers(plan.threads, work_spec(problem))
         self.sketches = [HeadAttention(problem.params) for _ in self.lanes] if problem.params else []
         rows = 0 if problem.method == "exact" else plan.query_block_rows
@@ -115,12 +116,12 @@ class Run:
 
     def absorb_keys(self) -> int:
         """The pass over keys and values into the sketches; returns the rows absorbed."""
-        return self._keys(self._absorb, start=self.done, passed=self.passed, skip=self._skip)
+        return self._keys(self._absorb, start=self.done, passed=self.passed, leap=self._leap)
 
     def absorb_range(self, first: int, stop: int) -> int:
         """Absorb rows [first, stop) alone, as a shard of the keys; returns how many were dropped."""
         self.begin(first)
-        self._keys(self._absorb, "keys", stop, first, skip=self._skip)
+        self._keys(self._absorb, "keys", stop, first, leap=self._leap)
         return int(self.workers.total("lane.dropped")[0])
 
     def begin(self, row: int) -> None:
@@ -200,11 +201,11 @@ class Run:
         stop: int | None = None,
         start: int = 0,
         passed: Callable[[str, int], None] | None = None,
-        skip: Callable[[Lane, int], int] | None = None,
+        leap: Callable[[Block], int] | None = None,
     ) -> int:
         """A pass over keys and values: use(lane, k, c, work) for the rows of every lane, in order.
 
-        skip(lane, rows) says how many of a block's first rows it passes over.
+        leap(block) says how many of a block's first rows it has taken care of.
         """
         p = self.problem
 
@@ -215,13 +216,9 @@ class Run:
                 lane, a, b = item
                 use(lane, *lane.keys(k, v, a, b, block.start + a, work), work)
 
-            def pass_over(lane: Lane, work: dict) -> None:
-                lane.pass_over(k, v, idle[lane.index], block.start, work)
-
-            idle = [skip(lane, block.rows) if skip else 0 for lane in self.lanes]
-            if any(idle):
-                self.workers.run(pass_over, self.lanes)
-            self._in_turns(block, step_task, idle)
+            done = leap(block) if leap else 0
+            if done < block.rows:
+                self._in_turns(block, step_task, done)
 
         for work in self.workers.works if start == 0 else ():
             work["lane.dropped"][0] = 0  # the last pass over the keys sees all of them: each is counted once
@@ -236,8 +233,21 @@ class Run:
         if self.auditor and not self.auditor.reservoir:
             self.auditor.see(lane, k, c, work)
 
-    def _skip(self, lane: Lane, rows: int) -> int:
-        return 0 if self.auditor and not self.auditor.reservoir else self.sketches[lane.index].skip(rows)
+    def _leap(self, block: Block) -> int:
+        """Where only windows see a block: take it in as it is stored if all of it is finite, or else only count what is not
+        among the rows that they leave behind within it. Returns how many of its first rows are done."""
+        (k, v), p = block.arrays, self.problem
+        if p.params.history or (self.auditor and not self.auditor.reservoir):
+            return 0
+        bad = self._k.bad(k, 0, block.rows) or self._v.bad(v, 0, block.rows)
+        if not bad and p.k.tensor.dtype == p.v.tensor.dtype == p.params.stored:
+            for lane, sketch in zip(self.lanes, self.sketches, strict=True):
+                sketch.keep(lane.k.stored(k), lane.v.stored(v))
+            return block.rows
+        idle = [sketch.skip(block.rows) for sketch in self.sketches][0]  # all have the same settings
+        if bad and idle:
+            self.workers.run(lambda lane, work: lane.pass_over(k, v, idle, block.start, work), self.lanes)
+        return idle
 
     def answer_queries(self) -> int:
         """The pass over the queries of full attention: answer, write, audit."""
@@ -355,11 +365,10 @@ class Run:
         trim()  # the next phase may take what this one took
         return rows
 
-    def _in_turns(self, block: Block, task: Callable, idle: list[int] | None = None) -> None:
-        """Call task((lane, a, b), work) for the steps of every lane through a block, after its first `idle` rows."""
+    def _in_turns(self, block: Block, task: Callable, first: int = 0) -> None:
+        """Call task((lane, a, b), work) for the steps of every lane through a block, from its row `first` on."""
         chains = []
         for lane in self.lanes:
-            first = idle[lane.index] if idle else 0
             steps = lane.steps(block.start + first, block.rows - first)
             chains.append([(lane, first + a, first + b) for a, b in steps])
         self.workers.run_chains(task, chains)

@@ -56,6 +56,8 @@ def warm(plan: Plan, listener: Listener) -> None:
     elif params and params.history and not isinstance(params.history, PolyParams):
         params = replace(params, group=32, window=min(params.window, 33), history=replace(params.history, rows=64))
     request = replace(problem.request, audit=min(problem.request.audit, 8), max_error=float("inf"))
+    if params and not params.history:  # finite rows of a window are kept without being widened
+        request, small["v"] = replace(request, nan_policy="drop"), _made_up(problem.v, np.inf)
     if problem.sketches:
         small["sketches"] = problem.sketches.tolerant()
     problem = replace(problem, request=request, params=params, **small)
@@ -96,9 +98,10 @@ def give_back() -> None:
     trim()
 
 
-def _made_up(heads: Heads) -> Heads:
-    """One head of small numbers, in the storage dtype of `heads`."""
+def _made_up(heads: Heads, last: float = 0.0) -> Heads:
+    """One head of small numbers and a row of `last`, in the storage dtype of `heads`."""
     values = np.random.default_rng(0).standard_normal((ROWS, heads.dim)).astype("f4") * np.float32(0.1)
+    values[-1] = last
     kind = heads.tensor.dtype
     stored = (values.view("u4") >> 16).astype("u2") if kind == "bf16" else values.astype(kind)
     return Heads(MemoryTensor(stored, name="made up"), (0,), (0,), heads.dim)

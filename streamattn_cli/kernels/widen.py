@@ -56,23 +56,36 @@ def widen(src, kind, outer, column, dim, start, rows, dst, mask):
 
 
 @njit(cache=True, nogil=True)
-def any_bad(src, kind, outer, column, dim, start, rows):
-    """Whether rows [start, start + rows) of a block hold, in these heads, items that are not finite (see `widen`)."""
-    for h in range(outer.size):
-        part, first = src[outer[h]], column[h]
-        for t in range(start, start + rows):
-            bad = 0
-            row = part[t, first : first + dim]
-            if kind == FLOAT:
-                for d in range(dim):
-                    bad += not abs(row[d]) < _SINGLE_LIMIT
-            else:
-                exponent = _HALF_EXPONENT if kind == HALF else _BFLOAT_EXPONENT
-                for d in range(dim):
-                    bad += (np.uint16(row[d]) & exponent) == exponent
-            if bad:
+def any_bad(src, kind, outer, column, width, start, rows):
+    """Whether rows [start, start + rows) of a block hold, in these runs of items, one that is not finite (see `widen`).
+
+    outer, column, width   int64[runs]: run i is src[outer[i], :, column[i] : column[i] + width[i]]
+    """
+    for i in range(outer.size):
+        part, first, end = src[outer[i], start : start + rows], column[i], column[i] + width[i]
+        if end - first == part.shape[1]:
+            if _bad_among(part.reshape(-1), kind):
                 return True
+        else:
+            for t in range(rows):
+                if _bad_among(part[t, first:end], kind):
+                    return True
     return False
+
+
+@njit(cache=True, nogil=True)
+def _bad_among(items, kind):
+    """Whether any of these items is not finite; in a form that LLVM vectorises."""
+    if kind == FLOAT:
+        bad = 0
+        for i in range(items.size):
+            bad += not abs(items[i]) < _SINGLE_LIMIT
+        return bad > 0
+    exponent = _HALF_EXPONENT if kind == HALF else _BFLOAT_EXPONENT
+    largest = np.uint16(0)
+    for i in range(items.size):
+        largest = max(largest, np.uint16(np.uint16(items[i]) & exponent))
+    return largest == exponent
 
 
 @njit(cache=True, nogil=True)

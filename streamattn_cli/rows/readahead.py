@@ -64,7 +64,7 @@ class ReadAhead:
         self._start, self._stop, self._block_rows = start, stop, block_rows
         self._check = check
         self._row_bytes = sum(row_bytes(tensor) for tensor in self._distinct)
-        self._slots = [[self._buffer(tensor) for tensor in self._distinct] for _ in range(slots)]
+        self._slots = self._buffers(slots)
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[int, int, int] | BaseException | None] = queue.SimpleQueue()
         for slot in range(slots):
@@ -75,11 +75,19 @@ class ReadAhead:
         self._thread = threading.Thread(target=self._read_all, name="streamattn-readahead", daemon=True)
         self._thread.start()
 
-    def _buffer(self, tensor: RowTensor) -> np.ndarray:
-        """Flat room for one block, touched now so that its pages count from the beginning."""
-        items = np.empty(self._block_rows * tensor.outer * tensor.width, STORAGE[tensor.dtype].holder)
-        items.fill(0)
-        return items
+    def _buffers(self, slots: int) -> list[list[np.ndarray]]:
+        """Flat room for one block of every tensor, in every slot.
+
+        It is one piece, for which NumPy asks for huge pages, touched now so that it counts from the beginning. Wide items
+        come first in it: all are aligned.
+        """
+        room, at, found = np.empty(self.bytes_held, np.uint8), 0, {}
+        room.fill(0)
+        for tensor in sorted(self._distinct, key=lambda tensor: -STORAGE[tensor.dtype].itemsize):
+            size = slots * self._block_rows * row_bytes(tensor)
+            found[id(tensor)] = room[at : at + size].view(STORAGE[tensor.dtype].holder).reshape(slots, -1)
+            at += size
+        return [[found[id(tensor)][slot] for tensor in self._distinct] for slot in range(slots)]
 
     def _read_all(self) -> None:
         """The reading thread."""

@@ -180,12 +180,28 @@ class HeadAttention:
     def skip(self, rows: int) -> int:
         """Pass over as many of the next `rows` rows as will leave no trace, and return their number: without a history
         those that the window will have left behind at the end of them."""
+        return 0 if self.history or self.rows < self.params.sinks else self._leave(rows)
+
+    def keep(self, k: np.ndarray, v: np.ndarray) -> None:
+        """`absorb` without a history: the next rows as they are stored, k (n, d) and v (n, dv), all finite."""
+        s, both = self.state, (k, v)
+        _lay(s["sinks"][self.rows : self.rows + len(k)], both)
+        idle = self._leave(len(k))
+        left, at = len(k) - idle, self.rows - int(s["counters"][1])
+        _lay(s["recent"][at : at + left], [part[idle:] for part in both])
+        s["counters"][0] += left
+
+    def _leave(self, rows: int) -> int:
+        """Give up the recent rows that the window will have left behind at the end of the next `rows` rows, and pass over
+        those of the next ones that it will have left, too; returns how many these are."""
         s, p = self.state, self.params
-        idle = p.base((self.rows + rows - 1) // p.group) - self.rows
-        if self.history or self.rows < p.sinks or idle <= 0:
+        base = p.base((self.rows + rows - 1) // p.group)
+        idle = base - self.rows
+        if idle <= 0:
+            self._retire(base, {})
             return 0
         s["recent"][:] = 0
-        s["counters"][:2] = self.rows + idle
+        s["counters"][:2] = base
         return idle
 
     def step(self, q: np.ndarray, k: np.ndarray, c: np.ndarray, out: np.ndarray, work: dict) -> None:
@@ -346,6 +362,12 @@ class HeadAttention:
         """End of the recent rows, rounded up to whole groups so that a tile's shape does not depend on the chunking."""
         base = int(self.state["counters"][1])
         return base + -(-(self.rows - base) // self.params.group) * self.params.group
+
+
+def _lay(rows: np.ndarray, parts: tuple) -> None:
+    """Fill rows (n, d + dv) with the first n rows of the parts, (>= n, d) and (>= n, dv)."""
+    k, v = parts
+    rows[:, : k.shape[1]], rows[:, k.shape[1] :] = k[: len(rows)], v[: len(rows)]
 
 
 def _widened(rows: np.ndarray, params: HeadParams) -> tuple[np.ndarray, np.ndarray]:
