@@ -40,14 +40,15 @@ def test_a_changed_callee_in_another_file_is_compiled_anew(tmp_path):
 
 
 def test_what_another_process_compiles_is_what_nystrom_needs(tmp_path):
-    """No kernel of `window` is compiled once more for other types when that of `nystrom` is."""
+    """No part of `nystrom` is compiled once more for other types when the whole is."""
     program = """
 import numpy as np
 from dataclasses import replace
-from streamattn_cli.engine.warm import compile_window
-from streamattn_cli.kernels import dense, rowstore
-compile_window("f4", "f2")
-shared = dense.exact, dense.attend, dense.softmax_tile, rowstore.load
+from streamattn_cli.engine.warm import compile_compression, compile_others
+from streamattn_cli.kernels import compress, dense, queries, rowstore
+compile_others("f4", "f2")
+compile_compression()
+shared = dense.exact, dense.attend, dense.softmax_tile, rowstore.load, queries.learn, queries.factor, compress.compress
 before = [len(kernel.signatures) for kernel in shared]
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
 from streamattn_cli.sketches.nystrom import NystromParams
@@ -60,4 +61,4 @@ print(before, [len(kernel.signatures) for kernel in shared], len(nystrom.step.si
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_DISABLE_JIT": "0"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == "[1, 1, 1, 1] [1, 1, 1, 1] 1".split()
+    assert done.stdout.split() == "[1, 1, 1, 1, 1, 1, 1] [1, 1, 1, 1, 1, 1, 1] 1".split()

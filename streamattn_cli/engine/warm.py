@@ -18,12 +18,14 @@ from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.runs import make_run
 from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.kernels import blas, compress
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.memory import MemoryTensor
 from streamattn_cli.rows.topk import BestRows
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
-from streamattn_cli.sketches.nystrom import NystromParams
+from streamattn_cli.sketches.nystrom import NystromParams, insert_size
 from streamattn_cli.sketches.poly import PolyParams
+from streamattn_cli.sketches.querymodel import QueryModel
 
 ROWS = 600  # more than a tile, more than two groups, and not a multiple of either
 
@@ -41,10 +43,10 @@ class _Nowhere:
 
 def warm(plan: Plan, listener: Listener) -> None:
     """Run the plan's methods on a few made-up rows of the same dtypes."""
-    problem, other = plan.problem, None
+    problem = plan.problem
     if not _compiled():
         listener(Note("compiling kernels for this machine (only the first run of this version does)"))
-        other = _elsewhere(problem)
+        _on_two_processors(problem)
     small = {part: _made_up(getattr(problem, part)) for part in ("q", "k", "v")}
     params = problem.params
     if params:
@@ -69,27 +71,35 @@ def warm(plan: Plan, listener: Listener) -> None:
     run.go()
     run.close()
     del run  # or its arrays would be free only after the measuring has begun, and used again unseen
-    if other:
-        other.wait()
     give_back()
 
 
-def compile_window(dtype: str, storage: str) -> None:
-    """Compile the kernels of `window`, which those of `nystrom` contain, for rows of these dtypes."""
+def compile_compression() -> None:
+    """Compile what `nystrom` compresses with."""
+    x, w, square = np.zeros((8, 4), "f4"), np.ones((8, 3), "f4"), np.eye(4, dtype="f4")
+    scratch, alive = np.zeros(insert_size(8, 4, 3, 2), "f4"), np.zeros(8, bool)
+    compress.compress(blas.address("f4"), x, w, square, square[0], 1.0, 0.8, 6, scratch, alive)
+
+
+def compile_others(dtype: str, storage: str) -> None:
+    """Compile other kernels that are a part of `nystrom`: those of `window`, and the model of the queries."""
     params = HeadParams(8, 8, 1.0, dtype, sinks=1, window=9, group=8, storage=storage)
     rows, c = np.zeros((1, 40, 8), dtype), np.ones((40, 9), dtype)
     HeadAttention(params).step(rows, rows[0], c, np.empty_like(rows), allocate(params.work_spec()))
+    model = QueryModel(allocate(QueryModel.state_spec(8)))
+    model.learn(rows[0, :8], c[:8, 0].copy(), 1.0, np.empty(QueryModel.scratch_size(8, 8), "f4"))
+    model.factor(np.empty((8, 8), "f4"), np.empty(8, "f4"))
 
 
-def _elsewhere(problem: Problem) -> subprocess.Popen | None:
-    """Another process that compiles a third of what `nystrom` needs while this one compiles the rest: each finds in the cache
-    what the other has done."""
+def _on_two_processors(problem: Problem) -> None:
+    """Compile the parts of `nystrom` in two processes at once: each finds in the cache what the other has done."""
     p = problem.params
     if not (p and isinstance(p.history, NystromParams) and sys.executable and default_threads() > 1):
-        return None
-    program = f"from {__name__} import compile_window; compile_window({p.dtype!r}, {p.stored!r})"
-    nowhere = subprocess.DEVNULL
-    return subprocess.Popen([sys.executable, "-c", program], stdin=nowhere, stdout=nowhere, stderr=nowhere)
+        return
+    program, nowhere = f"from {__name__} import compile_compression as go; go()", subprocess.DEVNULL
+    other = subprocess.Popen([sys.executable, "-c", program], stdin=nowhere, stdout=nowhere, stderr=nowhere)
+    compile_others(p.dtype, p.stored)
+    other.wait()
 
 
 def give_back() -> None:

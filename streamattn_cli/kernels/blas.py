@@ -55,6 +55,17 @@ def _caller(kind: type):
     return call
 
 
+@intrinsic
+def _address_of(typing, array):
+    """Where the first item of an array lies."""
+
+    def generate(context, builder, signature, given):
+        data = context.make_array(array)(context, builder, given[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), generate
+
+
 _single, _double = _caller(ir.FloatType), _caller(ir.DoubleType)
 
 
@@ -82,7 +93,7 @@ def _product(where, form, a, b, out, alpha=1.0, beta=0.0):
         left = np.int64(_TRANSPOSED if form == LEFT else _AS_IT_IS)
         right = np.int64(_TRANSPOSED if form == RIGHT else _AS_IT_IS)
         if m and n and k:
-            addresses = np.int64(a.ctypes.data), np.int64(b.ctypes.data), np.int64(out.ctypes.data)
+            addresses = _address_of(a), _address_of(b), _address_of(out)
             rows = a.strides[0] // a.itemsize, b.strides[0] // b.itemsize, out.strides[0] // out.itemsize
             call(
                 np.int64(where), left, right, m, n, k, float(alpha), addresses[0], rows[0], addresses[1], rows[1],
