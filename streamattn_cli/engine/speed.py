@@ -22,7 +22,7 @@ from streamattn_cli.sketches.wildcat import WildcatParams
 REFERENCE = 0.47e-3  # seconds of one round of the calibration
 ROUNDS = 200  # at most; about a quarter of a second
 READ = 1e9  # bytes a second from a warm disk
-OPENING = 0.1  # seconds of a run that come whatever its size
+OPENING = 0.05  # seconds of a run that come whatever its size
 
 
 def calibrate() -> float:
@@ -57,21 +57,23 @@ def _lane_micros(plan: Plan) -> float:
     p = plan.problem
     rows, queries, dims = p.k.rows, p.q.rows, p.k.dim + p.v.dim
     # one query and one key: two products and an exponential, in tiles of a few dozen queries or of hundreds
-    pair = 0.0012 + 2.5e-5 * dims
+    pair = 0.0005 + 1.9e-5 * dims
     if p.method == "exact":
-        return queries * rows * p.group * (0.5 if p.causal else 1.0) * 0.8 * pair
+        return queries * rows * p.group * (0.5 if p.causal else 1.0) * pair
     params, history = p.params, p.params.history
     beside = params.sinks + params.window + params.group / 2 + getattr(history, "atoms", getattr(history, "rows", 0))
     python = 60 * min(plan.threads, len(p.k))  # a group's way through the interpreter, where heads wait for one another
+    if isinstance(history, NystromParams):  # one kernel: what a group costs beside products and compression
+        python = 30 + 0.015 * history.atoms + 0.07 * (params.sinks + params.window) + 40 * (not p.causal)
     attended = min(beside, rows) * (1 - min(beside, rows) / (2 * rows) if p.causal else 1.0)
     total = queries * p.group * (0.3 + attended * pair) + python * (rows + queries * (not p.causal)) / params.group
     if isinstance(history, PolyParams):
         products = feature_count(p.k.dim, history.degree) * (p.v.dim + 1)
-        return total + (rows + queries * p.group) * (0.15 + 4e-5 * products)
+        return total + (rows + queries * p.group) * (0.06 + 2.2e-5 * products)
     full = max(0.0, rows - beside) / params.group  # groups that come when the history is full
     if isinstance(history, NystromParams):
         n = history.active + params.group
-        total += full * (60 + n * (0.01 * p.k.dim + 0.007 * p.v.dim) + 0.003 * n * n + 1.2e-5 * n**3)
+        total += full * (25 + n * (0.0055 * p.k.dim + 0.004 * p.v.dim) + 0.0013 * n * n + 7.5e-6 * n**3)
     elif isinstance(history, SampleParams):
         total += full * python
     elif history:
