@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from streamattn_cli.kernels import atoms, blas, linear
+from streamattn_cli.sketches import nystrom
 from streamattn_cli.sketches.rowstore import get as get_rows
 from streamattn_cli.sketches.rowstore import put as put_rows
 
@@ -42,6 +43,11 @@ def test_the_inverse_of_a_factor(rng, n, dtype):
         assert (np.triu(inverse, 1) == 0).all()
         expected = np.linalg.inv(np.linalg.cholesky(h))
         np.testing.assert_allclose(inverse, expected, atol=30 * n * np.finfo(dtype).eps * np.abs(expected).max())
+
+
+def test_scratch_is_counted_in_the_blocks_of_the_kernel():
+    """The sizes of a sketch are needed where no kernel is imported, so the number is written twice."""
+    assert nystrom.BLOCK == linear.BLOCK
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])

@@ -46,6 +46,9 @@ def test_columns_first_and_mixed_dtypes_are_refused():
     for left, right in ((a, a.T), (a, a.astype("f8"))):
         with pytest.raises(TypingError, match="C order"):
             blas.multiply(where, blas.PLAIN, left, right, out)
+    for operands in ((a[:, ::2], a[:2], out), (a, a, np.ones((4, 8), "f4")[:, ::2])):
+        with pytest.raises(ValueError, match="contiguous"):
+            blas.multiply(where, blas.PLAIN, *operands)
 
 
 def test_without_it_the_answers_are_the_same(rng, monkeypatch):

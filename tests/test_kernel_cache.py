@@ -5,6 +5,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import Popen
+from types import SimpleNamespace
+
+from streamattn_cli.engine import warm
+from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.nystrom import NystromParams
 
 PACKAGE = Path(__file__).parent.parent / "streamattn_cli"
 PROGRAM = """
@@ -62,3 +68,16 @@ print(before, [len(kernel.signatures) for kernel in shared], len(nystrom.step.si
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == "[1, 1, 1, 1, 1, 1, 1] [1, 1, 1, 1, 1, 1, 1] 1".split()
+
+
+def test_the_other_process_imports_nothing_of_the_users_folder(tmp_path, monkeypatch):
+    """A file there may be called as a package is."""
+    (tmp_path / "numpy.py").write_text("open('imported', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warm, "default_threads", lambda: 2)
+    params = HeadParams(8, 8, 1.0, "f4", 1, 9, 8, NystromParams(24, 12, storage="f2"), "f2")
+    started = []
+    monkeypatch.setattr(warm.subprocess, "Popen", lambda *words, **more: started.append(Popen(*words, **more)) or started[-1])
+    warm._on_two_processors(SimpleNamespace(params=params))
+    assert [other.returncode for other in started] == [0]
+    assert not (tmp_path / "imported").exists()

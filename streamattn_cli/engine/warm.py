@@ -97,7 +97,8 @@ def _on_two_processors(problem: Problem) -> None:
     if not (p and isinstance(p.history, NystromParams) and sys.executable and default_threads() > 1):
         return
     program, nowhere = f"from {__name__} import compile_compression as go; go()", subprocess.DEVNULL
-    other = subprocess.Popen([sys.executable, "-c", program], stdin=nowhere, stdout=nowhere, stderr=nowhere)
+    # -P: what lies in the user's folder is not for us to import
+    other = subprocess.Popen([sys.executable, "-P", "-c", program], stdin=nowhere, stdout=nowhere, stderr=nowhere)
     compile_others(p.dtype, p.stored)
     other.wait()
 

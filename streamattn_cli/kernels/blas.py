@@ -93,6 +93,8 @@ def _product(where, form, a, b, out, alpha=1.0, beta=0.0):
         left = np.int64(_TRANSPOSED if form == LEFT else _AS_IT_IS)
         right = np.int64(_TRANSPOSED if form == RIGHT else _AS_IT_IS)
         if m and n and k:
+            if not (_dense(a) and _dense(b) and _dense(out)):
+                raise ValueError("every row must be contiguous")
             addresses = _address_of(a), _address_of(b), _address_of(out)
             rows = a.strides[0] // a.itemsize, b.strides[0] // b.itemsize, out.strides[0] // out.itemsize
             call(
@@ -101,6 +103,11 @@ def _product(where, form, a, b, out, alpha=1.0, beta=0.0):
             )  # fmt: skip
 
     return run
+
+
+@njit(inline="always")
+def _dense(a):
+    return a.shape[1] < 2 or a.strides[1] == a.itemsize
 
 
 def _loops(where, form, a, b, out, alpha=1.0, beta=0.0):

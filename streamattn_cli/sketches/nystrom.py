@@ -24,6 +24,7 @@ ONE = np.float32(1)
 CENTRE_ROWS = 64  # int8 keys are relative to the mean of the first rows that come
 MERGE_ROWS = 64  # another history's atoms come in so many at a time (larger portions: 10% more error),
 MERGE_ACTIVE = 1024  # and are compressed with so many of ours
+BLOCK = 32  # of kernels/linear.py
 SCRATCH = ("tile", "scaled", "logits", "product", "bounds", "share", "m", "y", "tile_k", "tile_c", "everything")
 
 
@@ -49,7 +50,7 @@ def atom_bytes(dim: int, value_dim: int, bits: int) -> int:
 
 def insert_size(atoms: int, dim: int, width: int, new: int) -> int:
     """Numbers of scratch for compressing up to `atoms` atoms, of which up to `new` are new and go; width = dv + 1."""
-    inside = 2 * (atoms * (atoms + dim + 1) + dim * dim + min(max(atoms, dim), 32) ** 2) + (new + 3) * atoms + width
+    inside = 2 * (atoms * (atoms + dim + 1) + dim * dim + min(max(atoms, dim), BLOCK) ** 2) + (new + 3) * atoms + width
     return dim * (dim + 1) + new * dim + atoms * (dim + width) + inside
 
 
