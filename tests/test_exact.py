@@ -9,6 +9,7 @@ import pytest
 
 from streamattn_cli.sketches.exact import CHUNK, ExactQueries, KeyTiles, ValueMeans
 from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.tiles import TILE
 
 HEADS = Path(__file__).parent.parent / "sample_data" / "heads.h5"
@@ -140,3 +141,18 @@ def test_value_means(rng, sizes):
         ends = [1100] * 6 if place is None else positions + 1
         expected = [c[:end, :2].sum(axis=0) / c[:end, 2].sum() for end in ends]
         np.testing.assert_allclose(means.outputs(), expected, rtol=1e-12)
+
+
+def test_tokens_that_no_query_of_a_chunk_sees_are_not_looked_at(rng, monkeypatch):
+    """Also where the share of the history is counted: half of a large audit's work."""
+    n, looked = 3 * TILE, []
+    q, k, c = rng.standard_normal((1, n, 4)), rng.standard_normal((n, 4)), np.ones((n, 3))
+    held = ExactQueries(q, np.arange(n), 2, 0.5, history=(0, np.arange(n)))
+    work = allocate(held.work_spec(2, "f8"))
+    attend = Partial.attend
+    monkeypatch.setattr(Partial, "attend", lambda self, *words: (looked.append(len(words[1])), attend(self, *words)))
+    for a in range(0, n, TILE):
+        held.absorb(k[a : a + TILE], c[a : a + TILE], work)
+    held.finish(work)
+    seen = sum(min(-(-stop // TILE) * TILE, n) for stop in range(CHUNK, n + 1, CHUNK))
+    assert 0 < sum(looked) <= seen < n * n // CHUNK

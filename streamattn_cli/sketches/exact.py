@@ -151,6 +151,8 @@ class ExactQueries:
             low[:], high[:] = 0, rows
             if self.positions is not None:
                 np.minimum(rows, self.positions[a:b] - start + 1, out=high)
+                if high.max() <= 0:
+                    continue
             for flat, m, y, mass in zip(self.q, self.m, self.y, self.mass, strict=True):
                 q, out, before = flat[a * dim : b * dim].reshape(dim, -1), Partial(m[a:b], y[a:b]), m[a:b].copy()
                 out.attend(q, k, c, low, high, logits, work["exact.product"][: b - a])
