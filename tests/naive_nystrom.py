@@ -44,7 +44,10 @@ def kernel(keys, mean, covariance, scale, alpha, temper):
 
 
 def compress(keys, coefs, mean, covariance, scale, temper, keep, alpha, ridge):
-    """Remove the atom whose removal costs least, solving the ridge least squares anew each time; (indices, coefs)."""
+    """Remove the atom whose removal costs least, solving the ridge least squares anew; (indices, coefs).
+
+    The cost is |W_i|^2 / G_ii; of four removals in turn, the last three take |W_i|^2 from before the first.
+    """
     h, e = kernel(keys, mean, covariance, scale, alpha, temper)
     root = np.exp(e - e.max())
     wanted = coefs * root[:, None]
@@ -56,8 +59,10 @@ def compress(keys, coefs, mean, covariance, scale, temper, keep, alpha, ridge):
         return np.linalg.solve(regular[np.ix_(chosen, chosen)], target[chosen])
 
     while len(alive) > keep:
-        inverse, w = np.linalg.inv(regular[np.ix_(alive, alive)]), solve(alive)
-        costs = [float(w[i] @ w[i]) / inverse[i, i] for i in range(len(alive))]
+        if (len(keys) - len(alive)) % 4 == 0:
+            size = {i: float(row @ row) for i, row in zip(alive, solve(alive), strict=True)}
+        inverse = np.linalg.inv(regular[np.ix_(alive, alive)])
+        costs = [size[i] / inverse[at, at] for at, i in enumerate(alive)]
         del alive[int(np.argmin(costs))]
     return np.array(alive), solve(alive) / root[alive, None]
 

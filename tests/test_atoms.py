@@ -25,10 +25,11 @@ def test_linear_algebra(rng, n, dtype):
     assert linear.cholesky(upper, 1e-6)
     factor = np.triu(upper).astype("f8")
     np.testing.assert_allclose(factor.T @ factor, h, rtol=eps, atol=eps * np.abs(h).max())
-    inverse = np.full((n, n), np.nan, dtype)
-    linear.invert(upper, inverse)
-    assert (np.triu(inverse, 1) == 0).all()
-    np.testing.assert_allclose(inverse.astype("f8") @ factor.T, np.eye(n), atol=100 * eps)
+    both = np.concatenate([np.where(np.tri(n, k=-1), 7, h), np.eye(n)], axis=1).astype(dtype)
+    assert linear.invert_small(both, 1e-6)
+    np.testing.assert_allclose(np.triu(both[:, :n]), factor, rtol=eps, atol=eps * np.abs(factor).max())
+    assert (np.triu(both[:, n:], 1) == 0).all()
+    np.testing.assert_allclose(both[:, n:].astype("f8") @ factor.T, np.eye(n), atol=100 * eps)
 
 
 @pytest.mark.parametrize("n", [*SIZES, 64, 65, 66, 128, 150, 200])

@@ -10,6 +10,8 @@ import pytest
 
 SELECTED = [
     "tests/test_atoms.py",
+    "tests/test_half.py::test_every_half_widens_as_in_numpy",
+    "tests/test_half.py::test_singles_narrow_as_in_numpy",
     "tests/test_nystrom.py::test_compression_is_the_naive_one",
     "tests/test_nystrom.py::test_query_model_is_the_naive_one",
     "tests/test_nystrom.py::test_one_kernel_for_whole_streams_does_what_many_do",

@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from numba import njit
+
+from streamattn_cli.kernels.jit import kernel
 
 _S16 = np.uint32(16)
 _ROUND_UP = np.uint32(0xFFFF)
@@ -11,19 +12,19 @@ _GOLDEN, _MIX1, _MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E
 _U11, _U27, _U30, _U31, _U32 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 
 
-@njit(nogil=True, error_model="numpy")
+@kernel()
 def _scale(top, limit):
     """Bits of the bfloat16 scale that brings `top` to `limit`; rounded away from zero, so that nothing exceeds it."""
     wide = np.float32(max(top / limit, 1e-30)).view(np.uint32)
     return np.uint32(np.uint32(wide + _ROUND_UP) >> _S16)
 
 
-@njit(nogil=True, error_model="numpy")
+@kernel()
 def _widened(bits):
     return np.uint32(np.uint32(bits) << _S16).view(np.float32)
 
 
-@njit(cache=True, error_model="numpy")
+@kernel(cache=True)
 def load(keys, coefs, scales, weights, centre, about, first, size, k, c):
     """Atoms first, first + 1, ... (mod `size`) as k (n, d) and c (n, dv + 1).
 
@@ -42,7 +43,7 @@ def load(keys, coefs, scales, weights, centre, about, first, size, k, c):
         row[dv] = weights[a]
 
 
-@njit(cache=True, error_model="numpy")
+@kernel(cache=True)
 def gather(keys, coefs, scales, weights, centre, first, size, k, c, x, w, new, alive):
     """The atoms of a compression, all alive (n,): of a bank those from `first` on (see `load`), then new ones k, c.
 
@@ -58,7 +59,7 @@ def gather(keys, coefs, scales, weights, centre, first, size, k, c, x, w, new, a
             w[taken + i, j] = c[i, j]
 
 
-@njit(cache=True, error_model="numpy")
+@kernel(cache=True)
 def store(k, c, alive, first, taken, size, counter, keys, coefs, scales, weights):
     """Put those of n atoms that are alive (n,) into a bank of `size` atoms; c (n, dv + 1): their coefficients.
 
@@ -86,7 +87,7 @@ def store(k, c, alive, first, taken, size, counter, keys, coefs, scales, weights
         done += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@kernel()
 def _quantise(row, out):
     """out (d,) int8 ~ row (d,) / scale; returns the bits of the scale."""
     top = row.dtype.type(0)
@@ -99,7 +100,7 @@ def _quantise(row, out):
     return bits
 
 
-@njit(nogil=True, error_model="numpy")
+@kernel()
 def _quantise_coefs(row, counter, out):
     """The same for coefficients (dv + 1,), the weight aside, in eight bits; in sixteen, rounded at random."""
     if out.itemsize == 1:

@@ -11,9 +11,11 @@ from functools import cache
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
+
+from streamattn_cli.kernels.jit import kernel
 
 PLAIN, LEFT, RIGHT = 0, 1, 2  # a b, a^T b, a b^T
 SMALL = 1_000_000  # m n k up to which OpenBLAS packs nothing: a fifth faster, but twice as slow for `RIGHT`
@@ -79,7 +81,7 @@ def product(where, form, a, b, out, alpha=1.0, beta=0.0):
     out[:] = found + beta * out if beta else found
 
 
-@overload(product)
+@overload(product, jit_options={"_nrt": False})
 def _product(where, form, a, b, out, alpha=1.0, beta=0.0):
     if not a.dtype == b.dtype == out.dtype or not {a.layout, b.layout, out.layout} <= {"C", "A"}:
         raise TypingError(f"one dtype and C order expected, found {a}, {b}, {out}")
@@ -105,7 +107,7 @@ def _product(where, form, a, b, out, alpha=1.0, beta=0.0):
     return run
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _dense(a):
     return a.shape[1] < 2 or a.strides[1] == a.itemsize
 
@@ -122,7 +124,7 @@ def _loops(where, form, a, b, out, alpha=1.0, beta=0.0):
                 row[j] += f * (b[j, t] if form == RIGHT else b[t, j])
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def multiply(where, form, a, b, out, alpha=1.0, beta=0.0):
     """`product` for callers outside kernels."""
     product(where, form, a, b, out, alpha, beta)

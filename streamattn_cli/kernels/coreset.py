@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from numba import njit
+
+from streamattn_cli.kernels.jit import kernel
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -11,14 +12,14 @@ _MIX2 = np.uint64(0x94D049BB133111EB)
 _U1, _U11, _U27, _U30, _U31 = np.uint64(1), np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _mix(x):
     x = (x ^ (x >> _U30)) * _MIX1
     x = (x ^ (x >> _U27)) * _MIX2
     return x ^ (x >> _U31)
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def priorities(seed, first, out):
     """out (n,) uint64: splitmix64 of a seed and the global rows first, first + 1, ...; seed and first are uint64."""
     key = _mix(seed + _GOLDEN)
@@ -26,7 +27,7 @@ def priorities(seed, first, out):
         out[i] = _mix(key ^ _mix((first + np.uint64(i) + _U1) * _GOLDEN))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def walk(gram, gamma, chance, keep):
     """Self-balancing walk over the pairs (0, 1), (2, 3), ...: keep (n,) bool of the survivors, one of each pair.
 
@@ -49,7 +50,7 @@ def walk(gram, gamma, chance, keep):
         keep[a], keep[b] = plus, not plus
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+@kernel(cache=True, fastmath=True, _nrt=True)
 def pivots(kernel, weight, count, index):
     """Greedy pivoted Cholesky of a kernel matrix (n, n) of unit diagonal: index (count,) of the chosen rows.
 
@@ -82,7 +83,7 @@ def pivots(kernel, weight, count, index):
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def uniform(hashes, out):
     """out (n,) float64 in [0, 1) from hashes (n,) uint64."""
     for i in range(out.shape[0]):

@@ -6,7 +6,8 @@ purpose: without JIT the caller silences NumPy's overflow warning.
 """
 
 import numpy as np
-from numba import njit
+
+from streamattn_cli.kernels.jit import kernel
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -14,37 +15,37 @@ _MIX2 = np.uint64(0x94D049BB133111EB)
 _U1, _U27, _U30, _U31, _U32 = np.uint64(1), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _mix(x):
     x = (x ^ (x >> _U30)) * _MIX1
     x = (x ^ (x >> _U27)) * _MIX2
     return x ^ (x >> _U31)
 
 
-@njit(cache=True)
+@kernel(cache=True)
 def table_keys(seed, first, out):
     """Keys (uint64) of the tables first, first + 1, ... of a seed; seed and first are uint64."""
     for i in range(out.shape[0]):
         out[i] = _mix(_mix(seed + _GOLDEN) ^ _mix((first + np.uint64(i) + _U1) * _GOLDEN))
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _hash(key, row):
     return _mix(key + np.uint64(row) * _GOLDEN)
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _bucket(h, buckets):
     """An even number in [0, buckets), buckets < 2^32, from the upper half of a hash."""
     return np.int64(((h >> _U32) * np.uint64(buckets)) >> _U32)
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _sign(h):
     return 1.0 - 2.0 * np.float64(h & _U1)
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def places(keys, buckets, first, target, sign):
     """target (n, >= tables) int64 and sign (n, >= tables) float64 of rows first.. in tables that lie one after the
     other, `buckets` each."""
@@ -55,7 +56,7 @@ def places(keys, buckets, first, target, sign):
             sign[r, t] = _sign(h)
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def rows_places(keys, buckets, rows, target, sign):
     """The same for any rows (n,) int64."""
     for i in range(rows.shape[0]):
@@ -65,7 +66,7 @@ def rows_places(keys, buckets, rows, target, sign):
             sign[i, t] = _sign(h)
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def bit_places(keys, buckets, bits, rows, at, target, sign, count):
     """Append to every row's targets its counters in bit-test tables: the bucket's sum, and the sum of its rows with bit
     b set for every bit that is set. Counters of a bucket lie together, 1 + bits of them; the tables start at 0."""
@@ -86,7 +87,7 @@ def bit_places(keys, buckets, bits, rows, at, target, sign, count):
         count[i] = e
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def add_rows(rows, bucket, sign, sketch):
     """sketch[bucket[r]] += sign[r] rows[r], rows (n, w) of any float dtype; bucket and sign (n, 1)."""
     for r in range(rows.shape[0]):
@@ -96,7 +97,7 @@ def add_rows(rows, bucket, sign, sketch):
             out[j] += s * rows[r, j]
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _sift(scores, rows, score, row):
     """Replace the least item of a heap (least first) by a better one."""
     size = scores.shape[0]
@@ -116,7 +117,7 @@ def _sift(scores, rows, score, row):
     rows[i] = row
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _middle(values, count):
     """The middle item of the first `count` values, which are sorted in place."""
     for i in range(1, count):
@@ -129,7 +130,7 @@ def _middle(values, count):
     return values[count // 2] if count % 2 else 0.5 * (values[count // 2 - 1] + values[count // 2])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True, _nrt=True)
 def scan(table, signed, keys, first, stop, scores, rows):
     """Offer rows [first, stop) to the heap (scores, rows), least first, by the size of the median of their counters.
 
@@ -158,7 +159,7 @@ def scan(table, signed, keys, first, stop, scores, rows):
                 _sift(scores, rows, score, row)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True, _nrt=True)
 def medians(z, target, sign, out):
     """out (n, c) = the median over the tables of a row's counters, with its signs; z (counters, c), target, sign (n,
     tables)."""
@@ -171,7 +172,7 @@ def medians(z, target, sign, out):
             out[i, j] = _middle(seen, tables)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def add_moments(rows, sums, bounds):
     """sums (2, w) += the sums of rows (n, w) and of their squares; bounds (2, w) become their least and largest
     items."""

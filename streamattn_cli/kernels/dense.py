@@ -3,10 +3,11 @@
 import math
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
 from streamattn_cli.kernels.blas import LEFT, PLAIN, SMALL, product
+from streamattn_cli.kernels.jit import kernel
 from streamattn_cli.kernels.linear import LANE
 from streamattn_cli.kernels.rowstore import load
 
@@ -46,7 +47,7 @@ def _exp(x):
     return lambda x: math.exp(x)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "arcp", "nsz"})
+@kernel(cache=True, fastmath={"contract", "reassoc", "arcp", "nsz"})
 def softmax_tile(logits, c, shift, always, low, high, top, m, y):
     """One step of the online softmax: turn a tile of logits into weights and rescale what was gathered so far.
 
@@ -105,13 +106,13 @@ def softmax_tile(logits, c, shift, always, low, high, top, m, y):
     _exp_all(logits.reshape(-1))
 
 
-@njit(error_model="numpy")
+@kernel()
 def _exp_all(x):
     for i in range(x.shape[0]):
         x[i] = exp(x[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def attend(gemm, q, k, c, shift, always, low, high, logits, gathered, m, y):
     """Take tokens k (n, d), c (n, dv + 1) into the partial answers (m, y) of queries q (d, r), already scaled.
 
@@ -132,7 +133,7 @@ def attend(gemm, q, k, c, shift, always, low, high, logits, gathered, m, y):
                 y[i, j] += gathered[i, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def exact(gemm, q, kind, sinks, recent, base, end, low, high, k, c, logits, gathered, m, y):
     """Answer queries q (d, r) over the sinks and the recent rows, as if they lay side by side, into m (r,), y (r, dv + 1).
 
@@ -152,7 +153,7 @@ def exact(gemm, q, kind, sinks, recent, base, end, low, high, k, c, logits, gath
         attend(gemm, q, k[:n], c[:n], base - held + start, total - start, low, high, logits, gathered, m, y)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def see(gemm, queries, chunk, positions, start, rows, k, c, bounds, logits, gathered, m, y):
     """Take tokens start, start + 1, ..., k (n, d), c (n, dv + 1), into the partial answers m (r,), y (r, dv + 1) of r queries.
 
@@ -174,7 +175,7 @@ def see(gemm, queries, chunk, positions, start, rows, k, c, bounds, logits, gath
             attend(gemm, q, k[:seen], c[:seen], NONE, NONE, low, high, logits, part, m[a : a + r], y[a : a + r])
 
 
-@njit(cache=True)
+@kernel(cache=True)
 def tile_rows(queries, width, most):
     """How many tokens of so many numbers to take at a time, at most `most`: a multiple of 16 for which products stay
     small, or all where those would be too few."""
@@ -183,7 +184,7 @@ def tile_rows(queries, width, most):
     return most if fit < 64 else min(most, fit)
 
 
-@njit(cache=True, error_model="numpy")
+@kernel(cache=True)
 def place(q, group, at, scale, high, slope, window, raw, scaled, lows, highs):
     """Lay queries q (heads, n, d) into a tile of heads x group rows, from row `at` of each head on; the other rows see nothing.
 
@@ -206,7 +207,7 @@ def place(q, group, at, scale, high, slope, window, raw, scaled, lows, highs):
             column[r] = raw[r, j] * scale
 
 
-@njit(cache=True, error_model="numpy")
+@kernel(cache=True)
 def add_history(m, y, past_m, past_y, low, high, seen, share):
     """Make a history's partial answer (past_m, past_y) sane (see `guard`) and add it to (m, y), in place.
 
@@ -226,7 +227,7 @@ def add_history(m, y, past_m, past_y, low, high, seen, share):
     return bad
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def combine(m, y, other_m, other_y):
     """Add the partial answer (other_m, other_y) of a disjoint set of tokens to (m, y), in place.
 
@@ -237,7 +238,7 @@ def combine(m, y, other_m, other_y):
             _join(m, y, other_m, other_y, i)
 
 
-@njit(error_model="numpy")
+@kernel()
 def _join(m, y, other_m, other_y, i):
     """Row i of `combine`, where either has anything; returns what the other's numbers were multiplied by."""
     top = max(m[i], other_m[i])
@@ -249,7 +250,7 @@ def _join(m, y, other_m, other_y, i):
     return theirs
 
 
-@njit(cache=True, error_model="numpy")
+@kernel(cache=True)
 def extend_range(c, low, high):
     """Widen low, high (dv,) to the values of the rows of c (n, dv + 1) that have a weight; return the number of those."""
     live = 0
@@ -263,7 +264,7 @@ def extend_range(c, low, high):
     return live
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def guard(m, y, low, high):
     """Make a compressed part sane, in place; return the number of rows whose z was not positive.
 
@@ -279,7 +280,7 @@ def guard(m, y, low, high):
     return bad
 
 
-@njit(error_model="numpy")
+@kernel()
 def _sane(row, low, high):
     """Clip a partial answer (dv + 1,) to the range of its values, in place; False where its z is not positive."""
     z = row[row.shape[0] - 1]
@@ -292,7 +293,7 @@ def _sane(row, low, high):
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@kernel(cache=True)
 def finish(m, y, fallback, out):
     """out (r, dv) = y / z; a row that no token answered gets `fallback` (dv,). Return the number of those."""
     empty = 0

@@ -7,9 +7,9 @@ becomes whole vector instructions: three times LAPACK's speed at a hundred rows,
 
 import math
 
-from numba import njit
 
 from streamattn_cli.kernels.blas import LEFT, PLAIN, product
+from streamattn_cli.kernels.jit import kernel
 
 LANE = 16
 BLOCK = 32  # rows that are worked on without BLAS; a multiple of LANE
@@ -17,7 +17,7 @@ BLOCK = 32  # rows that are worked on without BLAS; a multiple of LANE
 FAST = {"contract", "reassoc", "arcp", "nsz"}
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+@kernel(cache=True, fastmath=FAST)
 def cholesky(a, least):
     """Upper U with U^T U = a (n, n), in place; reads and writes the upper triangle, what lies below is undefined.
 
@@ -45,60 +45,62 @@ def cholesky(a, least):
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
-def invert(upper, out):
-    """out (n, n) = (U^T)^-1, lower triangular with zeros above, for the upper triangle U of `upper` (n, n)."""
-    n = upper.shape[0]
+@kernel(fastmath=FAST)
+def invert_small(a, least):
+    """a (n, 2 n) = [A, I] becomes [U, L^-1] for A = U^T U = L L^T, of which the upper triangle is read.
+
+    Below the diagonal U is undefined; False as in `cholesky`. One elimination for both: the rows of U and of L^-1 are got
+    from those above by the same factors.
+    """
+    n = a.shape[0]
     for i in range(n):
-        row, whole = out[i], i - i % 4
-        row[:] = 0
+        first, end, whole = i - i % LANE, min(n + i + LANE - i % LANE, 2 * n), i - i % 4
+        row = a[i, first:end]
         for k in range(0, whole, 4):
-            f0, f1, f2, f3 = upper[k, i], upper[k + 1, i], upper[k + 2, i], upper[k + 3, i]
-            o0, o1, o2, o3 = out[k], out[k + 1], out[k + 2], out[k + 3]
-            for j in range(min(n, k + LANE - k % LANE)):
-                row[j] -= f0 * o0[j] + f1 * o1[j] + f2 * o2[j] + f3 * o3[j]
+            f0, f1, f2, f3 = a[k, i], a[k + 1, i], a[k + 2, i], a[k + 3, i]
+            a0, a1, a2, a3 = a[k, first:end], a[k + 1, first:end], a[k + 2, first:end], a[k + 3, first:end]
+            for j in range(row.shape[0]):
+                row[j] -= f0 * a0[j] + f1 * a1[j] + f2 * a2[j] + f3 * a3[j]
         for k in range(whole, i):
-            f0, o0 = upper[k, i], out[k]
-            for j in range(k + 1):
-                row[j] -= f0 * o0[j]
-        reciprocal = upper.dtype.type(1) / upper[i, i]
-        for j in range(i):
+            f0, a0 = a[k, i], a[k, first:end]
+            for j in range(row.shape[0]):
+                row[j] -= f0 * a0[j]
+        pivot = a[i, i]
+        if not (pivot > least and pivot < math.inf):
+            return False
+        reciprocal = a.dtype.type(1) / math.sqrt(pivot)
+        for j in range(row.shape[0]):
             row[j] *= reciprocal
-        row[i] = reciprocal
+    return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def invert_factor(gemm, a, least, out, scratch):
-    """out (n, n) = L^-1, lower triangular with zeros above, for a (n, n) = L L^T, of which the upper triangle is read and spoilt.
+    """out (n, n) = L^-1, lower triangular with zeros above, for a (n, n) = L L^T, of which the upper triangle is read; a is spoilt.
 
     False, with out undefined, as soon as a pivot is not above `least`. gemm: `blas.address` of the dtype. scratch: 2 min(n, BLOCK)^2
     numbers. Block by block: with U = L^T and T = L^-1,
         U_kj = T_kk (A_kj - sum_{m<k} U_mk^T U_mj),    T_kj = -T_kk sum_{j<=m<k} U_mk^T T_mj;
-    U lies above the diagonal of out in the meantime.
+    U lies above the diagonal of out in the meantime, and what a has below it serves as scratch.
     """
-    n, half = a.shape[0], min(a.shape[0], BLOCK) ** 2
+    n = a.shape[0]
     for k in range(0, n, BLOCK):
         size = min(BLOCK, n - k)
         end = k + size
-        block = scratch[: size * size].reshape(size, size)
-        inverse = scratch[half : half + size * size].reshape(size, size)
-        block[:] = 0
+        both = scratch[: 2 * size * size].reshape(size, 2 * size)
+        product(gemm, LEFT, out[:k, k:end], out[:k, k:], a[k:end, k:], -1.0, 1.0)
         for i in range(size):
-            for j in range(i, size):
-                block[i, j] = a[k + i, k + j]
-        if not cholesky(block, least):
+            _copy(a[k + i, k:end], both[i, :size])
+            both[i, size:] = 0
+            both[i, size + i] = 1
+        if not invert_small(both, least):
             return False
-        invert(block, inverse)
+        inverse = both[:, size:]
         for i in range(size):
-            for j in range(size):
-                out[k + i, k + j] = inverse[i, j]
+            _copy(both[i, size:], out[k + i, k:end])
         product(gemm, PLAIN, inverse, a[k:end, end:], out[k:end, end:])
-        for j in range(end, n, BLOCK):
-            past = min(j + BLOCK, n)
-            product(gemm, LEFT, out[k:end, j:past], out[k:end, j:], a[j:past, j:], -1.0, 1.0)
         for j in range(0, k, BLOCK):
-            past = j + BLOCK
-            part = scratch[: size * BLOCK].reshape(size, BLOCK)
+            past, part = j + BLOCK, a[k:end, :BLOCK]
             product(gemm, LEFT, out[j:k, k:end], out[j:k, j:past], part)
             product(gemm, PLAIN, inverse, part, out[k:end, j:past], -1.0)
     for i in range(n):
@@ -106,7 +108,13 @@ def invert_factor(gemm, a, least, out, scratch):
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
+def _copy(a, out):
+    for j in range(out.shape[0]):
+        out[j] = a[j]
+
+
+@kernel(cache=True)
 def transpose(a, out):
     """out (m, n) = a^T for a (n, m)."""
     for i in range(a.shape[0]):

@@ -3,11 +3,11 @@
 import math
 
 import numpy as np
-from numba import njit
 
 from streamattn_cli.kernels.atoms import gather, load, store
 from streamattn_cli.kernels.compress import compress
 from streamattn_cli.kernels.dense import NONE, add_history, attend, exact, extend_range, finish, place
+from streamattn_cli.kernels.jit import kernel
 from streamattn_cli.kernels.queries import factor, learn
 from streamattn_cli.kernels.rowstore import load as load_rows
 from streamattn_cli.kernels.rowstore import store as store_rows
@@ -15,7 +15,7 @@ from streamattn_cli.kernels.rowstore import store as store_rows
 ONE, ALL = np.int64(1), np.int64(1 << 62)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@kernel(cache=True, inline="always")
 def insert(gemm, k, c, active, scale, temper, held, centre, bank, model, scratch, alive):
     """Make atoms of new rows k (n, d), c (n, dv + 1); where there is no room, compress them with a slice of `active` atoms.
 
@@ -43,7 +43,7 @@ def insert(gemm, k, c, active, scale, temper, held, centre, bank, model, scratch
     held[0] = min(count + new, most)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@kernel(cache=True, inline="always")
 def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, gathered, m, y):
     """The partial answers m (r,), y (r, dv + 1) of all atoms to queries q (d, r), already scaled.
 
@@ -63,7 +63,7 @@ def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, ga
         attend(gemm, q, k[:n], c[:n], NONE, NONE, low, high, logits, gathered, m, y)
 
 
-@njit(error_model="numpy")
+@kernel()
 def live(k, c):
     """Move the rows of k (n, d), c (n, dv + 1) that have a weight to the front, and return their number."""
     count, weight = 0, c.shape[1] - 1
@@ -77,7 +77,7 @@ def live(k, c):
     return count
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def step(
     gemm, narrow, sizes, numbers, nan, fallback, start, q, k, c, out, counts, head, held, centre, bank, rows, model, tile, fit,
     alive,

@@ -7,16 +7,16 @@ Rows are columns here (coordinates x rows), so that every loop runs over contigu
 
 import math
 
-from numba import njit
 
 from streamattn_cli.kernels.blas import LEFT, PLAIN, RIGHT, SMALL, product
+from streamattn_cli.kernels.jit import kernel
 
 NARROW = 12  # columns up to which BLAS is faster with rows that lie side by side, and then for
 FLAT = 1200  # results of at most so many numbers
 TOGETHER = 128  # monomials of queries in one product
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def centre(rows, mu, factor, radius, first, out):
     """Columns first.. of out (d, G) = factor * (rows (n, d) - mu), shrunk to norm `radius`; all others are 0. Return how
     many shrank."""
@@ -38,7 +38,7 @@ def centre(rows, mu, factor, radius, first, out):
     return clipped
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def monomials(x, parent, var, first, low, out):
     """Rows first.. of the monomial matrix of x (d, G) into out (count, G); `low` is filled as its rows come by."""
     for i in range(out.shape[0]):
@@ -58,7 +58,7 @@ def monomials(x, parent, var, first, low, out):
                 kept[r] = w[r]
 
 
-@njit(error_model="numpy")
+@kernel()
 def parents(x, start, run, low):
     """Fill low (count, G) with the monomials of x (d, G) of the lowest degrees, in the table's `order`.
 
@@ -78,14 +78,14 @@ def parents(x, start, run, low):
         degree += 1
 
 
-@njit
+@kernel(inline="always")
 def columns(scratch, count):
     """The memory of scratch (rows, G) as a contiguous array of `count` <= G columns."""
     rows = scratch.shape[0]
     return scratch.reshape(-1)[: rows * count].reshape(rows, count)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def absorb(where, k, mu, factor, radius, c, start, order, run, x, low, values, block, moments):
     """moments (t, w) += the monomials of keys k (n, d), centred (see `centre`), times c (n, w). Return how many shrank.
 
@@ -117,7 +117,7 @@ def absorb(where, k, mu, factor, radius, c, start, order, run, x, low, values, b
     return clipped
 
 
-@njit(error_model="numpy")
+@kernel()
 def add_products(where, form, u, c, order, step, block, moments):
     """moments[order] += u (count, G) times c, (G, w) or transposed as `form` says, `step` monomials at a time."""
     for first in range(0, u.shape[0], step):
@@ -130,7 +130,7 @@ def add_products(where, form, u, c, order, step, block, moments):
                 row[j] += out[i, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def weigh(moments, weight, order, out):
     """out (t, w) = moments in the table's `order`, each times its multinomial `weight`."""
     for i in range(order.shape[0]):
@@ -139,7 +139,7 @@ def weigh(moments, weight, order, out):
             row[j] = weight[m] * moments[m, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def power_sums(where, x, weighed, start, run, low, part, sums):
     """sums (g + 1, w, G): for every query the sums of (its logit)^l c over the tokens behind `weighed` (t, w), see `weigh`.
 
@@ -160,7 +160,7 @@ def power_sums(where, x, weighed, start, run, low, part, sums):
             at += count
 
 
-@njit(error_model="numpy")
+@kernel()
 def sum_products(where, weighed, u, factor, part, total):
     """total (w, G) += factor (G,) times weighed^T u, with weighed (n, w) and u (n, G)."""
     for first in range(0, u.shape[0], TOGETHER):
@@ -171,7 +171,7 @@ def sum_products(where, weighed, u, factor, part, total):
                 t[r] += factor[r] * p[r]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+@kernel(cache=True, fastmath={"contract", "nsz"})
 def hermite(mean, variance, out):
     """out (g + 1, G): powers of x of the degree-g polynomials nearest to e^(x - mean - variance/2) under N(mean, variance).
 
@@ -196,7 +196,7 @@ def hermite(mean, variance, out):
                 a[r] -= mean[r] * b[r]
 
 
-@njit(error_model="numpy")
+@kernel()
 def polynomials(sums, taylor, work):
     """work (g + 3, G or more): the polynomial of each query (see `hermite`), then the mean and variance of its own logits.
 
@@ -216,7 +216,7 @@ def polynomials(sums, taylor, work):
     hermite(mean, variance, work[:levels])
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+@kernel(cache=True, fastmath={"contract", "nsz"})
 def blend(sums, taylor, work, m, y):
     """Turn power sums (g + 1, w, G) into partial answers: y (G, w), and what is factored out is added to m (G,).
 
@@ -233,7 +233,7 @@ def blend(sums, taylor, work, m, y):
             y[r, j] = total[r]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def answer(where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, low, part, sums, work, m, y):
     """Partial answers m (r,), y (r, w) to queries q (r, d) from `weighed` (t, w). Return how many queries were clipped.
 
@@ -259,7 +259,7 @@ def answer(where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, 
     return clipped
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+@kernel(cache=True, fastmath={"contract", "nsz"})
 def outputs(where, q, at, origin, scale, radius, taylor, weighed, start, run, span, fallback, x, low, part, sums, work, counts, out):
     """Attention out (n, dv) of queries q (n, d) over the tokens behind `weighed` (t, w) alone: `answer` and division in one.
 
@@ -293,7 +293,7 @@ def outputs(where, q, at, origin, scale, radius, taylor, weighed, start, run, sp
                     out[i, j] = fallback[j]
 
 
-@njit(error_model="numpy", fastmath={"contract", "nsz"})
+@kernel(fastmath={"contract", "nsz"})
 def evaluate(sums, j, polynomial, out):
     """out (G,): every query's polynomial (g + 1, G) of column j of its power sums (g + 1, w, G)."""
     for level in range(sums.shape[0]):
@@ -306,7 +306,7 @@ def evaluate(sums, j, polynomial, out):
                 out[r] += f[r] * part[r]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def row_factors(sums, taylor, work):
     """work[: g + 1]: what the monomials of each level count in a query's normalised answer, from its power sums.
 
@@ -327,7 +327,7 @@ def row_factors(sums, taylor, work):
     return bad
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def scatter(x, factor, level, parent, var, low, eight, target, sign, count, sketch, total):
     """sketch[target[r, e]] += sign[r, e] w_r for e < count[r], and total += w_r, for the columns r of x (d, G).
 
@@ -353,7 +353,7 @@ def scatter(x, factor, level, parent, var, low, eight, target, sign, count, sket
                     sketch[target[r, e], first + i] += sign[r, e] * eight[i, r]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def _scatter_eight(u, first, target, sign, count, sketch, total):
     """Eight monomials u (8, G) of every row at a time: one cache line of the sketch for each target."""
     t = total[first : first + 8]

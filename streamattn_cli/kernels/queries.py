@@ -3,16 +3,16 @@
 import math
 
 import numpy as np
-from numba import njit
 
 from streamattn_cli.kernels.blas import LEFT, product
+from streamattn_cli.kernels.jit import kernel
 from streamattn_cli.kernels.linear import FAST, cholesky
 
 FULL = 32767.0  # correlation 1 in int16
 RIDGE = 1e-2  # Sigma += RIDGE tr(Sigma)/d I
 
 
-@njit(cache=True, error_model="numpy", fastmath=FAST)
+@kernel(cache=True, fastmath=FAST)
 def learn(gemm, q, u, forget, weight, mean, std, corr, scratch):
     """Take in queries q (r, d) of weights u (r,); what was there counts `forget` times as much from now on.
 
@@ -51,7 +51,7 @@ def learn(gemm, q, u, forget, weight, mean, std, corr, scratch):
     pack(covariance, total, std, corr)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+@kernel(cache=True, fastmath=FAST)
 def unpack(std, corr, weight, out):
     """Upper triangle of out (d, d) = weight * covariance; what lies below is 0."""
     d, at = std.shape[0], 0
@@ -66,7 +66,7 @@ def unpack(std, corr, weight, out):
         at += d - 1 - i
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+@kernel(cache=True, fastmath=FAST)
 def pack(covariance, weight, std, corr):
     """Keep the upper triangle of covariance (d, d) / weight as deviations and correlations."""
     d, at = std.shape[0], 0
@@ -81,7 +81,7 @@ def pack(covariance, weight, std, corr):
         at += d - 1 - i
 
 
-@njit(cache=True, error_model="numpy", fastmath=FAST)
+@kernel(cache=True, fastmath=FAST)
 def factor(weight, mean, std, corr, out, direction):
     """out (d, d) upper: U with U^T U = covariance + RIDGE tr / d I; direction (d,) = U^-T mean.
 

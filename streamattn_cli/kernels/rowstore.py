@@ -1,11 +1,11 @@
 """Rows kept exactly, in the dtype they came in: k and v side by side, widened when they are used."""
 
-from numba import njit
 
+from streamattn_cli.kernels.jit import kernel
 from streamattn_cli.kernels.widen import narrow_row, widen_row
 
 
-@njit(cache=True)
+@kernel(cache=True)
 def load(rows, kind, k, c):
     """Widen stored rows (n, d + dv) into k (>= n, d) and c (>= n, dv + 1) = [v, weight].
 
@@ -20,7 +20,7 @@ def load(rows, kind, k, c):
             c[i] = 0
 
 
-@njit(cache=True)
+@kernel(cache=True)
 def store(k, c, kind, nan, rows):
     """Keep k (n, d) and c (n, dv + 1) = [v, weight] in rows (n, d + dv); one of weight 0 as `nan`, that item of rows' dtype."""
     d, dv = k.shape[1], c.shape[1] - 1

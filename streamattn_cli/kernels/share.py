@@ -2,10 +2,11 @@
 
 import math
 
-from numba import njit
+from streamattn_cli.kernels.jit import kernel
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+
+@kernel(cache=True, fastmath={"reassoc", "contract", "nsz"})
 def add_range(weights, low, high, before, m, mass):
     """Add the weights of rows low <= j < high[i] for every query i to mass (r,) float64, in place.
 

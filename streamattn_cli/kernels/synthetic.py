@@ -11,7 +11,8 @@ Unsigned 64-bit products wrap around on purpose: without JIT the caller silences
 import math
 
 import numpy as np
-from numba import njit
+
+from streamattn_cli.kernels.jit import kernel
 
 ROW_SHIFT = 20  # pairs of columns take the low 20 bits of a counter, rows the 44 bits above
 CHUNK = 4096  # pairs made at a time: about 100 KiB of scratch, inside the second-level cache
@@ -27,20 +28,20 @@ _U31, _U32, _U52, _U62 = np.uint64(31), np.uint64(32), np.uint64(52), np.uint64(
 _ANGLE = _MANTISSA & ~np.uint64(0x3FFFFF)  # the upper 30 bits of a mantissa
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _mix(x):
     x = (x ^ (x >> _U30)) * _MIX1
     x = (x ^ (x >> _U27)) * _MIX2
     return x ^ (x >> _U31)
 
 
-@njit(cache=True)
+@kernel(cache=True)
 def stream_key(seed, stream):
     """The key (uint64) of one stream of a seed; both arguments uint64."""
     return _mix(_mix(seed + _GOLDEN) ^ (stream * _GOLDEN))
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _minus_log(h):
     """-ln of the uniform number ((h >> 32) + 0.5) / 2**32, by 2 atanh((m-1)/(m+1)) on m in [0.7, 1.42)."""
     uniform = np.uint64(((h >> _U32) << _U20) | _ONE).view(np.float64) - (1.0 - 2.0**-33)
@@ -63,7 +64,7 @@ def _minus_log(h):
     return -(2.0 * t * p + exponent * 0.6931471805599453)
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _sine_cosine(h):
     """Sine and cosine of an angle in [-pi/4, pi/4) made of bits 2..31 of h (Taylor, error below 1e-12)."""
     x = np.uint64(((h << _U20) & _ANGLE) | _ONE).view(np.float64)
@@ -87,7 +88,7 @@ def _sine_cosine(h):
     return s * angle, c
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(cache=True)
 def _normal_pairs(key, first_row, rows, pairs, counters, first, second):
     """Fill first, second (float64) with the standard normals of `rows` rows of `pairs` column pairs each."""
     for r in range(rows):
@@ -107,7 +108,7 @@ def _normal_pairs(key, first_row, rows, pairs, counters, first, second):
         second[i] = np.uint64(np.float64(radius * y).view(np.uint64) ^ sign).view(np.float64)
 
 
-@njit(nogil=True, cache=True)
+@kernel(cache=True, _nrt=True)
 def fill_normals(key, first_row, width, scale, mean, out, column):
     """out[:, column:column+width] = scale * normal + mean; out (n, C) float32 or float64, row 0 being first_row."""
     pairs = (width + 1) // 2
@@ -127,7 +128,7 @@ def fill_normals(key, first_row, width, scale, mean, out, column):
                 out[start + r, column + width - 1] = first[r * pairs + pairs - 1] * scale + mean
 
 
-@njit(nogil=True, cache=True)
+@kernel(cache=True)
 def align_heads(out, column, heads, dim, level):
     """Set the part of every head's vector along (1, ..., 1)/sqrt(dim) to `level`; the part across stays."""
     along = level / math.sqrt(dim)
@@ -142,7 +143,7 @@ def align_heads(out, column, heads, dim, level):
                 out[r, base + c] += shift
 
 
-@njit(nogil=True, cache=True)
+@kernel(cache=True)
 def set_length(out, column, heads, dim, length):
     """Scale every head's vector to Euclidean `length` (a zero vector stays)."""
     for r in range(out.shape[0]):
@@ -157,7 +158,7 @@ def set_length(out, column, heads, dim, length):
                     out[r, base + c] *= factor
 
 
-@njit(nogil=True, cache=True)
+@kernel(cache=True)
 def heavy_positions(key, rows, heavy, first, out):
     """Row numbers (int64) of heavy rows first, first + 1, ...: a hashed place in each of `heavy` equal segments."""
     base = rows // heavy

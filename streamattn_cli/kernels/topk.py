@@ -1,16 +1,17 @@
 """The k largest entries of every column of a stream of rows, by heaps."""
 
 import numpy as np
-from numba import njit
+
+from streamattn_cli.kernels.jit import kernel
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _worse(keys, rows, i, key, row):
     """Whether item i goes before one of this key and row: by its key, and of equal keys the later row."""
     return keys[i] < key or (keys[i] == key and rows[i] > row)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def offer(block, start, side, keys, rows, values):
     """Offer a block (n, c) of rows start.. to the heaps (c, k): keys (least first), rows int64, values float64.
 
@@ -42,7 +43,7 @@ def offer(block, start, side, keys, rows, values):
             values[c, i] = x
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(cache=True)
 def add_sums(block, sums):
     """sums (3, c) += the count, the sum and the sum of squares of every column's finite entries, row after row."""
     for r in range(block.shape[0]):

@@ -1,35 +1,27 @@
 """From storage items to floats: one head after the other, counting what is not finite in the same pass.
 
-float16 and bfloat16 arrive as uint16 bit patterns; the bits are moved with integer operations that LLVM vectorises.
+float16 and bfloat16 arrive as uint16 bit patterns.
 """
 
 import numpy as np
-from numba import njit
+
+from streamattn_cli.kernels.half import half_to_single, single_to_half
+from streamattn_cli.kernels.jit import kernel
 
 # `kind` of every storage dtype
 HALF, BRAIN, FLOAT = 0, 1, 2
 KIND = {"f2": HALF, "bf16": BRAIN, "f4": FLOAT, "f8": FLOAT}
 
-_SIGN = np.uint32(0x8000)
 _BODY = np.uint32(0x7FFF)
-_EXPONENT = np.uint32(0x7C00)
-_SMALLEST_NORMAL = np.uint32(0x0400)
-_REBIAS = np.uint32(112 << 23)  # float32 bias 127 - float16 bias 15
-_REBIAS_SUBNORMAL = np.uint32(113 << 23)
-_TINY = np.float32(2.0**-14)  # the float32 whose bits are _REBIAS_SUBNORMAL
 _BRAIN_EXPONENT = np.uint32(0x7F80)
 _HALF_EXPONENT, _BFLOAT_EXPONENT = np.uint16(0x7C00), np.uint16(0x7F80)
-_QUIET = np.uint32(1 << 22)  # a signalling NaN would warn when it is converted once more
-_BRAIN_QUIET = np.uint32(1 << 6)
-_SINGLE_BODY, _BELOW_TIE, _ONE = np.uint32(0x7FFFFFFF), np.uint32(0xFFF), np.uint32(1)
-_HALF, _HALF_BITS = np.float32(0.5), np.float32(0.5).view(np.uint32)
-_S13 = np.uint32(13)
+_BRAIN_QUIET = np.uint32(1 << 6)  # a signalling NaN would warn when it is converted once more
 _S16 = np.uint32(16)
 _ZERO = np.uint32(0)
 _SINGLE_LIMIT = 2.0**128 - 2.0**103  # from here on a float64 rounds to an infinite float32
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def widen(src, kind, outer, column, dim, start, rows, dst, mask):
     """Widen rows [start, start + rows) of a block into per-head float rows.
 
@@ -55,7 +47,7 @@ def widen(src, kind, outer, column, dim, start, rows, dst, mask):
     return bad, bad_head, bad_row
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def any_bad(src, kind, outer, column, width, start, rows):
     """Whether rows [start, start + rows) of a block hold, in these runs of items, one that is not finite (see `widen`).
 
@@ -73,7 +65,7 @@ def any_bad(src, kind, outer, column, width, start, rows):
     return False
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def _bad_among(items, kind):
     """Whether any of these items is not finite; in a form that LLVM vectorises."""
     if kind == FLOAT:
@@ -88,7 +80,7 @@ def _bad_among(items, kind):
     return largest == exponent
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def widen_row(src, kind, dst):
     """One row of one head; returns the number of items that are not finite in dst."""
     if kind == HALF:
@@ -100,30 +92,21 @@ def widen_row(src, kind, dst):
     return _float_row(src, dst)
 
 
-@njit(cache=True, nogil=True)
-def _half_to_single(bits):
-    """One float16 bit pattern (uint32) as float32: exact, no branches."""
-    body = np.uint32((bits & _BODY) << _S13)
-    extra = _REBIAS if (bits & _EXPONENT) == _EXPONENT else _ZERO  # inf and nan: exponent 255
-    quiet = _QUIET if (bits & _BODY) > _EXPONENT else _ZERO
-    normal = np.uint32((body + _REBIAS + extra) | quiet)
-    # a subnormal's mantissa, put behind the exponent of 2^-14, is 2^-14 too large
-    small = np.float32(np.uint32(body + _REBIAS_SUBNORMAL).view(np.float32) - _TINY)
-    magnitude = np.float32(small).view(np.uint32) if (bits & _BODY) < _SMALLEST_NORMAL else normal
-    return np.uint32(magnitude | np.uint32((bits & _SIGN) << _S16)).view(np.float32)
-
-
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def _half_row(src, dst):
-    bad = 0
+    largest = np.uint16(0)
     for d in range(dst.size):
-        bits = np.uint32(src[d])
-        bad += (bits & _EXPONENT) == _EXPONENT
-        dst[d] = _half_to_single(bits)
+        bits = np.uint16(src[d])
+        largest = max(largest, np.uint16(bits & _HALF_EXPONENT))
+        dst[d] = half_to_single(bits)
+    bad = 0
+    if largest == _HALF_EXPONENT:
+        for d in range(dst.size):
+            bad += np.uint16(np.uint16(src[d]) & _HALF_EXPONENT) == _HALF_EXPONENT
     return bad
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def _brain_row(src, dst):
     bad = 0
     for d in range(dst.size):
@@ -134,7 +117,7 @@ def _brain_row(src, dst):
     return bad
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def _float_row(src, dst):
     bad = 0
     for d in range(dst.size):
@@ -143,7 +126,7 @@ def _float_row(src, dst):
     return bad
 
 
-@njit(cache=True, nogil=True)
+@kernel(cache=True)
 def _narrow_row(src, dst):
     """float64 into float32; what is too large becomes infinite without NumPy's warning."""
     bad = 0
@@ -156,7 +139,7 @@ def _narrow_row(src, dst):
     return bad
 
 
-@njit(cache=True)
+@kernel(cache=True)
 def narrow_row(src, kind, dst):
     """Numbers (n,) in storage form, halves rounded to the nearest, ties to even; bfloat16 only for numbers that it holds."""
     if dst.itemsize != 2:
@@ -167,17 +150,4 @@ def narrow_row(src, kind, dst):
             dst[d] = np.float32(src[d]).view(np.uint32) >> _S16
     else:
         for d in range(dst.size):
-            dst[d] = _single_to_half(np.float32(src[d]).view(np.uint32))
-
-
-@njit(cache=True)
-def _single_to_half(bits):
-    """A finite float32 (its bits) as float16 bits."""
-    sign = np.uint32(np.uint32(bits >> _S16) & _SIGN)
-    size = np.uint32(bits & _SINGLE_BODY)
-    # adding a half puts a subnormal's mantissa, rounded, at the end of the sum's
-    small = np.uint32(np.float32(size.view(np.float32) + _HALF).view(np.uint32) - _HALF_BITS)
-    odd = np.uint32(np.uint32(size >> _S13) & _ONE)
-    normal = np.uint32(np.uint32(size - _REBIAS + _BELOW_TIE + odd) >> _S13)
-    body = small if size < _REBIAS_SUBNORMAL else normal
-    return np.uint32(sign | (body if body < _EXPONENT else _EXPONENT))
+            dst[d] = single_to_half(np.float32(src[d]))

@@ -20,6 +20,7 @@ from streamattn_cli.sketches.registry import HISTORIES, HistoryParams
 from streamattn_cli.sketches.rowstore import HOLDER, get, kind, put
 from streamattn_cli.sketches.tiles import ALL, TILE_QUERIES, QueryTile, tile_spec
 
+LINE = 64  # bytes of a cache line
 
 @dataclass(frozen=True)
 class HeadParams:
@@ -115,10 +116,17 @@ def kind_name(kind: type) -> str:
 
 
 def allocate(spec: dict) -> dict[str, np.ndarray]:
-    """Arrays for a spec, their pages touched, so that what was projected is what is resident."""
+    """Arrays for a spec, their pages touched, so that what was projected is what is resident.
+
+    Each begins on a cache line: vectors of a whole line that straddle two cost a quarter of a compression's speed.
+    """
     arrays = {}
     for name, (shape, dtype) in spec.items():
-        arrays[name] = np.empty(shape, dtype)
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        room = np.empty(size + LINE, np.uint8)
+        first = -room.ctypes.data % LINE
+        arrays[name] = room[first : first + size].view(dtype).reshape(shape)
         arrays[name].fill(0)
     return arrays
 

@@ -50,7 +50,8 @@ def atom_bytes(dim: int, value_dim: int, bits: int) -> int:
 
 def insert_size(atoms: int, dim: int, width: int, new: int) -> int:
     """Numbers of scratch for compressing up to `atoms` atoms, of which up to `new` are new and go; width = dv + 1."""
-    inside = 2 * (atoms * (atoms + dim + 1) + dim * dim + min(max(atoms, dim), BLOCK) ** 2) + (new + 3) * atoms + width
+    fixed = 2 * (atoms * (atoms + dim + 1) + dim * dim + min(max(atoms, dim), BLOCK) ** 2)
+    inside = fixed + (new + 3 + width) * atoms + 4 * (width - 1)
     return dim * (dim + 1) + new * dim + atoms * (dim + width) + inside
 
 
