@@ -1,21 +1,22 @@
 """Atoms of a coreset: int8 keys, int8 or int16 coefficients, a bfloat16 scale for each, and the weight in float32."""
 
-import math
-
 import numpy as np
 
 from streamattn_cli.kernels.jit import kernel
+from streamattn_cli.kernels.linear import largest
 
-_S16 = np.uint32(16)
 _ROUND_UP = np.uint32(0xFFFF)
-_GOLDEN, _MIX1, _MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_U11, _U27, _U30, _U31, _U32 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
+_ODD, _MIX1, _MIX2 = np.uint32(0x9E3779B9), np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
+_S8, _S15, _S16 = np.uint32(8), np.uint32(15), np.uint32(16)
+_GRAIN = np.float32(2.0**-24)  # of what is left of a random number after _S8
+_LIMIT8, _LIMIT16, _TINY = np.float32(127), np.float32(32767), np.float32(1e-30)
+_ONE = np.float32(1)
 
 
 @kernel()
 def _scale(top, limit):
     """Bits of the bfloat16 scale that brings `top` to `limit`; rounded away from zero, so that nothing exceeds it."""
-    wide = np.float32(max(top / limit, 1e-30)).view(np.uint32)
+    wide = np.float32(max(top / limit, _TINY)).view(np.uint32)
     return np.uint32(np.uint32(wide + _ROUND_UP) >> _S16)
 
 
@@ -67,7 +68,7 @@ def store(k, c, alive, first, taken, size, counter, keys, coefs, scales, weights
     they are; the others are new, with keys k (n - taken, d) relative to the centre. They get these places in turn, and then
     those from `size` on.
     Coefficients of sixteen bits are rounded up or down at random so that their mean is right: rounding to the nearest
-    would lose every increment below half a step, and on long streams all of them are. The random numbers are splitmix64
+    would lose every increment below half a step, and on long streams all of them are. The random numbers are a hash
     of (counter, place), so that the same stream always rounds the same way.
     """
     done = 0
@@ -82,7 +83,7 @@ def store(k, c, alive, first, taken, size, counter, keys, coefs, scales, weights
             scales[at, 0] = scales[a, 0]
         else:
             scales[at, 0] = _quantise(k[i - taken], keys[at])
-        scales[at, 1] = _quantise_coefs(c[i], (counter << _U32) + np.uint64(done * coefs.shape[1]), coefs[at])
+        scales[at, 1] = _quantise_coefs(c[i], _mixed(np.uint32(np.uint32(np.uint32(counter) * _ODD) + np.uint32(done))), coefs[at])
         weights[at] = c[i, coefs.shape[1]]
         done += 1
 
@@ -90,30 +91,33 @@ def store(k, c, alive, first, taken, size, counter, keys, coefs, scales, weights
 @kernel()
 def _quantise(row, out):
     """out (d,) int8 ~ row (d,) / scale; returns the bits of the scale."""
-    top = row.dtype.type(0)
-    for j in range(out.shape[0]):
-        top = max(top, abs(row[j]))
-    bits = _scale(top, 127.0)
-    step = 1.0 / np.float64(_widened(bits))
+    bits = _scale(largest(row[: out.shape[0]]), _LIMIT8)
+    step = _ONE / _widened(bits)
     for j in range(out.shape[0]):
         out[j] = np.int8(np.rint(row[j] * step))
     return bits
 
 
 @kernel()
-def _quantise_coefs(row, counter, out):
+def _quantise_coefs(row, seed, out):
     """The same for coefficients (dv + 1,), the weight aside, in eight bits; in sixteen, rounded at random."""
     if out.itemsize == 1:
         return _quantise(row, out)
-    top = row.dtype.type(0)
+    bits = _scale(largest(row[: out.shape[0]]), _LIMIT16)
+    step = _ONE / _widened(bits)
     for j in range(out.shape[0]):
-        top = max(top, abs(row[j]))
-    bits = _scale(top, 32767.0)
-    step = 1.0 / np.float64(_widened(bits))
-    for j in range(out.shape[0]):
-        x = (counter + np.uint64(j)) * _GOLDEN + _GOLDEN
-        x = (x ^ (x >> _U30)) * _MIX1
-        x = (x ^ (x >> _U27)) * _MIX2
-        draw = np.float64((x ^ (x >> _U31)) >> _U11) * 2.0**-53
-        out[j] = min(max(math.floor(row[j] * step + draw), -32767.0), 32767.0)
+        mixed = _mixed(np.uint32(seed + np.uint32(np.uint32(j) * _ODD)))
+        draw = np.float32(np.int32(mixed >> _S8)) * _GRAIN
+        x = row[j] * step
+        below = np.floor(x)
+        x = below + _ONE if draw < x - below else below
+        out[j] = np.int16(min(max(x, -_LIMIT16), _LIMIT16))
     return bits
+
+
+@kernel()
+def _mixed(x):
+    """The bits of x, uint32, well mixed (Wellons' lowbias32)."""
+    x = np.uint32(np.uint32(x ^ (x >> _S16)) * _MIX1)
+    x = np.uint32(np.uint32(x ^ (x >> _S15)) * _MIX2)
+    return np.uint32(x ^ (x >> _S16))

@@ -12,7 +12,7 @@ import numpy as np
 from streamattn_cli.kernels.blas import LEFT, PLAIN, product
 from streamattn_cli.kernels.dense import exp
 from streamattn_cli.kernels.jit import kernel
-from streamattn_cli.kernels.linear import BLOCK, FAST, LANE, invert_factor, transpose
+from streamattn_cli.kernels.linear import BLOCK, FAST, LANE, invert_factor, largest, smallest, transpose
 
 ALPHA = 1.0  # exponent of the normaliser model p_q(k) = e^(s q.x) / e^(alpha/2 s^2 q^T Sk q)
 RIDGE = 1e-5  # of the unit diagonal; in single precision less would not always be enough
@@ -51,7 +51,9 @@ def compress(gemm, x, w, factor, direction, scale, temper, keep, scratch, alive)
         inverse[:], root[:] = 0, 1
         for i in range(n):
             inverse[i, i] = 1
-    top, width = largest_size(w), w.shape[1] - 1
+    top, width = largest(w.reshape(-1)), w.shape[1] - 1
+    if not top > 0:
+        top = w.dtype.type(1)
     coefs, at = scratch[at : at + n * width].reshape(n, width), at + n * width
     weights, at = scratch[at : at + n], at + n
     for i in range(n):
@@ -141,16 +143,6 @@ def unit_kernel(gemm, turned, half, ridge, out):
         out[i, i] = 1 + ridge
 
 
-@kernel(fastmath=FAST)
-def largest_size(w):
-    """The largest absolute item of w (n, c); 1 if all are 0."""
-    top = w.dtype.type(0)
-    for i in range(w.shape[0]):
-        for t in range(w.shape[1]):
-            top = max(top, abs(w[i, t]))
-    return top if top > 0 else w.dtype.type(1)
-
-
 @kernel(cache=True, fastmath=FAST)
 def eliminate(inverse, w, last, count, scratch, alive):
     """Backward elimination (methods.md 3.3): remove `count` atoms, each time the one with the least |W_j|^2 / G_jj.
@@ -221,10 +213,7 @@ def cheapest(s, g, cost, alive):
     n = s.shape[0]
     for i in range(n):
         cost[i] = s[i] / g[i]
-    best = cost[0]
-    for i in range(n):
-        best = min(best, cost[i])
-    j = np.int32(n)
+    best, j = smallest(cost), np.int32(n)
     for i in range(n):
         j = min(j, np.int32(i) if cost[i] == best else np.int32(n))
     if j == n or not alive[j]:  # no number among them

@@ -114,6 +114,25 @@ def _copy(a, out):
         out[j] = a[j]
 
 
+@kernel(fastmath=FAST | {"nnan"})
+def largest(x):
+    """The largest absolute number of x (n,); NaN are as good as absent."""
+    top = x.dtype.type(0)
+    for i in range(x.shape[0]):
+        size = abs(x[i])
+        top = size if size > top else top
+    return top
+
+
+@kernel(fastmath=FAST | {"nnan"})
+def smallest(x):
+    """The smallest number of x (n,); NaN are as good as absent."""
+    least = x.dtype.type(math.inf)
+    for i in range(x.shape[0]):
+        least = x[i] if x[i] < least else least
+    return least
+
+
 @kernel(cache=True)
 def transpose(a, out):
     """out (m, n) = a^T for a (n, m)."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from streamattn_cli.kernels.blas import LEFT, product
 from streamattn_cli.kernels.jit import kernel
-from streamattn_cli.kernels.linear import FAST, cholesky
+from streamattn_cli.kernels.linear import BLOCK, FAST, cholesky
 
 FULL = 32767.0  # correlation 1 in int16
 RIDGE = 1e-2  # Sigma += RIDGE tr(Sigma)/d I
@@ -17,12 +17,11 @@ def learn(gemm, q, u, forget, weight, mean, std, corr, scratch):
     """Take in queries q (r, d) of weights u (r,); what was there counts `forget` times as much from now on.
 
     gemm: `blas.address` of float32. weight (1,) float64, mean, std (d,), corr (d (d - 1) / 2,) int16: the model, in place.
-    scratch: (r + 1 + 2 d) d numbers of float32.
+    scratch: (r + 1 + d) d numbers of float32.
     """
     n, d = q.shape
-    size = d * d
-    covariance, gram = scratch[:size].reshape(d, d), scratch[size : 2 * size].reshape(d, d)
-    rows = scratch[2 * size : 2 * size + (n + 1) * d].reshape(n + 1, d)
+    covariance = scratch[: d * d].reshape(d, d)
+    rows = scratch[d * d : d * d + (n + 1) * d].reshape(n + 1, d)
     old, new = weight[0] * forget, 0.0
     for i in range(n):
         new += u[i]
@@ -43,10 +42,8 @@ def learn(gemm, q, u, forget, weight, mean, std, corr, scratch):
         step = centre[j] - mean[j]
         mean[j] += step * part
         centre[j] = step * root
-    product(gemm, LEFT, rows, rows, gram)
-    for i in range(d):
-        for j in range(d):
-            covariance[i, j] += gram[i, j]
+    for i in range(0, d, BLOCK):
+        product(gemm, LEFT, rows[:, i : i + BLOCK], rows[:, i:], covariance[i : i + BLOCK, i:], 1.0, 1.0)
     weight[0] = total
     pack(covariance, total, std, corr)
 
@@ -60,10 +57,10 @@ def unpack(std, corr, weight, out):
         size = np.float32(std[i] * weight)
         out[i, i] = size * std[i]
         size /= np.float32(FULL)
-        row = corr[at : at + d - 1 - i]
-        for j in range(d - 1 - i):
-            out[i, i + 1 + j] = row[j] * size * std[i + 1 + j]
-        at += d - 1 - i
+        row, others, found = corr[at : at + d - 1 - i], std[i + 1 :], out[i, i + 1 :]
+        for j in range(row.shape[0]):
+            found[j] = row[j] * size * others[j]
+        at += row.shape[0]
 
 
 @kernel(cache=True, fastmath=FAST)
@@ -74,11 +71,11 @@ def pack(covariance, weight, std, corr):
         std[i] = math.sqrt(max(covariance[i, i] / weight, 1e-30))
     for i in range(d):
         size = np.float32(FULL / (std[i] * weight))
-        row = corr[at : at + d - 1 - i]
-        for j in range(d - 1 - i):
-            share = covariance[i, i + 1 + j] * size / std[i + 1 + j]
+        row, others, shares = corr[at : at + d - 1 - i], std[i + 1 :], covariance[i, i + 1 :]
+        for j in range(row.shape[0]):
+            share = shares[j] * size / others[j]
             row[j] = np.int16(np.rint(min(max(share, np.float32(-FULL)), np.float32(FULL))))
-        at += d - 1 - i
+        at += row.shape[0]
 
 
 @kernel(cache=True, fastmath=FAST)

@@ -35,7 +35,7 @@ class QueryModel:
     @staticmethod
     def scratch_size(dim: int, queries: int) -> int:
         """Numbers of float32 scratch that `learn` takes for so many queries."""
-        return (queries + 1 + 2 * dim) * dim
+        return (queries + 1 + dim) * dim
 
     def learn(self, q: np.ndarray, share: np.ndarray, rows: float, scratch: np.ndarray) -> None:
         """Take in queries q (r, d) of `rows` rows; share (r,) is the part of their mass that fell on the history."""
