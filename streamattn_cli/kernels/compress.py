@@ -95,8 +95,9 @@ def whiten(gemm, x, factor, direction, scale, temper, other, turned, square, squ
     for j in range(0, d, BLOCK):
         product(gemm, LEFT, other[:, j : j + BLOCK], other[:, j:], square[j : j + BLOCK, j:])
     for i in range(d):
-        for j in range(i, d):
-            square[i, j] *= kind(2 * ALPHA / n)
+        row = square[i, i:]
+        for j in range(row.shape[0]):
+            row[j] *= kind(2 * ALPHA / n)
         square[i, i] += kind(1)
     if not invert_factor(gemm, square, 0.5, square2, blocks):
         square2[:] = 0

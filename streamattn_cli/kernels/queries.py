@@ -105,14 +105,14 @@ def factor(weight, mean, std, corr, out, direction):
         for j in range(d):
             out[j, j] = 1
         return
-    root = math.sqrt(size)
+    root = np.float32(math.sqrt(size))
     for i in range(d):
-        for j in range(i, d):
-            out[i, j] *= root
-    for i in range(d):
+        row = out[i, i:]
+        for j in range(row.shape[0]):
+            row[j] *= root
         direction[i] = mean[i]
     for i in range(d):
         direction[i] /= out[i, i]
-        row, x = out[i], direction[i]
-        for j in range(i + 1, d):
-            direction[j] -= row[j] * x
+        row, rest, x = out[i, i + 1 :], direction[i + 1 :], direction[i]
+        for j in range(row.shape[0]):
+            rest[j] -= row[j] * x
