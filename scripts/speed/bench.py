@@ -102,7 +102,7 @@ def poly() -> Iterator[Line]:
 
 def scans() -> Iterator[Line]:
     """window and inspect over float16 keys and values in the page cache, beside readinto of the same files."""
-    rows = 1 << (18 if QUICK else 20)
+    rows = 1 << (18 if QUICK else 22)  # a scan has 9 ms besides
     size = 2 * rows * 2 * 64 * 2
     for kind in ("npy", "h5"):
         words = dump(rows, 2, 2, 64, kind, "kv")

@@ -54,10 +54,7 @@ class Part:
         value that is not raises NonFinite.
         """
         h = self.heads
-        chosen = slice(self.first, self.first + self.count)
-        outer, column = np.array(h.outer[chosen], np.int64), np.array(h.column[chosen], np.int64)
-        kind = kernel.KIND[h.tensor.dtype]
-        bad, head, at = kernel.widen(source, kind, outer, column, h.dim, a, b - a, out, mask)
+        bad, head, at = kernel.widen(source, kernel.KIND[h.tensor.dtype], *self._places, h.dim, a, b - a, out, mask)
         if bad and not self.drop:
             raise NonFinite(
                 f"{h.tensor.name}: a value that is not finite in {self.name}, row {row + at}, head {self.first + head}; "
@@ -73,6 +70,12 @@ class Part:
         """The rows of a block array (O, n, I) of the first of these heads, as they are stored: (n, dim)."""
         column = self.heads.column[self.first]
         return source[self.heads.outer[self.first], :, column : column + self.heads.dim]
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """Segment and first item of every head (2, count)."""
+        chosen = slice(self.first, self.first + self.count)
+        return np.array([self.heads.outer[chosen], self.heads.column[chosen]], np.int64)
 
     @cached_property
     def _runs(self) -> np.ndarray:
