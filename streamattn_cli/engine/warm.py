@@ -18,7 +18,7 @@ from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.runs import make_run
 from streamattn_cli.engine.signals import Interrupts
-from streamattn_cli.kernels import blas, compress
+from streamattn_cli.kernels import atoms, blas, compress, nystrom
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.memory import MemoryTensor
 from streamattn_cli.rows.topk import BestRows
@@ -81,14 +81,20 @@ def compile_compression() -> None:
     compress.compress(blas.address("f4"), x, w, square, square[0], 1.0, 0.8, 6, scratch, alive)
 
 
-def compile_others(dtype: str, storage: str) -> None:
-    """Compile other kernels that are a part of `nystrom`: those of `window`, and the model of the queries."""
-    params = HeadParams(8, 8, 1.0, dtype, sinks=1, window=9, group=8, storage=storage)
-    rows, c = np.zeros((1, 40, 8), dtype), np.ones((40, 9), dtype)
-    HeadAttention(params).step(rows, rows[0], c, np.empty_like(rows), allocate(params.work_spec()))
-    model = QueryModel(allocate(QueryModel.state_spec(8)))
-    model.learn(rows[0, :8], c[:8, 0].copy(), 1.0, np.empty(QueryModel.scratch_size(8, 8), "f4"))
-    model.factor(np.empty((8, 8), "f4"), np.empty(8, "f4"))
+def compile_others(given: HeadParams) -> None:
+    """Compile other kernels that are a part of `nystrom`: those of `window`, the model of the queries, and the atoms."""
+    history = replace(given.history, atoms=16, active=4)
+    params = HeadParams(8, 8, 1.0, given.dtype, sinks=1, window=9, group=8, storage=given.storage)
+    rows, c, work = np.zeros((1, 40, 8), given.dtype), np.ones((40, 9), given.dtype), allocate(params.work_spec())
+    HeadAttention(params).step(rows, rows[0], c, np.empty_like(rows), work)
+    held = HeadAttention(replace(params, history=history)).history
+    held.queries.learn(rows[0, :8], c[:8, 0].copy(), 1.0, np.empty(QueryModel.scratch_size(8, 8), "f4"))
+    held.queries.factor(np.empty((8, 8), "f4"), np.empty(8, "f4"))
+    k, c, w, alive = rows[0, :8], c[:8], np.ones((8, 9), "f4"), np.zeros(8, bool)
+    new, x = np.zeros((8, 8), "f4"), np.zeros((8, 8), "f4")
+    nystrom.live(k, c)
+    atoms.gather(*held.bank, held.state["centre"], 0, 8, k, c, x, w, new, alive)
+    atoms.store(new, w, alive, 0, 0, 0, np.uint64(0), *held.bank)
 
 
 def _on_two_processors(problem: Problem) -> None:
@@ -99,7 +105,7 @@ def _on_two_processors(problem: Problem) -> None:
     program, nowhere = f"from {__name__} import compile_compression as go; go()", subprocess.DEVNULL
     # -P: what lies in the user's folder is not for us to import
     other = subprocess.Popen([sys.executable, "-P", "-c", program], stdin=nowhere, stdout=nowhere, stderr=nowhere)
-    compile_others(p.dtype, p.stored)
+    compile_others(p)
     other.wait()
 
 
