@@ -74,7 +74,7 @@ def _lane_micros(plan: Plan) -> float:
     full = max(0.0, rows - beside) / params.group  # groups that come when the history is full
     if isinstance(history, NystromParams):
         n = history.active + params.group
-        total += full * (25 + n * (0.0055 * p.k.dim + 0.004 * p.v.dim) + 0.0013 * n * n + 7.5e-6 * n**3)
+        total += full * (4 + n * (0.0062 * p.k.dim + 0.0045 * p.v.dim) + 0.0006 * n * n + 9.2e-6 * n**3)
     elif isinstance(history, SampleParams):
         total += full * python
     elif history:
