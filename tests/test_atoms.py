@@ -106,6 +106,27 @@ def test_rounding_at_random_has_the_right_mean():
     assert get(again, 0, 1, 1)[1][0, 1] == found[-1]
 
 
+@pytest.mark.parametrize("size", [0.25, -0.75, 300.5, 20000.25, -32766.25])
+def test_rounding_at_random_has_the_right_mean_at_any_size(size):
+    """Where single precision has few bits left behind the point as well; and nothing leaves the range."""
+    c = np.array([[32767.0, *[size] * 4000, -32767.0, 1.0]], "f4")  # a step is 1
+    places = bank(1, 1, 4002, 16)
+    put(places, np.ones((1, 1), "f4"), c, np.ones(1, bool), 0, 0, 0)
+    found, part = places[1][0, 1:-1].astype("f8"), size - np.floor(size)
+    assert set(found) == {np.floor(size), np.floor(size) + 1}
+    assert abs(found.mean() - size) < 4 * np.sqrt(part * (1 - part) / 4000)
+    assert places[1][0, 0] == 32767 and places[1][0, -1] == -32767
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_largest_and_smallest(dtype):
+    x = np.array([3, -7, 0, 1e-30, 6.5], dtype)
+    assert linear.largest(x) == 7 and linear.largest(x[2:3]) == 0 and linear.largest(x[:0]) == 0
+    assert np.isnan(linear.largest(np.array([np.nan, 1], dtype)))
+    assert linear.smallest(np.abs(x[[0, 1, 4]])) == 3 and linear.smallest(x[:0]) == np.inf
+    assert linear.smallest(np.array([np.nan, np.inf, 2, 5], dtype)) == 2
+
+
 def test_survivors_close_ranks_round_the_ring(rng):
     """Atoms 6, 7, 0, 1 of eight and two new ones: those alive take these places in turn, and then new places."""
     places = bank(9, 3, 2, 8)

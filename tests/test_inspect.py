@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from clirun import run
 
-from streamattn_cli.engine.inspect import inspect, predicted_poly_error
+from streamattn_cli.engine.inspect import _not_finite, inspect, predicted_poly_error
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.synthetic import SyntheticSpec, SyntheticTensor
@@ -77,6 +77,26 @@ def test_items_that_are_not_finite_are_counted(tmp_path, dtype):
         np.save(paths[name], array)
     counts = {t["part"]: t["not_finite"] for t in look(**paths)["tensors"]}
     assert counts == {"q": 0, "k": 2, "v": 1}
+
+
+@pytest.mark.parametrize("dtype", ["f2", "bf16", "f4", "f8"])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, -np.nan])
+def test_one_item_that_is_not_finite_is_found_among_the_largest(dtype, bad):
+    """The first look is at maxima of bit patterns: the sign must not hide anything, nor the largest number count."""
+    largest = float(np.finfo("f4" if dtype == "bf16" else dtype).max) * 0.99  # finite as bfloat16, too
+    numbers = np.array([0.0, -0.0, largest, -largest, 1e-5, -1.0], "f8")
+
+    def stored(x):
+        return (x.astype("f4").view("u4") >> 16).astype("u2") if dtype == "bf16" else x.astype(dtype).view(f"u{dtype[1]}")
+
+    holder = {"bf16": "u2", "f2": "u2"}.get(dtype, dtype)
+    assert _not_finite(stored(numbers).view(holder), dtype) == 0
+    assert _not_finite(stored(np.array([-1.0, -largest])).view(holder), dtype) == 0
+    for at in range(len(numbers)):
+        spoilt = numbers.copy()
+        spoilt[at] = bad
+        assert _not_finite(stored(spoilt).view(holder), dtype) == 1
+    assert _not_finite(stored(numbers[:0]).view(holder), dtype) == 0
 
 
 def test_keys_and_values_alone_are_described_without_logits(tmp_path):
