@@ -28,9 +28,18 @@ def require_same_bytes(found: np.ndarray, expected: np.ndarray, what: str) -> No
 
 def require_close(found: np.ndarray, expected: np.ndarray, tolerance: float, what: str) -> None:
     """Demand |found - expected| <= tolerance * the largest |expected|, everywhere."""
-    require(found.shape == expected.shape, f"{what}: shape {found.shape} found, expected {expected.shape}")
-    size = max(float(np.abs(expected).max(initial=0.0)), 1e-300)
-    error = float(np.abs(found.astype(np.float64) - expected).max(initial=0.0)) / size
+    require_close_mostly([(found, expected)], tolerance, what)
+
+
+def require_close_mostly(pairs: Iterable[tuple[np.ndarray, np.ndarray]], tolerance: float, what: str) -> None:
+    """Demand of pairs (found, expected) that the median of the largest |found - expected| / the largest |expected| is
+    at most `tolerance`."""
+    errors = []
+    for found, expected in pairs:
+        require(found.shape == expected.shape, f"{what}: shape {found.shape} found, expected {expected.shape}")
+        size = max(float(np.abs(expected).max(initial=0.0)), 1e-300)
+        errors.append(float(np.abs(found.astype(np.float64) - expected).max(initial=0.0)) / size)
+    error = float(np.median(errors))
     require(error <= tolerance, f"{what}: relative error {error:.3g} found, expected at most {tolerance:g}")
 
 
