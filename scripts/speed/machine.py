@@ -19,10 +19,11 @@ import numpy as np
 
 THREADS = len(os.sched_getaffinity(0))
 COMMAND = [str(Path(sys.executable).with_name("streamattn"))]
+TRIES = 3  # of what is compared, on either side: the least counts
 FOLDER = Path(tempfile.mkdtemp(prefix="streamattn-bench-"))
 
 
-def best(work: Callable[[], object], times: int = 3) -> float:
+def best(work: Callable[[], object], times: int = TRIES) -> float:
     """The least seconds of so many calls: what the machine takes when nothing else disturbs it."""
     found = []
     for _ in range(times):
