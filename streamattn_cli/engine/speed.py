@@ -1,9 +1,9 @@
 """How long a run will take, before it starts: work counted from the settings, times the speed of this machine.
 
 The constants are microseconds on the machine where they were fitted, which takes REFERENCE seconds for a round of the
-calibration below; `calibrate` says how much faster or slower this one is. Right within a factor of 2 in 94% of 16
-random settings there that it was not fitted on (scripts/times.py --seed 300 tries them again; `evict` with thousands of rows
-takes ten times as long): meant for choosing, not for promising.
+calibration below; `calibrate` says how much faster or slower this one is. Right within a factor of 2 in 94% and 75%
+of 16 random settings there (scripts/times.py --seed 300 and 77 try them again; `evict` with 2,048 rows takes four times as
+long): meant for choosing, not for promising.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Half precision numbers, which arrive as uint16 bit patterns, from and to single precision.
 
 Processors convert a vector of them in one instruction, which Numba does not know; without it, integer operations that
-LLVM vectorises move the bits, eight times slower.
+LLVM vectorises move the bits, six times slower.
 """
 
 import numpy as np

@@ -22,42 +22,14 @@ FAST = {"contract", "reassoc", "arcp", "nsz"}
 
 @kernel(cache=True, fastmath=FAST)
 def cholesky(a, least):
-    """Upper U with U^T U = a (n, n), in place; reads and writes the upper triangle, what lies below is undefined.
+    """Upper U with U^T U = A for a = A (n, n), in place; reads and writes the upper triangle, what lies below is undefined.
 
-    False, with a spoilt, as soon as a pivot is not above `least` (or is not a number).
+    Of a = [A, I] (n, 2 n) the second half becomes U^-T in the same elimination. False, with a spoilt, as soon as a pivot is
+    not above `least` (or is not a number).
     """
     n = a.shape[0]
     for i in range(n):
-        first, whole = i - i % LANE, i - i % 4
-        row = a[i, first:]
-        for k in range(0, whole, 4):
-            f0, f1, f2, f3 = a[k, i], a[k + 1, i], a[k + 2, i], a[k + 3, i]
-            a0, a1, a2, a3 = a[k, first:], a[k + 1, first:], a[k + 2, first:], a[k + 3, first:]
-            for j in range(row.shape[0]):
-                row[j] -= f0 * a0[j] + f1 * a1[j] + f2 * a2[j] + f3 * a3[j]
-        for k in range(whole, i):
-            f0, a0 = a[k, i], a[k, first:]
-            for j in range(row.shape[0]):
-                row[j] -= f0 * a0[j]
-        pivot = a[i, i]
-        if not (pivot > least and pivot < math.inf):
-            return False
-        reciprocal = a.dtype.type(1) / math.sqrt(pivot)
-        for j in range(row.shape[0]):
-            row[j] *= reciprocal
-    return True
-
-
-@kernel(fastmath=FAST)
-def invert_small(a, least):
-    """a (n, 2 n) = [A, I] becomes [U, L^-1] for A = U^T U = L L^T, of which the upper triangle is read.
-
-    Below the diagonal U is undefined; False as in `cholesky`. One elimination for both: the rows of U and of L^-1 are got
-    from those above by the same factors.
-    """
-    n = a.shape[0]
-    for i in range(n):
-        first, end, whole = i - i % LANE, min(n + i + LANE - i % LANE, 2 * n), i - i % 4
+        first, end, whole = i - i % LANE, min(n + i + LANE - i % LANE, a.shape[1]), i - i % 4
         row = a[i, first:end]
         for k in range(0, whole, 4):
             f0, f1, f2, f3 = a[k, i], a[k + 1, i], a[k + 2, i], a[k + 3, i]
@@ -96,7 +68,7 @@ def invert_factor(gemm, a, least, out, scratch):
             _copy(a[k + i, k:end], both[i, :size])
             both[i, size:] = 0
             both[i, size + i] = 1
-        if not invert_small(both, least):
+        if not cholesky(both, least):
             return False
         inverse = both[:, size:]
         for i in range(size):

@@ -118,7 +118,7 @@ def kind_name(kind: type) -> str:
 def allocate(spec: dict) -> dict[str, np.ndarray]:
     """Arrays for a spec, their pages touched, so that what was projected is what is resident.
 
-    Each begins on a cache line: vectors of a whole line that straddle two cost a quarter of a compression's speed.
+    Each begins on a cache line: vectors of a whole line that straddle two cost a quarter of an elimination's speed.
     """
     arrays = {}
     for name, (shape, dtype) in spec.items():
