@@ -28,6 +28,16 @@ def test_refused_with_the_place(tmp_path, part, method, mode):
     refused(*args, code=5, words=words, folder=tmp_path, cwd=tmp_path)
 
 
+def test_the_first_block_that_is_bad_is_told_though_another_head_is_ahead(tmp_path):
+    arrays = {part: np.random.default_rng(0).standard_normal((600, 2, 8)).astype("f4") for part in "qkv"}
+    arrays["v"][[130, 70], [0, 1], 3] = np.nan  # head 0 may be in the next block before head 1 comes to its bad row
+    for part, array in arrays.items():
+        np.save(tmp_path / f"{part}.npy", array)
+    for threads in (1, 2):
+        args = ["attend", *FILES, "--layout", "THD", "--causal", "--method", "window", "--block-rows", "64", "--threads", threads]
+        refused(*args, "-o", "out.npy", code=5, words=["row 70, head 1"], folder=tmp_path, cwd=tmp_path)
+
+
 def test_an_overflow_of_half_precision_is_not_finite_either(tmp_path):
     arrays = spoil(tmp_path, dtype=np.float16)
     with np.errstate(over="ignore"):

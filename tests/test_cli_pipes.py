@@ -4,10 +4,11 @@ import os
 import pty
 import signal
 import subprocess
+import threading
 
 import numpy as np
 import pytest
-from clirun import COMMAND, FILES, environment, records, refused, run, save_heads, start
+from clirun import COMMAND, FILES, TIMEOUT, environment, record_bytes, records, refused, run, save_heads, start
 
 PIPED = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 KEYS = ["--dim", "8", "--logit-std", "0.5", "--emit", "kv", "--seed", "1"]
@@ -41,6 +42,25 @@ def test_head_takes_what_it_wants(folder):
             assert attend.stderr.read() == b""
         assert keys.stderr.read() == b""
     assert (keys.returncode, attend.returncode) in ((0, -signal.SIGPIPE), (0, 0))
+
+
+def test_who_waits_for_answers_before_asking_on_gets_them():
+    """Rows of a causal pipe are answered when their block is complete, not when the next one comes."""
+    command = ["attend", "-", "--causal", "--method", "window", "--window", "8", "--block-rows", "32", "-o", "-", "--quiet"]
+    rows = np.random.default_rng(1).standard_normal((96, 6)).astype("f4")
+    with start(*command, stdin=subprocess.PIPE, **PIPED) as attend:
+        patience = threading.Timer(TIMEOUT, attend.kill)
+        patience.start()
+        found = []
+        for at in range(0, 96, 32):
+            attend.stdin.write(record_bytes(rows[at : at + 32]))
+            attend.stdin.flush()
+            found.append(attend.stdout.read(128 + 32 * 2 * 4))
+        attend.stdin.close()
+        assert attend.stdout.read() == attend.stderr.read() == b""
+        patience.cancel()
+    assert attend.returncode == 0
+    assert b"".join(found) == run(*command, input=record_bytes(rows)).out
 
 
 def test_a_closed_pipe_ends_an_endless_run_as_sigpipe_does(tmp_path):

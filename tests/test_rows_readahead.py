@@ -128,6 +128,7 @@ def test_check_is_called_while_a_pipe_is_silent():
     os.write(write, head.getvalue()[:200])
     with os.fdopen(read, "rb", buffering=0) as pipe, open_inputs(InputSpec("-", stdin=pipe), need_q=False) as inputs:
         with pytest.raises(Stopped), ReadAhead([inputs.k.tensor], block_rows=50, check=check) as ahead:
+            assert not ahead.ready
             next(ahead)
         assert ahead.wait_seconds > 0
         os.close(write)  # the thread left behind ends, and its error is nobody's
@@ -137,3 +138,14 @@ def test_slots_are_reused():
     with ReadAhead([V], block_rows=1, slots=2) as ahead:
         places = {block.arrays[0].__array_interface__["data"][0] for block in ahead}
     assert len(places) == 2
+
+
+def test_blocks_that_are_lent_longer_stay_as_they_are():
+    whole = rf.tensor_items(V, 100)
+    with ReadAhead([V], block_rows=2, slots=3, lent=2) as ahead:
+        before = next(ahead)
+        for block in ahead:
+            for each in (before, block):
+                np.testing.assert_array_equal(each.arrays[0], whole[:, each.start : each.start + each.rows])
+            before = block
+        assert before.start == 18

@@ -221,6 +221,24 @@ def test_float16_overflow_is_infinite(tmp_path):
     assert np.isinf(read(tmp_path / "o.npy")).all()
 
 
+def test_the_disk_begins_before_the_end(tmp_path, monkeypatch):
+    """Long blocks are on their way to the disk when `commit` waits for it; where the system refuses that, nothing is lost."""
+    asked = []
+
+    def advise(fd, position, size, advice):
+        asked.append((position, size, advice))
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    block = np.random.default_rng(2).standard_normal((1024, 1, 512)).astype("f4")
+    writer = open_writer(str(tmp_path / "out.npy"), 2560, 1, 512)
+    for at, rows in ((0, 1024), (1024, 1024), (2048, 512), (2560, 0)):
+        writer.write(at, block[:rows])
+    writer.commit(META)
+    assert asked == [(128 + at * 2048, rows * 2048, os.POSIX_FADV_DONTNEED) for at, rows in ((0, 1024), (1024, 1024), (2048, 512))]
+    np.testing.assert_array_equal(read(tmp_path / "out.npy")[1024:2048], block)
+
+
 def test_npy_header_has_one_size():
     for shape in ((0,), (10**18, 10**6, 10**6), (1, 2, 3, 4)):
         header = npy_header(shape, np.dtype("<f4"))

@@ -26,7 +26,7 @@ class Auditor:
         shape = (len(problem.q), rows, problem.q.dim)
         self.q = np.zeros(shape, problem.precision)
         self.approx = np.full((rows, len(problem.q), problem.v.dim), np.nan)
-        self.filled = self.offered = 0
+        self.filled = self.offered = self.heard = 0
         if reservoir:
             self.rows = np.zeros(rows, np.int64)
             self.keys = np.full(rows, np.iinfo(np.uint64).max, np.uint64)
@@ -92,6 +92,7 @@ class Auditor:
         """Note what the method answered for sampled rows among rows start.. (n, heads, dv)."""
         a, b = np.searchsorted(self.rows, [start, start + len(answers)])
         self.approx[a:b] = answers[self.rows[a:b] - start]
+        self.heard = start + len(answers)
 
     def offer(self, start: int, block: np.ndarray, answers: np.ndarray) -> None:
         """Reservoir: keep those rows of a block of queries whose hash is among the smallest so far."""

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from streamattn_cli.engine.plan import Plan
 
 FIRST_ROWS = 1024  # shown to the method before the pass begins
-SLOTS = 3  # blocks in flight: one read, one waiting, one worked on
+LENT = 2  # blocks that are worked on at the same time
+SLOTS = LENT + 1  # and one that is read
+OUTPUTS = LENT + 1  # blocks of answers: while one is written, the next are filled
 SLACK = 2 << 20  # interpreter objects, allocator slack (measured: 0.3 to 1.5 MiB)
 THREAD = 3 << 19  # what BLAS keeps for every further thread, and its stack (measured: up to 2 MiB; SLACK helps out)
 
@@ -66,7 +68,7 @@ def _lasting(plan: Plan) -> dict[str, int]:
     held = sum(max(t.held_bytes, 0 if t.seekable else FIRST_ROWS * row_bytes(t)) for t in tensors)
     parts = {"held_by_inputs": held, "work": spec_bytes(work_spec(problem)) * plan.threads}
     if problem.method != "exact":
-        parts["output"] = 2 * plan.query_block_rows * _output_row(problem)
+        parts["output"] = OUTPUTS * plan.query_block_rows * _output_row(problem)
     if problem.sketches:
         parts["output"] *= problem.sketches.heaps or problem.request.audit > 0  # elsewhere no row is produced
     if problem.params or problem.sketches:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from threading import Event, Lock
 
 import numpy as np
 
@@ -19,6 +20,39 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Batch:
+    """Chains of items that are worked on, one for each lane."""
+
+    def __init__(self, task: Callable[[object, dict], None], chains: list[Iterator]):
+        self.task, self.chains, self.left = task, chains, len(chains)
+        self.errors: dict[int, BaseException] = {}
+        self.done = Event()
+        if not chains:
+            self.done.set()
+
+    def wait(self) -> None:
+        """Until all chains have ended; raises the first error in their order."""
+        self.done.wait()
+        if self.errors:
+            raise self.errors[min(self.errors)]
+
+    def turn(self, number: int, work: dict) -> bool:
+        """Do the next item of a chain; False where there was none, or it failed."""
+        try:
+            for item in islice(self.chains[number], 1):
+                self.task(item, work)
+                return True
+        except BaseException as error:
+            self.errors[number] = error
+        return False
+
+    def end(self) -> None:
+        """One chain less."""
+        self.left -= 1
+        if not self.left:
+            self.done.set()
+
+
 class Workers:
     """`threads` workers with one set of scratch arrays each. Which worker does what never changes a result."""
 
@@ -28,44 +62,42 @@ class Workers:
         for work in self.works:
             self._free.put(work)
         self._pool = ThreadPoolExecutor(threads, "streamattn-worker") if threads > 1 else None
+        self._lock, self._serving = Lock(), 0  # of what follows: how many threads serve chains,
+        self._queues: dict[int, deque[Batch]] = {}  # the batches that have a chain of this number, the first one in work,
+        self._ready: deque[int] = deque()  # and the numbers of those that wait for a thread
 
     def run(self, task: Callable[[object, dict], None], items: Iterable) -> None:
         """Call task(item, work) for every item; the first error in item order is raised when all have ended."""
         items = list(items)
-        if self._pool is None or len(items) == 1:
-            for item in items:
-                task(item, self.works[0])
-            return
-        futures = [self._pool.submit(self._with_work, task, item) for item in items]
-        errors = [error for future in futures if (error := future.exception())]
-        if errors:
-            raise errors[0]
+        if len(items) == 1:
+            task(items[0], self.works[0])
+        else:
+            self.start(task, ([item] for item in items)).wait()
 
-    def run_chains(self, task: Callable[[object, dict], None], chains: Iterable[Iterable]) -> None:
-        """Call task(item, work) for every item of every chain: those of one chain in order, and turn by turn between them.
+    def start(self, task: Callable[[object, dict], None], chains: Iterable[Iterable]) -> Batch:
+        """Begin task(item, work) for every item of every chain, and return at once (with one thread: when it is done).
 
-        So three chains keep two threads busy to the end. The first error in the order of the chains is raised when all
-        have ended; a chain that failed goes no further.
+        The items of one chain go in order, after those of the chain of the same number in earlier batches; chains take
+        turns item by item, so that three of them keep two threads busy. A chain that failed goes no further.
         """
-        chains = [iter(chain) for chain in chains]
-        waiting, errors = deque(enumerate(chains)), {}
-
-        def serve(_: object, work: dict) -> None:
-            while True:
-                try:
-                    number, chain = waiting.popleft()
-                except IndexError:  # whoever still has a chain takes care of it
-                    return
-                try:
-                    for item in islice(chain, 1):
-                        task(item, work)
-                        waiting.append((number, chain))
-                except BaseException as error:
-                    errors[number] = error
-
-        self.run(serve, range(min(len(chains), len(self.works))))
-        if errors:
-            raise errors[min(errors)]
+        batch = Batch(task, [iter(chain) for chain in chains])
+        if self._pool is None:
+            for number in range(batch.left):
+                while batch.turn(number, self.works[0]):
+                    pass
+                batch.end()
+            return batch
+        with self._lock:
+            for number in range(len(batch.chains)):
+                queue = self._queues.setdefault(number, deque())
+                queue.append(batch)
+                if len(queue) == 1:
+                    self._ready.append(number)
+            more = min(len(self._ready), len(self.works) - self._serving)
+            self._serving += more
+        for _ in range(more):
+            self._pool.submit(self._serve)
+        return batch
 
     def total(self, name: str) -> np.ndarray:
         """The sum of a scratch array over all workers: for counters."""
@@ -76,9 +108,20 @@ class Workers:
         if self._pool:
             self._pool.shutdown(wait=True)
 
-    def _with_work(self, task: Callable, item: object) -> None:
-        work = self._free.get()
-        try:
-            task(item, work)
-        finally:
-            self._free.put(work)
+    def _serve(self) -> None:
+        """Take turns in the chains that wait, until there is none."""
+        work, number = self._free.get(), None
+        while True:
+            with self._lock:
+                if number is not None and self._queues[number]:
+                    self._ready.append(number)
+                if not self._ready:
+                    self._serving -= 1
+                    break
+                number = self._ready.popleft()
+                batch = self._queues[number][0]
+            if not batch.turn(number, work):
+                with self._lock:
+                    self._queues[number].popleft()
+                    batch.end()
+        self._free.put(work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,12 +10,12 @@ import numpy as np
 
 from streamattn_cli.engine.audit import Auditor
 from streamattn_cli.engine.events import Audit
-from streamattn_cli.engine.footprint import FIRST_ROWS, SLOTS, work_spec
+from streamattn_cli.engine.footprint import FIRST_ROWS, LENT, OUTPUTS, SLOTS, work_spec
 from streamattn_cli.engine.lanes import Lane, Part
 from streamattn_cli.engine.meter import trim
 from streamattn_cli.engine.modelfile import model_queries
 from streamattn_cli.engine.plan import Plan
-from streamattn_cli.engine.pool import Workers
+from streamattn_cli.engine.pool import Batch, Workers
 from streamattn_cli.engine.pump import Watch, pump
 from streamattn_cli.engine.resume import Saved
 from streamattn_cli.engine.saver import stack_heads, unstack_heads
@@ -41,9 +42,9 @@ class Run:
         self.workers = Workers(plan.threads, work_spec(problem))
         self.sketches = [HeadAttention(problem.params) for _ in self.lanes] if problem.params else []
         rows = 0 if problem.method == "exact" else plan.query_block_rows
-        # answers of two blocks: while one is written, the next is filled
-        both = allocate({"output": ((2, rows, len(problem.q), problem.v.dim), problem.precision)})["output"]
-        self.output, self._other = both
+        outputs = allocate({"outputs": ((OUTPUTS, rows, len(problem.q), problem.v.dim), problem.precision)})["outputs"]
+        self._outputs = deque(outputs)
+        self._flying: deque[tuple[Batch, Callable[[], None] | None]] = deque()  # blocks in work, and what follows them
         self._pen, self._written = ThreadPoolExecutor(1, "streamattn-writer"), None
         self.auditor = None
         if plan.audit_rows:
@@ -154,7 +155,12 @@ class Run:
         self.workers.close()
 
     def settle(self) -> None:
-        """Wait until all answers so far are written; raises what went wrong."""
+        """Wait until all blocks so far are done and their answers written; raises what went wrong."""
+        self._land()
+        self._dry()
+
+    def _dry(self) -> None:
+        """Wait for the writer."""
         written, self._written = self._written, None
         if written:
             written.result()
@@ -218,7 +224,7 @@ class Run:
 
             done = leap(block) if leap else 0
             if done < block.rows:
-                self._in_turns(block, step_task, done)
+                self._fly(step_task, self._steps(block, done))
 
         for work in self.workers.works if start == 0 else ():
             work["lane.dropped"][0] = 0  # the last pass over the keys sees all of them: each is counted once
@@ -239,6 +245,7 @@ class Run:
         (k, v), p = block.arrays, self.problem
         if p.params.history or (self.auditor and not self.auditor.reservoir):
             return 0
+        self._land()
         bad = self._k.bad(k, 0, block.rows) or self._v.bad(v, 0, block.rows)
         if not bad and p.k.tensor.dtype == p.v.tensor.dtype == p.params.stored:
             for lane, sketch in zip(self.lanes, self.sketches, strict=True):
@@ -255,7 +262,7 @@ class Run:
 
         def take(block: Block) -> None:
             (q,) = block.arrays
-            answers = self.output[: block.rows]
+            answers = self._next_output(block)
 
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item
@@ -264,11 +271,13 @@ class Run:
                 self.sketches[lane.index].answer(queries, block.start + a, out, work)
                 lane.put(out, answers, a, b, work)
 
-            steps = [(lane, a, b) for lane in self.lanes for a, b in lane.steps(block.start, block.rows)]
-            self.workers.run(step_task, steps)
-            self._write_behind(block.start, answers)
-            if self.auditor and self.auditor.reservoir:
-                self.auditor.offer(block.start, q, answers)
+            def landed() -> None:
+                self._write_behind(block.start, answers)
+                if self.auditor and self.auditor.reservoir:
+                    self.auditor.offer(block.start, q, answers)
+
+            apart = [[step] for chain in self._steps(block) for step in chain]
+            self._fly(step_task, apart, landed)
 
         size = self.plan.query_block_rows
         rows = self.done + self._pump([p.q.tensor], take, "queries", p.q.rows, self.done, size, self.passed)
@@ -281,7 +290,7 @@ class Run:
 
         def take(block: Block) -> None:
             q, k, v = block.arrays
-            answers = self.output[: block.rows]
+            answers = self._next_output(block)
 
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item
@@ -294,8 +303,7 @@ class Run:
                 if self.auditor:
                     self.auditor.see(lane, keys, values, work)
 
-            self._in_turns(block, step_task)
-            self._write_behind(block.start, answers)
+            self._fly(step_task, self._steps(block), lambda: self._write_behind(block.start, answers))
 
         stop = p.k.rows if p.q.rows is None else p.q.rows
         tensors = [p.q.tensor, p.k.tensor, p.v.tensor]
@@ -359,29 +367,48 @@ class Run:
     ) -> int:
         size = block_rows or self.plan.block_rows
         total = None if stop is None else stop - start
-        blocks = ReadAhead(tensors, start, stop, size, SLOTS, self.watch.interrupts.check)
-        rows = pump(blocks, take, self.watch, phase, total, passed)
-        del blocks
+        self._blocks = ReadAhead(tensors, start, stop, size, SLOTS, self.watch.interrupts.check, LENT)
+        rows = pump(self._blocks, take, self.watch, phase, total, passed)
+        self._land()
+        del self._blocks
         trim()  # the next phase may take what this one took
         return rows
 
-    def _in_turns(self, block: Block, task: Callable, first: int = 0) -> None:
-        """Call task((lane, a, b), work) for the steps of every lane through a block, from its row `first` on."""
-        chains = []
-        for lane in self.lanes:
-            steps = lane.steps(block.start + first, block.rows - first)
-            chains.append([(lane, first + a, first + b) for a, b in steps])
-        self.workers.run_chains(task, chains)
+    def _steps(self, block: Block, first: int = 0) -> list[list[tuple[Lane, int, int]]]:
+        """The steps (lane, a, b) of every lane through a block, from its row `first` on."""
+        cuts = [(lane, lane.steps(block.start + first, block.rows - first)) for lane in self.lanes]
+        return [[(lane, first + a, first + b) for a, b in steps] for lane, steps in cuts]
+
+    def _fly(self, task: Callable, chains: list, landed: Callable[[], None] | None = None) -> None:
+        """Begin with the steps of a block, and end with the block before it: a lane that is early need not wait for the
+        others. `landed` is called when all its steps are done. Where the input is late, end with this block, too: who
+        sends it may be waiting for answers."""
+        self._flying.append((self.workers.start(task, chains), landed))
+        self._land(1)
+        if not self._blocks.ready:
+            self._land()
+
+    def _land(self, left: int = 0) -> None:
+        """Wait for all blocks in work but the last `left`, in order; raises what went wrong."""
+        while len(self._flying) > left:
+            batch, landed = self._flying.popleft()
+            batch.wait()
+            if landed:
+                landed()
+
+    def _next_output(self, block: Block) -> np.ndarray:
+        """Room for the answers to a block."""
+        self._outputs.rotate(1)
+        return self._outputs[0][: block.rows]
 
     def _write_behind(self, start: int, answers: np.ndarray) -> None:
         """Write to a file while the next block is answered. A pipe may keep a writer waiting: that is left to this thread,
         which signals reach."""
-        self.settle()
+        self._dry()
         if not hasattr(self.writer, "part"):
             self._write(start, answers)
             return
         self._written = self._pen.submit(self.writer.write, start, answers)
-        self.output, self._other = self._other, self.output
         self._hear(start, answers)
 
     def _write(self, start: int, answers: np.ndarray) -> None:

@@ -175,7 +175,7 @@ class SketchedRun(Run):
 
         def take(block: Block) -> None:
             (q,) = block.arrays
-            answers = self.output[: block.rows]
+            answers = self._next_output(block)
 
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item

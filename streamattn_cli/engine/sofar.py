@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from streamattn_cli.engine.audit import Auditor
+from streamattn_cli.sketches.tiles import TILE
 
 
 class ErrorSoFar:
     """The relative error of the audited rows whose exact answers are complete, kept up as they come.
 
-    Only causal attention has any before the end: row t is complete when the keys up to t have passed.
+    Only causal attention has any before the end: row t is complete when the tile of keys that holds t has passed.
     """
 
     def __init__(self, auditor: Auditor):
@@ -27,8 +28,8 @@ class ErrorSoFar:
     def _go_on(self) -> None:
         """Compare the rows that have become complete since the last time."""
         a = self.auditor
-        seen = min(truth.tiles.seen for truth in a.truth)
-        rows = slice(self.rows, int(np.searchsorted(a.rows, seen)))
+        complete = a.heard // TILE * TILE  # lanes may be beyond that
+        rows = slice(self.rows, int(np.searchsorted(a.rows, complete)))
         if rows.stop <= rows.start:
             return
         for lane, truth in zip(a.lanes, a.truth, strict=True):

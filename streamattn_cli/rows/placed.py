@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from streamattn_cli.errors import StreamattnError, UsageError
-from streamattn_cli.rows.fdio import pwrite_all
+from streamattn_cli.rows.fdio import begin_writeback, pwrite_all
 from streamattn_cli.rows.outshape import OutShape
 from streamattn_cli.rows.temporary import Temporary, failing_as_output
 
@@ -60,6 +60,7 @@ class PlacedWriter:
                 for segment, part in enumerate(self._shape.cut(block)):
                     place = self._offset + (segment * (self._rows or 0) + start) * row
                     pwrite_all(self._temporary.fd, memoryview(part.reshape(-1)).cast("B"), place)
+                    begin_writeback(self._temporary.fd, place, part.nbytes)
         except BaseException:
             self.abort()
             raise

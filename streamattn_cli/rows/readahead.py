@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ _POLL = 0.1  # seconds between looks at signals while waiting
 
 @dataclass(frozen=True)
 class Block:
-    """Rows [start, start + rows) of every tensor, valid until the next block is asked for."""
+    """Rows [start, start + rows) of every tensor, valid until the next block, or the `lent`-th next, is asked for."""
 
     start: int
     rows: int
@@ -42,7 +43,8 @@ class ReadAhead:
     """Iterate over blocks of `block_rows` rows (the last may be shorter) of several tensors in step.
 
     Reads rows [start, stop), or to the end when stop is None. Errors of the reading thread are raised by the iterator.
-    `check` is called at least every 0.2 s while waiting, so that a signal handler's wish is seen. Raises
+    `check` is called at least every 0.2 s while waiting, so that a signal handler's wish is seen. `lent`: how many of the
+    last blocks stay valid. Raises
     InputMalformed if the tensors do not end at the same row. Use as a context manager; leaving it early is fine.
     """
 
@@ -54,6 +56,7 @@ class ReadAhead:
         block_rows: int = 1024,
         slots: int = 3,
         check: Callable[[], None] | None = None,
+        lent: int = 1,
     ):
         self.wait_seconds = 0.0  # the consumer's time without a block
         self.bytes_read = 0  # of blocks handed out
@@ -69,11 +72,17 @@ class ReadAhead:
         self._full: queue.SimpleQueue[tuple[int, int, int] | BaseException | None] = queue.SimpleQueue()
         for slot in range(slots):
             self._free.put(slot)
-        self._lent: int | None = None  # slot that the consumer holds
+        self._lent: deque[int] = deque()  # slots that the consumer holds,
+        self._most_lent = lent
         self._over = False
         self._closing = False
         self._thread = threading.Thread(target=self._read_all, name="streamattn-readahead", daemon=True)
         self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next block, or the end, has come already."""
+        return not self._full.empty()
 
     def _buffers(self, slots: int) -> list[list[np.ndarray]]:
         """Flat room for one block of every tensor, in every slot.
@@ -131,16 +140,16 @@ class ReadAhead:
         return self
 
     def __next__(self) -> Block:
-        if self._lent is not None:
-            self._free.put(self._lent)
-            self._lent = None
+        if len(self._lent) == self._most_lent:
+            self._free.put(self._lent.popleft())
         item = None if self._over else self._wait()
         if item is None or isinstance(item, BaseException):
             self._over = True
             raise item or StopIteration
-        self._lent, start, rows = item
+        slot, start, rows = item
+        self._lent.append(slot)
         self.bytes_read += rows * self._row_bytes
-        pairs = zip(self._distinct, self._slots[self._lent], strict=True)
+        pairs = zip(self._distinct, self._slots[slot], strict=True)
         arrays = [_shaped(flat, tensor, rows) for tensor, flat in pairs]
         return Block(start, rows, tuple(arrays[i] for i in self._order))
 

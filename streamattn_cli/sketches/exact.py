@@ -33,11 +33,6 @@ class KeyTiles:
         """Rows that have come."""
         return int(self.count[0])
 
-    @property
-    def seen(self) -> int:
-        """Rows in the tiles that are complete."""
-        return self.rows // TILE * TILE
-
     def feed(self, k: np.ndarray, c: np.ndarray):
         """Yield (start, k, c) for every tile that these rows complete."""
         a = 0
