@@ -15,7 +15,7 @@ except ImportError:
     PolynomialCountSketch = None
 
 
-def torch_seconds(rows: int, heads: int, dim: int, causal: bool) -> float | None:
+def torch_seconds(rows: int, heads: int, dim: int, causal: bool, tries: int = TRIES) -> float | None:
     """Seconds of torch's scaled_dot_product_attention, float32, on all threads; None without torch."""
     if torch is None:
         return None
@@ -23,7 +23,7 @@ def torch_seconds(rows: int, heads: int, dim: int, causal: bool) -> float | None
     q, k, v = (torch.randn(1, heads, rows, dim) for _ in range(3))
     attend = torch.nn.functional.scaled_dot_product_attention
     with torch.inference_mode():
-        return best(lambda: attend(q, k, v, is_causal=causal), TRIES)
+        return best(lambda: attend(q, k, v, is_causal=causal), tries)
 
 
 def numpy_exact(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
