@@ -71,6 +71,40 @@ def test_a_lane_that_is_early_begins_with_the_next_batch():
     workers.close()
 
 
+def test_a_batch_that_comes_when_the_one_before_has_just_ended_is_worked_on_once():
+    """Whoever waits for a batch begins the next one as soon as it hears of the end, whatever a thread is about then."""
+    workers, batches, twice = Workers(2, SPEC), [], []
+
+    class Eager:
+        """The lock of the workers; when it is free again, and a batch has ended, the next one begins."""
+
+        def __init__(self, lock):
+            self.lock = lock
+
+        def __enter__(self):
+            self.lock.acquire()
+
+        def __exit__(self, *exc):
+            waiting = list(workers._ready)
+            twice.extend(waiting if len(set(waiting)) < len(waiting) else [])
+            self.lock.release()
+            if batches and batches[-1] and batches[-1].done.is_set() and len(batches) < 50:
+                batches.append(None)
+                batches[-1] = workers.start(lambda item, work: None, [[0, 1]])
+
+    workers._lock = Eager(workers._lock)
+    first = workers.start(lambda item, work: None, [[0, 1]])
+    batches.append(first)
+    with workers._lock:
+        pass
+    for number in range(50):
+        while len(batches) <= number or batches[number] is None:
+            threading.Event().wait(1e-3)
+        assert batches[number].done.wait(PATIENCE)
+    workers.close()
+    assert not twice
+
+
 def test_the_first_error_in_the_order_of_chains(workers):
     done = []
 

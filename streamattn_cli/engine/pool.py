@@ -110,18 +110,19 @@ class Workers:
 
     def _serve(self) -> None:
         """Take turns in the chains that wait, until there is none."""
-        work, number = self._free.get(), None
+        work = self._free.get()
         while True:
             with self._lock:
-                if number is not None and self._queues[number]:
-                    self._ready.append(number)
                 if not self._ready:
                     self._serving -= 1
                     break
                 number = self._ready.popleft()
                 batch = self._queues[number][0]
-            if not batch.turn(number, work):
-                with self._lock:
+            going = batch.turn(number, work)
+            with self._lock:  # at one stroke: `start` looks at the queue to know whether its number waits already
+                if not going:
                     self._queues[number].popleft()
                     batch.end()
+                if self._queues[number]:
+                    self._ready.append(number)
         self._free.put(work)
