@@ -38,7 +38,11 @@ def completions() -> dict[str, str]:
     found = {}
     for shell, name in SCRIPTS.items():
         done = subprocess.run(
-            run, env=os.environ | {"_STREAMATTN_COMPLETE": f"source_{shell}"}, capture_output=True, text=True, check=True
+            run,
+            env=os.environ | {"_STREAMATTN_COMPLETE": f"source_{shell}"},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found[name] = done.stdout.strip() + "\n"
     return found

@@ -13,7 +13,9 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(_number) is signal.SIG_IGN:  # a shell ignores them for what runs behind it, and so would what is tested
+    if (
+        signal.getsignal(_number) is signal.SIG_IGN
+    ):  # a shell ignores them for what runs behind it, and so would what is tested
         signal.signal(_number, _handler)
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, database=None)

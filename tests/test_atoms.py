@@ -151,7 +151,13 @@ def test_every_half_is_kept_and_others_are_rounded_as_numpy_does(rng):
     halves = halves[np.isfinite(halves.view("f2"))].view("f2").astype("f4")
     middles = (halves + np.nextafter(halves, np.inf).astype("f2").astype("f4")) / 2
     others = rng.standard_normal(4000).astype("f4") * np.exp2(rng.integers(-30, 18, 4000)).astype("f4")
-    for numbers in (halves, middles, np.nextafter(halves, np.float32(np.inf)), others, np.float32([65519.9, 65520, 1e9])):
+    for numbers in (
+        halves,
+        middles,
+        np.nextafter(halves, np.float32(np.inf)),
+        others,
+        np.float32([65519.9, 65520, 1e9]),
+    ):
         n = len(numbers)
         rows, c = np.zeros((n, 2), "u2"), np.column_stack([-numbers, np.ones(n)]).astype("f4")
         put_rows(rows, numbers[:, None], c, "f2")

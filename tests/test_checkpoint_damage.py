@@ -238,8 +238,20 @@ class Mutator:
         header = json.loads(json.dumps(self._header))
         data = self._data
         for _ in range(self._rng.integers(1, 4)):
-            change = self.pick([self._value, self._value, self._value, self._rename, self._drop, self._reorder,
-                                self._add, self._retype, self._retype, self._words])
+            change = self.pick(
+                [
+                    self._value,
+                    self._value,
+                    self._value,
+                    self._rename,
+                    self._drop,
+                    self._reorder,
+                    self._add,
+                    self._retype,
+                    self._retype,
+                    self._words,
+                ]
+            )
             header = change(header)
         if self._rng.random() < 0.2:
             data = data[: self._rng.integers(len(data) + 1)] + bytes(self._rng.integers(0, 200)) + data[-32:]

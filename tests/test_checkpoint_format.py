@@ -93,11 +93,18 @@ def test_it_is_a_safetensors_file():
 
 
 def test_read_header_needs_no_numpy(tmp_path):
-    code = ("import sys; from streamattn_cli.checkpoint.container import read_header; h = read_header(sys.argv[1]);"
-            "print(h.meta['rows'], h.version, len(h.tensors), h.state_bytes, h.file_bytes);"
-            "print([m for m in ('numpy', 'numba', 'h5py', 'hashlib') if m in sys.modules])")
-    run = subprocess.run([sys.executable, "-c", code, str(GOLDEN)], capture_output=True, text=True, check=True,
-                         cwd=Path(__file__).parent.parent)
+    code = (
+        "import sys; from streamattn_cli.checkpoint.container import read_header; h = read_header(sys.argv[1]);"
+        "print(h.meta['rows'], h.version, len(h.tensors), h.state_bytes, h.file_bytes);"
+        "print([m for m in ('numpy', 'numba', 'h5py', 'hashlib') if m in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(GOLDEN)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
     size = sum(array.nbytes for array in read(str(GOLDEN))[0].values())
     assert run.stdout == f"257 1 {len(golden()[0])} {size} {GOLDEN.stat().st_size}\n['hashlib']\n"
 
@@ -121,8 +128,11 @@ def test_any_state_comes_back_and_gives_the_same_bytes(state, meta):
     assert encoded(*shuffled) == content == encoded(found, words)
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
-    assert all((start + entry["data_offsets"][0]) % 64 == 0 for name, entry in header.items()
-               if name[0] not in "~_" or name in state)
+    assert all(
+        (start + entry["data_offsets"][0]) % 64 == 0
+        for name, entry in header.items()
+        if name[0] not in "~_" or name in state
+    )
 
 
 def test_a_state_that_is_not_contiguous(rng):
@@ -235,8 +245,10 @@ def test_64_mib(tmp_path, rng):
         middle = time.perf_counter()
         save(path, state, {})
         end = time.perf_counter()
-        print(f"64 MiB: plain write and fsync {middle - start:.3f} s, commit {end - middle:.3f} s, "
-              f"{(end - middle) / (middle - start):.2f} times")
+        print(
+            f"64 MiB: plain write and fsync {middle - start:.3f} s, commit {end - middle:.3f} s, "
+            f"{(end - middle) / (middle - start):.2f} times"
+        )
     same(read(path)[0], state)
     tracemalloc.start()
     save(path, state, {})

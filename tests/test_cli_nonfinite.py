@@ -34,7 +34,19 @@ def test_the_first_block_that_is_bad_is_told_though_another_head_is_ahead(tmp_pa
     for part, array in arrays.items():
         np.save(tmp_path / f"{part}.npy", array)
     for threads in (1, 2):
-        args = ["attend", *FILES, "--layout", "THD", "--causal", "--method", "window", "--block-rows", "64", "--threads", threads]
+        args = [
+            "attend",
+            *FILES,
+            "--layout",
+            "THD",
+            "--causal",
+            "--method",
+            "window",
+            "--block-rows",
+            "64",
+            "--threads",
+            threads,
+        ]
         refused(*args, "-o", "out.npy", code=5, words=["row 70, head 1"], folder=tmp_path, cwd=tmp_path)
 
 

@@ -46,7 +46,20 @@ def test_head_takes_what_it_wants(folder):
 
 def test_who_waits_for_answers_before_asking_on_gets_them():
     """Rows of a causal pipe are answered when their block is complete, not when the next one comes."""
-    command = ["attend", "-", "--causal", "--method", "window", "--window", "8", "--block-rows", "32", "-o", "-", "--quiet"]
+    command = [
+        "attend",
+        "-",
+        "--causal",
+        "--method",
+        "window",
+        "--window",
+        "8",
+        "--block-rows",
+        "32",
+        "-o",
+        "-",
+        "--quiet",
+    ]
     rows = np.random.default_rng(1).standard_normal((96, 6)).astype("f4")
     with start(*command, stdin=subprocess.PIPE, **PIPED) as attend:
         patience = threading.Timer(TIMEOUT, attend.kill)

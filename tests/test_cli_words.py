@@ -69,7 +69,9 @@ def test_what_newcomers_tried(tmp_path):
     run(*keys, "--resident-rows", "128", "-o", "a.sattn", cwd=tmp_path)
     run(*keys, "--method", "poly", "--degree", "1", "-o", "b.sattn", cwd=tmp_path)
     for pair in (("a.sattn", "b.sattn"), ("b.sattn", "a.sattn")):
-        refused("merge", *pair, "-o", "c.sattn", code=8, words=["by nystrom", "by poly", "same parameters"], cwd=tmp_path)
+        refused(
+            "merge", *pair, "-o", "c.sattn", code=8, words=["by nystrom", "by poly", "same parameters"], cwd=tmp_path
+        )
     refused(*keys, "-o", "a.sattn", code=2, words=["--append", "--resume", "remove it"], cwd=tmp_path)
     refused(*keys, "-o", "s.npy", code=2, words=["s.npy", "FILE.sattn"], cwd=tmp_path)
     refused("attend", "q.npy", "-o", "o.npy", code=4, words=["--q FILE --k FILE --v FILE"], cwd=tmp_path)

@@ -54,7 +54,10 @@ def test_sketch(case, law):
 
 ATOMS = {
     f"{what}, {dtype}, {bits} bits": SketchCase(
-        head(dtype, NystromParams(24, 16, bits, storage=dtype), sinks=3, window=window), rows=rows, step_rows=16, slack=0.05,
+        head(dtype, NystromParams(24, 16, bits, storage=dtype), sinks=3, window=window),
+        rows=rows,
+        step_rows=16,
+        slack=0.05,
         chooses=True,
     )  # fmt: skip
     for what, window, rows in (("atoms", 0, 150), ("atoms behind a window", 20, 150), ("bank under way", 5, 40))

@@ -18,7 +18,14 @@ from streamattn_cli.checkpoint.container import read_header
 from streamattn_cli.engine.request import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.sketchfile import query
-from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, InputMissing, NonFinite, UsageError
+from streamattn_cli.errors import (
+    CannotMeet,
+    CheckpointIncompatible,
+    InputMalformed,
+    InputMissing,
+    NonFinite,
+    UsageError,
+)
 from streamattn_cli.rows.spec import InputSpec
 
 ROWS = 2600
@@ -83,7 +90,11 @@ def test_answers_are_those_of_the_command(tmp_path):
     sketch = _filled(k, v, **WORDS["nystrom"])
     sketch.save(tmp_path / "s.sattn")
     spec = InputSpec(input=str(tmp_path / "q.npy"), layout="THD")
-    query(AttendRequest(spec, str(tmp_path / "out.npy"), checkpoint=str(tmp_path / "s.sattn")), lambda e: None, Interrupts())
+    query(
+        AttendRequest(spec, str(tmp_path / "out.npy"), checkpoint=str(tmp_path / "s.sattn")),
+        lambda e: None,
+        Interrupts(),
+    )
     expected = np.load(tmp_path / "out.npy")
     for one in (sketch, open_sketch(tmp_path / "s.sattn")):
         assert np.array_equal(one.query(q), expected)

@@ -27,9 +27,11 @@ def test_every_half_widens_as_in_numpy(forms):
 
 def test_singles_narrow_as_in_numpy(forms):
     """Every half, every middle of two neighbours, their float32 neighbours, and what is too large."""
-    halves = PATTERNS[: 0x7C00].view(np.float16).astype(np.float32)
+    halves = PATTERNS[:0x7C00].view(np.float16).astype(np.float32)
     middles = (halves[1:] + halves[:-1]) / 2
-    numbers = np.concatenate([halves, middles, np.nextafter(middles, np.float32(0)), np.nextafter(middles, np.float32(1e9))])
+    numbers = np.concatenate(
+        [halves, middles, np.nextafter(middles, np.float32(0)), np.nextafter(middles, np.float32(1e9))]
+    )
     numbers = np.concatenate([numbers, np.float32([65519.996, 65520, 1e30, 3e38])])
     numbers = np.concatenate([numbers, -numbers])
     with np.errstate(over="ignore"):

@@ -87,7 +87,9 @@ def test_one_item_that_is_not_finite_is_found_among_the_largest(dtype, bad):
     numbers = np.array([0.0, -0.0, largest, -largest, 1e-5, -1.0], "f8")
 
     def stored(x):
-        return (x.astype("f4").view("u4") >> 16).astype("u2") if dtype == "bf16" else x.astype(dtype).view(f"u{dtype[1]}")
+        return (
+            (x.astype("f4").view("u4") >> 16).astype("u2") if dtype == "bf16" else x.astype(dtype).view(f"u{dtype[1]}")
+        )
 
     holder = {"bf16": "u2", "f2": "u2"}.get(dtype, dtype)
     assert _not_finite(stored(numbers).view(holder), dtype) == 0

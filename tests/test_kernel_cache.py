@@ -23,7 +23,12 @@ print(float(k[0, 0]), sum(load.stats.cache_hits.values()), sum(load.stats.cache_
 
 
 def run(folder):
-    environment = {**os.environ, "PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "NUMBA_DISABLE_JIT": "0"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "NUMBA_DISABLE_JIT": "0",
+    }
     environment.pop("NUMBA_CACHE_DIR", None)
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -78,7 +83,9 @@ def test_the_other_process_imports_nothing_of_the_users_folder(tmp_path, monkeyp
     monkeypatch.setattr(warm, "default_threads", lambda: 2)
     params = HeadParams(8, 8, 1.0, "f4", 1, 9, 8, NystromParams(24, 12, storage="f2"), "f2")
     started = []
-    monkeypatch.setattr(warm.subprocess, "Popen", lambda *words, **more: started.append(Popen(*words, **more)) or started[-1])
+    monkeypatch.setattr(
+        warm.subprocess, "Popen", lambda *words, **more: started.append(Popen(*words, **more)) or started[-1]
+    )
     warm._on_two_processors(SimpleNamespace(params=params))
     assert [other.returncode for other in started] == [0]
     assert not (tmp_path / "imported").exists()

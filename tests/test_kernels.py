@@ -252,7 +252,9 @@ def test_centre(rng):
     out = np.full((3, 8), 9.0)
     for first in (0, 2, 3):
         assert kernel.centre(rows, mu, 0.7, radius * (1 + 1e-12), first, out) == 2
-        np.testing.assert_allclose(out[:, first : first + 5].T, [naive.shrink(row, radius) for row in moved], rtol=1e-11)
+        np.testing.assert_allclose(
+            out[:, first : first + 5].T, [naive.shrink(row, radius) for row in moved], rtol=1e-11
+        )
         assert (out[:, :first] == 0).all() and (out[:, first + 5 :] == 0).all()
     assert kernel.centre(rows, mu, 0.7, np.inf, 0, out) == 0
     assert kernel.centre(rows[:0], mu, 0.7, 1.0, 0, out) == 0 and (out == 0).all()

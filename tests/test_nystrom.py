@@ -109,7 +109,9 @@ def test_compression_is_the_naive_one(rng, temper, dtype):
         expected_index, expected = naive.compress(*words)
         assert index.tolist() == expected_index.tolist()
         top = np.abs(expected).max()
-        np.testing.assert_allclose(found, expected, rtol=1e-5 if precise else 1e-2, atol=(1e-7 if precise else 1e-3) * top)
+        np.testing.assert_allclose(
+            found, expected, rtol=1e-5 if precise else 1e-2, atol=(1e-7 if precise else 1e-3) * top
+        )
 
 
 def test_kernel_is_what_it_stands_for(rng):
@@ -224,7 +226,9 @@ class GroupByGroup(NystromHistory):
         self.queries.learn(q, share, rows, work["fit"])
 
 
-@pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") != "1", reason="compiled code may round elsewhere: see test_nojit")
+@pytest.mark.skipif(
+    os.environ.get("NUMBA_DISABLE_JIT") != "1", reason="compiled code may round elsewhere: see test_nojit"
+)
 @pytest.mark.parametrize("sinks, window, rows", [(4, 17, 90), (0, 1, 96), (11, 1, 75), (40, 9, 109)])
 @pytest.mark.parametrize("bits, storage", [(8, "f4"), (16, "bf16")])
 def test_one_kernel_for_whole_streams_does_what_many_do(rng, monkeypatch, sinks, window, rows, bits, storage):

@@ -82,7 +82,9 @@ def test_resumed_at_every_row(stream, tmp_path, name, mode):
     parts, stopped = tmp_path / "parts", 0
     parts.mkdir()
     while not _once(
-        attend, _request(stream, parts, MODES[mode], block_rows=1, resume=True, threads=1 + stopped % 2, **words), STRIDE
+        attend,
+        _request(stream, parts, MODES[mode], block_rows=1, resume=True, threads=1 + stopped % 2, **words),
+        STRIDE,
     ):
         stopped += 1
         assert stopped <= 2 * N
@@ -112,11 +114,15 @@ def test_resumed_anywhere_with_other_blocks_and_threads(stream, tmp_path_factory
         (folder / sub).mkdir()
     attend(_request(stream, folder / "whole", MODES[mode], **words), lambda event: None, Interrupts())
     for blocks, rows, threads in stops:
-        request = _request(stream, folder / "parts", MODES[mode], block_rows=rows, threads=threads, resume=True, **words)
+        request = _request(
+            stream, folder / "parts", MODES[mode], block_rows=rows, threads=threads, resume=True, **words
+        )
         if _once(attend, request, blocks):
             break
     attend(
-        _request(stream, folder / "parts", MODES[mode], block_rows=last, resume=True, **words), lambda event: None, Interrupts()
+        _request(stream, folder / "parts", MODES[mode], block_rows=last, resume=True, **words),
+        lambda event: None,
+        Interrupts(),
     )
     assert _files(folder / "parts") == _files(folder / "whole")
 
@@ -163,7 +169,11 @@ def test_an_audit_is_resumed_too(tmp_path, mode):
     attend(_request(spec, tmp_path / "whole", MODES[mode], **words), lambda event: None, Interrupts())
     for rows in (512, 100, 300, 1024, 77):
         _once(attend, _request(spec, tmp_path / "parts", MODES[mode], block_rows=rows, resume=True, **words), 1)
-    attend(_request(spec, tmp_path / "parts", MODES[mode], block_rows=999, resume=True, **words), lambda event: None, Interrupts())
+    attend(
+        _request(spec, tmp_path / "parts", MODES[mode], block_rows=999, resume=True, **words),
+        lambda event: None,
+        Interrupts(),
+    )
     assert _files(tmp_path / "parts") == _files(tmp_path / "whole")
 
 
@@ -254,7 +264,9 @@ def test_dropped_rows_are_counted_once_over_all_parts(tmp_path):
             (tmp_path / mode / sub).mkdir(parents=True)
         words = POLY | {"nan_policy": "drop"}
         attend(_request(spec, tmp_path / mode / "whole", causal, **words), lambda event: None, Interrupts())
-        while not _once(attend, _request(spec, tmp_path / mode / "parts", causal, resume=True, block_rows=50, **words), 2):
+        while not _once(
+            attend, _request(spec, tmp_path / mode / "parts", causal, resume=True, block_rows=50, **words), 2
+        ):
             pass
         assert _files(tmp_path / mode / "parts") == _files(tmp_path / mode / "whole")
         assert json.loads((tmp_path / mode / "parts" / "out.npy.json").read_text())["counts"]["dropped_keys"] == 3

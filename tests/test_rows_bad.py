@@ -217,8 +217,13 @@ def test_hdf5_dtypes(tmp_path):
         odd.set_size(2)
         odd.set_ebias(63)
         h5py.h5d.create(file.id, b"odd", odd, h5py.h5s.create_simple((3, 2)))
-    for name, found in {"i": "int32", "s": "S2", "scalar": "without axes", "text": "without axes",
-                        "odd": "16 bits with 7 exponent bits"}.items():
+    for name, found in {
+        "i": "int32",
+        "s": "S2",
+        "scalar": "without axes",
+        "text": "without axes",
+        "odd": "16 bits with 7 exponent bits",
+    }.items():
         word = f"{tmp_path / 'x.h5'}:{name}"
         refused(InputMalformed, found, need_q=False, k=word, v=word)
 

@@ -116,8 +116,9 @@ def test_external_link_is_read_from_its_own_file(tmp_path):
 def test_chunk_cache_holds_one_band_and_reads_every_chunk_once(tmp_path, piece):
     """A damaged second read would go unseen; what is seen is the cache's promise: bytes of one band of chunks."""
     items = rf.bits(np.random.default_rng(3), (64, 5, 6), "f2")
-    path = rf.write_hdf5(tmp_path / "x.h5", {p: items for p in "qkv"}, "f2", {"layout": "THD"},
-                         chunks=(16, 2, 4), compression="gzip")
+    path = rf.write_hdf5(
+        tmp_path / "x.h5", {p: items for p in "qkv"}, "f2", {"layout": "THD"}, chunks=(16, 2, 4), compression="gzip"
+    )
     with open_inputs(InputSpec(path)) as inputs:
         band = 3 * 2  # chunks that share rows
         assert inputs.k.tensor.held_bytes == (band + 2) * 16 * 2 * 4 * 2
@@ -126,8 +127,12 @@ def test_chunk_cache_holds_one_band_and_reads_every_chunk_once(tmp_path, piece):
 
 def test_attributes_and_groups(tmp_path):
     items = rf.bits(np.random.default_rng(4), (8, 2, 4), "f4")
-    path = rf.write_hdf5(tmp_path / "x.h5", {f"a/b/{p}": items for p in "qkv"}, "f4",
-                         {"scale": 0.25, "causal": True, "layout": "THD", "model": "m", "many": [1, 2]})
+    path = rf.write_hdf5(
+        tmp_path / "x.h5",
+        {f"a/b/{p}": items for p in "qkv"},
+        "f4",
+        {"scale": 0.25, "causal": True, "layout": "THD", "model": "m", "many": [1, 2]},
+    )
     with h5py.File(path, "r+") as file:
         file["a"].attrs["scale"] = np.float32(0.5)
         file["a/b/k"].attrs["layer"] = 3
@@ -141,8 +146,12 @@ def test_attributes_and_groups(tmp_path):
 def test_safetensors_names(tmp_path):
     items = rf.bits(np.random.default_rng(4), (8, 2, 4), "bf16")
     names = [f"layers.{n}.{p}" for n in (0, 1) for p in "qkv"] + ["odd"]
-    path = rf.write_safetensors(tmp_path / "x.safetensors", {n: items for n in names}, "bf16",
-                                {"scale": "0.5", "causal": "false", "layout": "thd"})
+    path = rf.write_safetensors(
+        tmp_path / "x.safetensors",
+        {n: items for n in names},
+        "bf16",
+        {"scale": "0.5", "causal": "false", "layout": "thd"},
+    )
     with open_inputs(InputSpec(path, group="layers.1")) as inputs:
         assert inputs.v.tensor.name == path + ":layers.1.v"
         assert inputs.attrs == {"scale": 0.5, "causal": False, "layout": "THD"}

@@ -34,8 +34,14 @@ with open_inputs(InputSpec(sys.argv[1]), need_q=False) as inputs:
 
 def grown(word, stdin=None):
     """(rows read, bytes of resident memory beyond the announced buffers)."""
-    run = subprocess.run([sys.executable, "-c", READER, word], stdin=stdin, capture_output=True, text=True,
-                         cwd=Path(__file__).parent.parent, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+    run = subprocess.run(
+        [sys.executable, "-c", READER, word],
+        stdin=stdin,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
     assert run.returncode == 0, run.stderr
     rows, more = re.match(r"(\d+) (-?\d+)", run.stdout).groups()
     return int(rows), int(more)
@@ -46,7 +52,9 @@ def test_large_inputs(tmp_path, kind):
     rows = 3_200_000 if kind != "gzip" else 800_000
     if kind in ("npy", "pipe"):
         path = tmp_path / "x.npy"
-        np.lib.format.open_memmap(path, "w+", np.float32, (rows, 16))  # a hole in the file reads as zeros like any other bytes
+        np.lib.format.open_memmap(
+            path, "w+", np.float32, (rows, 16)
+        )  # a hole in the file reads as zeros like any other bytes
     else:
         path = tmp_path / "x.h5"
         storage = {"chunks": (8192, 16), "compression": "gzip", "compression_opts": 1} if kind == "gzip" else {}

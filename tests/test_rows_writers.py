@@ -235,7 +235,9 @@ def test_the_disk_begins_before_the_end(tmp_path, monkeypatch):
     for at, rows in ((0, 1024), (1024, 1024), (2048, 512), (2560, 0)):
         writer.write(at, block[:rows])
     writer.commit(META)
-    assert asked == [(128 + at * 2048, rows * 2048, os.POSIX_FADV_DONTNEED) for at, rows in ((0, 1024), (1024, 1024), (2048, 512))]
+    assert asked == [
+        (128 + at * 2048, rows * 2048, os.POSIX_FADV_DONTNEED) for at, rows in ((0, 1024), (1024, 1024), (2048, 512))
+    ]
     np.testing.assert_array_equal(read(tmp_path / "out.npy")[1024:2048], block)
 
 

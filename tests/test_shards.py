@@ -58,7 +58,9 @@ def test_any_number_of_shards_equals_one_pass(long, tmp_path, words):
         assert found.keys() == expected.keys()
         for name, array in expected.items():
             scale = np.abs(array[np.isfinite(array)]).max(initial=0)  # the range of no values is infinite
-            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-12 * scale, err_msg=f"{name}, {shards} shards")
+            np.testing.assert_allclose(
+                found[name], array, rtol=0, atol=1e-12 * scale, err_msg=f"{name}, {shards} shards"
+            )
 
 
 @pytest.mark.parametrize("shards", [2, 5, 64])
@@ -77,7 +79,9 @@ def test_a_sample_is_exactly_that_of_one_pass(long, tmp_path, shards):
             for state, order in zip((one, all_), orders, strict=True)
         ]
         assert np.array_equal(*rows)
-        priorities = [state["head.history.priority"][head][order] for state, order in zip((one, all_), orders, strict=True)]
+        priorities = [
+            state["head.history.priority"][head][order] for state, order in zip((one, all_), orders, strict=True)
+        ]
         assert np.array_equal(*priorities)
 
 

@@ -19,7 +19,9 @@ from streamattn_cli.errors import Interrupted
 def say(text): os.write(1, text.encode() + b"\\n")
 """
 
-CAREFUL = HEAD + """
+CAREFUL = (
+    HEAD
+    + """
 with Interrupts(status=lambda: say("status")) as interrupts:
     interrupts.on_abort(lambda: say("cleanup one"))
     interrupts.on_abort(lambda: 1 / 0)
@@ -39,6 +41,7 @@ with Interrupts(status=lambda: say("status")) as interrupts:
         code = 128 + stop.signum
 sys.exit(code)
 """
+)
 
 
 def _start(source, *args, **kwargs):

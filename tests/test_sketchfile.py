@@ -25,7 +25,9 @@ pytestmark = pytest.mark.usefixtures("not_warmed")
 ROWS = 2300
 
 cuts = st.lists(st.integers(1, ROWS - 1), unique=True, min_size=1, max_size=7).map(sorted)
-fifties = st.lists(st.integers(1, ROWS // 50 - 1).map(lambda i: 50 * i), unique=True, min_size=1, max_size=7).map(sorted)
+fifties = st.lists(st.integers(1, ROWS // 50 - 1).map(lambda i: 50 * i), unique=True, min_size=1, max_size=7).map(
+    sorted
+)
 slow = settings(suppress_health_check=list(HealthCheck))
 EXAMPLES = settings.default.max_examples
 each = settings(slow, max_examples=EXAMPLES if EXAMPLES > 100 else 4)  # of every method

@@ -71,7 +71,10 @@ def test_clock(seconds, expected):
 
 
 def test_counts_that_are_given():
-    assert (parse_count("1e9", "--rows"), parse_count("12345678901234567891", "--rows")) == (10**9, 12345678901234567891)
+    assert (parse_count("1e9", "--rows"), parse_count("12345678901234567891", "--rows")) == (
+        10**9,
+        12345678901234567891,
+    )
     for text in ("0", "-3", "1.5", "many", "inf", "nan", ""):
         with pytest.raises(UsageError, match=r"--rows .*: give a whole number above 0"):
             parse_count(text, "--rows")

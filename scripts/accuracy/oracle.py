@@ -81,7 +81,9 @@ def nystrom_knowing(head: Head, truth: Truth, params: HeadParams) -> np.ndarray:
         count = len(keys)
         logits = scale * head.q[:, a : a + AHEAD].reshape(-1, head.q.shape[2]) @ keys.T
         logits -= truth.log_z[:, a : a + AHEAD].reshape(-1, 1)
-        logits += scale * head.q[:, a : a + AHEAD].reshape(-1, head.q.shape[2]) @ sketch.state["history.centre"][:, None]
+        logits += (
+            scale * head.q[:, a : a + AHEAD].reshape(-1, head.q.shape[2]) @ sketch.state["history.centre"][:, None]
+        )
         p = np.exp(logits).astype("f8")
         kernel = p.T @ p
         root = np.sqrt(np.maximum(np.diag(kernel), 1e-60))

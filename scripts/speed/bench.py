@@ -94,7 +94,9 @@ def poly() -> Iterator[Line]:
     k, q = (rng.standard_normal((rows, dim)).astype("f4") for _ in range(2))
     for value_dim in (8, 64):
         c = np.ones((rows, value_dim + 1), "f4")
-        params = HeadParams(dim, value_dim, dim**-0.5, "f4", history=PolyParams(degree=4, max_error=np.inf), storage="f2")
+        params = HeadParams(
+            dim, value_dim, dim**-0.5, "f4", history=PolyParams(degree=4, max_error=np.inf), storage="f2"
+        )
         head, work = HeadAttention(params), allocate(params.work_spec())
         head.calibrate(k[:512], c[:512], q[:512])
         head.absorb(k, c, work)
@@ -110,7 +112,13 @@ def poly() -> Iterator[Line]:
             ("query", lambda head=head, out=out, work=work: head.answer(q[None], 0, out, work)),
         ):
             seconds = best(work_of, 5)
-            yield f"poly {what}, dv = {value_dim}", flops / seconds / 1e9, "GFLOP/s", "sgemm, one thread", flops / seconds / gemm
+            yield (
+                f"poly {what}, dv = {value_dim}",
+                flops / seconds / 1e9,
+                "GFLOP/s",
+                "sgemm, one thread",
+                flops / seconds / gemm,
+            )
             yield f"poly {what}, dv = {value_dim}", rows / seconds, "rows/s", "", None
 
 
@@ -126,7 +134,9 @@ def scans() -> Iterator[Line]:
         sketch = "--method", "window", "--resident-rows", 512, "-o", "OUT.sattn"
         ours = min(run("sketch", *words, *sketch)["seconds"] for _ in range(5))
         yield f"window, {kind}", size / ours / 1e9, "GB/s", "readinto", plain / ours
-        spec = InputSpec(input=files[0], layout="THD") if kind == "h5" else InputSpec(k=files[0], v=files[1], layout="THD")
+        spec = (
+            InputSpec(input=files[0], layout="THD") if kind == "h5" else InputSpec(k=files[0], v=files[1], layout="THD")
+        )
         ours = best(lambda spec=spec: inspect(spec, None, lambda event: None, Interrupts()), 5)
         yield f"inspect, {kind}, in this process", size / ours / 1e9, "GB/s", "readinto", plain / ours
 
@@ -147,7 +157,13 @@ def audit() -> Iterator[Line]:
         for _ in range(3):
             for count, times in took.items():
                 times.append(run(*words, "--effort", effort, "--audit", count, "-o", "OUT.npy")["seconds"])
-        yield f"nystrom {effort} with an audit of 64", rows / min(took[64]), "rows/s", "without", min(took[64]) / min(took[0])
+        yield (
+            f"nystrom {effort} with an audit of 64",
+            rows / min(took[64]),
+            "rows/s",
+            "without",
+            min(took[64]) / min(took[0]),
+        )
 
 
 def start() -> Iterator[Line]:

@@ -55,8 +55,10 @@ class CheckpointWriter:
         self._part = ""  # the new file, while there is one
         with self._failing("nothing was written"):
             if self._fs.kind(self.path) == "other":
-                raise OutputFailed(f"{path}: a folder, pipe or device found, expected a file or nothing; a checkpoint "
-                                   f"needs a file that can be replaced")
+                raise OutputFailed(
+                    f"{path}: a folder, pipe or device found, expected a file or nothing; a checkpoint "
+                    f"needs a file that can be replaced"
+                )
             self._lock = Lock(self._fs, self._beside(".lock"), path)
             try:
                 self._clean()
@@ -143,8 +145,10 @@ class CheckpointWriter:
         except OSError as error:
             where = f" ({error.filename})" if error.filename not in (None, self.path, self._name) else ""
             advice = _ADVICE.get(error.errno, "write to another place")
-            raise OutputFailed(f"{self._name}: the checkpoint cannot be written: {error.strerror or error}{where}; "
-                               f"{consequence}; {advice}") from error
+            raise OutputFailed(
+                f"{self._name}: the checkpoint cannot be written: {error.strerror or error}{where}; "
+                f"{consequence}; {advice}"
+            ) from error
 
 
 def save(path: str, state: State, meta: Mapping[str, str], fs: FileSystem | None = None) -> None:

@@ -41,8 +41,10 @@ def encode(state: State, meta: Mapping[str, str]) -> Iterator[bytes | memoryview
     for name, value in state.items():
         parts = [value] if hasattr(value, "dtype") else list(value)
         if not parts or any(part.dtype != parts[0].dtype or part.shape != parts[0].shape for part in parts):
-            raise StreamattnError(f"checkpoint tensor {name}: arrays of one shape and dtype expected, found "
-                                  f"{sorted({f'{part.dtype} {part.shape}' for part in parts})[:4]}")
+            raise StreamattnError(
+                f"checkpoint tensor {name}: arrays of one shape and dtype expected, found "
+                f"{sorted({f'{part.dtype} {part.shape}' for part in parts})[:4]}"
+            )
         stacked = () if parts[0] is value else (len(parts),)
         described.append((name, DTYPES.get(parts[0].dtype.str, parts[0].dtype.str), (*stacked, *parts[0].shape)))
         arrays[name] = parts
@@ -76,8 +78,10 @@ def decode(
     """`read` from an open binary file of `size` bytes, called `name` in messages."""
     header = _header(name, file, size)
     if allowed is not None and header.state_bytes > allowed:
-        raise MemoryBudget(f"{name}: state of {header.state_bytes} bytes found, expected at most {allowed}; allow at "
-                           f"least {header.state_bytes} bytes")
+        raise MemoryBudget(
+            f"{name}: state of {header.state_bytes} bytes found, expected at most {allowed}; allow at "
+            f"least {header.state_bytes} bytes"
+        )
     try:
         state = _read_state(name, file, header)
     except MemoryError:
@@ -101,8 +105,9 @@ def _opened(path: str) -> Iterator[tuple[BinaryIO, int]]:
         finally:
             os.close(fd)
     except OSError as error:
-        raise InputMissing(f"{path}: the checkpoint cannot be read: {error.strerror or error}; check the path and the "
-                           f"permissions") from error
+        raise InputMissing(
+            f"{path}: the checkpoint cannot be read: {error.strerror or error}; check the path and the permissions"
+        ) from error
 
 
 def _data(header: Header, arrays: dict[str, list[np.ndarray]]) -> Iterator[bytes | memoryview]:
@@ -136,8 +141,10 @@ def _header(name: str, file: BinaryIO, size: int) -> Header:
         kind = foreign_kind(_some(file, FIRST))
         if kind is None:
             raise
-        raise InputMalformed(f"{name}: is {kind}, not a streamattn checkpoint; give a file that `streamattn sketch "
-                             "-o`, `merge -o` or `attend --checkpoint` wrote") from None
+        raise InputMalformed(
+            f"{name}: is {kind}, not a streamattn checkpoint; give a file that `streamattn sketch "
+            "-o`, `merge -o` or `attend --checkpoint` wrote"
+        ) from None
 
 
 def _some(file: BinaryIO, n: int) -> bytes:

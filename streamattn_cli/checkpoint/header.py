@@ -88,12 +88,15 @@ def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], meta: Mappi
             raise StreamattnError(f"checkpoint tensor {name[:80]}: {wrong}; see checkpoint/FORMAT.md")
     for key, value in meta.items():
         if not _is_text(key) or not _is_text(value) or key == CONTAINER:
-            raise StreamattnError(f"checkpoint metadata {key!r}: {value!r}: expected Unicode text under a key that is "
-                                  f"not {CONTAINER!r}")
+            raise StreamattnError(
+                f"checkpoint metadata {key!r}: {value!r}: expected Unicode text under a key that is not {CONTAINER!r}"
+            )
     header = _spelled(described, meta)
     if len(header.text) - 8 > LONGEST_HEADER:
-        raise StreamattnError(f"checkpoint header of {len(header.text) - 8} bytes for {len(described)} tensors found, "
-                              f"expected at most {LONGEST_HEADER}; stack the arrays of all heads into one tensor")
+        raise StreamattnError(
+            f"checkpoint header of {len(header.text) - 8} bytes for {len(described)} tensors found, "
+            f"expected at most {LONGEST_HEADER}; stack the arrays of all heads into one tensor"
+        )
     return header
 
 
@@ -204,8 +207,10 @@ def _check_version(file: str, text: str) -> None:
     if not match:
         raise damaged(file, f"metadata {CONTAINER}: {text[:80]!r} found, expected 'sattn/{VERSION}'; not a checkpoint")
     if int(match[1]) > VERSION:
-        raise CheckpointIncompatible(f"{file}: checkpoint of container version {match[1]} found, expected at most "
-                                     f"{VERSION}; read it with the newer version of streamattn that wrote it")
+        raise CheckpointIncompatible(
+            f"{file}: checkpoint of container version {match[1]} found, expected at most "
+            f"{VERSION}; read it with the newer version of streamattn that wrote it"
+        )
 
 
 def _tensor(file: str, name: str, entry: object) -> Tensor:

@@ -25,8 +25,10 @@ class Lock:
             fd = fs.open_lock(path)
             try:
                 if not fs.try_lock(fd):
-                    raise OutputFailed(f"{what}: another process is writing this checkpoint: {self._holder(fd)}; wait "
-                                       f"for it, stop it, or write to another file")
+                    raise OutputFailed(
+                        f"{what}: another process is writing this checkpoint: {self._holder(fd)}; wait "
+                        f"for it, stop it, or write to another file"
+                    )
                 if fs.is_at(fd, path):
                     self._fd = fd
                     self._sign()
@@ -35,8 +37,10 @@ class Lock:
                 self._drop(fd)
                 raise
             fs.close(fd)
-        raise OutputFailed(f"{what}: {path} was replaced {_TRIES} times while it was being locked; look for processes "
-                           f"that write this checkpoint in a loop")
+        raise OutputFailed(
+            f"{what}: {path} was replaced {_TRIES} times while it was being locked; look for processes "
+            f"that write this checkpoint in a loop"
+        )
 
     def release(self) -> None:
         """Remove the file and unlock it; safe to call twice."""

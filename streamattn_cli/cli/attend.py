@@ -72,7 +72,7 @@ def attend(
 ) -> None:
     """Attention outputs for queries over keys and values of any length, in constant memory.
 
-        streamattn attend heads.h5 --causal --resident-rows 512 -o out.npy --audit 64
+    streamattn attend heads.h5 --causal --resident-rows 512 -o out.npy --audit 64
     """
     words = dict(locals())
     from streamattn_cli.cli.streams import refuse_terminal

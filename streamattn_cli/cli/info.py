@@ -15,7 +15,7 @@ def info(
 ) -> None:
     """What a sketch or checkpoint holds. Reads only its header; the seal is checked when the state is read.
 
-        streamattn info heads.sattn
+    streamattn info heads.sattn
     """
     import sys
 

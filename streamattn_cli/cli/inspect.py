@@ -31,7 +31,7 @@ def inspect(
 ) -> None:
     """What is in an input: shapes, layouts, dtypes, finite or not, logit spread, and which method fits.
 
-        streamattn inspect heads.h5
+    streamattn inspect heads.h5
     """
     from streamattn_cli.engine.inspect import inspect as look
     from streamattn_cli.engine.signals import Interrupts

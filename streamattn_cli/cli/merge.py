@@ -19,7 +19,7 @@ def merge(
 ) -> None:
     """Merge sketches of different rows into one, as if one pass had absorbed them all.
 
-        streamattn merge shard0.sattn shard1.sattn -o all.sattn
+    streamattn merge shard0.sattn shard1.sattn -o all.sattn
     """
     from streamattn_cli.cli.words import show_json
     from streamattn_cli.engine.mergefiles import merge as run

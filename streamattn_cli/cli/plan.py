@@ -41,7 +41,7 @@ def plan(
 ) -> None:
     """What each method would need and how long it would take, from headers or numbers alone; and which one to take.
 
-        streamattn plan --rows 1e9 --dim 128 --heads 32 --kv-heads 8 --memory 512MiB
+    streamattn plan --rows 1e9 --dim 128 --heads 32 --kv-heads 8 --memory 512MiB
     """
     words = dict(locals())
     import sys

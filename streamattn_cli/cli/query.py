@@ -36,7 +36,7 @@ def query(
 ) -> None:
     """Answer queries from a sketch: attention over all rows that it has absorbed.
 
-        streamattn query heads.sattn heads.h5:/q -o out.npy
+    streamattn query heads.sattn heads.h5:/q -o out.npy
     """
     words = dict(locals())
     from streamattn_cli.cli.streams import refuse_terminal

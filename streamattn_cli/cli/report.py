@@ -20,7 +20,7 @@ def report(
 ) -> None:
     """One self-contained HTML page from the outcome of a run or a comparison: error, memory and speed in pictures.
 
-        streamattn report outcome.json -o outcome.html
+    streamattn report outcome.json -o outcome.html
     """
     import sys
 

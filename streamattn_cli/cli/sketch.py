@@ -77,7 +77,7 @@ def sketch(
 ) -> None:
     """Read keys and values once and keep a sketch of them, to be queried, added to and merged.
 
-        streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn
+    streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn
     """
     words = dict(locals())
     from streamattn_cli.cli.words import attend_request, run_and_render
@@ -116,6 +116,10 @@ def _check_target(output: str, append: bool, resume: bool) -> None:
     if append and not os.path.exists(output):
         raise UsageError(f"--append: there is no sketch {output} yet; leave --append away to make it")
     if not append and not resume and os.path.exists(output):
-        raise UsageError(f"{output}: there is a file already; --append adds to it, --resume goes on with it; or remove it first")
+        raise UsageError(
+            f"{output}: there is a file already; --append adds to it, --resume goes on with it; or remove it first"
+        )
     if not append and output.endswith((".npy", ".h5", ".hdf5", ".safetensors")):
-        raise UsageError(f"{output}: a sketch is called FILE.sattn; answers are written by attend, and by query from a sketch")
+        raise UsageError(
+            f"{output}: a sketch is called FILE.sattn; answers are written by attend, and by query from a sketch"
+        )

@@ -90,7 +90,9 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
         if request.top_k:
             written["top_k"] = writer.finish()
         counts = run.counts()
-        writer.commit({**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason})
+        writer.commit(
+            {**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason}
+        )
         if checkpoint:
             checkpoint.commit(run.save(), describe(facts, DONE, rows, sources, None))
         outcome = Outcome(

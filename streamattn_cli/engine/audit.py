@@ -62,7 +62,9 @@ class Auditor:
         history = None
         if p.params and (ends := p.params.exact_from(self.rows, p.k.rows, p.causal)) is not None:
             history = (p.params.sinks, ends)
-        self.truth = [ExactQueries(self.q[lane.query_heads], positions, p.v.dim, p.scale, history) for lane in self.lanes]
+        self.truth = [
+            ExactQueries(self.q[lane.query_heads], positions, p.v.dim, p.scale, history) for lane in self.lanes
+        ]
         self.means = [ValueMeans(positions, len(self.rows), p.v.dim) for _ in self.lanes]
 
     def save(self) -> dict:
@@ -178,7 +180,9 @@ def compare_answers(
     edges, pieces = by_position(wrong, size, design)
     worst = worst_rows(wrong, size, design.rows)
     mass = () if shares is None else tuple(map(float, shares[good].mean(axis=0)))
-    return Audit(int(good.sum()), method, zero, tuple(heads), tuple(edges), tuple(map(tuple, pieces)), worst, mass), None
+    return Audit(
+        int(good.sum()), method, zero, tuple(heads), tuple(edges), tuple(map(tuple, pieces)), worst, mass
+    ), None
 
 
 def _hash(x: np.ndarray, seed: int) -> np.ndarray:

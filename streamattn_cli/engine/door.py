@@ -189,7 +189,9 @@ class AttentionSketch:
         if run is None:
             raise UsageError("the sketch is empty: absorb keys and values first")
         state = stack_heads([sketch.state for sketch in run.sketches], "head")
-        return SketchFile("sketch", run.problem.params, len(run.lanes), state, OPEN, run.done, self._facts, self._sources)
+        return SketchFile(
+            "sketch", run.problem.params, len(run.lanes), state, OPEN, run.done, self._facts, self._sources
+        )
 
     def _copied(self) -> SketchFile:
         file = self._current()

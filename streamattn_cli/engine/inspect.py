@@ -85,7 +85,9 @@ def _open(spec: InputSpec, notes: list[str]) -> Inputs | None:
     words = [w for w in (spec.input, spec.q, spec.k, spec.v) if w is not None]
     alone = len(words) == 1 and spec.record is None and spec.raw is None and words[0] != "-"
     if alone and find(words[0]).kind == "npy":
-        notes.append(f"{words[0]}: one array; say what it holds with --record qkv or kv, or name all with --q, --k, --v")
+        notes.append(
+            f"{words[0]}: one array; say what it holds with --record qkv or kv, or name all with --q, --k, --v"
+        )
         return None
     try:
         return open_inputs(spec)
@@ -109,7 +111,9 @@ def _scan(tensor: RowTensor, watch: Watch) -> tuple[int, int]:
             lost += _not_finite(flat[a : a + PIECE], tensor.dtype)
 
     block_rows = max(1, BLOCK_BYTES // row_bytes(tensor))
-    rows = pump(ReadAhead([tensor], 0, tensor.rows, block_rows, check=watch.interrupts.check), take, watch, "scan", tensor.rows)
+    rows = pump(
+        ReadAhead([tensor], 0, tensor.rows, block_rows, check=watch.interrupts.check), take, watch, "scan", tensor.rows
+    )
     return rows, lost
 
 

@@ -78,7 +78,10 @@ def check_alike(files: list[SketchFile]) -> None:
     first = files[0]
     for other in files[1:]:
         if (other.params, other.heads) != (first.params, first.heads):
-            theirs, ours = other.params.to_dict() | {"heads": other.heads}, first.params.to_dict() | {"heads": first.heads}
+            theirs, ours = (
+                other.params.to_dict() | {"heads": other.heads},
+                first.params.to_dict() | {"heads": first.heads},
+            )
             made_by = [file.facts["method"] for file in (first, other)]
             if made_by[0] != made_by[1]:
                 raise CheckpointIncompatible(f"{first.name} was made by {made_by[0]} and {other.name} by {made_by[1]}: only "

@@ -31,6 +31,8 @@ def model_queries(problem: Problem, count: int) -> list[np.ndarray]:
         found = []
         for head in range(len(p.k)):
             wide = np.empty((group, rows, q.dim), p.precision)
-            Part("q", q, head * group, group, drop=False).widen(block, 0, rows, 0, wide, np.empty((group, rows), np.uint8))
+            Part("q", q, head * group, group, drop=False).widen(
+                block, 0, rows, 0, wide, np.empty((group, rows), np.uint8)
+            )
             found.append(wide.reshape(-1, q.dim))
     return found

@@ -188,7 +188,9 @@ def _passes(plan: Plan) -> tuple[str, ...]:
         return problem.sketches.passes(bool(plan.audit_rows))
     if problem.method == "exact":
         times = -(-problem.q.rows // plan.query_rows)
-        return (f"{times} times: hold up to {plan.query_rows} queries, read all keys and values they see, write answers",)
+        return (
+            f"{times} times: hold up to {plan.query_rows} queries, read all keys and values they see, write answers",
+        )
     if problem.causal:
         return ("read q, k, v together, answer every row, write",)
     passes = ["read keys and values into the sketch", "read queries, answer, write"]

@@ -63,7 +63,9 @@ class Workers:
             self._free.put(work)
         self._pool = ThreadPoolExecutor(threads, "streamattn-worker") if threads > 1 else None
         self._lock, self._serving = Lock(), 0  # of what follows: how many threads serve chains,
-        self._queues: dict[int, deque[Batch]] = {}  # the batches that have a chain of this number, the first one in work,
+        self._queues: dict[
+            int, deque[Batch]
+        ] = {}  # the batches that have a chain of this number, the first one in work,
         self._ready: deque[int] = deque()  # and the numbers of those that wait for a thread
 
     def run(self, task: Callable[[object, dict], None], items: Iterable) -> None:

@@ -172,9 +172,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
     return Problem(request, q, k, v, causal, scale, method, precision, params, tuple(notes))
 
 
-def head_params(
-    request: AttendRequest, method: str, head: HeadParams, causal: bool, stream: int | None
-) -> HeadParams:
+def head_params(request: AttendRequest, method: str, head: HeadParams, causal: bool, stream: int | None) -> HeadParams:
     """The parameters of one head for a method, from those that the input decides. UsageError where they make no sense."""
     for name in ("sinks", "window", "resident_rows", "atoms", "buffer"):
         if (getattr(request, name) or 0) < 0:

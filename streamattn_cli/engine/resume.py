@@ -129,7 +129,9 @@ def continued(problem: Problem, saved: Saved) -> Problem:
     return replace(problem, **{part: wrap(getattr(problem, part)) for part in parts.get(saved.phase, "")})
 
 
-def make_saver(writer: CheckpointWriter, run, output: Writer | None, facts: Mapping, sources: Mapping, every: str) -> Saver:
+def make_saver(
+    writer: CheckpointWriter, run, output: Writer | None, facts: Mapping, sources: Mapping, every: str
+) -> Saver:
     """A Saver of a run whose output is made durable before each commit, and then outlives a failure of the run."""
 
     def snapshot(phase: str, done: int) -> tuple[dict, dict]:

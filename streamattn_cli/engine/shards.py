@@ -104,11 +104,10 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
         writer = stack.enter_context(CheckpointWriter(request.checkpoint))
         warm(plan, listener)
         began = time.monotonic()
-        told = replace(
-            request, inputs=absolute(request.inputs), memory=share, threads=1, checkpoint=None, resume=False
-        )
+        told = replace(request, inputs=absolute(request.inputs), memory=share, threads=1, checkpoint=None, resume=False)
         shards = [
-            Shard(told, i, a, b, tuple(sources), version("streamattn-cli"), engine.word) for i, (a, b) in enumerate(ranges)
+            Shard(told, i, a, b, tuple(sources), version("streamattn-cli"), engine.word)
+            for i, (a, b) in enumerate(ranges)
         ]
         dropped = [0]
         with Meter() as meter, engine.open(workers) as (executor, stop, width):
@@ -143,7 +142,9 @@ def _absorb(shard: Shard, stop: threading.Event | None) -> Absorbed:
     with open_stream(shard.request.inputs, need_q=shard.request.inputs.q is not None) as inputs:
         problem = keys_problem(shard.request, inputs, None)
         here = [{part: _portable(one) for part, one in source.items()} for source in key_sources(problem)]
-        check_same(problem.k.tensor.name, shard.sources, here, "every worker must see the same files under the same paths")
+        check_same(
+            problem.k.tensor.name, shard.sources, here, "every worker must see the same files under the same paths"
+        )
         watch = Watch(lambda event: None, _Stop(stop))
         run = Run(make_plan(problem), watch, None)
         try:
@@ -177,7 +178,12 @@ def _with(stop: threading.Event) -> Callable[[Shard], Absorbed]:
 
 
 def _in_order(
-    executor: Executor, task: Callable, shards: Sequence[Shard], width: int, stop: threading.Event, interrupts: Interrupts
+    executor: Executor,
+    task: Callable,
+    shards: Sequence[Shard],
+    width: int,
+    stop: threading.Event,
+    interrupts: Interrupts,
 ) -> Iterator[Absorbed]:
     """The results of all shards in their order, at most `width` of them under way or waiting.
 
@@ -238,7 +244,11 @@ def _plan(problem: Problem, shards: int, engine: Engine) -> tuple[Plan, int | No
         held = (shards.bit_length() + 2 * workers) * whole.sketch_bytes  # in the tree, and on their way to it
         share = None if whole.allowed is None else max(1, (whole.allowed - held) // workers)
         try:
-            one = whole if engine.remote else make_plan(replace(problem, request=replace(request, threads=1, memory=share)))
+            one = (
+                whole
+                if engine.remote
+                else make_plan(replace(problem, request=replace(request, threads=1, memory=share)))
+            )
             break
         except MemoryBudget:
             if workers == 1:

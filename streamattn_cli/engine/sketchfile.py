@@ -85,9 +85,7 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
     return SketchFile(name, params, len(counters), state, meta["phase"], rows, facts, absorbed(meta))
 
 
-def sketch(
-    request: AttendRequest, listener: Listener, interrupts: Interrupts, append: str | None = None
-) -> Outcome:
+def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, append: str | None = None) -> Outcome:
     """Absorb keys and values into the sketch file `request.checkpoint`, after those of `append` if it is given."""
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=request.inputs.q is not None))
@@ -207,7 +205,9 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
     if inputs.q is None and getattr(problem.params.history, "active", None):
         notes += ("no queries are known (--q FILE): nystrom takes any direction to be as likely as another",)
     if problem.method == "poly" and before is None and (inputs.k.rows or FIRST_ROWS) < FIRST_ROWS:
-        notes += (f"poly chooses its bounds by these {inputs.k.rows} rows alone: longer keys that follow will be shortened",)
+        notes += (
+            f"poly chooses its bounds by these {inputs.k.rows} rows alone: longer keys that follow will be shortened",
+        )
     if before is None:
         return replace(problem, notes=notes)
     if before.complete:

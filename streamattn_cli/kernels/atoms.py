@@ -83,7 +83,9 @@ def store(k, c, alive, first, taken, size, counter, keys, coefs, scales, weights
             scales[at, 0] = scales[a, 0]
         else:
             scales[at, 0] = _quantise(k[i - taken], keys[at])
-        scales[at, 1] = _quantise_coefs(c[i], _mixed(np.uint32(np.uint32(np.uint32(counter) * _ODD) + np.uint32(done))), coefs[at])
+        scales[at, 1] = _quantise_coefs(
+            c[i], _mixed(np.uint32(np.uint32(np.uint32(counter) * _ODD) + np.uint32(done))), coefs[at]
+        )
         weights[at] = c[i, coefs.shape[1]]
         done += 1
 

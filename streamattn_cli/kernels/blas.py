@@ -47,7 +47,9 @@ def _caller(kind: type):
             form = [word] * 3 + [long] * 3 + [number, long, long, long, long, number, long, long]
             function = builder.inttoptr(given[0], ir.FunctionType(ir.VoidType(), form).as_pointer())
             turned = [builder.trunc(flag, word) for flag in given[1:3]]
-            alpha, beta = (factor if kind is ir.DoubleType else builder.fptrunc(factor, number) for factor in (given[6], given[11]))
+            alpha, beta = (
+                factor if kind is ir.DoubleType else builder.fptrunc(factor, number) for factor in (given[6], given[11])
+            )
             head = [ir.Constant(word, _ROW_MAJOR), *turned]
             builder.call(function, [*head, *given[3:6], alpha, *given[7:11], beta, *given[12:14]])
             return context.get_dummy_value()

@@ -195,7 +195,12 @@ def eliminate(inverse, w, last, count, scratch, alive):
             weight = root * last[j]  # up to date
             for i in range(n):
                 last[i] -= column[i] * weight
-        f0, f1, f2, f3 = removed[first], removed[min(first + 1, end - 1)], removed[min(first + 2, end - 1)], removed[end - 1]
+        f0, f1, f2, f3 = (
+            removed[first],
+            removed[min(first + 1, end - 1)],
+            removed[min(first + 2, end - 1)],
+            removed[end - 1],
+        )
         g0, g1, g2, g3 = gone[0], gone[1], gone[2], gone[3]
         for i in range(n):
             if not alive[i]:

@@ -130,13 +130,44 @@ def step(
             r = some * group
             columns, low, high = scaled[: d * r].reshape(d, r), bounds[0, :r], bounds[1, :r]
             ours, past, part = (m[0, :r], y[0, :r]), (m[1, :r], y[1, :r]), gathered[:r]
-            place(q[h : h + some, a:b], group, NONE, q.dtype.type(scale), row + 1, ONE, ALL, raw[:r], columns, low, high)
+            place(
+                q[h : h + some, a:b], group, NONE, q.dtype.type(scale), row + 1, ONE, ALL, raw[:r], columns, low, high
+            )
             exact(
-                gemm, columns, kind, sinks, recent, base, row + group, low, high, tile_k, tile_c, logits, part, ours[0], ours[1]
+                gemm,
+                columns,
+                kind,
+                sinks,
+                recent,
+                base,
+                row + group,
+                low,
+                high,
+                tile_k,
+                tile_c,
+                logits,
+                part,
+                ours[0],
+                ours[1],
             )
             share[:r] = 0
             if counters[2]:
-                answer(gemm, columns, held, centre, bank, rows, kind, everything, tile_k, tile_c, logits, part, past[0], past[1])
+                answer(
+                    gemm,
+                    columns,
+                    held,
+                    centre,
+                    bank,
+                    rows,
+                    kind,
+                    everything,
+                    tile_k,
+                    tile_c,
+                    logits,
+                    part,
+                    past[0],
+                    past[1],
+                )
                 counts[1] += add_history(ours[0], ours[1], past[0], past[1], span[0], span[1], high, share[:r])
             seen = 0
             for i in range(r):

@@ -260,7 +260,27 @@ def answer(where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, 
 
 
 @kernel(cache=True, fastmath={"contract", "nsz"})
-def outputs(where, q, at, origin, scale, radius, taylor, weighed, start, run, span, fallback, x, low, part, sums, work, counts, out):
+def outputs(
+    where,
+    q,
+    at,
+    origin,
+    scale,
+    radius,
+    taylor,
+    weighed,
+    start,
+    run,
+    span,
+    fallback,
+    x,
+    low,
+    part,
+    sums,
+    work,
+    counts,
+    out,
+):
     """Attention out (n, dv) of queries q (n, d) over the tokens behind `weighed` (t, w) alone: `answer` and division in one.
 
     Panels of G queries at a time, the first of which began `at` queries before. span (2, dv): the range of the values;

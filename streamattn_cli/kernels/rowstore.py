@@ -1,6 +1,5 @@
 """Rows kept exactly, in the dtype they came in: k and v side by side, widened when they are used."""
 
-
 from streamattn_cli.kernels.jit import kernel
 from streamattn_cli.kernels.widen import narrow_row, widen_row
 

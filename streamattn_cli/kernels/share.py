@@ -5,7 +5,6 @@ import math
 from streamattn_cli.kernels.jit import kernel
 
 
-
 @kernel(cache=True, fastmath={"reassoc", "contract", "nsz"})
 def add_range(weights, low, high, before, m, mass):
     """Add the weights of rows low <= j < high[i] for every query i to mass (r,) float64, in place.

@@ -30,7 +30,7 @@ READING = (
     "they are listed as the worst rows.",
     "Trivial: the error of answering with the mean of the values. A method is worth something only far below it.",
     "History mass: the share of the exact attention of the audited rows that falls on rows which are neither sinks nor "
-    "in the window: what only the compressed history can answer, and the method \"window\" never does. Near 0, any "
+    'in the window: what only the compressed history can answer, and the method "window" never does. Near 0, any '
     "method will do; the larger it is, the more depends on the history.",
     "Clipped, guarded, unanswered: how often a method had to step in. Norms beyond its bound were shortened, a history "
     "whose weights did not come out positive was left out, a query that no token answered got the mean of the values.",

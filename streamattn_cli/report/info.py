@@ -36,5 +36,8 @@ def _sources(source: object) -> str:
     told = []
     for part in parts:
         keys = part.get("k", {})
-        told.append(f"{keys.get('rows', '?')} rows of a {keys.get('kind', 'source')}" + (f" ({keys['range']})" if "range" in keys else ""))
+        told.append(
+            f"{keys.get('rows', '?')} rows of a {keys.get('kind', 'source')}"
+            + (f" ({keys['range']})" if "range" in keys else "")
+        )
     return "; ".join(told)

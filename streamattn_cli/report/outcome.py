@@ -47,7 +47,9 @@ def sparse_rows(top: dict) -> Rows:
     about = " of the deviations from the mean output" if top["deviation"] else ""
     sure = "" if top["by"] == "heaps" else f", {top['significant']} of them above the sketch's noise"
     kept = f"{top['k']} entries a column{about}, by {who}{how}; {top['entries']} in all{sure}"
-    measured = "measured on the produced rows" if top["measured"] else "as the sketch itself shows; --audit N measures it"
+    measured = (
+        "measured on the produced rows" if top["measured"] else "as the sketch itself shows; --audit N measures it"
+    )
     ratios = (
         f"{top['recovery_ratio']['median']:.4g} (worst column {top['recovery_ratio']['worst']:.4g}) times the error of the best "
         f"{top['k']}; nothing at all: {top['zero_ratio']['median']:.4g} (worst {top['zero_ratio']['worst']:.4g}); {measured}"

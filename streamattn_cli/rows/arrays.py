@@ -68,8 +68,10 @@ def raw_file(path: str, dtype: str, width: int) -> Stored:
     """Headerless rows of `width` items in a regular file. InputMalformed for none or a partial last row."""
     size, row = os.stat(path).st_size, width * STORAGE[dtype].itemsize
     if size % row or size == 0:
-        raise InputMalformed(f"{path}: {size} bytes found, expected whole rows of {row} bytes ({width} items of "
-                             f"{dtype}; {size % row} bytes are left over); check --raw, --dim, --heads and --record")
+        raise InputMalformed(
+            f"{path}: {size} bytes found, expected whole rows of {row} bytes ({width} items of "
+            f"{dtype}; {size % row} bytes are left over); check --raw, --dim, --heads and --record"
+        )
     return Stored(path, (size // row, width), dtype, lambda extent: FileTensor(path, 0, extent, dtype))
 
 

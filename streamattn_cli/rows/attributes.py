@@ -30,6 +30,7 @@ def clean(attrs: dict, name: str) -> dict:
     if "layout" in attrs:
         cleaned["layout"] = str(attrs["layout"]).upper()
         if cleaned["layout"] not in LAYOUTS:
-            raise InputMalformed(f"{name}: attribute layout is {attrs['layout']!r}, expected one of "
-                                 f"{', '.join(LAYOUTS)}")
+            raise InputMalformed(
+                f"{name}: attribute layout is {attrs['layout']!r}, expected one of {', '.join(LAYOUTS)}"
+            )
     return cleaned

@@ -23,7 +23,9 @@ class ConcatTensor:
         one = parts[0]
         for other in parts:
             if not other.seekable:
-                raise InputMalformed(f"{other.name}: is a pipe; only files can be read as one stream, one after the other")
+                raise InputMalformed(
+                    f"{other.name}: is a pipe; only files can be read as one stream, one after the other"
+                )
             if (other.dtype, other.outer, other.width) != (one.dtype, one.outer, one.width):
                 raise InputMalformed(
                     f"{other.name}: rows of {other.outer} x {other.width} {other.dtype} found, expected {one.outer} x "

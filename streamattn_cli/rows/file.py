@@ -42,8 +42,10 @@ class FileTensor:
         needed = self._offset + self.outer * self.rows * self._row
         there = os.fstat(self._fd).st_size
         if there < needed:
-            raise InputMalformed(f"{self.name}: truncated: its header promises {needed} bytes, the file has {there}; "
-                                 f"write or copy it again")
+            raise InputMalformed(
+                f"{self.name}: truncated: its header promises {needed} bytes, the file has {there}; "
+                f"write or copy it again"
+            )
 
     def read_into(self, buf: np.ndarray, start: int) -> int:
         """See RowTensor."""
@@ -65,8 +67,10 @@ class FileTensor:
                 at = position + done
                 raise InputMissing(f"{self.name}: reading failed at byte {at}: {error.strerror}") from error
             if got == 0:
-                raise InputMalformed(f"{self.name}: truncated: the file ends at byte {position + done}, expected "
-                                     f"{position + len(view)} (did it shrink while being read?)")
+                raise InputMalformed(
+                    f"{self.name}: truncated: the file ends at byte {position + done}, expected "
+                    f"{position + len(view)} (did it shrink while being read?)"
+                )
             done += got
 
     def peek(self, n: int) -> np.ndarray:

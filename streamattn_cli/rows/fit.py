@@ -14,23 +14,31 @@ def check_heads(spec: InputSpec, heads: dict[str, Heads]) -> None:
     """Numbers of heads and items agree with each other and with what the user said. Raises InputMalformed."""
     k, v, q = (heads.get(part) for part in ("k", "v", "q"))
     if k is not None and (len(k) != len(v) or k.batch != v.batch):
-        raise InputMalformed(f"{k.tensor.name} has {len(k)} key heads and {v.tensor.name} {len(v)} value heads; they "
-                             f"must agree (check --layout and --kv-heads)")
+        raise InputMalformed(
+            f"{k.tensor.name} has {len(k)} key heads and {v.tensor.name} {len(v)} value heads; they "
+            f"must agree (check --layout and --kv-heads)"
+        )
     if None not in (q, k):
         if q.dim != k.dim:
-            raise InputMalformed(f"{q.tensor.name} has query heads of {q.dim} items and {k.tensor.name} key heads of "
-                                 f"{k.dim}; they must agree (check --layout, --heads and --dim)")
+            raise InputMalformed(
+                f"{q.tensor.name} has query heads of {q.dim} items and {k.tensor.name} key heads of "
+                f"{k.dim}; they must agree (check --layout, --heads and --dim)"
+            )
         group_size(q, k)
     said = [("q", "heads", spec.heads), ("k", "kv_heads", spec.kv_heads), ("v", "kv_heads", spec.kv_heads)]
     for part, option, wanted in said:
         if part in heads and wanted is not None and len(heads[part]) != wanted * heads[part].batch:
-            raise InputMalformed(f"{heads[part].tensor.name}: {len(heads[part])} heads found for {part}, but "
-                                 f"{_option(option)} {wanted} was given")
+            raise InputMalformed(
+                f"{heads[part].tensor.name}: {len(heads[part])} heads found for {part}, but "
+                f"{_option(option)} {wanted} was given"
+            )
     said = [("q", "dim", spec.dim), ("k", "dim", spec.dim), ("v", "value_dim", spec.value_dim)]
     for part, option, wanted in said:
         if part in heads and wanted is not None and heads[part].dim != wanted:
-            raise InputMalformed(f"{heads[part].tensor.name}: {part} heads of {heads[part].dim} items found, but "
-                                 f"{_option(option)} {wanted} was given")
+            raise InputMalformed(
+                f"{heads[part].tensor.name}: {part} heads of {heads[part].dim} items found, but "
+                f"{_option(option)} {wanted} was given"
+            )
 
 
 def _option(name: str) -> str:
@@ -44,8 +52,10 @@ def check_rows(heads: dict[str, Heads]) -> None:
             raise InputMalformed(f"{part.tensor.name}: no rows, expected at least one")
     k, v = heads.get("k"), heads.get("v")
     if k is not None and None not in (k.rows, v.rows) and k.rows != v.rows:
-        raise InputMalformed(f"{k.tensor.name} has {k.rows} rows and {v.tensor.name} {v.rows}; every key needs one "
-                             f"value (check --layout, or cut both with --rows)")
+        raise InputMalformed(
+            f"{k.tensor.name} has {k.rows} rows and {v.tensor.name} {v.rows}; every key needs one "
+            f"value (check --layout, or cut both with --rows)"
+        )
 
 
 def with_ranges(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
@@ -55,8 +65,10 @@ def with_ranges(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
     if shares and spec.q_rows is None:
         wanted["q"] = spec.rows
     if shares and wanted["q"] != spec.rows and not heads["q"].tensor.seekable:
-        raise UsageError(f"{heads['q'].tensor.name}: queries and keys arrive in the same rows of a pipe; give the same "
-                         f"range for both")
+        raise UsageError(
+            f"{heads['q'].tensor.name}: queries and keys arrive in the same rows of a pipe; give the same "
+            f"range for both"
+        )
     made: dict[tuple, RangeTensor] = {}
     ranged = {}
     for part, part_heads in heads.items():

@@ -30,8 +30,9 @@ def opened(path: str) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise InputMalformed(f"{path}: not readable as HDF5 (damaged, truncated, or still open for writing?): "
-                             f"{error}") from error
+        raise InputMalformed(
+            f"{path}: not readable as HDF5 (damaged, truncated, or still open for writing?): {error}"
+        ) from error
     with file:
         yield file
 
@@ -88,8 +89,10 @@ def _check_filters(dataset: h5py.Dataset, name: str) -> None:
         if h5py.h5z.filter_avail(code) or _plugin_provides(code):
             continue
         known = _FILTERS.get(code) or label.decode("utf-8", "replace") or "unknown"
-        raise InputMalformed(f"{name}: compressed with HDF5 filter {code} ({known}), which is not installed; "
-                             f"pip install 'streamattn-cli[filters]', or repack the file with h5repack -f GZIP=1")
+        raise InputMalformed(
+            f"{name}: compressed with HDF5 filter {code} ({known}), which is not installed; "
+            f"pip install 'streamattn-cli[filters]', or repack the file with h5repack -f GZIP=1"
+        )
 
 
 def _plugin_provides(code: int) -> bool:
@@ -182,8 +185,10 @@ class ChunkedTensor:
         try:
             self._dataset.read(target, source, buf, self._type)
         except OSError as error:
-            raise InputMalformed(f"{self.name}: rows {start} to {start + count - 1} cannot be read (damaged chunk or "
-                                 f"truncated file): {error}") from error
+            raise InputMalformed(
+                f"{self.name}: rows {start} to {start + count - 1} cannot be read (damaged chunk or "
+                f"truncated file): {error}"
+            ) from error
 
     def peek(self, n: int) -> np.ndarray:
         """See RowTensor."""

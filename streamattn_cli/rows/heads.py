@@ -92,8 +92,10 @@ def split_record(
         at += count[part] * size[part]
     if width is not None and at != width:
         listed = " + ".join(f"{count[part]} {part} of {size[part]}" for part in record)
-        raise InputMalformed(f"{name}: {width} items in a row found, expected {at} ({listed}); check --dim, "
-                             f"--value-dim, --heads, --kv-heads and --record")
+        raise InputMalformed(
+            f"{name}: {width} items in a row found, expected {at} ({listed}); check --dim, "
+            f"--value-dim, --heads, --kv-heads and --record"
+        )
     return parts
 
 
@@ -105,9 +107,11 @@ def _even_dim(width: int | None, record: str, count: dict[str, int], value_dim: 
     rest = width - (value_dim or 0) * sum(count[part] for part in record if part not in shared)
     heads = sum(count[part] for part in shared)
     if rest <= 0 or rest % heads:
-        raise InputMalformed(f"{name}: {width} items in a row cannot be shared out evenly over a {record} record of "
-                             f"{count['q']} query and {count['k']} key heads; give --dim, --value-dim, --heads or "
-                             f"--kv-heads; or name a file each: --q FILE --k FILE --v FILE")
+        raise InputMalformed(
+            f"{name}: {width} items in a row cannot be shared out evenly over a {record} record of "
+            f"{count['q']} query and {count['k']} key heads; give --dim, --value-dim, --heads or "
+            f"--kv-heads; or name a file each: --q FILE --k FILE --v FILE"
+        )
     return rest // heads
 
 
@@ -139,8 +143,10 @@ def group_size(q: Heads, k: Heads) -> int:
     if q.batch != k.batch:
         raise InputMalformed(f"{q.tensor.name} has {q.batch} batches, {k.tensor.name} has {k.batch}; they must agree")
     if len(q) % len(k):
-        raise InputMalformed(f"{q.tensor.name} has {len(q)} query heads and {k.tensor.name} {len(k)} key heads; the "
-                             f"first must be a multiple of the second (check --layout, --heads, --kv-heads)")
+        raise InputMalformed(
+            f"{q.tensor.name} has {len(q)} query heads and {k.tensor.name} {len(k)} key heads; the "
+            f"first must be a multiple of the second (check --layout, --heads, --kv-heads)"
+        )
     return len(q) // len(k)
 
 
@@ -148,8 +154,10 @@ def select(q: Heads | None, k: Heads, v: Heads, chosen: Sequence[int]) -> tuple[
     """Keep the chosen key heads, and all query heads of their groups. UsageError for unknown or repeated heads."""
     there = len(k)
     if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= h < there for h in chosen):
-        raise UsageError(f"head selection {','.join(map(str, chosen))}: choose different key heads from 0 to "
-                         f"{there - 1} ({k.tensor.name} has {there})")
+        raise UsageError(
+            f"head selection {','.join(map(str, chosen))}: choose different key heads from 0 to "
+            f"{there - 1} ({k.tensor.name} has {there})"
+        )
     if q is not None:
         group = group_size(q, k)
         q = q.take([h * group + g for h in chosen for g in range(group)])

@@ -48,8 +48,10 @@ def layout_word(word: str) -> str:
 def extent(shape: Shape, layout: str, name: str, heads: int | None = None, dim: int | None = None) -> Extent:
     """Read `shape` as `layout`; `heads` or `dim` split the last axis of TC. InputMalformed if it does not fit."""
     if len(shape) != len(layout):
-        raise InputMalformed(f"{name}: layout {layout} has {len(layout)} axes, found shape {show(shape)}; "
-                             f"give --layout {' or '.join(w for w in LAYOUTS if len(w) == len(shape)) or layout}")
+        raise InputMalformed(
+            f"{name}: layout {layout} has {len(layout)} axes, found shape {show(shape)}; "
+            f"give --layout {' or '.join(w for w in LAYOUTS if len(w) == len(shape)) or layout}"
+        )
     size = dict(zip(layout, shape, strict=True))
     for letter, items in size.items():
         if letter != "T" and not items:
@@ -71,8 +73,10 @@ def extent(shape: Shape, layout: str, name: str, heads: int | None = None, dim: 
 def split_fused(width: int, heads: int | None, dim: int | None, name: str) -> tuple[int, int]:
     """(heads, dim) of a fused axis of `width` items, from either or both."""
     if heads is None and dim is None:
-        raise UsageError(f"{name}: layout TC fuses the heads of {width} items; say how many with --heads "
-                         f"(--kv-heads for keys and values)")
+        raise UsageError(
+            f"{name}: layout TC fuses the heads of {width} items; say how many with --heads "
+            f"(--kv-heads for keys and values)"
+        )
     if heads is None:
         heads = width // dim
     found = width // heads if heads else 0
@@ -104,10 +108,14 @@ def infer(shapes: Mapping[str, Shape], names: Mapping[str, str]) -> str:
         if len(agreeing) == 1 and len(shapes) > 1:
             return agreeing[0]
         if agreeing:
-            raise UsageError(f"layout not clear from {listed}: could be {' or '.join(agreeing)}; "
-                             f"give --layout {candidates[0]} or --layout {candidates[1]}")
-    raise InputMalformed(f"{listed} fit together in no layout ({' or '.join(candidates)}): k and v need the same rows "
-                         f"and heads, q and k the same items per head, q a multiple of k's heads")
+            raise UsageError(
+                f"layout not clear from {listed}: could be {' or '.join(agreeing)}; "
+                f"give --layout {candidates[0]} or --layout {candidates[1]}"
+            )
+    raise InputMalformed(
+        f"{listed} fit together in no layout ({' or '.join(candidates)}): k and v need the same rows "
+        f"and heads, q and k the same items per head, q a multiple of k's heads"
+    )
 
 
 def infer_query(shape: Shape, name: str, key_heads: int, dim: int) -> str:
@@ -120,8 +128,10 @@ def infer_query(shape: Shape, name: str, key_heads: int, dim: int) -> str:
     fitting = [word for word in candidates if shape[-1] == dim and shape[word.index("H")] % key_heads == 0]
     if len(fitting) == 1:
         return fitting[0]
-    raise UsageError(f"layout not clear from {name} {show(shape)} and {key_heads} key heads of {dim}; "
-                     f"give --layout {' or --layout '.join(fitting or candidates)}")
+    raise UsageError(
+        f"layout not clear from {name} {show(shape)} and {key_heads} key heads of {dim}; "
+        f"give --layout {' or --layout '.join(fitting or candidates)}"
+    )
 
 
 def _agree(shapes: Mapping[str, Shape], layout: str, shared_rows: bool) -> bool:

@@ -21,13 +21,17 @@ def npy_array(path: str, wanted: str | None = None) -> Stored:
         needed = header.size + header.payload
         extra = os.pread(file.fileno(), len(MAGIC), needed) if needed < there else b""
     if there < needed:
-        raise InputMalformed(f"{path}: truncated: shape {header.shape} of {header.dtype} needs {needed} bytes, "
-                             f"the file has {there}; write or copy it again")
+        raise InputMalformed(
+            f"{path}: truncated: shape {header.shape} of {header.dtype} needs {needed} bytes, "
+            f"the file has {there}; write or copy it again"
+        )
     if extra == MAGIC:
         raise InputMalformed(f"{path}: holds more than one .npy record; give it on standard input: ... - < {path}")
     if there > needed:
-        raise InputMalformed(f"{path}: shape {header.shape} of {header.dtype} needs {needed} bytes, the file has "
-                             f"{there}: the header does not belong to this data; write it again")
+        raise InputMalformed(
+            f"{path}: shape {header.shape} of {header.dtype} needs {needed} bytes, the file has "
+            f"{there}: the header does not belong to this data; write it again"
+        )
     return Stored(
         name=path,
         shape=header.shape,

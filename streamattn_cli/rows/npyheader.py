@@ -77,10 +77,14 @@ def _parse(text: str, name: str, wanted: str | None) -> tuple[tuple[int, ...], s
     if not isinstance(shape, tuple) or not all(type(items) is int and items >= 0 for items in shape):
         raise InputMalformed(f"{name}: .npy header has shape {shape!r}, expected a tuple of whole numbers")
     if dtype.hasobject or dtype.names:
-        raise InputMalformed(f"{name}: dtype {dtype} found: Python objects and records are not read (unpickling could "
-                             f"run code); save a plain float array")
+        raise InputMalformed(
+            f"{name}: dtype {dtype} found: Python objects and records are not read (unpickling could "
+            f"run code); save a plain float array"
+        )
     if fortran and len(shape) > 1:
-        raise InputMalformed(f"{name}: stored in Fortran order, expected C order; save it again with "
-                             f"numpy.save(name, numpy.ascontiguousarray(array))")
+        raise InputMalformed(
+            f"{name}: stored in Fortran order, expected C order; save it again with "
+            f"numpy.save(name, numpy.ascontiguousarray(array))"
+        )
     storage, note = storage_of(dtype, name, wanted)
     return shape, storage, note

@@ -119,8 +119,10 @@ class _Opening:
             named = ", ".join(rest)
             raise UsageError(f"no input for {named}: give --{rest[0]} FILE, or one file or - that holds {named}")
         if given is not None and not rest:
-            raise UsageError(f"{given}: nothing is left to read from it, {', '.join(self._parts)} have files of their "
-                             f"own; leave it away")
+            raise UsageError(
+                f"{given}: nothing is left to read from it, {', '.join(self._parts)} have files of their "
+                f"own; leave it away"
+            )
 
     def _gather_input(self, word: str, rest: tuple[str, ...]) -> None:
         """The input that holds the parts without a file of their own."""
@@ -146,8 +148,10 @@ class _Opening:
             return record
         lacking = [part for part in rest if part not in record_word(self._spec.record)]
         if lacking:
-            raise UsageError(f"{word}: a {self._spec.record} record lacks {', '.join(lacking)}; give --{lacking[0]} "
-                             f"FILE or another --record")
+            raise UsageError(
+                f"{word}: a {self._spec.record} record lacks {', '.join(lacking)}; give --{lacking[0]} "
+                f"FILE or another --record"
+            )
         return self._spec.record
 
     def _stream(self, word: str, record: str) -> Stored:
@@ -189,8 +193,11 @@ class _Opening:
         layout = "TD" if fused else self._packed_layout(stored)
         shape = extent(stored.shape, layout, stored.name)
         parts = self._split(shape.dim, record, stored.name, one_head=not fused)
-        heads = packed_fused(self._open(stored, shape), parts) if fused else \
-            packed_heads(self._open(stored, shape), shape, parts)
+        heads = (
+            packed_fused(self._open(stored, shape), parts)
+            if fused
+            else packed_heads(self._open(stored, shape), shape, parts)
+        )
         listed = " | ".join(f"{len(heads[part])} {part} of {heads[part].dim}" for part in record)
         self.notes.append(f"{stored.name}: {show(stored.shape)} rows are {listed}")
         return heads
@@ -202,8 +209,9 @@ class _Opening:
         if told or len(stored.shape) == 3:
             return told or "THD"
         words = [word for word in LAYOUTS if len(word) == len(stored.shape)] or list(LAYOUTS)
-        raise UsageError(f"{stored.name}: layout not clear from shape {show(stored.shape)}; give --layout "
-                         f"{' or '.join(words)}")
+        raise UsageError(
+            f"{stored.name}: layout not clear from shape {show(stored.shape)}; give --layout {' or '.join(words)}"
+        )
 
     # --- layouts of plain arrays
 

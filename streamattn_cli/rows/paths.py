@@ -94,5 +94,7 @@ def _kind(path: str) -> str:
     by_name = _EXTENSIONS.get(os.path.splitext(path)[1].lower())
     if by_name:
         raise InputMalformed(f"{path}: does not begin like a {by_name} file (found {start!r}): damaged or truncated")
-    raise InputMalformed(f"{path}: not an .npy, HDF5 or safetensors file (it begins with {start!r}); headerless rows "
-                         f"need --raw and --dim")
+    raise InputMalformed(
+        f"{path}: not an .npy, HDF5 or safetensors file (it begins with {start!r}); headerless rows "
+        f"need --raw and --dim"
+    )

@@ -36,8 +36,10 @@ class PlacedWriter:
         """`going_on`: name of the unfinished file of an earlier run (see `part`) and how many of its rows count; `tag`:
         of the name of a new unfinished file (see Temporary)."""
         if rows is None and shape.segments > 1:
-            raise UsageError(f"{path}: layout {shape.layout} needs the number of rows in advance, which a pipe does "
-                             f"not tell; write to - or choose a layout that begins with T")
+            raise UsageError(
+                f"{path}: layout {shape.layout} needs the number of rows in advance, which a pipe does "
+                f"not tell; write to - or choose a layout that begins with T"
+            )
         self.name = path
         self.lasting = False  # an unfinished file outlives a failure, because a checkpoint counts on it
         part, self.rows_written = going_on or (None, 0)

@@ -16,8 +16,10 @@ class RangeTensor:
     def __init__(self, base: RowTensor, first: int, stop: int | None):
         there = base.rows
         if first < 0 or (stop is not None and stop <= first) or (there is not None and first >= there):
-            raise UsageError(f"{base.name}: rows {first}:{'' if stop is None else stop} are none of its "
-                             f"{'rows' if there is None else f'{there} rows'}")
+            raise UsageError(
+                f"{base.name}: rows {first}:{'' if stop is None else stop} are none of its "
+                f"{'rows' if there is None else f'{there} rows'}"
+            )
         if there is not None and stop is not None and stop > there:
             raise UsageError(f"{base.name}: rows {first}:{stop} asked for, it has {there}")
         self.name, self.outer, self.width, self.dtype = base.name, base.outer, base.width, base.dtype
@@ -53,8 +55,10 @@ class RangeTensor:
 
     def _expect(self, got: int, count: int, start: int) -> None:
         if got < count and self.rows is not None:
-            raise InputMalformed(f"{self.name}: ends after {self.first + start + got} rows, expected rows up to "
-                                 f"{self.first + self.rows} as asked for")
+            raise InputMalformed(
+                f"{self.name}: ends after {self.first + start + got} rows, expected rows up to "
+                f"{self.first + self.rows} as asked for"
+            )
 
     def _skip(self) -> None:
         """Read and drop the rows of a pipe that come before the range."""

@@ -22,8 +22,10 @@ def read_safetensors_header(path: str) -> tuple[dict[str, dict], dict[str, str],
         there = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if there < 8 or length > min(_LONGEST, there - 8):
-            raise InputMalformed(f"{path}: safetensors header of {length} bytes in a file of {there}; it is truncated "
-                                 f"or not a safetensors file")
+            raise InputMalformed(
+                f"{path}: safetensors header of {length} bytes in a file of {there}; it is truncated "
+                f"or not a safetensors file"
+            )
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_no_duplicates)
@@ -52,8 +54,9 @@ def _checked(path: str, name: str, entry: object) -> dict:
         for key in ("shape", "data_offsets")
     )
     if not lists or len(entry["data_offsets"]) != 2 or not isinstance(entry["dtype"], str):
-        raise InputMalformed(f"{path}: tensor {name}: header entry {str(entry)[:80]} lacks a sane dtype, shape or "
-                             f"data_offsets")
+        raise InputMalformed(
+            f"{path}: tensor {name}: header entry {str(entry)[:80]} lacks a sane dtype, shape or data_offsets"
+        )
     return entry
 
 
@@ -63,15 +66,19 @@ def _check_places(path: str, tensors: dict[str, dict], size: int) -> None:
     for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
         begin, end = entry["data_offsets"]
         if not begin <= end <= size:
-            raise InputMalformed(f"{path}: truncated: tensor {name} lies at data bytes {begin} to {end}, the file has "
-                                 f"{size}; copy it again")
+            raise InputMalformed(
+                f"{path}: truncated: tensor {name} lies at data bytes {begin} to {end}, the file has "
+                f"{size}; copy it again"
+            )
         if begin < last_end:
             raise InputMalformed(f"{path}: tensors {last_name} and {name} overlap; the header is damaged")
         dtype = _DTYPES.get(entry["dtype"])
         needed = prod(entry["shape"]) * STORAGE[dtype].itemsize if dtype else end - begin
         if end - begin != needed:
-            raise InputMalformed(f"{path}: tensor {name} of shape {entry['shape']} {entry['dtype']} needs {needed} "
-                                 f"bytes, its header entry gives {end - begin}")
+            raise InputMalformed(
+                f"{path}: tensor {name} of shape {entry['shape']} {entry['dtype']} needs {needed} "
+                f"bytes, its header entry gives {end - begin}"
+            )
         last_end, last_name = end, name
 
 
@@ -114,7 +121,9 @@ def find_parts(path: str, parts: tuple[str, ...], group: str | None) -> dict[str
         if not fitting:
             raise InputMissing(f"{path}: no tensor {exact}{'' if group else f' or *.{part}'}; there are: {listed}")
         if len(fitting) > 1:
-            raise InputMalformed(f"{path}: {len(fitting)} tensors end in .{part} ({', '.join(sorted(fitting)[:8])}); "
-                                 f"choose with --group PREFIX or --{part} {path}:NAME")
+            raise InputMalformed(
+                f"{path}: {len(fitting)} tensors end in .{part} ({', '.join(sorted(fitting)[:8])}); "
+                f"choose with --group PREFIX or --{part} {path}:NAME"
+            )
         found[part] = fitting[0]
     return found

@@ -31,9 +31,11 @@ class RawRows:
         got = self._stream.readinto(view)
         if got % self._row:
             at = self._stream.position
-            raise InputMalformed(f"{self._stream.name}: ends inside row {at // self._row} at byte {at}: a row is "
-                                 f"{self._row} bytes, the last one has {at % self._row}; check --raw, --dim, "
-                                 f"--heads and --record")
+            raise InputMalformed(
+                f"{self._stream.name}: ends inside row {at // self._row} at byte {at}: a row is "
+                f"{self._row} bytes, the last one has {at % self._row}; check --raw, --dim, "
+                f"--heads and --record"
+            )
         return got
 
 
@@ -61,8 +63,10 @@ class NpyRecords:
             self._left -= got
             done += got
             if got < want:
-                raise InputMalformed(f"{self._where()}: truncated: the stream ends at byte {self._stream.position}, "
-                                     f"{self._left} bytes before the record does; its writer was stopped")
+                raise InputMalformed(
+                    f"{self._where()}: truncated: the stream ends at byte {self._stream.position}, "
+                    f"{self._left} bytes before the record does; its writer was stopped"
+                )
         return done
 
     def _next(self) -> bool:
@@ -84,20 +88,25 @@ class NpyRecords:
     def _checked(self, header: NpyHeader) -> NpyHeader:
         """The header, if it agrees with the first one in everything but the number of rows."""
         if len(header.shape) not in (2, 3):
-            raise InputMalformed(f"{self._where()}: shape {show(header.shape)} found, expected (rows, items) or "
-                                 f"(rows, heads, items)")
+            raise InputMalformed(
+                f"{self._where()}: shape {show(header.shape)} found, expected (rows, items) or (rows, heads, items)"
+            )
         if not all(header.shape[1:]):
             raise InputMalformed(f"{self._where()}: shape {show(header.shape)} has rows without items")
         first = self.first
         row = prod(header.shape[1:]) * STORAGE[header.dtype].itemsize
         if row > _LONGEST_ROW:
-            raise InputMalformed(f"{self._where()}: shape {show(header.shape)} {header.dtype} makes rows of {row} "
-                                 f"bytes, expected at most {_LONGEST_ROW}; the header is damaged")
+            raise InputMalformed(
+                f"{self._where()}: shape {show(header.shape)} {header.dtype} makes rows of {row} "
+                f"bytes, expected at most {_LONGEST_ROW}; the header is damaged"
+            )
         if first is None:
             self.first = header
         elif (header.shape[1:], header.dtype) != (first.shape[1:], first.dtype):
-            raise InputMalformed(f"{self._where()}: rows of {show(header.shape[1:])} {header.dtype} found, expected "
-                                 f"{show(first.shape[1:])} {first.dtype} as in record 1")
+            raise InputMalformed(
+                f"{self._where()}: rows of {show(header.shape[1:])} {header.dtype} found, expected "
+                f"{show(first.shape[1:])} {first.dtype} as in record 1"
+            )
         return header
 
     def _where(self) -> str:

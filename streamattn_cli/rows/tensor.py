@@ -78,8 +78,9 @@ def check_buffer(tensor: RowTensor, buf: np.ndarray) -> None:
     """Demand what `read_into` promises to accept."""
     holder = STORAGE[tensor.dtype].holder
     if buf.ndim != 3 or buf.shape[0] != tensor.outer or buf.shape[2] != tensor.width or buf.dtype != holder:
-        raise ValueError(f"{tensor.name}: buffer {buf.shape} {buf.dtype}, expected "
-                         f"({tensor.outer}, n, {tensor.width}) {holder}")
+        raise ValueError(
+            f"{tensor.name}: buffer {buf.shape} {buf.dtype}, expected ({tensor.outer}, n, {tensor.width}) {holder}"
+        )
     if not buf.flags.c_contiguous:
         raise ValueError(f"{tensor.name}: buffer is not C-contiguous")
 
@@ -107,8 +108,10 @@ def storage_of(found: np.dtype, name: str, wanted: str | None = None) -> tuple[s
     told. Raises InputMalformed for other dtypes, for big-endian ones, and where `wanted` contradicts the file.
     """
     if found.byteorder == ">":
-        raise InputMalformed(f"{name}: dtype {found.str} is big-endian, expected little-endian; "
-                             f"convert it with array.astype(array.dtype.newbyteorder('<')) and save again")
+        raise InputMalformed(
+            f"{name}: dtype {found.str} is big-endian, expected little-endian; "
+            f"convert it with array.astype(array.dtype.newbyteorder('<')) and save again"
+        )
     if found.str in ("<u2", "|V2", "<V2"):
         if wanted in (None, "bf16", "f2"):
             kind = "float16" if wanted == "f2" else "bfloat16"
@@ -116,8 +119,10 @@ def storage_of(found: np.dtype, name: str, wanted: str | None = None) -> tuple[s
             return wanted or "bf16", f"{name}: {found} items are read as {kind} bit patterns{hint}"
     plain = {"<f2": "f2", "<f4": "f4", "<f8": "f8"}.get(found.str)
     if plain is None:
-        raise InputMalformed(f"{name}: dtype {found} found, expected float16, bfloat16, float32 or float64; "
-                             f"convert it with array.astype('float32') and save again")
+        raise InputMalformed(
+            f"{name}: dtype {found} found, expected float16, bfloat16, float32 or float64; "
+            f"convert it with array.astype('float32') and save again"
+        )
     if wanted is not None and wanted != plain:
         raise InputMalformed(f"{name}: dtype {found} found, but --dtype asks for {wanted}; leave --dtype away")
     return plain, None

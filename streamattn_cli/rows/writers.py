@@ -105,8 +105,9 @@ def check_target(target: str) -> str:
         return "special"
     extension = os.path.splitext(target)[1].lower()
     if extension not in (".npy", ".h5", ".hdf5"):
-        raise UsageError(f"{target}: output extension {extension or '(none)'} unknown; use .npy, .h5 or - for standard "
-                         f"output")
+        raise UsageError(
+            f"{target}: output extension {extension or '(none)'} unknown; use .npy, .h5 or - for standard output"
+        )
     folder = os.path.dirname(os.path.realpath(target))
     if not os.path.isdir(folder):
         raise OutputFailed(f"{target}: cannot be written: there is no folder {folder}; make it first (mkdir -p)")

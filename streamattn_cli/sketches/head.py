@@ -22,6 +22,7 @@ from streamattn_cli.sketches.tiles import ALL, TILE_QUERIES, QueryTile, tile_spe
 
 LINE = 64  # bytes of a cache line
 
+
 @dataclass(frozen=True)
 class HeadParams:
     """What decides the shape of a head's state.

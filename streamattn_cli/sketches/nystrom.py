@@ -80,7 +80,10 @@ class NystromHistory:
         return {
             # weights f4 | scales u2 x 2 | coefficients | keys i1, each for all atoms; exact rows until it is full
             "bank": ((params.atoms * atom_bytes(dim, value_dim, params.bits),), "u1"),
-            "held": ((4,), "i8"),  # atoms (or exact rows), 1 once they are atoms, first of the next slice, stores so far
+            "held": (
+                (4,),
+                "i8",
+            ),  # atoms (or exact rows), 1 once they are atoms, first of the next slice, stores so far
             "centre": ((dim,), "f4"),
         } | QueryModel.state_spec(dim)
 
@@ -138,7 +141,11 @@ class NystromHistory:
         """HeadAttention.step without the interpreter."""
         p, s, a = head.params, head.state, 0
         answers = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-        given = blas.address(p.dtype), blas.address("f4"), (p.group, p.window, p.stack, self.params.active, kind(p.stored))
+        given = (
+            blas.address(p.dtype),
+            blas.address("f4"),
+            (p.group, p.window, p.stack, self.params.active, kind(p.stored)),
+        )
         given += (self.scale, self.params.temper, -1 / FORGET, LOOKBACK), dropped(p.stored), self.mean_value()
         rows = np.ascontiguousarray(q), k, c, answers, work["counts"]
         held = tuple(s[name] for name in ("counters", "sinks", "recent", "range")), *self._arrays(), self.queries.arrays
