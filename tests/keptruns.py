@@ -7,7 +7,7 @@ import pytest
 
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.attend import attend
-from streamattn_cli.engine.request import AttendRequest
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.shards import sketch_shards
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.sketchfile import query, sketch

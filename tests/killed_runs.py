@@ -16,7 +16,7 @@ from keptruns import METHODS, keys_only, save_stream  # noqa: E402
 
 from streamattn_cli.engine import attend as attending  # noqa: E402
 from streamattn_cli.engine import sketchfile  # noqa: E402
-from streamattn_cli.engine.request import AttendRequest  # noqa: E402
+from streamattn_cli.engine.settings import AttendRequest  # noqa: E402
 from streamattn_cli.engine.signals import Interrupts  # noqa: E402
 
 ROWS = 640

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streamattn_cli.engine.attend import attend
-from streamattn_cli.engine.request import AttendRequest
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.kernels import coreset as kernel

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "streamattn_cli"
 TOWER = ["kernels", "rows", "checkpoint", "sketches", "engine", "report", "cli"]  # from the ground up
-GROUND = ("errors", "units")  # usable by every room but kernels
+GROUND = ("errors", "options", "units")  # usable by every room but kernels
 # importlib to import the others later; ctypes and llvmlite, which is half of numba, to find and call NumPy's BLAS
 KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib", "functools", "ctypes", "llvmlite"}
 

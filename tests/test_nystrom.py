@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamattn_cli.engine.attend import attend
-from streamattn_cli.engine.request import AttendRequest
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
-from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import compress as module
 from streamattn_cli.kernels import queries as query_kernel
+from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches import querymodel
 from streamattn_cli.sketches.budget import nystrom_params, row_bytes, window_params
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes

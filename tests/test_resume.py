@@ -16,7 +16,7 @@ from streamattn_cli.checkpoint.commit import save
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.attend import attend
 from streamattn_cli.engine.events import Progress
-from streamattn_cli.engine.request import AttendRequest
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.sketchfile import open_sketch_file, sketch
 from streamattn_cli.errors import CheckpointIncompatible, Interrupted, SourceChanged, UsageError

@@ -221,7 +221,7 @@ REFUSED = [
     (("--sketches", "paper", "--top-k", "3", "--m1", "20"), 11, "--m1 20 is too small"),
     (("--sketches", "psi", "--nan-policy", "drop"), 11, "dropped from v"),
     (("--sketches", "paper"), 2, "give --top-k K"),
-    (("--sketches", "fast"), 2, "exact, psi, phi, paper"),
+    (("--sketches", "fast"), 2, "exact, psi, phi or paper"),
     (("--top-k", "0"), 2, "at least 1"),
     (("--top-k", "51"), 2, "only 50 query rows"),
     (("--deviation",), 2, "--top-k"),

@@ -8,8 +8,8 @@ from keptruns import keys_only, make_sketch, not_warmed, save_stream, silent, st
 
 from streamattn_cli.engine.lanes import Lane, Part
 from streamattn_cli.engine.plan import make_plan
-from streamattn_cli.engine.request import AttendRequest
 from streamattn_cli.engine.run import Run
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.sketchfile import keys_problem
 from streamattn_cli.engine.warm import warm
 from streamattn_cli.rows.heads import Heads

@@ -5,56 +5,40 @@ from __future__ import annotations
 from typing import Annotated
 
 from streamattn_cli.cli import options
-from streamattn_cli.cli.options import HOW, WHAT, option
+from streamattn_cli.cli.arguments import Shown, Words, takes
+from streamattn_cli.cli.options import option
+from streamattn_cli.engine.settings import AttentionSettings, MethodSettings, RunSettings
+from streamattn_cli.options import ATTENTION, BUDGET
+from streamattn_cli.rows.spec import InputSpec
 
 
+@takes(
+    InputSpec, AttentionSettings, MethodSettings, RunSettings, Shown,
+    without=(
+        "method", "query_model", "window", "buffer", "atoms", "degree", "polynomial", "beta", "max_error", "block_rows",
+    ),
+)  # fmt: skip
 def compare(
+    words: Words,
     input: options.Input = None,
-    q: options.Queries = None,
-    k: options.Keys = None,
-    v: options.Values = None,
-    group: options.Group = None,
-    layout: options.Layout = None,
-    record: options.Record = None,
-    raw: options.Raw = None,
-    dtype: options.Dtype = None,
-    heads: options.QueryHeads = None,
-    kv_heads: options.KeyHeads = None,
-    dim: options.Dim = None,
-    value_dim: options.ValueDim = None,
-    select: options.Select = None,
-    rows: options.Rows = None,
-    q_rows: options.QueryRows = None,
-    causal: options.Causal = None,
-    scale: options.Scale = None,
     methods: Annotated[
         str,
         option(
             "--methods", help="Names, with settings: nystrom,nystrom:effort=best,poly:degree=2.", show_default="all",
-            rich_help_panel=WHAT,
+            rich_help_panel=ATTENTION,
         ),
     ] = "",
     resident_rows: Annotated[
         str,
-        option("--resident-rows", help="Memory of one key head in rows of k and v: N or N,M,...", rich_help_panel=WHAT),
+        option("--resident-rows", help="Memory of one key head in rows of k and v: N or N,M,...", rich_help_panel=ATTENTION),
     ] = "1024",
     resident: Annotated[
         str | None,
-        option("--resident", help="The same in bytes of all key heads: 256KiB,1MiB.", rich_help_panel=WHAT),
+        option("--resident", help="The same in bytes of all key heads: 256KiB,1MiB.", rich_help_panel=ATTENTION),
     ] = None,
-    effort: options.Effort = "default",
-    sinks: options.Sinks = None,
     audit: Annotated[
-        int, option("--audit", help="Rows that are also answered exactly.", rich_help_panel=HOW)
+        int, option("--audit", help="Rows that are also answered exactly.", rich_help_panel=BUDGET)
     ] = 128,
-    memory: options.Memory = None,
-    seed: options.Seed = 0,
-    threads: options.Threads = None,
-    nan_policy: options.NanPolicy = "error",
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_json: options.LogJson = False,
-    progress_every: options.ProgressEvery = 10.0,
 ) -> None:  # fmt: skip
     """Several methods at equal resident bytes on the same rows: error, speed and memory, and which are best.
 
@@ -62,7 +46,6 @@ def compare(
 
     With --json > FILE the same as one document, of which `streamattn report FILE -o FILE.html` makes a page.
     """
-    words = dict(locals())
     import sys
 
     from streamattn_cli.cli.streams import printing
@@ -74,14 +57,15 @@ def compare(
     from streamattn_cli.report.compare import render_compare
     from streamattn_cli.report.progress import make_listener
 
+    memory, quiet, log_json = words["memory"], words["quiet"], words["log_json"]
     if memory and "," in memory:
         raise UsageError(f"--memory {memory}: is the budget of one run; for several sizes give --resident {memory}")
     request = attend_request(words, resident_rows=None)
     budgets = _sizes(resident) if resident else _counts(resident_rows)
     mode = "json" if log_json else "quiet" if quiet else "auto"
-    with make_listener(mode, progress_every) as listener, Interrupts(status=listener.status) as interrupts:
+    with make_listener(mode, words["progress_every"]) as listener, Interrupts(status=listener.status) as interrupts:
         found = run(request, parse_candidates(methods), budgets, bool(resident), listener, interrupts)
-    if json:
+    if words["json"]:
         show_json(found.to_dict())
     elif not quiet and not log_json:
         with printing():

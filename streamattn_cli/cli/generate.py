@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from streamattn_cli.cli import options
-from streamattn_cli.cli.options import option
-from streamattn_cli.cli.streams import printing
+from streamattn_cli.cli.arguments import Shown, Words, takes
+from streamattn_cli.options import option
+from streamattn_cli.rows.spec import FLOATS
 
-SHAPE, SPREAD, WHERE = "What the rows look like", "Their statistics", "Where they go"
+shape = partial(option, panel="What the rows look like")
+spread = partial(option, panel="Their statistics")
+target_of = partial(option, panel="Where they go")
 
 
+@dataclass(frozen=True)
+class Made:
+    """What the rows are to be like."""
+
+    rows: str = shape("65536", "Number of rows, such as 1e6.")
+    dim: int = shape(64, "Columns of one query or key head.")
+    value_dim: int | None = shape(None, "Columns of one value head.", shown="as --dim")
+    heads: int = shape(1, "Query heads.")
+    kv_heads: int | None = shape(None, "Key and value heads.", shown="as --heads")
+    emit: str = shape("qkv", "Tensors: q, k, v, kv or qkv, packed in that order.")
+    dtype: str = shape("f32", "f16, bf16, f32 or f64.", choices=FLOATS, open=True)
+    seed: int = spread(0, "Same seed, same rows.")
+    logit_std: float = spread(1.0, "Standard deviation of the logits scale q.k.")
+    scale: str = spread("sqrt", "The scale meant: sqrt (1/sqrt(dim)), d (1/dim) or a number.")
+    heavy: int = spread(0, "Rows with a key that every query looks at.")
+    heavy_logit: float = spread(10.0, "Logit of those rows.")
+    value_mean: float = spread(0.0, "Mean of every value entry.")
+    raw: bool = target_of(False, "Bare rows instead of .npy records (no header at all).")
+    block_rows: int | None = target_of(None, "Rows made at a time.", shown="about 1 MiB")
+
+
+@takes(Made, Shown)
 def generate(
+    words: Words,
     target: Annotated[
         str,
         typer.Argument(
@@ -23,39 +50,6 @@ def generate(
             "tensor), or FILE.h5 (datasets q, k, v).",
         ),
     ] = "-",
-    rows: Annotated[str, option(help="Number of rows, such as 1e6.", rich_help_panel=SHAPE)] = "65536",
-    dim: Annotated[int, option(help="Columns of one query or key head.", rich_help_panel=SHAPE)] = 64,
-    value_dim: Annotated[
-        int | None, option(help="Columns of one value head.", show_default="as --dim", rich_help_panel=SHAPE)
-    ] = None,
-    heads: Annotated[int, option(help="Query heads.", rich_help_panel=SHAPE)] = 1,
-    kv_heads: Annotated[
-        int | None, option(help="Key and value heads.", show_default="as --heads", rich_help_panel=SHAPE)
-    ] = None,
-    emit: Annotated[
-        str, option(help="Tensors: q, k, v, kv or qkv, packed in that order.", rich_help_panel=SHAPE)
-    ] = "qkv",
-    dtype: Annotated[str, option(help="f16, bf16, f32 or f64.", rich_help_panel=SHAPE)] = "f32",
-    seed: Annotated[int, option(help="Same seed, same rows.", rich_help_panel=SPREAD)] = 0,
-    logit_std: Annotated[
-        float, option(help="Standard deviation of the logits scale q.k.", rich_help_panel=SPREAD)
-    ] = 1.0,
-    scale: Annotated[
-        str, option(help="The scale meant: sqrt (1/sqrt(dim)), d (1/dim) or a number.", rich_help_panel=SPREAD)
-    ] = "sqrt",
-    heavy: Annotated[int, option(help="Rows with a key that every query looks at.", rich_help_panel=SPREAD)] = 0,
-    heavy_logit: Annotated[float, option(help="Logit of those rows.", rich_help_panel=SPREAD)] = 10.0,
-    value_mean: Annotated[float, option(help="Mean of every value entry.", rich_help_panel=SPREAD)] = 0.0,
-    raw: Annotated[
-        bool, option("--raw", help="Bare rows instead of .npy records (no header at all).", rich_help_panel=WHERE)
-    ] = False,
-    block_rows: Annotated[
-        int | None, option(help="Rows made at a time.", show_default="about 1 MiB", rich_help_panel=WHERE)
-    ] = None,
-    quiet: options.Quiet = False,
-    log_json: options.LogJson = False,
-    progress_every: options.ProgressEvery = 10.0,
-    json: options.Json = False,
 ) -> None:
     """Make up rows with known properties: any number of them, in constant memory.
 
@@ -63,41 +57,31 @@ def generate(
 
         streamattn generate --rows 2000 --dim 8 --logit-std 0.7 --heads 2 made_up.h5
     """
-    from streamattn_cli.engine.scale import scale_value
+    from streamattn_cli.cli.words import run_and_render, settings
     from streamattn_cli.engine.generate import GenerateRequest, run_generate
-    from streamattn_cli.engine.signals import Interrupts
+    from streamattn_cli.engine.scale import scale_value
     from streamattn_cli.errors import UsageError
-    from streamattn_cli.report.jsontext import json_line
-    from streamattn_cli.report.outcome import render_outcome
-    from streamattn_cli.report.progress import make_listener
     from streamattn_cli.rows.synthetic import SyntheticSpec
     from streamattn_cli.rows.tensor import storage_word
     from streamattn_cli.units import parse_count
 
+    made = Made(**settings(Made, words))
     if target == "-" and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError("standard output is a terminal, and rows are binary: pipe it into a program or name a file")
-    if target == "-" and json:
+    if target == "-" and words["json"]:
         raise UsageError("--json needs standard output, where the rows go: name a file, or use --log-json")
     spec = SyntheticSpec(
-        rows=parse_count(rows, "--rows"),
-        dim=dim,
-        value_dim=dim if value_dim is None else value_dim,
-        heads=heads,
-        kv_heads=heads if kv_heads is None else kv_heads,
-        logit_std=logit_std,
-        scale=scale_value(scale, dim),
-        heavy=heavy,
-        heavy_logit=heavy_logit,
-        value_mean=value_mean,
-        seed=seed,
-        dtype=storage_word(dtype, "--dtype"),
+        rows=parse_count(made.rows, "--rows"),
+        dim=made.dim,
+        value_dim=made.dim if made.value_dim is None else made.value_dim,
+        heads=made.heads,
+        kv_heads=made.heads if made.kv_heads is None else made.kv_heads,
+        logit_std=made.logit_std,
+        scale=scale_value(made.scale, made.dim),
+        heavy=made.heavy,
+        heavy_logit=made.heavy_logit,
+        value_mean=made.value_mean,
+        seed=made.seed,
+        dtype=storage_word(made.dtype, "--dtype"),
     )
-    request = GenerateRequest(spec, emit, target, raw, block_rows)
-    mode = "json" if log_json else "quiet" if quiet else "auto"
-    with make_listener(mode, progress_every) as listener, Interrupts(status=listener.status) as interrupts:
-        outcome = run_generate(request, listener, interrupts)
-    if json:
-        with printing():
-            print(json_line(outcome.to_dict()))
-    elif mode == "auto":
-        render_outcome(outcome)
+    run_and_render(run_generate, GenerateRequest(spec, made.emit, target, made.raw, made.block_rows), words)

@@ -21,8 +21,8 @@ from streamattn_cli.cli.info import info  # noqa: E402
 from streamattn_cli.cli.inspect import inspect  # noqa: E402
 from streamattn_cli.cli.merge import merge  # noqa: E402
 from streamattn_cli.cli.options import ENVIRONMENT  # noqa: E402
-from streamattn_cli.cli.query import query  # noqa: E402
 from streamattn_cli.cli.plan import plan  # noqa: E402
+from streamattn_cli.cli.query import query  # noqa: E402
 from streamattn_cli.cli.report import report  # noqa: E402
 from streamattn_cli.cli.sketch import sketch  # noqa: E402
 from streamattn_cli.cli.streams import fill_standard_streams, let_go_of_broken, printing  # noqa: E402

@@ -6,11 +6,25 @@ from typing import Annotated
 
 import typer
 
-from streamattn_cli.cli import options
-from streamattn_cli.cli.options import HOW, option
+from streamattn_cli.cli.arguments import Shown, Words, takes
+from streamattn_cli.cli.options import option
+from streamattn_cli.engine.settings import (
+    AttentionSettings,
+    MethodSettings,
+    ResumeSettings,
+    RunSettings,
+    ShardSettings,
+)
+from streamattn_cli.options import BUDGET, INPUT
+from streamattn_cli.rows.spec import InputSpec
 
 
+@takes(
+    InputSpec, AttentionSettings, MethodSettings, RunSettings, ResumeSettings, ShardSettings, Shown,
+    without=("q_rows", "causal", "buffer", "atoms"),
+)  # fmt: skip
 def sketch(
+    words: Words,
     input: Annotated[
         list[str] | None,
         typer.Argument(
@@ -20,69 +34,19 @@ def sketch(
     ] = None,
     output: Annotated[str, option("-o", "--output", help="The sketch, FILE.sattn.")] = "sketch.sattn",
     append: Annotated[
-        bool, option("--append", help="Add the rows to those of the sketch that is there.", rich_help_panel=HOW)
+        bool, option("--append", help="Add the rows to those of the sketch that is there.", rich_help_panel=BUDGET)
     ] = False,
-    q: Annotated[
-        str | None, option("--q", help="Queries to learn from (nystrom).", rich_help_panel=options.FROM)
-    ] = None,
-    k: options.Keys = None,
-    v: options.Values = None,
-    group: options.Group = None,
-    layout: options.Layout = None,
-    record: options.Record = None,
-    raw: options.Raw = None,
-    dtype: options.Dtype = None,
-    heads: options.QueryHeads = None,
-    kv_heads: options.KeyHeads = None,
-    dim: options.Dim = None,
-    value_dim: options.ValueDim = None,
-    select: options.Select = None,
-    rows: options.Rows = None,
-    scale: options.Scale = None,
-    method: options.Method = None,
-    resident_rows: options.ResidentRows = None,
-    effort: options.Effort = "default",
-    query_model: options.QueryModel = None,
-    sinks: options.Sinks = None,
-    window: options.Window = None,
-    degree: options.Degree = 4,
-    polynomial: options.Polynomial = "hermite",
-    beta: options.Beta = None,
-    max_error: options.MaxError = 0.25,
-    memory: options.Memory = None,
-    seed: options.Seed = 0,
-    threads: options.Threads = None,
-    block_rows: options.BlockRows = None,
-    nan_policy: options.NanPolicy = "error",
-    checkpoint_every: options.CheckpointEvery = "30s",
-    resume: Annotated[bool, option("--resume", help="Go on with an unfinished sketch.", rich_help_panel=HOW)] = False,
-    skip_rows: options.SkipRows = None,
-    fingerprint: options.Fingerprint = False,
-    shards: Annotated[
-        int | None, option("--shards", help="Absorb N ranges of rows side by side, then merge.", rich_help_panel=HOW)
-    ] = None,
-    engine: Annotated[
-        str | None,
-        option(
-            "--engine",
-            help="Of --shards: threads, processes, dask=ADDRESS, dask=local.",
-            show_default="threads",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_json: options.LogJson = False,
-    progress_every: options.ProgressEvery = 10.0,
+    q: Annotated[str | None, option("--q", help="Queries to learn from (nystrom).", rich_help_panel=INPUT)] = None,
+    resume: Annotated[bool, option("--resume", help="Resume an unfinished sketch.", rich_help_panel=BUDGET)] = False,
 ) -> None:
     """Read keys and values once and keep a sketch of them, to be queried, added to and merged.
 
     streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn
     """
-    words = dict(locals())
     from streamattn_cli.cli.words import attend_request, run_and_render
     from streamattn_cli.errors import UsageError
 
+    shards = words["shards"]
     _check_target(output, append, resume)
     if shards is None:
         from streamattn_cli.engine.sketchfile import sketch as run
@@ -97,9 +61,9 @@ def sketch(
     if shards is not None and resume:
         raise UsageError(
             "--shards with --resume: nothing is saved before all shards are merged, so there is nothing to go on with; "
-            "leave --resume away to start again, or leave --shards away: such a run is saved as it goes"
+            "omit --resume to start again, or omit --shards: such a run is saved as it goes"
         )
-    if engine is not None and shards is None:
+    if words["engine"] is not None and shards is None:
         raise UsageError("--engine says who absorbs the shards: give --shards N with it")
     first, *more = input or [None]
     request = attend_request(words, output="-", checkpoint=output, input=first, more=tuple(more))
@@ -114,7 +78,7 @@ def _check_target(output: str, append: bool, resume: bool) -> None:
     from streamattn_cli.errors import UsageError
 
     if append and not os.path.exists(output):
-        raise UsageError(f"--append: there is no sketch {output} yet; leave --append away to make it")
+        raise UsageError(f"--append: there is no sketch {output} yet; omit --append to make it")
     if not append and not resume and os.path.exists(output):
         raise UsageError(
             f"{output}: there is a file already; --append adds to it, --resume goes on with it; or remove it first"

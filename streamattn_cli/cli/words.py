@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from streamattn_cli.cli.arguments import Words
+from streamattn_cli.engine.settings import AttendRequest
+from streamattn_cli.options import options_of
+from streamattn_cli.rows.spec import InputSpec
 
 
-def attend_request(words: dict, **decided):
+def attend_request(words: Words, **decided: Any) -> AttendRequest:
     """The AttendRequest of a command's arguments by name; `decided` overrides them. Raises UsageError."""
-    from dataclasses import fields
-
-    from streamattn_cli.engine.request import AttendRequest
-    from streamattn_cli.errors import UsageError
-    from streamattn_cli.rows.spec import InputSpec
-    from streamattn_cli.units import parse_size
-
     words = {**words, **decided}
-    if words.get("nan_policy", "error") not in ("error", "drop"):
-        raise UsageError(f"--nan-policy {words['nan_policy']}: use error or drop")
-    read = {
-        "select": numbers,
-        "rows": lambda word: row_range(word, "--rows"),
-        "q_rows": lambda word: row_range(word, "--q-rows"),
-        "memory": parse_size,
-        "out_dtype": out_dtype,
-    }
-    words = {name: read[name](word) if name in read and word is not None else word for name, word in words.items()}
-    spec = InputSpec(**{f.name: words[f.name] for f in fields(InputSpec) if f.name in words})
-    taken = {f.name: words[f.name] for f in fields(AttendRequest) if f.name in words and f.name != "inputs"}
-    return AttendRequest(inputs=spec, **taken)
+    spec = InputSpec(**settings(InputSpec, words))
+    return AttendRequest(inputs=spec, **settings(AttendRequest, words))
 
 
-def run_and_render(run: Callable, request, words: dict) -> None:
+def settings(group: type, words: Words) -> Words:
+    """The fields of a group among the words, read as they say. Raises UsageError."""
+    described = {name: option for name, _, option in options_of(group)}
+    found = {f.name: words[f.name] for f in fields(group) if f.name in words and f.name != "inputs"}
+    for name, word in found.items():
+        read = described[name].read if name in described else None
+        if read and isinstance(word, str):
+            found[name] = read(word)
+    return found
+
+
+def run_and_render(run: Callable, request: AttendRequest, words: Words) -> None:
     """Run a request while progress is shown, then show its outcome, as the words json, quiet, log_json ... say."""
     from streamattn_cli.engine.signals import Interrupts
     from streamattn_cli.report.outcome import render_outcome
@@ -52,35 +52,3 @@ def show_json(document: dict) -> None:
 
     with printing():
         print(json_line(document))
-
-
-def out_dtype(word: str) -> str:
-    """A --out-dtype word as 'f2', 'f4' or 'f8'."""
-    from streamattn_cli.errors import UsageError
-    from streamattn_cli.rows.tensor import storage_word
-
-    storage = storage_word(word, "--out-dtype")
-    if storage == "bf16":
-        raise UsageError("--out-dtype bf16: neither .npy nor NumPy has it; use f16, f32 or f64")
-    return storage
-
-
-def numbers(word: str) -> tuple[int, ...]:
-    """'0,2' as (0, 2)."""
-    from streamattn_cli.errors import UsageError
-
-    try:
-        return tuple(int(part) for part in word.split(","))
-    except ValueError:
-        raise UsageError(f"--select {word}: give numbers with commas between them, such as 0,2") from None
-
-
-def row_range(word: str, option: str) -> tuple[int, int | None]:
-    """'A:B' as (A, B), 'A:' as (A, None)."""
-    from streamattn_cli.errors import UsageError
-
-    try:
-        first, last = word.split(":")
-        return int(first or 0), int(last) if last else None
-    except ValueError:
-        raise UsageError(f"{option} {word}: give A:B, such as 0:4096 or 1000: (to the end)") from None

@@ -12,7 +12,7 @@ from streamattn_cli.engine.events import Audit, Finished, Listener, Note, Outcom
 from streamattn_cli.engine.meter import Meter
 from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
-from streamattn_cli.engine.request import AttendRequest, resolve
+from streamattn_cli.engine.request import resolve
 from streamattn_cli.engine.resume import (
     DONE,
     Saved,
@@ -27,6 +27,7 @@ from streamattn_cli.engine.resume import (
 from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.runs import check_output, make_run, open_sparse
 from streamattn_cli.engine.saver import Saver, describe
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.warm import warm
 from streamattn_cli.errors import Interrupted

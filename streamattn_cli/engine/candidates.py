@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from streamattn_cli.engine.request import METHODS, AttendRequest, Problem, head_params
+from streamattn_cli.engine.request import Problem, head_params
+from streamattn_cli.engine.settings import METHODS, AttendRequest
 from streamattn_cli.errors import UsageError
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams, spec_bytes

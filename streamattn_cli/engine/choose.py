@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from streamattn_cli.engine.candidates import poly_bytes
 from streamattn_cli.engine.inspect import SHORT, logit_spread, predicted_poly_error, sample_rows
-from streamattn_cli.engine.request import DEFAULT_ROWS, AttendRequest
+from streamattn_cli.engine.request import DEFAULT_ROWS
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.rows.open import Inputs
 from streamattn_cli.rows.tensor import RowTensor
 from streamattn_cli.sketches.budget import row_bytes

@@ -14,8 +14,9 @@ from streamattn_cli.engine.events import Audit, ErrorEstimate, Finished, Listene
 from streamattn_cli.engine.meter import Meter
 from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
-from streamattn_cli.engine.request import AttendRequest, Problem, resolve
+from streamattn_cli.engine.request import Problem, resolve
 from streamattn_cli.engine.run import Run
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.warm import give_back, warm
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError

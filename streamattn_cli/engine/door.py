@@ -13,9 +13,9 @@ from streamattn_cli.engine.lanes import STEP
 from streamattn_cli.engine.mergefiles import heads_of, merge_files, packed
 from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
-from streamattn_cli.engine.request import AttendRequest
 from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.saver import stack_heads
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.sketchfile import (
     OPEN,

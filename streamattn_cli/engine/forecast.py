@@ -10,7 +10,8 @@ from itertools import product
 from streamattn_cli.engine.choose import choose, poly_degree, spread_of
 from streamattn_cli.engine.inspect import predicted_poly_error
 from streamattn_cli.engine.plan import Plan, make_plan
-from streamattn_cli.engine.request import DEFAULT_ROWS, AttendRequest, Problem, resolve
+from streamattn_cli.engine.request import DEFAULT_ROWS, Problem, resolve
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.speed import calibrate, expected_seconds
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
 from streamattn_cli.rows.imagined import imagined

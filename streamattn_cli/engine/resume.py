@@ -13,8 +13,9 @@ import numpy as np
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.meter import available_memory
-from streamattn_cli.engine.request import AttendRequest, Problem
+from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.saver import Every, Saver, check_facts, check_sources, describe, parse_every
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
 from streamattn_cli.rows.continued import ContinuedTensor
 from streamattn_cli.rows.heads import Heads

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pump import Watch
-from streamattn_cli.engine.request import AttendRequest, Problem
+from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.run import Run
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.sketched import SketchedRun
 from streamattn_cli.rows.writers import Writer, check_target
 

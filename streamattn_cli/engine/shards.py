@@ -26,9 +26,10 @@ from streamattn_cli.engine.mergefiles import merge_heads
 from streamattn_cli.engine.meter import Meter
 from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
-from streamattn_cli.engine.request import AttendRequest, Problem
+from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.saver import describe, stack_heads
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.sketchfile import OPEN, keys_problem, outcome_of, sketch_facts
 from streamattn_cli.engine.sources import check_same, key_sources

@@ -14,14 +14,15 @@ import numpy as np
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.events import Finished, Listener, Note, Outcome, Started
-from streamattn_cli.engine.meter import Meter, available_memory
 from streamattn_cli.engine.footprint import FIRST_ROWS
+from streamattn_cli.engine.meter import Meter, available_memory
 from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
-from streamattn_cli.engine.request import DEFAULT_ROWS, AttendRequest, Problem, resolve
+from streamattn_cli.engine.request import DEFAULT_ROWS, Problem, resolve
 from streamattn_cli.engine.resume import Saved, continued, find_saved, make_saver
 from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.saver import Saver, check_schema, describe
+from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.sources import absorbed, check_disjoint, check_same, key_sources
 from streamattn_cli.engine.warm import warm

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.layout import Extent
+from streamattn_cli.rows.spec import RECORDS
 from streamattn_cli.rows.tensor import RowTensor
-
-RECORDS = ("qkv", "kv", "q", "k", "v")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
+
+from streamattn_cli.errors import UsageError
+from streamattn_cli.options import INPUT, check_choices, option
+from streamattn_cli.rows.layout import LAYOUTS
+
+RECORDS = ("qkv", "kv", "q", "k", "v")
+FLOATS = ("f16", "bf16", "f32", "f64")
+
+source = partial(option, panel=INPUT)
+
+
+def read_numbers(word: str) -> tuple[int, ...]:
+    """'0,2' as (0, 2)."""
+    try:
+        return tuple(int(part) for part in word.split(","))
+    except ValueError:
+        raise UsageError(f"--select {word}: give numbers with commas between them, such as 0,2") from None
+
+
+def read_range(option: str, word: str) -> tuple[int, int | None]:
+    """'A:B' as (A, B), 'A:' as (A, None)."""
+    try:
+        first, last = word.split(":")
+        return int(first or 0), int(last) if last else None
+    except ValueError:
+        raise UsageError(f"{option} {word}: give A:B, such as 0:4096 or 1000: (to the end)") from None
 
 
 @dataclass(frozen=True)
@@ -12,19 +39,29 @@ class InputSpec:
 
     input: str | None = None  # holds all of q, k, v (or packed rows, see record)
     more: tuple[str, ...] = ()  # further files whose rows follow those of `input` (see many.py)
-    q: str | None = None  # a file of its own for one of them; wins over `input`
-    k: str | None = None
-    v: str | None = None
-    group: str | None = None  # HDF5 group or safetensors name prefix of q, k, v
-    layout: str | None = None  # one of layout.LAYOUTS; None: from the file's attributes, or inferred
-    record: str | None = None  # packed rows: 'qkv', 'kv', 'q', 'k', 'v'; None: the parts that have no file of their own
-    raw: str | None = None  # dtype of headerless rows: `input`, standard input, fifos
-    dtype: str | None = None  # what uint16 or V2 items are: 'bf16' (as when None) or 'f16'
-    heads: int | None = None  # query heads, where fused rows do not say
-    kv_heads: int | None = None  # key heads; None: as heads
-    dim: int | None = None  # items of a query or key head
-    value_dim: int | None = None  # items of a value head; None: as dim
-    select: tuple[int, ...] | None = None  # key heads to keep, with the query heads of their groups
-    rows: tuple[int, int | None] | None = None  # rows [A, B) of k and v, and of q where it shares their tensor
-    q_rows: tuple[int, int | None] | None = None  # rows [A, B) of q
+    # a file of its own for one of them wins over `input`
+    q: str | None = source(None, "Queries: FILE, FILE:DATASET or -.", "--q")
+    k: str | None = source(None, "Keys.", "--k")
+    v: str | None = source(None, "Values.", "--v")
+    group: str | None = source(None, "HDF5 group or name prefix of q, k, v.")
+    layout: str | None = source(None, "Axes of a tensor.", choices=LAYOUTS, open=True, shown="of the file, or inferred")
+    record: str | None = source(None, "What packed rows hold.", choices=RECORDS)
+    raw: str | None = source(None, "Rows without headers, of f16, bf16, f32 or f64.", choices=FLOATS, open=True)
+    dtype: str | None = source(None, "What 16-bit integers are: bf16 or f16.", choices=("bf16", "f16"), open=True)
+    heads: int | None = source(None, "Query heads in fused rows.", "--heads")
+    kv_heads: int | None = source(None, "Key heads in fused rows.", "--kv-heads", shown="as --heads")
+    dim: int | None = source(None, "Length of a query or key in fused rows.")
+    value_dim: int | None = source(None, "Length of a value.", shown="as --dim")
+    select: tuple[int, ...] | None = source(
+        None, "Key heads to use, such as 0,2 (with their query heads).", "--select", read=read_numbers, decides=True
+    )
+    rows: tuple[int, int | None] | None = source(
+        None, "Rows A to B (not included) only.", metavar="A:B", read=partial(read_range, "--rows")
+    )
+    q_rows: tuple[int, int | None] | None = source(
+        None, "The same for queries of their own.", metavar="A:B", read=partial(read_range, "--q-rows")
+    )
     stdin: BinaryIO | None = None  # None: sys.stdin.buffer
+
+    def __post_init__(self) -> None:
+        check_choices(self)

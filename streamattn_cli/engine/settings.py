@@ -1,0 +1,177 @@
+"""What commands can be told, group by group; the options of the command line are made from these fields.
+
+None means: decide for me. `decides=True` marks what outputs or checkpoints depend on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from streamattn_cli.errors import UsageError
+from streamattn_cli.options import ATTENTION, BUDGET, SKETCHES, check_choices, option
+from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.units import parse_size
+
+METHODS = ("balance", "evict", "exact", "nystrom", "poly", "sample", "wildcat", "window")
+EFFORTS = ("fast", "default", "best")
+ORDERS = {"exact": ("kvq",), "psi": ("kvq", "vkq"), "phi": ("kqv", "kvq"), "paper": ("kqv", "kvq", "vkq")}
+
+
+def read_out_dtype(word: str) -> str:
+    """A --out-dtype word as 'f2', 'f4' or 'f8'."""
+    from streamattn_cli.rows.tensor import storage_word
+
+    storage = storage_word(word, "--out-dtype")
+    if storage == "bf16":
+        raise UsageError("--out-dtype bf16: neither .npy nor NumPy has it; use f16, f32 or f64")
+    return storage
+
+
+attention = partial(option, panel=ATTENTION)
+budget = partial(option, panel=BUDGET)
+sketching = partial(option, panel=SKETCHES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings:
+    """Which attention it is."""
+
+    causal: bool | None = attention(None, "Row i sees rows up to i, or all rows.", "--causal/--full", decides=True)
+    scale: str | None = attention(
+        None, "sqrt (1/sqrt(dim)), d (1/dim) or a number.", shown="of the file, or sqrt", decides=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """Which method answers, and what it is given."""
+
+    method: str | None = attention(
+        None,
+        "nystrom, poly, exact, or auto to decide by the input; to compare: window, evict, sample, balance, wildcat.",
+        shown="nystrom",
+        choices=(*METHODS, "auto"),
+        metavar="METHOD",
+        decides=True,
+    )
+    resident_rows: int | None = attention(
+        None,
+        "All but poly, exact: memory of one key head, in rows of k and v; everything counts.",
+        shown="1024",
+        decides=True,
+    )
+    effort: str = attention("default", "nystrom: time against error.", choices=EFFORTS, decides=True)
+    query_model: str | None = attention(
+        None,
+        "nystrom: queries that stand for those to come, FILE or FILE:DATASET.",
+        metavar="FILE",
+        shown="learnt on the way; full attention: of --q",
+        decides=True,
+    )
+    sinks: int | None = attention(None, "First rows that stay exact.", shown="4, poly 0", decides=True)
+    window: int | None = attention(
+        None, "Recent rows that stay exact.", shown="by --resident-rows, poly 0", decides=True
+    )
+    buffer: int | None = attention(None, "Rows between two compressions.", shown="by --resident-rows", decides=True)
+    atoms: int | None = attention(None, "Atoms, or rows, of the history.", shown="by --resident-rows", decides=True)
+    degree: int = attention(4, "poly: degree of the polynomial, 1 to 12.", decides=True)
+    polynomial: str = attention("hermite", "poly: which polynomial.", choices=("hermite", "taylor"), decides=True)
+    beta: float | None = attention(None, "poly: bound on |logit|; longer rows are shortened.", decides=True)
+    max_error: float = attention(0.25, "poly: refuse when a larger error is predicted.", decides=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperSettings:
+    """The source paper's sketches, and sparse outputs."""
+
+    eps: float | None = sketching(None, "poly: error that chooses degree and sizes, such as 0.01.", decides=True)
+    sketches: str | None = sketching(
+        None,
+        "poly: what is kept, the paper's sketches or exact sums.",
+        shown="exact",
+        choices=tuple(ORDERS),
+        decides=True,
+    )
+    order: str | None = sketching(
+        None, "In which k, q, v come.", shown="by --sketches", choices=("kvq", "vkq", "kqv"), open=True, decides=True
+    )
+    m1: int | None = sketching(None, "Buckets of Psi.", shown="4096", decides=True)
+    m2: int | None = sketching(None, "Counters of Phi.", shown="by k", decides=True)
+    decoder: str = sketching("scan", "Of Phi.", choices=("scan", "peel"), decides=True)
+    top_k: int | None = sketching(None, "Any method: write the K largest entries of every column.", decides=True)
+    per_column: bool = sketching(False, "Decode Phi column by column, not jointly.", decides=True)
+    deviation: bool = sketching(False, "--top-k of the deviations from the mean output.", decides=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Memory, speed and chance."""
+
+    memory: int | None = budget(
+        None, "Budget above the program itself, such as 512MiB.", read=parse_size, shown="what is free"
+    )
+    seed: int = budget(
+        0, "Of every random choice: the audit's sample, rows that sample and balance keep.", decides=True
+    )
+    threads: int | None = budget(None, "Threads.", shown="all")
+    block_rows: int | None = budget(None, "Rows read at a time.", shown="about 4 MiB")
+    nan_policy: str = budget(
+        "error", "What to do with rows that are not finite.", choices=("error", "drop"), decides=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """What is written, and how it is checked."""
+
+    audit: int = budget(0, "Rows that are also answered exactly, to measure the error.", decides=True)
+    out_dtype: str | None = budget(
+        None, "f16, f32 or f64.", shown="f32; f64 for f64", read=read_out_dtype, decides=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeSettings:
+    """How a run is saved while it goes on, and resumed."""
+
+    checkpoint_every: str = budget("30s", "30s, 5min or 1e6rows.")
+    resume: bool = budget(False, "Resume from --checkpoint, if it exists.")
+    skip_rows: int | None = budget(
+        None, "--resume with a pipe: rows to drop at its beginning.", shown="those already done"
+    )
+    fingerprint: bool = budget(False, "Compare all of the input on --resume.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings(ResumeSettings):
+    """The same of a run whose checkpoint is a file of its own."""
+
+    checkpoint: str | None = budget(None, "FILE.sattn to save the run in as it goes on.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSettings:
+    """Who does the work."""
+
+    shards: int | None = budget(None, "Absorb N ranges of rows side by side, then merge.", decides=True)
+    engine: str | None = budget(
+        None,
+        "Of --shards: threads, processes, dask=ADDRESS, dask=local.",
+        shown="threads",
+        choices=("threads", "processes", "dask=local", "dask="),
+        open=True,
+    )
+
+
+@dataclass(frozen=True)
+class AttendRequest(
+    ShardSettings, CheckpointSettings, AnswerSettings, RunSettings, PaperSettings, MethodSettings, AttentionSettings
+):
+    """The words of `streamattn attend`, and of the commands that run a part of it."""
+
+    inputs: InputSpec = field(default_factory=InputSpec)
+    output: str = "-"
+
+    def __post_init__(self) -> None:
+        check_choices(self)

@@ -1,0 +1,83 @@
+"""Every option is described once: completion, requests, and what a resumed run must agree with come from that."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from streamattn_cli.cli.main import app
+from streamattn_cli.engine.plan import make_plan
+from streamattn_cli.engine.request import resolve
+from streamattn_cli.engine.resume import facts_of
+from streamattn_cli.engine.settings import AttendRequest
+from streamattn_cli.errors import UsageError
+from streamattn_cli.options import options_of
+from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.spec import InputSpec
+
+POLY = {"method": "poly", "degree": 2}
+PHI = POLY | {"sketches": "phi", "top_k": 4, "m2": 512}
+TOP = POLY | {"top_k": 4}
+SMALL = {"method": "nystrom", "resident_rows": 64}
+# For every option: settings where it counts, and another value of it.
+OTHER = {
+    "causal": (SMALL, True), "scale": (SMALL, "d"), "method": ({"resident_rows": 64}, "window"),
+    "resident_rows": (SMALL, 96), "effort": (SMALL | {"resident_rows": 128}, "best"), "query_model": (SMALL, "q.npy"),
+    "sinks": (SMALL, 2), "window": (SMALL, 16), "buffer": (SMALL, 8), "atoms": (SMALL, 24),
+    "degree": (POLY, 3), "polynomial": (POLY, "taylor"), "beta": (POLY, 2.5), "max_error": (POLY, 0.5),
+    "eps": (POLY, 0.1), "sketches": (PHI, "paper"), "order": (PHI, "kvq"), "m1": (PHI | {"sketches": "paper"}, 128),
+    "m2": (PHI, 1024), "decoder": (PHI | {"m2": None}, "peel"), "top_k": (TOP, 5), "per_column": (PHI, True),
+    "deviation": (TOP, True), "memory": (SMALL, 1 << 30), "seed": (SMALL, 7), "threads": (SMALL, 1),
+    "block_rows": (SMALL, 64), "nan_policy": (SMALL, "drop"), "audit": (SMALL, 8), "out_dtype": (SMALL, "f2"),
+    "checkpoint_every": (SMALL, "5s"), "resume": (SMALL, True), "skip_rows": (SMALL, 0), "fingerprint": (SMALL, True),
+    "checkpoint": (SMALL, "c.sattn"), "shards": (SMALL, 2), "engine": (SMALL, "processes"), "select": (SMALL, (0,)),
+}  # fmt: skip
+OF_ONE_PASS = {"shards"}  # sketches in shards are not resumed
+
+
+def _facts(folder, **words):
+    files = {name: str(folder / f"{name}.npy") for name in "qkv"}
+    spec = InputSpec(**files, layout="THD", select=words.pop("select", None))
+    with open_inputs(spec) as inputs:
+        plan = make_plan(resolve(AttendRequest(spec, str(folder / "out.npy"), **words), inputs))
+    return facts_of(plan.problem, plan.audit_rows)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("options")
+    generator = np.random.default_rng(0)
+    for name in "qkv":
+        np.save(path / f"{name}.npy", generator.standard_normal((600, 2, 4)).astype("f4"))
+    return path
+
+
+def _described():
+    spec = [entry for entry in options_of(InputSpec) if entry[0] == "select" or entry[2].decides]
+    return {name: described for name, _, described in [*options_of(AttendRequest), *spec]}
+
+
+def test_every_option_has_another_value_to_try():
+    assert set(_described()) == set(OTHER)
+    assert {f.name for f in dataclasses.fields(AttendRequest)} == set(OTHER) - {"select"} | {"inputs", "output"}
+
+
+@pytest.mark.parametrize("name", sorted(set(OTHER) - OF_ONE_PASS))
+def test_a_run_is_resumed_with_other_values_only_of_options_that_decide_nothing(folder, name):
+    settings, value = OTHER[name]
+    before, after = _facts(folder, **settings), _facts(folder, **settings | {name: value})
+    assert (before != after) == _described()[name].decides
+
+
+@pytest.mark.parametrize("name", sorted(name for name, option in _described().items() if option.choices))
+def test_words_that_are_no_choice_are_refused_and_choices_are_completed(name):
+    option = _described()[name]
+    if not option.open:
+        with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
+            AttendRequest(InputSpec(), **{name: "no such word"})
+    command = "sketch" if name == "engine" else "attend"
+    words = f"streamattn {command} --{name.replace('_', '-')} "
+    environment = {"_STREAMATTN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}
+    told = CliRunner().invoke(app, env=environment, prog_name="streamattn").output
+    assert set(option.choices) <= set(told.split())
