@@ -1,6 +1,48 @@
-"""How kernels are compiled."""
+"""How kernels are compiled: without allocation, and to code that does not depend on what else was compiled before.
 
+Numba gives a kernel copies of all functions that it calls, optimised in its own context, as weak symbols. The linker then
+takes for every call the first copy that this process has loaded, whichever kernel it came with. Copies differ in how they
+order sums, so a run that compiled its kernels and one that found them in the cache answered differently. Here the copies
+are private to their kernel, and code that was compiled a moment ago is the code that the cache holds.
+"""
+
+from llvmlite.binding import Linkage
 from numba import njit
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import AnalysisPass, register_pass
+from numba.core.typed_passes import AnnotateTypes
+
+
+class _Library(JITCodeLibrary):
+    """Code of one kernel, which no other kernel's calls are linked to."""
+
+    def _optimize_final_module(self):
+        super()._optimize_final_module()
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage == Linkage.linkonce_odr:
+                function.linkage = Linkage.internal
+
+
+@register_pass(mutates_CFG=False, analysis_only=True)
+class _OwnLibrary(AnalysisPass):
+    _name = "own_library"
+
+    def __init__(self):
+        AnalysisPass.__init__(self)
+
+    def run_pass(self, state):
+        state.library = _Library(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return False
+
+
+class _Compiler(CompilerBase):
+    def define_pipelines(self):
+        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.add_pass_after(_OwnLibrary, AnnotateTypes)
+        passes.finalize()
+        return [passes]
 
 
 def kernel(**options):
@@ -9,4 +51,5 @@ def kernel(**options):
     That nothing is allocated lets Numba leave out the count of references, atomic operations for every row that is cut out
     of an array, which took more time than short rows themselves. `_nrt=True` for a kernel that does allocate.
     """
-    return njit(**{"nogil": True, "error_model": "numpy", "_nrt": False} | options)
+    usual = {"nogil": True, "error_model": "numpy", "_nrt": False, "pipeline_class": _Compiler}
+    return njit(**usual | options)
