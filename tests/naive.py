@@ -91,15 +91,53 @@ def hermite(degree, x, mean, variance):
 def poly_weights(q, k, scale, mu, radius, degree, taylor=False):
     """Weights of all keys for one query: P of x = scale q.(k - mu), norms of both sides bounded by `radius` (keys, queries).
 
-    P approximates e^x: by Taylor's polynomial, or the Hermite expansion for the mean and variance of these very x.
+    P approximates e^x, see `logit_weights`.
     """
     u = shrink(math.sqrt(scale) * q.astype(np.float64), radius[1])
     x = [float(u @ shrink(math.sqrt(scale) * (row.astype(np.float64) - mu), radius[0])) for row in k]
+    return logit_weights(x, degree, taylor, radius[0] * float(np.linalg.norm(u)))
+
+
+def logit_weights(x, degree, taylor=False, reach=math.inf):
+    """The polynomial that a query's logits x are given, at each of them: Taylor's where its remainder is small, the Hermite
+    expansion where they look like a Gaussian's, or else that of `quadrature_weights`."""
+    x = np.asarray(x, np.float64)
     if taylor:
-        return [sum(a**l / math.factorial(l) for l in range(degree + 1)) for a in x]
-    mean = sum(x) / len(x)
-    variance = sum((a - mean) ** 2 for a in x) / len(x) if degree > 1 else 0.0
-    return [math.exp(mean + variance / 2) * hermite(degree, a, mean, variance) for a in x]
+        weights = [sum(a**l / math.factorial(l) for l in range(degree + 1)) for a in x]
+        even = degree // 2 * 2
+        if degree < 4 or not x.any():
+            return np.array(weights)
+        largest = min(reach, (x**even).sum() ** (1 / even))
+        last = math.exp(largest) - sum(largest**l / math.factorial(l) for l in range(degree + 1))
+        alike = last / largest**even * (x**even).sum() / sum(weights) < 1e-3
+    else:
+        mean, variance = x.mean(), x.var() if degree > 1 else 0.0
+        weights = [math.exp(mean + variance / 2) * hermite(degree, a, mean, variance) for a in x] if degree else x**0
+        even = degree // 2 * 2
+        expected = variance ** (even / 2) * math.prod(range(1, even, 2))
+        alike = degree < 4 or (variance <= 4 and abs(((x - mean) ** even).mean() - expected) <= expected / 2)
+    return np.array(weights) if alike else quadrature_weights(x, degree)
+
+
+def quadrature_weights(x, degree):
+    """At each of x, the polynomial with the value and the slope of e^x at the nodes of the Gaussian quadrature that the moments
+    of x up to `degree` define."""
+    mean, spread = x.mean(), x.std()
+    h = (x - mean) / spread
+    count = min((degree + 1) // 2, len(np.unique(x)))
+    basis = [np.ones_like(h)]  # orthonormal polynomials under x, by Gram and Schmidt
+    for _ in range(count):
+        p = h * basis[-1]
+        for _ in range(2):
+            for b in basis:
+                p = p - (p * b).mean() * b
+        basis.append(p / math.sqrt((p * p).mean()))
+    jacobi = np.array([[(h * a * b).mean() for b in basis[:count]] for a in basis[:count]])
+    nodes = np.linalg.eigvalsh(jacobi)
+    rows = [[node**l for l in range(2 * count)] for node in nodes]
+    rows += [[l * node ** max(l - 1, 0) for l in range(2 * count)] for node in nodes]
+    values = [*np.exp(spread * nodes), *(spread * np.exp(spread * nodes))]
+    return math.exp(mean) * np.polynomial.polynomial.polyval(h, np.linalg.solve(rows, values))
 
 
 def poly(q, k, v, scale, mu, radius, degree, taylor=False, sinks=0, window=0, group=None):

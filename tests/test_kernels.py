@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import streamattn_cli.kernels.dense as dense  # itself: the compiler cannot look through a stand-in
 from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import poly as kernel
+from streamattn_cli.kernels.quadrature import SPARE
 from streamattn_cli.sketches.monomials import feature_count, low_count, table
 
 COMPILED = not numba.config.DISABLE_JIT
@@ -251,13 +252,14 @@ def test_centre(rng):
     radius = float(np.sort(np.linalg.norm(moved, axis=1))[2])  # two are longer
     out = np.full((3, 8), 9.0)
     for first in (0, 2, 3):
-        assert kernel.centre(rows, mu, 0.7, radius * (1 + 1e-12), first, out) == 2
+        clipped, longest = kernel.centre(rows, mu, 0.7, radius * (1 + 1e-12), first, out)
+        assert clipped == 2 and longest == pytest.approx(np.linalg.norm(moved, axis=1).max())
         np.testing.assert_allclose(
             out[:, first : first + 5].T, [naive.shrink(row, radius) for row in moved], rtol=1e-11
         )
         assert (out[:, :first] == 0).all() and (out[:, first + 5 :] == 0).all()
-    assert kernel.centre(rows, mu, 0.7, np.inf, 0, out) == 0
-    assert kernel.centre(rows[:0], mu, 0.7, 1.0, 0, out) == 0 and (out == 0).all()
+    assert kernel.centre(rows, mu, 0.7, np.inf, 0, out)[0] == 0
+    assert kernel.centre(rows[:0], mu, 0.7, 1.0, 0, out) == (0, 0) and (out == 0).all()
 
 
 def spoilt(dtype, *shape):
@@ -278,7 +280,8 @@ def absorbed(x, c, degree, dtype, block=16, where=None):
         rows, values = x[a : a + 8].astype(dtype), c[a : a + 8].astype(dtype)
         scratch = spoilt(dtype, dim, 9), spoilt(dtype, low_count(dim, degree), 9), spoilt(dtype, 2, 8 * width)
         rest = t.start, t.order, t.run, *scratch, spoilt(dtype, block, width), moments
-        assert kernel.absorb(where, rows, np.zeros(dim), 1.0, np.inf, values, *rest) == 0
+        clipped, longest = kernel.absorb(where, rows, np.zeros(dim), 1.0, np.inf, values, *rest)
+        assert clipped == 0 and longest == pytest.approx(np.linalg.norm(rows.astype("f8"), axis=1).max(), rel=1e-6)
     return moments
 
 
@@ -342,10 +345,12 @@ def test_answer(rng, dtype):
     radius = float(math.sqrt(scale) * np.linalg.norm(q, axis=1).max() * 0.99)  # the longest query is shortened
     short = np.array([naive.shrink(row, radius / math.sqrt(scale)) for row in q.astype("f8")])
     for where in addresses(dtype):
-        m, y = spoilt(dtype, 11), spoilt("f8", 11, width)
+        m, y, doubt = spoilt(dtype, 11), spoilt("f8", 11, width), spoilt("f4", 11)
         scratch = (spoilt(dtype, *shape) for shape in ((dim, 9), (count, 9), (width, 4), (degree + 1, width, 4)))
-        rest = t.start, t.run, *scratch, spoilt("f8", degree + 5, 4), m, y
-        assert kernel.answer(where, q, mu, np.zeros(dim), scale, radius, False, weighed, *rest) == 1
+        rest = t.start, t.run, *scratch, spoilt("f8", degree + 6, 4), spoilt("f8", *SPARE), m, y, doubt
+        bounds = np.array([10.0, radius])
+        assert kernel.answer(where, q, mu, np.zeros(dim), scale, bounds, False, weighed, *rest) == 1
+        assert (doubt >= 1).sum() == 1 and doubt[np.linalg.norm(q, axis=1).argmax()] >= 1
         logits = scale * short @ (k - mu).T
         for i, row in enumerate(logits):
             weights = [naive.hermite(degree, x, row.mean(), row.var()) for x in row]
@@ -396,17 +401,39 @@ def test_blend(rng, degree, taylor, dtype):
     c[:, -1] = 1
     sums = np.stack([(x**l @ c).T for l in range(degree + 1)]).astype(dtype)
     m, y = np.full(4, 0.25, dtype), np.full((4, 3), np.nan)
-    kernel.blend(sums, taylor, spoilt("f8", degree + 5, 4), m, y)
+    work = spoilt("f8", degree + 6, 4)
+    work[degree + 3] = np.abs(x).max(axis=1)
+    kernel.blend(sums, taylor, work, spoilt("f8", *SPARE), m, y)
     for i in range(4):
-        mean = 0.0 if taylor or degree < 1 else float(x[i].mean())
-        variance = 0.0 if taylor or degree < 2 else float(x[i].var())
-        weights = [naive.hermite(degree, a, mean, variance) for a in x[i]]
+        weights = naive.logit_weights(x[i], degree, taylor, np.abs(x[i]).max())
         expected = sum(w * row for w, row in zip(weights, c, strict=True))
-        np.testing.assert_allclose(y[i], expected, rtol=0, atol=100 * EPS[dtype] * 11)
-        assert m[i] == pytest.approx(0.25 + mean + variance / 2, abs=20 * EPS[dtype])
+        scale = math.exp(float(m[i]) - 0.25)
+        np.testing.assert_allclose(y[i] * scale, expected, rtol=0, atol=300 * EPS[dtype] * 11)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("degree", [4, 5, 6, 9, 12])
+def test_a_polynomial_follows_logits_that_are_no_gaussian(rng, degree, dtype):
+    """Its answers are those of the osculating polynomial at the nodes of the logits' own quadrature, and its doubt is no
+    smaller than what it misses of the normaliser."""
+    far = rng.choice(400, 3, replace=False)
+    x = 0.4 * rng.standard_normal((3, 400))
+    x[0, far], x[1, far], x[2] = 5.0, -4.0, np.where(rng.random(400) < 0.3, 1.6, -0.2) + 0.05 * x[2]
+    c = np.column_stack([rng.standard_normal((400, 2)), np.ones(400)])
+    sums = np.stack([(x**l @ c).T for l in range(degree + 1)]).astype(dtype)
+    m, y, work = np.zeros(3, dtype), np.empty((3, 3)), spoilt("f8", degree + 6, 3)
+    work[degree + 3] = np.abs(x).max(axis=1)
+    kernel.blend(sums, False, work, spoilt("f8", *SPARE), m, y)
+    for i in range(3):
+        found = y[i] * math.exp(float(m[i]))
+        weights = naive.logit_weights(x[i], degree)
+        slack = 1e-3 if dtype == "f4" else 1e-7
+        np.testing.assert_allclose(found, weights @ c, rtol=0, atol=slack * found[-1])
+        true = np.exp(x[i])
+        assert abs(found[-1] - true.sum()) <= (2 * work[degree + 3, i] + slack) * true.sum()
 
 
 def test_blend_without_any_token_is_nothing():
     m, y = np.zeros(2), np.full((2, 3), np.nan)
-    kernel.blend(np.zeros((5, 3, 2)), False, spoilt("f8", 9, 2), m, y)
+    kernel.blend(np.zeros((5, 3, 2)), False, spoilt("f8", 10, 2), spoilt("f8", *SPARE), m, y)
     assert (m == 0).all() and (y == 0).all()

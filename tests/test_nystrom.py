@@ -374,7 +374,7 @@ def run(tmp_path):
 
     def run(name, **words):
         request = AttendRequest(
-            InputSpec(input=str(HEADS), rows=(0, 1500)), str(tmp_path / f"{name}.npy"), "nystrom", resident_rows=256,
+            InputSpec(input=str(HEADS), rows=(0, 1500)), str(tmp_path / f"{name}.npy"), method="nystrom", resident_rows=256,
             **words,
         )  # fmt: skip
         attend(request, lambda event: None, Interrupts())

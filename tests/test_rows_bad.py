@@ -292,7 +292,7 @@ def test_words_that_contradict(npy):
     refused(UsageError, "no input for q, k, v")
     refused(UsageError, "nothing is left to read", input=word, q=word, k=word, v=word)
     refused(UsageError, "layout DTH: unknown", k=word, v=word, q=word, layout="DTH")
-    refused(UsageError, "--record vk: unknown", input=word, record="vk")
+    refused(UsageError, "--record vk: use qkv", input=word, record="vk")
     refused(UsageError, "lacks q", input=word, record="kv")
     refused(UsageError, "--raw i8: unknown dtype", input=word, raw="i8")
     refused(InputMalformed, "holds one array without a name", input=word + ":k")

@@ -238,7 +238,7 @@ def test_the_command(short, tmp_path):
     assert 0 < one["memory"]["peak"] <= one["memory"]["projected"]
     run(*words, "-o", tmp_path / "two.sattn", "--shards", 4, "--threads", 1, "--memory", "40MiB")
     assert (tmp_path / "one.sattn").read_bytes() == (tmp_path / "two.sattn").read_bytes()
-    for extra, said in (("--append", "streamattn merge"), ("--resume", "leave --resume away to start again")):
+    for extra, said in (("--append", "streamattn merge"), ("--resume", "omit --resume to start again")):
         refused(*words, "-o", tmp_path / "one.sattn", "--shards", 4, extra, code=2, words=["--shards", extra, said],
                 folder=tmp_path)  # fmt: skip
     refused(*words, "-o", tmp_path / "x.sattn", "--engine", "threads", code=2, words=["--shards N"], folder=tmp_path)

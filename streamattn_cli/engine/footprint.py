@@ -143,7 +143,7 @@ def _output_row(problem: Problem, copied: bool = False) -> int:
     """Bytes of one row of answers, and of its copy where the writer has to make one."""
     copied |= problem.out_dtype != problem.precision or problem.q.layout in ("HTD", "BHTD", "BTHD")
     item = _item(problem.precision) + (_item(problem.out_dtype) if copied else 0)
-    return len(problem.q) * problem.v.dim * item
+    return len(problem.q) * (problem.v.dim * item + 4)  # and its doubt
 
 
 def _item(dtype: str) -> int:

@@ -26,8 +26,10 @@ def lane_work_spec(problem: Problem) -> dict:
         "lane.c": ((1, step, w), p),
         "lane.q": ((problem.group, step, d), p),
         "lane.out": ((problem.group, step, w - 1), p),
+        "lane.doubt": ((problem.group, step), "f4"),
         "lane.mask": ((problem.group + 2, step), "u1"),
         "lane.dropped": ((2,), "i8"),  # rows of k, v and rows of q that were not finite
+        "lane.doubted": ((1,), "i8"),  # answers that are not to be trusted
     }
 
 
@@ -35,6 +37,15 @@ def lane_step(problem: Problem) -> int:
     """Rows of one step: as many as fit the cache, 512 to 4096."""
     row = (problem.k.dim + problem.v.dim + 1) * (1 + problem.group) * int(problem.precision[1])
     return STEP * min(8, max(1, STEP_BYTES // (STEP * row)))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to a block of queries, rows (n, heads, dv), and how far they may be off, doubt (n, heads) float32: see
+    HeadAttention.step."""
+
+    rows: np.ndarray
+    doubt: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -139,15 +150,19 @@ class Lane:
             wide[mask[:, :n] == 0] = 0
         return wide
 
-    def answers(self, n: int, work: dict) -> np.ndarray:
-        """Room for the answers to n queries of every head, (heads, n, dv)."""
-        return _heads(work["lane.out"], n)
+    def answers(self, n: int, work: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Room for the answers to n queries of every head, (heads, n, dv), and for their doubt, (heads, n)."""
+        return _heads(work["lane.out"], n), work["lane.doubt"].reshape(-1)[: len(work["lane.doubt"]) * n].reshape(-1, n)
 
-    def put(self, answers: np.ndarray, block: np.ndarray, a: int, b: int, work: dict) -> None:
-        """Copy answers (heads, n, dv) to rows [a, b) of the output block; rows of dropped queries become NaN."""
-        block[a:b, self.query_heads] = answers.transpose(1, 0, 2)
+    def put(self, answers: np.ndarray, doubt: np.ndarray, block: Answers, a: int, b: int, work: dict) -> None:
+        """Copy answers (heads, n, dv) and their doubt to rows [a, b) of a block; rows of dropped queries become NaN."""
+        block.rows[a:b, self.query_heads] = answers.transpose(1, 0, 2)
+        block.doubt[a:b, self.query_heads] = doubt.T
         if self.q.drop:
-            block[a:b, self.query_heads][self.lost(b - a, work).T] = np.nan
+            lost = self.lost(b - a, work).T
+            block.rows[a:b, self.query_heads][lost] = np.nan
+            block.doubt[a:b, self.query_heads][lost] = np.inf
+        work["lane.doubted"] += np.count_nonzero(doubt >= 1)
 
     def lost(self, n: int, work: dict) -> np.ndarray:
         """Which of the n queries that `queries` gave last are dropped, (heads, n) bool; counts their rows."""

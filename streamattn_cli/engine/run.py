@@ -11,7 +11,7 @@ import numpy as np
 from streamattn_cli.engine.audit import Auditor
 from streamattn_cli.engine.events import Audit
 from streamattn_cli.engine.footprint import FIRST_ROWS, LENT, OUTPUTS, SLOTS, work_spec
-from streamattn_cli.engine.lanes import Lane, Part
+from streamattn_cli.engine.lanes import Answers, Lane, Part
 from streamattn_cli.engine.meter import trim
 from streamattn_cli.engine.modelfile import model_queries
 from streamattn_cli.engine.plan import Plan
@@ -42,8 +42,9 @@ class Run:
         self.workers = Workers(plan.threads, work_spec(problem))
         self.sketches = [HeadAttention(problem.params) for _ in self.lanes] if problem.params else []
         rows = 0 if problem.method == "exact" else plan.query_block_rows
-        outputs = allocate({"outputs": ((OUTPUTS, rows, len(problem.q), problem.v.dim), problem.precision)})["outputs"]
-        self._outputs = deque(outputs)
+        shape = OUTPUTS, rows, len(problem.q)
+        room = allocate({"rows": ((*shape, problem.v.dim), problem.precision), "doubt": (shape, "f4")})
+        self._outputs = deque(map(Answers, room["rows"], room["doubt"]))
         self._flying: deque[tuple[Batch, Callable[[], None] | None]] = deque()  # blocks in work, and what follows them
         self._pen, self._written = ThreadPoolExecutor(1, "streamattn-writer"), None
         self.auditor = None
@@ -91,7 +92,8 @@ class Run:
         at = 0
         for tally in self._tallies():
             counts = self.workers.works[0][tally]
-            counts[:] = state["tally"][at : at + len(counts)]
+            saved = state["tally"][at : at + len(counts)]
+            counts[: len(saved)] = saved  # versions before counted less
             at += len(counts)
         unstack_heads(state, [best.state() for best in self._heaps()], "best", name)
         if self._heaps() and self.phase in ("queries", "rows", "exact"):
@@ -108,7 +110,7 @@ class Run:
         unstack_heads(state, [s.state for s in self.sketches], "head", name)
 
     def _tallies(self) -> list[str]:
-        return ["lane.dropped"] + (["counts"] if self.sketches else [])
+        return ["lane.dropped"] + (["counts"] if self.sketches else []) + ["lane.doubted"]
 
     def _heaps(self) -> list[BestRows]:
         """The heaps of --top-k, where rows are produced."""
@@ -146,6 +148,7 @@ class Run:
                 "clipped_queries": int(clipped),
                 "guarded_queries": int(guarded),
                 "unanswered_queries": int(unanswered),
+                "doubted_answers": int(self.workers.total("lane.doubted")[0]),
             }
         return counts
 
@@ -267,14 +270,14 @@ class Run:
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item
                 queries = lane.queries(q, a, b, block.start + a, work)
-                out = lane.answers(b - a, work)
-                self.sketches[lane.index].answer(queries, block.start + a, out, work)
-                lane.put(out, answers, a, b, work)
+                out, doubt = lane.answers(b - a, work)
+                self.sketches[lane.index].answer(queries, block.start + a, out, work, doubt)
+                lane.put(out, doubt, answers, a, b, work)
 
             def landed() -> None:
                 self._write_behind(block.start, answers)
                 if self.auditor and self.auditor.reservoir:
-                    self.auditor.offer(block.start, q, answers)
+                    self.auditor.offer(block.start, q, answers.rows)
 
             apart = [[step] for chain in self._steps(block) for step in chain]
             self._fly(step_task, apart, landed)
@@ -297,9 +300,9 @@ class Run:
                 row = block.start + a
                 keys, values = lane.keys(k, v, a, b, row, work)
                 queries = lane.queries(q, a, b, row, work)
-                out = lane.answers(b - a, work)
-                self.sketches[lane.index].step(queries, keys, values, out, work)
-                lane.put(out, answers, a, b, work)
+                out, doubt = lane.answers(b - a, work)
+                self.sketches[lane.index].step(queries, keys, values, out, work, doubt)
+                lane.put(out, doubt, answers, a, b, work)
                 if self.auditor:
                     self.auditor.see(lane, keys, values, work)
 
@@ -329,7 +332,7 @@ class Run:
                 held[lane.index].finish(self.workers.works[0])
                 held[lane.index].outputs(answers[lane.query_heads])
             answers[lost] = np.nan
-            self._write(done, answers.transpose(1, 0, 2))
+            self._write(done, Answers(answers.transpose(1, 0, 2), np.where(lost, np.float32(np.inf), np.float32(0)).T))
             done += count
             if self.passed:
                 self.passed("exact", done)
@@ -396,25 +399,26 @@ class Run:
             if landed:
                 landed()
 
-    def _next_output(self, block: Block) -> np.ndarray:
+    def _next_output(self, block: Block) -> Answers:
         """Room for the answers to a block."""
         self._outputs.rotate(1)
-        return self._outputs[0][: block.rows]
+        room = self._outputs[0]
+        return Answers(room.rows[: block.rows], room.doubt[: block.rows])
 
-    def _write_behind(self, start: int, answers: np.ndarray) -> None:
+    def _write_behind(self, start: int, answers: Answers) -> None:
         """Write to a file while the next block is answered. A pipe may keep a writer waiting: that is left to this thread,
         which signals reach."""
         self._dry()
         if not hasattr(self.writer, "part"):
             self._write(start, answers)
             return
-        self._written = self._pen.submit(self.writer.write, start, answers)
+        self._written = self._pen.submit(self.writer.write, start, answers.rows)
         self._hear(start, answers)
 
-    def _write(self, start: int, answers: np.ndarray) -> None:
-        self.writer.write(start, answers)
+    def _write(self, start: int, answers: Answers) -> None:
+        self.writer.write(start, answers.rows)
         self._hear(start, answers)
 
-    def _hear(self, start: int, answers: np.ndarray) -> None:
+    def _hear(self, start: int, answers: Answers) -> None:
         if self.auditor and not self.auditor.reservoir:
-            self.auditor.hear(start, answers)
+            self.auditor.hear(start, answers.rows)

@@ -77,7 +77,7 @@ class MethodSettings:
     atoms: int | None = attention(None, "Atoms, or rows, of the history.", shown="by --resident-rows", decides=True)
     degree: int = attention(4, "poly: degree of the polynomial, 1 to 12.", decides=True)
     polynomial: str = attention("hermite", "poly: which polynomial.", choices=("hermite", "taylor"), decides=True)
-    beta: float | None = attention(None, "poly: bound on |logit|; longer rows are shortened.", decides=True)
+    beta: float | None = attention(None, "poly: bound on |logit|; longer queries are shortened.", decides=True)
     max_error: float = attention(0.25, "poly: refuse when a larger error is predicted.", decides=True)
 
 

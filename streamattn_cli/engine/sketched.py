@@ -9,7 +9,7 @@ import numpy as np
 
 from streamattn_cli.engine.events import Audit, Note
 from streamattn_cli.engine.firstrows import first_rows, peek_first
-from streamattn_cli.engine.lanes import Lane
+from streamattn_cli.engine.lanes import Answers, Lane
 from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.recovery import Entries, exact_norms, sparse_of
@@ -67,6 +67,7 @@ class SketchedRun(Run):
             "clipped_keys": sum(int(head.state["clipped"][0]) for head in self.heads),
             "clipped_queries": int(clipped),
             "guarded_queries": int(guarded),
+            "doubted_answers": int(self.workers.total("lane.doubted")[0]),
         }
 
     def save_sketch(self) -> dict:
@@ -180,10 +181,10 @@ class SketchedRun(Run):
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item
                 queries = lane.queries(q, a, b, block.start + a, work)
-                out = lane.answers(b - a, work)
+                out, doubt = lane.answers(b - a, work)
                 moments = self.moments[lane.index]
-                self.heads[lane.index].answer(queries, block.start + a, moments, out, work, bounded)
-                lane.put(out, answers, a, b, work)
+                self.heads[lane.index].answer(queries, block.start + a, moments, out, work, bounded, doubt)
+                lane.put(out, doubt, answers, a, b, work)
 
             self.workers.run(
                 step_task, [(lane, a, b) for lane in self.lanes for a, b in lane.steps(block.start, block.rows)]
@@ -193,10 +194,10 @@ class SketchedRun(Run):
         p = self.problem
         return self._pump([p.q.tensor], take, phase, p.q.rows, done, self.plan.query_block_rows, passed)
 
-    def _write_answers(self, start: int, answers: np.ndarray, q: np.ndarray) -> None:
+    def _write_answers(self, start: int, answers: Answers, q: np.ndarray) -> None:
         self._write(start, answers)
         if self.auditor and self.auditor.reservoir:
-            self.auditor.offer(start, q, answers)
+            self.auditor.offer(start, q, answers.rows)
 
     # --- the k-sparse result, and the truth
 
@@ -221,12 +222,12 @@ class SketchedRun(Run):
         best = BestRows(p.request.top_k, len(p.q), p.v.dim, p.request.deviation)
         held = [Entries(sparse) for sparse in results]
 
-        def compare(start: int, answers: np.ndarray, q: np.ndarray) -> None:
-            best.offer(start, answers)
+        def compare(start: int, answers: Answers, q: np.ndarray) -> None:
+            best.offer(start, answers.rows)
             for head, taken in enumerate(held):
-                taken.see(start, answers[:, head])
+                taken.see(start, answers.rows[:, head])
             if self.auditor:
-                self.auditor.hear(start, answers)
+                self.auditor.hear(start, answers.rows)
 
         with self._uncounted():
             self._answer(compare, "audit of recovery")

@@ -208,22 +208,25 @@ def place(q, group, at, scale, high, slope, window, raw, scaled, lows, highs):
 
 
 @kernel(cache=True)
-def add_history(m, y, past_m, past_y, low, high, seen, share):
+def add_history(m, y, past_m, past_y, low, high, seen, share, doubt):
     """Make a history's partial answer (past_m, past_y) sane (see `guard`) and add it to (m, y), in place.
 
-    share (r,): which part of the mass it brought, 0..1. Rows that saw nothing (seen[i] = 0) are left alone. Returns the
-    number of rows whose z was not positive.
+    share (r,): which part of the mass it brought, 0..1. doubt (r,): that of the history's answer before, that of the whole
+    afterwards. Rows that saw nothing (seen[i] = 0) are left alone. Returns the number of rows whose z was not positive.
     """
     bad, width = 0, y.shape[1] - 1
     for i in range(m.shape[0]):
         share[i] = 0
         if seen[i] == 0:
+            doubt[i] = 0
             continue
         if not _sane(past_y[i], low, high):
             bad += 1
+            doubt[i] = 1
             continue
         part = past_y[i, width] * _join(m, y, past_m, past_y, i)
         share[i] = min(max(part / y[i, width], 0.0), 1.0)
+        doubt[i] *= share[i]
     return bad
 
 

@@ -5,14 +5,29 @@ import math
 import numpy as np
 
 from streamattn_cli.kernels.atoms import gather, load, store
+from streamattn_cli.kernels.blas import LEFT, PLAIN, product
 from streamattn_cli.kernels.compress import compress
-from streamattn_cli.kernels.dense import NONE, add_history, attend, exact, extend_range, finish, place
+from streamattn_cli.kernels.dense import (
+    NONE,
+    add_history,
+    exact,
+    extend_range,
+    finish,
+    place,
+    softmax_tile,
+    tile_rows,
+)
 from streamattn_cli.kernels.jit import kernel
 from streamattn_cli.kernels.queries import factor, learn
 from streamattn_cli.kernels.rowstore import load as load_rows
 from streamattn_cli.kernels.rowstore import store as store_rows
 
 ONE, ALL = np.int64(1), np.int64(1 << 62)
+FLOOR = 0.7  # z of a history is at least so much of its absolute weights
+USUAL, CANCELLED = (
+    0.01,
+    0.1,
+)  # the doubt of an answer: what it is where nothing cancels, and what is added times A / z - 1
 
 
 @kernel(cache=True, inline="always")
@@ -44,13 +59,16 @@ def insert(gemm, k, c, active, scale, temper, held, centre, bank, model, scratch
 
 
 @kernel(cache=True, inline="always")
-def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, gathered, m, y):
-    """The partial answers m (r,), y (r, dv + 1) of all atoms to queries q (d, r), already scaled.
+def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, gathered, m, y, doubt):
+    """The partial answers m (r,), y (r, dv + 1) of all atoms to queries q (d, r), already scaled, and their doubt (r,).
 
     rows (., d + dv), stored as KIND `kind`, is what the bank holds as long as held[1] is 0. everything (2, r) int64, k
     (tile, d), c (tile, dv + 1), logits and gathered are scratch (see dense.attend).
+
+    Weights have signs. Where they cancel, z is small beside the sum A of their absolute values, and what is left is mostly
+    error: z is not taken for less than FLOOR A, and the doubt grows with A / z.
     """
-    m[:], y[:] = -math.inf, 0
+    m[:], y[:], doubt[:] = -math.inf, 0, 0
     low, high = everything[0, : m.shape[0]], everything[1, : m.shape[0]]
     low[:], high[:] = 0, ALL
     count, tile = held[0], k.shape[0]
@@ -60,7 +78,40 @@ def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, ga
             load(bank[0], bank[1], bank[2], bank[3], centre, np.float32(1), first, count, k[:n], c[:n])
         else:
             load_rows(rows[first : first + n], kind, k, c)
-        attend(gemm, q, k[:n], c[:n], NONE, NONE, low, high, logits, gathered, m, y)
+        attend_signed(gemm, q, k[:n], c[:n], low, high, logits, gathered, m, y, doubt)
+    weight = y.shape[1] - 1
+    for i in range(m.shape[0] if held[1] else 0):
+        z, size = y[i, weight], np.float64(doubt[i])
+        doubt[i] = USUAL + CANCELLED * (size / z - 1) if z * (1 + (1 - USUAL) / CANCELLED) > size else 1
+        y[i, weight] = max(z, FLOOR * size)
+    if not held[1]:
+        doubt[:] = 0
+
+
+@kernel(cache=True)
+def attend_signed(gemm, q, k, c, low, high, logits, gathered, m, y, size):
+    """As dense.attend, and adds the absolute weights to size (r,), which is rescaled as y is."""
+    count, r, weight = k.shape[0], q.shape[1], c.shape[1] - 1
+    step = tile_rows(r, max(k.shape[1], c.shape[1]), count)
+    top = logits[:r]
+    for first in range(0, count, step):
+        n = min(step, count - first)
+        tile, rows = logits[r : r + n * r].reshape(n, r), c[first : first + n]
+        product(gemm, PLAIN, k[first : first + n], q, tile)
+        for i in range(r):
+            gathered[i, 0] = m[i]
+        softmax_tile(tile, rows, NONE, NONE, low, high, top, m, y)
+        for i in range(r):
+            if gathered[i, 0] < m[i]:
+                size[i] *= math.exp(gathered[i, 0] - m[i])
+        for j in range(n):
+            part, f = tile[j], abs(rows[j, weight])
+            for i in range(r):
+                size[i] += f * part[i]
+        product(gemm, LEFT, tile, rows, gathered)
+        for i in range(r):
+            for j in range(y.shape[1]):
+                y[i, j] += gathered[i, j]
 
 
 @kernel()
@@ -79,12 +130,13 @@ def live(k, c):
 
 @kernel(cache=True)
 def step(
-    gemm, narrow, sizes, numbers, nan, fallback, start, q, k, c, out, counts, head, held, centre, bank, rows, model, tile, fit,
+    gemm, narrow, sizes, numbers, nan, fallback, start, q, k, c, out, doubts,
+    counts, head, held, centre, bank, rows, model, tile, fit,
     alive,
 ):  # fmt: skip
     """Take in the rows of k (n, d), c (n, dv + 1) from row `start` on, where a group begins, and answer their causal
-    queries q (heads, n, d) into out (heads, n, dv): what HeadAttention.step does group by group. Returns the row before
-    which the rows in the bank must become atoms, or n.
+    queries q (heads, n, d) into out (heads, n, dv), with doubts (heads, n): what HeadAttention.step does group by group.
+    Returns the row before which the rows in the bank must become atoms, or n.
 
     gemm, narrow: `blas.address` of the rows' dtype and of float32. sizes: rows of a group, window, query heads of a tile,
     active atoms, KIND of the stored rows. numbers: scale, temper, forget of one row, lookback. nan: what a dropped row is
@@ -95,7 +147,7 @@ def step(
     group, window, stack, active, kind = sizes
     scale, temper, fading, lookback = numbers
     counters, sinks, recent, span = head
-    raw, scaled, logits, gathered, bounds, share, m, y, tile_k, tile_c, everything = tile
+    raw, scaled, logits, gathered, bounds, share, m, y, doubt, tile_k, tile_c, everything = tile
     heads, _, d = q.shape
     for a in range(start, k.shape[0], group):
         if held[1] == 0 and held[0] + group > rows.shape[0]:
@@ -134,41 +186,18 @@ def step(
                 q[h : h + some, a:b], group, NONE, q.dtype.type(scale), row + 1, ONE, ALL, raw[:r], columns, low, high
             )
             exact(
-                gemm,
-                columns,
-                kind,
-                sinks,
-                recent,
-                base,
-                row + group,
-                low,
-                high,
-                tile_k,
-                tile_c,
-                logits,
-                part,
-                ours[0],
-                ours[1],
-            )
-            share[:r] = 0
+                gemm, columns, kind, sinks, recent, base, row + group, low, high, tile_k, tile_c, logits, part,
+                ours[0], ours[1],
+            )  # fmt: skip
+            share[:r], doubt[:r] = 0, 0
             if counters[2]:
                 answer(
-                    gemm,
-                    columns,
-                    held,
-                    centre,
-                    bank,
-                    rows,
-                    kind,
-                    everything,
-                    tile_k,
-                    tile_c,
-                    logits,
-                    part,
-                    past[0],
-                    past[1],
+                    gemm, columns, held, centre, bank, rows, kind, everything, tile_k, tile_c, logits, part,
+                    past[0], past[1], doubt[:r],
+                )  # fmt: skip
+                counts[1] += add_history(
+                    ours[0], ours[1], past[0], past[1], span[0], span[1], high, share[:r], doubt[:r]
                 )
-                counts[1] += add_history(ours[0], ours[1], past[0], past[1], span[0], span[1], high, share[:r])
             seen = 0
             for i in range(r):
                 if i % group < b - a:  # all but where the stream ends
@@ -180,5 +209,7 @@ def step(
             learn(narrow, raw[:seen], share[:seen], forget, model[0], model[1], model[2], model[3], fit)
             for i in range(some):
                 mine = slice(i * group, i * group + b - a)
+                for j in range(b - a):
+                    doubts[h + i, a + j] = doubt[i * group + j]
                 counts[2] += finish(ours[0][mine], ours[1][mine], fallback, out[h + i, a:b])
     return k.shape[0]

@@ -7,20 +7,22 @@ Rows are columns here (coordinates x rows), so that every loop runs over contigu
 
 import math
 
-
 from streamattn_cli.kernels.blas import LEFT, PLAIN, RIGHT, SMALL, product
 from streamattn_cli.kernels.jit import kernel
+from streamattn_cli.kernels.quadrature import central, fit
 
 NARROW = 12  # columns up to which BLAS is faster with rows that lie side by side, and then for
 FLAT = 1200  # results of at most so many numbers
 TOGETHER = 128  # monomials of queries in one product
+FAR = 4.0  # variance of logits from which a sample's largest are not where a Gaussian has them
+SMALL_REMAINDER = 1e-3
 
 
 @kernel(cache=True)
 def centre(rows, mu, factor, radius, first, out):
     """Columns first.. of out (d, G) = factor * (rows (n, d) - mu), shrunk to norm `radius`; all others are 0. Return how
-    many shrank."""
-    clipped = 0
+    many shrank, and the largest norm before."""
+    clipped, longest = 0, 0.0
     n, d = rows.shape
     for r in range(n):
         norm = 0.0
@@ -28,6 +30,7 @@ def centre(rows, mu, factor, radius, first, out):
             x = factor * (rows[r, i] - mu[i])
             out[i, first + r] = x
             norm += x * x
+        longest = max(longest, norm)
         if norm > radius * radius:
             clipped += 1
             shrink = radius / math.sqrt(norm)
@@ -35,7 +38,7 @@ def centre(rows, mu, factor, radius, first, out):
                 out[i, first + r] *= shrink
     out[:, :first] = 0
     out[:, first + n :] = 0
-    return clipped
+    return clipped, math.sqrt(longest)
 
 
 @kernel(cache=True)
@@ -87,7 +90,8 @@ def columns(scratch, count):
 
 @kernel(cache=True)
 def absorb(where, k, mu, factor, radius, c, start, order, run, x, low, values, block, moments):
-    """moments (t, w) += the monomials of keys k (n, d), centred (see `centre`), times c (n, w). Return how many shrank.
+    """moments (t, w) += the monomials of keys k (n, d), centred (see `centre`), times c (n, w). Return how many shrank, and the
+    largest norm.
 
     The monomials of the top degree are not made: those that end in variable v, times c, are a part of `low`, all of the
     others, times x[v] c. x (d, G), low (count, G), values (2, w G) and block (some, w) are scratch, n <= G. where:
@@ -96,7 +100,7 @@ def absorb(where, k, mu, factor, radius, c, start, order, run, x, low, values, b
     rows, width = c.shape
     top = start.shape[0] - 2
     x, low = columns(x, rows), columns(low, rows)
-    clipped = centre(k, mu, factor, radius, 0, x)
+    found = centre(k, mu, factor, radius, 0, x)
     parents(x, start, run, low)
     narrow = width <= NARROW
     form, shape = (RIGHT, (width, rows)) if narrow else (PLAIN, (rows, width))
@@ -114,7 +118,7 @@ def absorb(where, k, mu, factor, radius, c, start, order, run, x, low, values, b
         first, count = start[top - 1], run[top - 1, v]
         add_products(where, form, low[first : first + count], scaled, order[at : at + count], step, block, moments)
         at += count
-    return clipped
+    return found
 
 
 @kernel()
@@ -197,14 +201,15 @@ def hermite(mean, variance, out):
 
 
 @kernel()
-def polynomials(sums, taylor, work):
-    """work (g + 3, G or more): the polynomial of each query (see `hermite`), then the mean and variance of its own logits.
+def polynomials(sums, taylor, work, spare):
+    """work (g + 4, G or more): the polynomial of each query, two numbers (a, b) with e^(a + b / 2) factored out, and its doubt.
 
-    These are S1/S0 and S2/S0 - mean^2, S_l the sum of the l-th powers, the last row of sums[l] (g + 1, w, G); both are 0
-    for Taylor's polynomial.
+    Hermite's (see `hermite`) where the logits look like a Gaussian's, and Taylor's where its remainder is small; elsewhere the
+    polynomial that the moments of the logits define (see `fit`). sums (g + 1, w, G): power sums, those of the weights last.
+    On entry the last row of work is a bound on each query's |logit|. spare SPARE is scratch.
     """
     levels, last = sums.shape[0], sums.shape[1] - 1
-    mean, variance = work[levels], work[levels + 1]
+    mean, variance, doubt = work[levels], work[levels + 1], work[levels + 2]
     mean[:], variance[:] = 0, 0
     if not taylor and levels > 1:
         for r in range(sums.shape[2]):
@@ -214,17 +219,76 @@ def polynomials(sums, taylor, work):
                 if levels > 2:
                     variance[r] = max(0.0, sums[2, last, r] / z - mean[r] * mean[r])
     hermite(mean, variance, work[:levels])
+    moments, error, rest = spare[0, :levels], spare[1, :levels], spare[2:]
+    for r in range(sums.shape[2]):
+        count, reach = float(sums[0, last, r]), doubt[r]
+        doubt[r] = 0.0
+        if not count > 0 or levels < 2:
+            continue
+        centre_at = sums[1, last, r] / count
+        central(sums, last, r, centre_at, moments, error)
+        if levels < 3 or not moments[2] > 4 * error[2]:
+            continue  # all logits are the same
+        missed = taylor_remainder(sums, last, r, reach) if taylor else gaussian_remainder(moments, error)
+        if levels < 5 or missed < (SMALL_REMAINDER if taylor else math.inf):
+            doubt[r] = missed
+        else:
+            shift, doubt[r] = fit(r, count, reach, centre_at, moments, error, work[:levels], rest)
+            mean[r], variance[r] = shift, 0.0
+
+
+@kernel()
+def gaussian_remainder(moments, error):
+    """What Hermite's polynomial misses where the central moments (g + 1,) are a Gaussian's of a moderate variance; else infinity.
+
+    It is the tail of a Poisson law: sqrt(P[Poisson(variance) > g]), relative to the root mean square of e^x.
+    """
+    levels, variance = moments.shape[0], moments[2]
+    even, expected, kept, term = (levels - 1) // 2 * 2, 1.0, 0.0, math.exp(-variance)
+    for i in range(1, even, 2):
+        expected *= i * variance
+    for level in range(levels):
+        kept += term
+        term *= variance / (level + 1)
+    alike = abs(moments[even] - expected) <= expected / 2 + 4 * error[even]
+    if levels > 4 and (variance > FAR or not alike):
+        return math.inf
+    return math.sqrt(max(1 - kept, 0.0))
+
+
+@kernel()
+def taylor_remainder(sums, column, r, reach):
+    """What Taylor's polynomial misses at most, relative to the normaliser.
+
+    |e^x - T(x)| / |x|^e is largest at the largest |x|, and the sum of |x|^e is known for even e.
+    """
+    top = sums.shape[0] - 1
+    even = top // 2 * 2
+    power = float(sums[even, column, r])
+    largest, total, term, z = min(reach, max(power, 0.0) ** (1.0 / even)), 0.0, 1.0, 0.0
+    factor = 1.0
+    for level in range(top + 1):
+        total += term
+        term *= largest / (level + 1)
+        z += sums[level, column, r] * factor
+        factor /= level + 1
+    if not z > 0:
+        return math.inf
+    if not largest > 0:
+        return 0.0
+    return max(math.exp(min(largest, 300.0)) - total, 0.0) / largest**even * power / z
 
 
 @kernel(cache=True, fastmath={"contract", "nsz"})
-def blend(sums, taylor, work, m, y):
+def blend(sums, taylor, work, spare, m, y):
     """Turn power sums (g + 1, w, G) into partial answers: y (G, w), and what is factored out is added to m (G,).
 
-    work (g + 5, G or more) float64: scratch.
+    work (g + 6, G or more) float64: scratch; row g + 3 holds a bound on |logit| before, and the doubt afterwards. spare:
+    see `polynomials`.
     """
     levels, width, queries = sums.shape
-    polynomials(sums, taylor, work[:-2])
-    mean, variance, total = work[levels], work[levels + 1], work[levels + 2]
+    polynomials(sums, taylor, work[:-2], spare)
+    mean, variance, total = work[levels], work[levels + 1], work[levels + 3]
     for r in range(queries):
         m[r] += mean[r] + variance[r] / 2
     for j in range(width):
@@ -233,12 +297,38 @@ def blend(sums, taylor, work, m, y):
             y[r, j] = total[r]
 
 
+@kernel()
+def doubt_shortened(u, limit, doubt):
+    """Where a column of u (d, G) was shortened to norm `limit`, the doubt (G,) is 1 at least."""
+    for r in range(u.shape[1] if limit < math.inf else 0):
+        norm = 0.0
+        for i in range(u.shape[0]):
+            norm += u[i, r] * u[i, r]
+        if norm >= limit * limit * (1 - 1e-6):
+            doubt[r] = max(doubt[r], 1.0)
+
+
 @kernel(cache=True)
-def answer(where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, low, part, sums, work, m, y):
-    """Partial answers m (r,), y (r, w) to queries q (r, d) from `weighed` (t, w). Return how many queries were clipped.
+def reaches(u, longest, out):
+    """out (G,): a bound on |u . x| for the columns of u (d, G) and any x of at most that length."""
+    out[:] = 0.0
+    for i in range(u.shape[0]):
+        for r in range(u.shape[1]):
+            out[r] += u[i, r] * u[i, r]
+    for r in range(u.shape[1]):
+        out[r] = longest * math.sqrt(out[r])
+
+
+@kernel(cache=True)
+def answer(
+    where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, low, part, sums, work, spare, m, y, doubt
+):
+    """Partial answers m (r,), y (r, w) to queries q (r, d) from `weighed` (t, w), and their doubt (r,). Return how many
+    queries were clipped.
 
     As many queries at a time as the scratch has columns: x (d, G), low (count, G), part (w, G), sums (g + 1, w, G) and work
-    (g + 5, G) float64. mu (d,): the centre of the keys; origin (d,): 0. where: `blas.address` of the dtype.
+    (g + 6, G) float64; spare: see `polynomials`. mu (d,): the centre of the keys; origin (d,): 0. radius (2,): bounds on the
+    lengths of keys and queries. where: `blas.address` of the dtype.
     """
     levels, width, most = sums.shape
     clipped, root, flat = 0, math.sqrt(scale), sums.reshape(levels * width, most)
@@ -253,9 +343,13 @@ def answer(where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, 
                 dots[r] += rows[r, i] * mu[i]
         for r in range(n):
             shifts[r] = scale * dots[r]
-        clipped += centre(rows, origin, root, radius, 0, u)
+        clipped += centre(rows, origin, root, radius[1], 0, u)[0]
         power_sums(where, u, weighed, start, run, columns(low, n), columns(part, n), some)
-        blend(some, taylor, work, shifts, out)
+        reaches(u, radius[0], work[levels + 2])
+        blend(some, taylor, work, spare, shifts, out)
+        doubt_shortened(u, radius[1], work[levels + 2])
+        for r in range(n):
+            doubt[first + r] = work[levels + 2, r]
     return clipped
 
 
@@ -278,21 +372,26 @@ def outputs(
     part,
     sums,
     work,
+    spare,
     counts,
     out,
+    doubt,
 ):
-    """Attention out (n, dv) of queries q (n, d) over the tokens behind `weighed` (t, w) alone: `answer` and division in one.
+    """Attention out (n, dv) of queries q (n, d) over the tokens behind `weighed` (t, w) alone, with their doubt (n,): `answer`
+    and division in one.
 
     Panels of G queries at a time, the first of which began `at` queries before. span (2, dv): the range of the values;
     fallback (dv,): where z <= 0. counts (3,): queries clipped, guarded and unanswered are added. The rest as in `answer`.
     """
     levels, width, most = sums.shape
-    n, root, total, z = q.shape[0], math.sqrt(scale), work[levels + 2], work[levels + 3]
+    n, root, total, z = q.shape[0], math.sqrt(scale), work[levels + 3], work[levels + 4]
     for panel in range(-at, n, most):
         a, b = max(panel, 0), min(panel + most, n)
-        counts[0] += centre(q[a:b], origin, root, radius, a - panel, x)
+        counts[0] += centre(q[a:b], origin, root, radius[1], a - panel, x)[0]
         power_sums(where, x, weighed, start, run, low, part, sums)
-        polynomials(sums, taylor, work[:-2])
+        reaches(x, radius[0], work[levels + 2])
+        polynomials(sums, taylor, work[:-2], spare)
+        doubt_shortened(x, radius[1], work[levels + 2])
         evaluate(sums, width - 1, work, z)
         for r in range(most):
             z[r] = 1 / z[r] if z[r] > 0 and z[r] < math.inf else -1
@@ -306,7 +405,9 @@ def outputs(
             for i in range(a, b):
                 out[i, j] = total[i - panel]
         for i in range(a, b):
+            doubt[i] = work[levels + 2, i - panel]
             if z[i - panel] < 0:
+                doubt[i] = math.inf
                 counts[1] += 1
                 counts[2] += 1
                 for j in range(width - 1):
@@ -327,14 +428,15 @@ def evaluate(sums, j, polynomial, out):
 
 
 @kernel(cache=True)
-def row_factors(sums, taylor, work):
+def row_factors(sums, taylor, work, spare):
     """work[: g + 1]: what the monomials of each level count in a query's normalised answer, from its power sums.
 
     sums (g + 1, 1, G) are those of the weights alone, so that z = sum_l a_l S_l; the result is a_l / z, and 0 where
-    z <= 0. work (g + 3, G) float64. Returns the number of queries with z <= 0.
+    z <= 0. work (g + 4, G) float64, whose last row is a bound on |logit| before and the doubt afterwards; spare: see
+    `polynomials`. Returns the number of queries with z <= 0.
     """
     levels, _, queries = sums.shape
-    polynomials(sums, taylor, work)
+    polynomials(sums, taylor, work, spare)
     bad = 0
     for r in range(queries):
         z = 0.0

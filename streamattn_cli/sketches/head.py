@@ -213,21 +213,26 @@ class HeadAttention:
         s["counters"][:2] = base
         return idle
 
-    def step(self, q: np.ndarray, k: np.ndarray, c: np.ndarray, out: np.ndarray, work: dict) -> None:
+    def step(
+        self, q: np.ndarray, k: np.ndarray, c: np.ndarray, out: np.ndarray, work: dict, doubt: np.ndarray | None = None
+    ) -> None:
         """Take in the next rows and answer their causal queries q (heads, n, d) into out (heads, n, dv).
 
+        doubt (heads, n) float32: about how large the relative error of each answer is; 0 where it is exact, 1 and more where
+        it is not to be trusted, infinity where nothing was seen.
         A history that learns from queries does so once a group, so it must get whole groups (the last may be short).
         """
         learns = self.history is not None and self.history.learns
         if learns and self.rows % self.params.group:
             raise ValueError(f"{type(self.history).__name__} learns from whole groups of {self.params.group} rows")
+        doubt = np.empty(q.shape[:2], np.float32) if doubt is None else doubt
         if step := getattr(self.history, "step", None):
-            step(self, q, k, c, out, work)
+            step(self, q, k, c, out, work, doubt)
             return
         for a, b in self._pieces(len(k)):
             first = self.rows
             self._take(k[a:b], c[a:b], work)
-            self._answer(q[:, a:b], first, first + 1, 1, out[:, a:b], self._fallback(), work, learns)
+            self._answer(q[:, a:b], first, first + 1, 1, out[:, a:b], doubt[:, a:b], self._fallback(), work, learns)
 
     def finish(self, work: dict) -> None:
         """The stream is over: only the window's rows stay exact, all others go into the history."""
@@ -235,14 +240,16 @@ class HeadAttention:
             first = max(self.rows - self.params.window, int(self.state["counters"][1]))
             self._retire(first, work)
 
-    def answer(self, q: np.ndarray, start: int, out: np.ndarray, work: dict) -> None:
-        """Answer queries q (heads, n, d), global query rows start.., over all rows absorbed, into out (heads, n, dv)."""
+    def answer(self, q: np.ndarray, start: int, out: np.ndarray, work: dict, doubt: np.ndarray | None = None) -> None:
+        """Answer queries q (heads, n, d), global query rows start.., over all rows absorbed, into out (heads, n, dv); doubt
+        (heads, n) float32: see `step`."""
+        doubt = np.empty(q.shape[:2], np.float32) if doubt is None else doubt
         if hasattr(self.history, "answer") and not self._exact_rows() and self.state["counters"][2]:
-            self.history.answer(q, start, self.state["range"], out, work)
+            self.history.answer(q, start, self.state["range"], out, doubt, work)
             return
         fallback = self._fallback()
         for a, b in pieces(start, q.shape[1], self.params.group):
-            self._answer(q[:, a:b], start + a, self.rows, 0, out[:, a:b], fallback, work)
+            self._answer(q[:, a:b], start + a, self.rows, 0, out[:, a:b], doubt[:, a:b], fallback, work)
 
     def merge(self, other: HeadAttention, work: dict) -> None:
         """Take in another sketch, of the rows that follow this one's; `other` stays as it is.
@@ -327,7 +334,7 @@ class HeadAttention:
         s["counters"][2] += dense.extend_range(c, s["range"][0], s["range"][1])
         s["counters"][3] += self.history.absorb(k, c, work)
 
-    def _answer(self, q, first, high, slope, out, fallback, work, learn=False) -> None:
+    def _answer(self, q, first, high, slope, out, doubt, fallback, work, learn=False) -> None:
         """Answer queries q (heads, n, d) of one group; query i sees the rows before high + slope i, `window` its last."""
         p, n, s = self.params, q.shape[1], self.state
         at = first % p.group
@@ -337,7 +344,8 @@ class HeadAttention:
             tile = QueryTile.of(work, len(heads), p.group)
             tile.place(heads, at, p.scale, high, slope, window)
             self._exact(tile)
-            if s["counters"][2]:
+            tile.past.doubt[:] = self._lost(tile)
+            if self.history and s["counters"][2]:
                 work["counts"][0] += self.history.partial(tile.queries, tile.work, tile.past)
                 work["counts"][1] += tile.add_history(s["range"])
             elif learn:
@@ -347,7 +355,22 @@ class HeadAttention:
                 self.history.learn(tile.queries[live], tile.share[live], n * len(heads) / len(q), tile.work)
             for i in range(len(heads)):
                 rows = slice(i * p.group + at, i * p.group + at + n)
-                work["counts"][2] += tile.exact[rows].finish(fallback, out[head + i])
+                answers = tile.exact[rows]
+                work["counts"][2] += answers.finish(fallback, out[head + i])
+                doubt[head + i] = answers.doubt
+                doubt[head + i][answers.m == -np.inf] = np.inf
+
+    def _lost(self, tile: QueryTile) -> np.ndarray | float:
+        """The doubt (r,) of answers that know some rows and not the others: without a history the share of those that it
+        has left behind; of a history that keeps rows, as of a sample of so many."""
+        if not self.history:
+            low, high = tile.bounds
+            lost = np.maximum(low - self.params.sinks, 0)
+            return lost / np.maximum(lost + high - low, 1)
+        absorbed = int(self.state["counters"][2])
+        if self.history.kept is None or not absorbed:
+            return 0.0
+        return float(np.sqrt(max(0.0, 1 - self.history.kept / absorbed)))
 
     def _fallback(self) -> np.ndarray:
         """What a query is answered that no token answers (dv,)."""

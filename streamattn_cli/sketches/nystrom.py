@@ -25,7 +25,20 @@ CENTRE_ROWS = 64  # int8 keys are relative to the mean of the first rows that co
 MERGE_ROWS = 64  # another history's atoms come in so many at a time (larger portions: 10% more error),
 MERGE_ACTIVE = 1024  # and are compressed with so many of ours
 BLOCK = 32  # of kernels/linear.py
-SCRATCH = ("tile", "scaled", "logits", "product", "bounds", "share", "m", "y", "tile_k", "tile_c", "everything")
+SCRATCH = (
+    "tile",
+    "scaled",
+    "logits",
+    "product",
+    "bounds",
+    "share",
+    "m",
+    "y",
+    "doubt",
+    "tile_k",
+    "tile_c",
+    "everything",
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ class NystromHistory:
     """The atoms of one key head. State arrays: see `state_spec`."""
 
     learns = True
+    kept = None  # rows of the stream: it has none
 
     def __init__(self, params: NystromParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         self.params, self.dim, self.value_dim, self.scale, self.state = params, dim, value_dim, scale, state
@@ -137,7 +151,7 @@ class NystromHistory:
             part = slice(first, first + MERGE_ROWS)
             self._insert(k[part], c[part], MERGE_ACTIVE, scratch, alive)
 
-    def step(self, head, q, k, c, out, work: dict) -> None:
+    def step(self, head, q, k, c, out, work: dict, doubt: np.ndarray) -> None:
         """HeadAttention.step without the interpreter."""
         p, s, a = head.params, head.state, 0
         answers = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
@@ -147,7 +161,7 @@ class NystromHistory:
             (p.group, p.window, p.stack, self.params.active, kind(p.stored)),
         )
         given += (self.scale, self.params.temper, -1 / FORGET, LOOKBACK), dropped(p.stored), self.mean_value()
-        rows = np.ascontiguousarray(q), k, c, answers, work["counts"]
+        rows = np.ascontiguousarray(q), k, c, answers, doubt, work["counts"]
         held = tuple(s[name] for name in ("counters", "sinks", "recent", "range")), *self._arrays(), self.queries.arrays
         scratch = tuple(work[name] for name in SCRATCH), work["fit"], work["alive"]
         while True:
@@ -163,7 +177,7 @@ class NystromHistory:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
         gemm, stored = blas.address(work["scaled"].dtype.str[1:]), kind(self.params.storage)
         scratch = (work[name] for name in ("everything", "tile_k", "tile_c", "logits", "product"))
-        kernel.answer(gemm, work["scaled"], *self._arrays(), stored, *scratch, out.m, out.y)
+        kernel.answer(gemm, work["scaled"], *self._arrays(), stored, *scratch, out.m, out.y, out.doubt)
         return 0
 
     def mean_value(self) -> np.ndarray:

@@ -7,7 +7,7 @@ disjoint sets combine exactly, and attention is y[:-1] / z.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,19 +16,23 @@ from streamattn_cli.kernels import blas, dense
 
 @dataclass
 class Partial:
-    """Partial answers to r queries: m (r,) in the rows' precision, y (r, dv + 1) float64 with z last. Empty: m = -inf."""
+    """Partial answers to r queries: m (r,) in the rows' precision, y (r, dv + 1) float64 with z last. Empty: m = -inf.
+
+    doubt (r,) float32: about how large the error of each is, relative to the answer; from 1 on it is not to be trusted.
+    """
 
     m: np.ndarray
     y: np.ndarray
+    doubt: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @classmethod
     def empty(cls, queries: int, width: int, dtype: np.dtype) -> Partial:
         """The answer of no tokens; width = dv + 1."""
-        return cls(np.full(queries, -np.inf, dtype), np.zeros((queries, width)))
+        return cls(np.full(queries, -np.inf, dtype), np.zeros((queries, width)), np.zeros(queries, np.float32))
 
     def __getitem__(self, rows: slice) -> Partial:
         """The answers to some of the queries, as views."""
-        return Partial(self.m[rows], self.y[rows])
+        return Partial(self.m[rows], self.y[rows], self.doubt[rows])
 
     def clear(self) -> None:
         """Become the answer of no tokens again."""

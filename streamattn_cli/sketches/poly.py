@@ -21,7 +21,8 @@ from streamattn_cli.sketches.monomials import feature_count, low_count, recentre
 from streamattn_cli.sketches.partial import Partial
 
 MAX_DEGREE = 12  # beyond it the powers outgrow what float64 sums can hold apart
-MARGIN = 2.0  # allowed norms over the largest norm in the sample
+LARGEST = 1e28  # what the powers of a key may come to, so that sums of them stay within float32
+SPARE = (11, 14)  # kernels/quadrature.py SPARE
 BLOCK = 128  # monomials of keys multiplied at a time
 PANEL = 128  # queries answered at a time: their monomials stay in the cache
 SAMPLE = 64  # queries used to predict the error
@@ -31,8 +32,8 @@ SAMPLE = 64  # queries used to predict the error
 class PolyParams:
     """Settings of `poly`.
 
-    degree g, 1..12; `polynomial` "hermite" (per query) or "taylor"; beta bounds |logit| (None: norms may reach twice
-    the largest of the first rows); max_error: refuse when the error predicted from the first rows is larger.
+    degree g, 1..12; `polynomial` "hermite" (per query) or "taylor"; beta: queries are shortened so that no |logit| is larger;
+    max_error: refuse when the error predicted from the first rows is larger.
     """
 
     degree: int = 4
@@ -49,6 +50,7 @@ class PolyHistory:
     """The compressed history of one key head. State arrays: see `state_spec`."""
 
     learns = False
+    kept = None  # rows of the stream: it has none
 
     def __init__(self, params: PolyParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         self.params, self.scale, self.dtype, self.state = params, scale, dtype, state
@@ -60,7 +62,7 @@ class PolyHistory:
         return {
             "moments": ((feature_count(dim, params.degree), value_dim + 1), "f8"),
             "mu": ((dim,), "f8"),
-            "radius": ((2,), "f8"),  # largest norms of sqrt(s) (k - mu) and of sqrt(s) q
+            "radius": ((2,), "f8"),  # no sqrt(s) (k - mu) is longer than the first
         }
 
     @staticmethod
@@ -76,7 +78,8 @@ class PolyHistory:
             "weighed": ((feature_count(dim, params.degree), width), dtype),
             "part": ((width, PANEL), dtype),
             "sums": ((params.degree + 1, width, PANEL), dtype),
-            "polynomials": ((params.degree + 5, PANEL), "f8"),
+            "polynomials": ((params.degree + 6, PANEL), "f8"),
+            "spare": (SPARE, "f8"),
         }
 
     @staticmethod
@@ -86,7 +89,7 @@ class PolyHistory:
         return wide + 8 * 4 * SAMPLE * rows
 
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> float | None:
-        """Set the centre and the norm bounds from the first rows k (n, d), c (n, dv + 1) and queries q (r, d).
+        """Set the centre from the first rows k (n, d), c (n, dv + 1) and queries q (r, d).
 
         Returns the predicted relative error of the outputs, None when no query is known. Raises CannotMeet when it
         is above `max_error`: the numbers would be wrong.
@@ -96,16 +99,10 @@ class PolyHistory:
         k, c = k.astype(np.float64), c.astype(np.float64)
         s["mu"][:] = c[:, -1] @ k / max(c[:, -1].sum(), 1.0)
         x = root * (k - s["mu"])
-        reach = np.array([MARGIN * max(np.linalg.norm(x, axis=1).max(), 1e-6), np.inf])
-        if q is not None:
-            u = root * q[np.linspace(0, len(q) - 1, min(len(q), SAMPLE)).astype(int)].astype(np.float64)
-            reach[1] = MARGIN * max(np.linalg.norm(u, axis=1).max(), 1e-6)
-        if p.beta:
-            reach[1] = min(reach[1], p.beta / min(reach[0], np.sqrt(p.beta)))
-            reach[0] = min(reach[0], p.beta / reach[1])
-        s["radius"][:] = reach
+        s["radius"][:] = 0, np.inf
         if q is None:
             return None
+        u = root * q[np.linspace(0, len(q) - 1, min(len(q), SAMPLE)).astype(int)].astype(np.float64)
         error, largest = self._predict(u, x, c)
         if not error <= p.max_error:
             raise CannotMeet(
@@ -120,11 +117,14 @@ class PolyHistory:
         """Relative Frobenius error of attention over the first rows when P replaces exp; and the largest |logit|."""
         true = u @ x.T
         exact = np.exp(true - true.max(axis=1, keepdims=True)) @ c
-        logits = _clip_norm(u, self.state["radius"][1]) @ _clip_norm(x, self.state["radius"][0]).T
+        longest = np.linalg.norm(x, axis=1).max()
+        logits = _clip_norm(u, query_limit(self.params, np.array([longest]))) @ x.T
         sums = np.stack([(logits**l @ c).T for l in range(self.params.degree + 1)])
         sums = np.ascontiguousarray(sums, self.dtype)  # what the kernel is compiled for
         approx, shift = np.zeros_like(exact), np.zeros(len(u), self.dtype)
-        kernel.blend(sums, self.params.polynomial == "taylor", np.empty((len(sums) + 4, len(u))), shift, approx)
+        work = np.empty((len(sums) + 5, len(u)))
+        work[len(sums) + 2] = np.abs(logits).max(axis=1)
+        kernel.blend(sums, self.params.polynomial == "taylor", work, np.empty(SPARE), shift, approx)
         good = approx[:, -1] > 0
         exact = exact[:, :-1] / exact[:, -1:]
         approx = np.where(good[:, None], approx[:, :-1] / np.where(good, approx[:, -1], 1)[:, None], 0)
@@ -136,32 +136,52 @@ class PolyHistory:
         """Take in one group of rows, k (n, d), c (n, dv + 1), n <= group. Returns how many keys were clipped."""
         s, t = self.state, self.table
         scratch = (work[name] for name in ("x", "low", "values", "block"))
-        gemm, factor = blas.address(c.dtype.str[1:]), np.sqrt(self.scale)
-        return kernel.absorb(
-            gemm, k, s["mu"], factor, s["radius"][0], c, t.start, t.order, t.run, *scratch, s["moments"]
+        given = (
+            blas.address(c.dtype.str[1:]),
+            k,
+            s["mu"],
+            np.sqrt(self.scale),
+            key_limit(self.params),
+            c,
+            t.start,
+            t.order,
+            t.run,
         )
+        clipped, longest = kernel.absorb(*given, *scratch, s["moments"])
+        s["radius"][0] = max(s["radius"][0], min(longest, key_limit(self.params)))
+        return clipped
+
+    @property
+    def query_limit(self) -> float:
+        """Longer queries are shortened."""
+        return query_limit(self.params, self.state["radius"])
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries q (r, d) into `out`. Returns how many queries were clipped."""
         s, t, weighed = self.state, self.table, work["weighed"]
         kernel.weigh(s["moments"], t.multinomial, t.order, weighed)
-        scratch = (work[name] for name in ("x", "low", "part", "sums", "polynomials"))
+        scratch = (work[name] for name in ("x", "low", "part", "sums", "polynomials", "spare"))
         gemm, taylor = blas.address(q.dtype.str[1:]), self.params.polynomial == "taylor"
+        radius = np.array([s["radius"][0], self.query_limit])
         return kernel.answer(
-            gemm, q, s["mu"], self.origin, self.scale, s["radius"][1], taylor, weighed, t.start, t.run, *scratch, out.m,
-            out.y,
+            gemm, q, s["mu"], self.origin, self.scale, radius, taylor, weighed, t.start, t.run, *scratch, out.m, out.y,
+            out.doubt,
         )  # fmt: skip
 
-    def answer(self, q: np.ndarray, start: int, span: np.ndarray, out: np.ndarray, work: dict) -> None:
-        """Answer queries q (heads, n, d), global query rows start.., into out (heads, n, dv) when all tokens are here, whose
-        values have the range span (2, dv)."""
+    def answer(
+        self, q: np.ndarray, start: int, span: np.ndarray, out: np.ndarray, doubt: np.ndarray, work: dict
+    ) -> None:
+        """Answer queries q (heads, n, d), global query rows start.., into out (heads, n, dv) and doubt (heads, n) when all
+        tokens are here, whose values have the range span (2, dv)."""
         s, t, weighed = self.state, self.table, work["weighed"]
         kernel.weigh(s["moments"], t.multinomial, t.order, weighed)
         gemm, taylor = blas.address(q.dtype.str[1:]), self.params.polynomial == "taylor"
-        given = start % PANEL, self.origin, self.scale, s["radius"][1], taylor, weighed, t.start, t.run, span
+        radius = np.array([s["radius"][0], self.query_limit])
+        given = start % PANEL, self.origin, self.scale, radius, taylor, weighed, t.start, t.run, span
         panel = tuple(_panel(work[name]) for name in ("x", "low", "part", "sums", "polynomials"))
-        for queries, answers in zip(q, out, strict=True):
-            kernel.outputs(gemm, queries, *given, self.mean_value(), *panel, work["counts"], answers)
+        for queries, answers, doubts in zip(q, out, doubt, strict=True):
+            scratch = *panel, work["spare"], work["counts"]
+            kernel.outputs(gemm, queries, *given, self.mean_value(), *scratch, answers, doubts)
 
     def mean_value(self) -> np.ndarray:
         """The mean of the absorbed values (dv,), 0 where nothing was absorbed: the monomial 1 counts and sums them."""
@@ -172,7 +192,18 @@ class PolyHistory:
         """Add another shard's moments, moved to this one's centre first; the wider norm bounds of the two hold."""
         shift = np.sqrt(self.scale) * (other.state["mu"] - self.state["mu"])
         self.state["moments"] += recentre(other.state["moments"], self.table, shift)
-        np.maximum(self.state["radius"], other.state["radius"], out=self.state["radius"])
+        theirs = other.state["radius"] + [np.linalg.norm(shift), 0]
+        np.maximum(self.state["radius"], theirs, out=self.state["radius"])
+
+
+def key_limit(params: PolyParams) -> float:
+    """How long sqrt(s) (k - mu) may be: sums of its powers are float32."""
+    return float(LARGEST ** (1 / params.degree))
+
+
+def query_limit(params: PolyParams, radius: np.ndarray) -> float:
+    """How long sqrt(s) q may be, where no key is longer than radius[0], so that no logit is beyond beta."""
+    return params.beta / max(float(radius[0]), 1e-300) if params.beta else np.inf
 
 
 def _panel(scratch: np.ndarray) -> np.ndarray:

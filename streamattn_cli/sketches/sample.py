@@ -37,6 +37,11 @@ class SampleHistory:
         self.params, self.value_dim, self.state = params, value_dim, state
         self.bank = Bank(state["rows"], dim, params.storage)
 
+    @property
+    def kept(self) -> int:
+        """How many rows it keeps."""
+        return int(self.state["held"][0])
+
     @staticmethod
     def state_spec(params: SampleParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype) of every state array."""

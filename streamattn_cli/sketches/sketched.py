@@ -20,7 +20,7 @@ from streamattn_cli.kernels import poly as kernel
 from streamattn_cli.sketches.countsketch import PeelSketch, ScanSketch
 from streamattn_cli.sketches.monomials import feature_count, low_count, table
 from streamattn_cli.sketches.partial import Partial
-from streamattn_cli.sketches.poly import PolyHistory, PolyParams
+from streamattn_cli.sketches.poly import SPARE, PolyHistory, PolyParams, key_limit, query_limit
 from streamattn_cli.sketches.ranges import extend, ranges_spec, row_count, stretches, unite
 
 TILE = 128  # rows whose monomials are made at a time
@@ -53,7 +53,7 @@ class SketchParams:
         t = self.features
         spec = {
             "mu": ((self.dim,), "f8"),
-            "radius": ((2,), "f8"),  # largest norms of sqrt(s) (k - mu) and of sqrt(s) q
+            "radius": ((2,), "f8"),  # no sqrt(s) (k - mu) is longer than the first
             "clipped": ((2,), "i8"),  # keys, queries
             "probes": ((PROBES, self.dim), "f8"),
             "prod": ((t,), "f8"),
@@ -84,7 +84,8 @@ class SketchParams:
             "sk.eight": ((8, TILE), "f8"),
             "sk.weighed": ((self.features, width), "f8"),
             "sk.part": ((width, TILE), "f8"),
-            "sk.factor": ((self.poly.degree + 5, TILE), "f8"),
+            "sk.factor": ((self.poly.degree + 6, TILE), "f8"),
+            "sk.spare": (SPARE, "f8"),
             "sk.sums": ((self.poly.degree + 1, width, TILE), "f8"),
             "sk.target": ((TILE, targets), "i8"),
             "sk.sign": ((TILE, targets), "f8"),
@@ -103,7 +104,7 @@ class SketchedHead:
         if state is None:
             state = {name: np.zeros(shape, dtype) for name, (shape, dtype) in params.state_spec().items()}
             state["value_range"][0], state["value_range"][1] = np.inf, -np.inf
-            state["radius"][:] = np.inf
+            state["radius"][1] = np.inf
         self.state = state
         self.table = table(params.dim, params.poly.degree)
         self.level = np.repeat(np.arange(params.poly.degree + 1), np.diff(self.table.start))
@@ -126,9 +127,11 @@ class SketchedHead:
         s, t = self.state, self.table
         for a in range(0, len(k), TILE):
             n = min(TILE, len(k) - a)
-            s["clipped"][0] += kernel.centre(
-                k[a : a + n], s["mu"], np.sqrt(self.params.scale), s["radius"][0], 0, work["sk.x"]
-            )
+            limit = key_limit(self.params.poly)
+            root = np.sqrt(self.params.scale)
+            clipped, longest = kernel.centre(k[a : a + n], s["mu"], root, limit, 0, work["sk.x"])
+            s["clipped"][0] += clipped
+            s["radius"][0] = max(s["radius"][0], min(longest, limit))
             work["sk.factor"][:, :n], work["sk.factor"][:, n:] = 1, 0
             work["sk.count"][:] = 0
             sketch = np.zeros((1, len(s["prod"])))
@@ -201,10 +204,18 @@ class SketchedHead:
     # --- queries
 
     def answer(
-        self, q: np.ndarray, start: int, moments: np.ndarray, out: np.ndarray, work: dict, bounded: bool
+        self,
+        q: np.ndarray,
+        start: int,
+        moments: np.ndarray,
+        out: np.ndarray,
+        work: dict,
+        bounded: bool,
+        doubt: np.ndarray | None = None,
     ) -> None:
         """Answer queries q (heads, n, d), global rows start.., into out (heads, n, dv); bounded: outputs are kept in
-        the range of the values, as every method does (Phi cannot). A row with D <= 0 becomes 0."""
+        the range of the values, as every method does (Phi cannot). A row with D <= 0 becomes 0. doubt (heads, n): that of
+        the polynomial, see HeadAttention.step."""
         limits = (
             self.state["value_range"] if bounded else np.array([[-np.inf], [np.inf]]).repeat(self.params.value_dim, 1)
         )
@@ -215,6 +226,10 @@ class SketchedHead:
                 part = Partial(m, y)
                 work["sk.counts"][1] += part.guard(limits)
                 part.finish(nothing, out[head, a:b])
+                if doubt is not None:
+                    at = (start + a) % TILE
+                    doubt[head, a:b] = work["sk.factor"][-3, at : at + b - a]
+                    doubt[head, a:b][part.m == -np.inf] = np.inf
 
     def absorb_queries(self, q: np.ndarray, start: int, work: dict) -> None:
         """Sketch the rows of queries q (heads, n, d), global rows start..; all keys must have been absorbed."""
@@ -232,7 +247,9 @@ class SketchedHead:
                 self._load(q[head, a:b], at, work)
                 self._power_sums(s["prod"][:, None], sums, work)
                 factor = work["sk.factor"]
-                work["sk.counts"][1] += kernel.row_factors(sums, self.params.poly.polynomial == "taylor", factor)
+                kernel.reaches(work["sk.x"], s["radius"][0], factor[-3])
+                taylor = self.params.poly.polynomial == "taylor"
+                work["sk.counts"][1] += kernel.row_factors(sums, taylor, factor[:-2], work["sk.spare"])
                 factor[:, :at], factor[:, at + b - a :] = 0, 0
                 kernel.scatter(
                     work["sk.x"], factor, self.level, t.parent, t.var, work["sk.low"], work["sk.eight"], target, sign,
@@ -251,10 +268,10 @@ class SketchedHead:
         work["sk.tile"][:] = 0
         work["sk.tile"][at : at + len(q)] = q
         zero = np.zeros(self.params.dim)
-        clipped = kernel.centre(
-            work["sk.tile"], zero, np.sqrt(self.params.scale), self.state["radius"][1], 0, work["sk.x"]
-        )
-        work["sk.counts"][0] += clipped
+        limit = query_limit(self.params.poly, self.state["radius"])
+        work["sk.counts"][0] += kernel.centre(
+            work["sk.tile"], zero, np.sqrt(self.params.scale), limit, 0, work["sk.x"]
+        )[0]
 
     def _power_sums(self, moments: np.ndarray, sums: np.ndarray, work: dict) -> None:
         """Power sums (degree + 1, w, TILE) of the queries of the tile, by moments (t, w)."""
@@ -271,7 +288,8 @@ class SketchedHead:
         self._power_sums(moments, work["sk.sums"], work)
         work["sk.m"][:] = self.params.scale * (work["sk.tile"] @ self.state["mu"])
         taylor = self.params.poly.polynomial == "taylor"
-        kernel.blend(work["sk.sums"], taylor, work["sk.factor"], work["sk.m"], work["sk.y"])
+        kernel.reaches(work["sk.x"], self.state["radius"][0], work["sk.factor"][-3])
+        kernel.blend(work["sk.sums"], taylor, work["sk.factor"], work["sk.spare"], work["sk.m"], work["sk.y"])
         return work["sk.m"][at : at + len(q)], work["sk.y"][at : at + len(q)]
 
     # --- shards
@@ -289,6 +307,7 @@ class SketchedHead:
         self._add(other, ("key_rows", "value_rows"), ("sk_k", "prod", "sk_v", "value_sums"))
         s, o = self.state, other.state
         s["clipped"] += o["clipped"]
+        np.maximum(s["radius"], o["radius"], out=s["radius"])
         np.minimum(s["value_range"][0], o["value_range"][0], out=s["value_range"][0])
         np.maximum(s["value_range"][1], o["value_range"][1], out=s["value_range"][1])
 
@@ -302,8 +321,7 @@ class SketchedHead:
         self._add(other, ("query_rows",), ("sk_q", "sum_q", "sk_one"))
 
     def _check_alike(self, other: SketchedHead) -> None:
-        alike = all(np.array_equal(self.state[name], other.state[name]) for name in ("mu", "radius"))
-        if self.params != other.params or not alike:
+        if self.params != other.params or not np.array_equal(self.state["mu"], other.state["mu"]):
             raise CheckpointIncompatible(
                 "the shards were made with other settings or another calibration; make them alike"
             )

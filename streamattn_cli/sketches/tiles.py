@@ -24,6 +24,7 @@ def tile_spec(dim: int, value_dim: int, queries: int, dtype: str) -> dict[str, t
         "share": ((queries,), dtype),
         "m": ((2, queries), dtype),
         "y": ((2, queries, w), "f8"),
+        "doubt": ((queries,), "f4"),
         "tile_k": ((TILE, dim), dtype),
         "tile_c": ((TILE, w), dtype),
     }
@@ -33,7 +34,8 @@ class QueryTile:
     """Views of one thread's scratch for queries of `heads` heads, `group` rows each.
 
     queries (r, d); scaled (d, r); bounds (2, r): the first token that a query sees, and the end; exact, past: partial answers;
-    share (r,): the part of the mass that the history brought; `work`: the scratch, cut to r rows.
+    they share their doubt (r,), of the history's answer and then of the whole; share (r,): the part of the mass that the
+    history brought; `work`: the scratch, cut to r rows.
     """
 
     def __init__(self, work: dict, heads: int, group: int):
@@ -43,7 +45,9 @@ class QueryTile:
         self.work = {**work, **cut}
         self.queries, self.scaled, self.share = cut["tile"], cut["scaled"], cut["share"]
         self.bounds = work["bounds"][:, :rows]
-        self.exact, self.past = (Partial(work["m"][i, :rows], work["y"][i, :rows]) for i in (0, 1))
+        self.exact, self.past = (
+            Partial(work["m"][i, :rows], work["y"][i, :rows], work["doubt"][:rows]) for i in (0, 1)
+        )
 
     @staticmethod
     def of(work: dict, heads: int, group: int) -> QueryTile:
@@ -61,4 +65,4 @@ class QueryTile:
     def add_history(self, range_: np.ndarray) -> int:
         """Add what the history answered, `past`, within the range (2, dv) of its values; returns how many rows had z <= 0."""
         past, exact = self.past, self.exact
-        return dense.add_history(exact.m, exact.y, past.m, past.y, *range_, self.bounds[1], self.share)
+        return dense.add_history(exact.m, exact.y, past.m, past.y, *range_, self.bounds[1], self.share, past.doubt)

@@ -41,6 +41,11 @@ class WildcatHistory:
         self.params, self.value_dim, self.scale, self.state = params, value_dim, scale, state
         self.bank = Bank(state["rows"], dim, params.storage)
 
+    @property
+    def kept(self) -> int:
+        """How many rows it keeps."""
+        return int(self.state["counts"].sum())
+
     @staticmethod
     def state_spec(params: WildcatParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype) of every state array."""
