@@ -350,7 +350,7 @@ def test_answer(rng, dtype):
         rest = t.start, t.run, *scratch, spoilt("f8", degree + 6, 4), spoilt("f8", *SPARE), m, y, doubt
         bounds = np.array([10.0, radius])
         assert kernel.answer(where, q, mu, np.zeros(dim), scale, bounds, False, weighed, *rest) == 1
-        assert (doubt >= 1).sum() == 1 and doubt[np.linalg.norm(q, axis=1).argmax()] >= 1
+        assert doubt[np.linalg.norm(q, axis=1).argmax()] >= 1 and (doubt < 1).sum() > 3
         logits = scale * short @ (k - mu).T
         for i, row in enumerate(logits):
             weights = [naive.hermite(degree, x, row.mean(), row.var()) for x in row]

@@ -31,14 +31,15 @@ OTHER = {
     "deviation": (TOP, True), "memory": (SMALL, 1 << 30), "seed": (SMALL, 7), "threads": (SMALL, 1),
     "block_rows": (SMALL, 64), "nan_policy": (SMALL, "drop"), "audit": (SMALL, 8), "out_dtype": (SMALL, "f2"),
     "checkpoint_every": (SMALL, "5s"), "resume": (SMALL, True), "skip_rows": (SMALL, 0), "fingerprint": (SMALL, True),
-    "checkpoint": (SMALL, "c.sattn"), "shards": (SMALL, 2), "engine": (SMALL, "processes"), "select": (SMALL, (0,)),
+    "checkpoint": (SMALL, "c.sattn"), "shards": (SMALL, 2), "engine": (SMALL, "processes"), "select": (SMALL, (0,)), "missing": (SMALL, "zeros"),
 }  # fmt: skip
+OF_INPUT = {name for name, _, described in options_of(InputSpec) if described.decides}
 OF_ONE_PASS = {"shards"}  # sketches in shards are not resumed
 
 
 def _facts(folder, **words):
     files = {name: str(folder / f"{name}.npy") for name in "qkv"}
-    spec = InputSpec(**files, layout="THD", select=words.pop("select", None))
+    spec = InputSpec(**files, layout="THD", **{name: words.pop(name) for name in OF_INPUT if name in words})
     with open_inputs(spec) as inputs:
         plan = make_plan(resolve(AttendRequest(spec, str(folder / "out.npy"), **words), inputs))
     return facts_of(plan.problem, plan.audit_rows)
@@ -54,13 +55,13 @@ def folder(tmp_path_factory):
 
 
 def _described():
-    spec = [entry for entry in options_of(InputSpec) if entry[0] == "select" or entry[2].decides]
+    spec = [entry for entry in options_of(InputSpec) if entry[2].decides]
     return {name: described for name, _, described in [*options_of(AttendRequest), *spec]}
 
 
 def test_every_option_has_another_value_to_try():
     assert set(_described()) == set(OTHER)
-    assert {f.name for f in dataclasses.fields(AttendRequest)} == set(OTHER) - {"select"} | {"inputs", "output"}
+    assert {f.name for f in dataclasses.fields(AttendRequest)} == set(OTHER) - OF_INPUT | {"inputs", "output"}
 
 
 @pytest.mark.parametrize("name", sorted(set(OTHER) - OF_ONE_PASS))
@@ -75,7 +76,7 @@ def test_words_that_are_no_choice_are_refused_and_choices_are_completed(name):
     option = _described()[name]
     if not option.open:
         with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
-            AttendRequest(InputSpec(), **{name: "no such word"})
+            (InputSpec if name in OF_INPUT else AttendRequest)(**{name: "no such word"})
     command = "sketch" if name == "engine" else "attend"
     words = f"streamattn {command} --{name.replace('_', '-')} "
     environment = {"_STREAMATTN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}

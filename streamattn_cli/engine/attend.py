@@ -25,12 +25,13 @@ from streamattn_cli.engine.resume import (
     sources_of,
 )
 from streamattn_cli.engine.run import Run
-from streamattn_cli.engine.runs import check_output, make_run, open_sparse
+from streamattn_cli.engine.runs import check_finite, check_output, make_run, open_sparse
 from streamattn_cli.engine.saver import Saver, describe
 from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.warm import warm
 from streamattn_cli.errors import Interrupted
+from streamattn_cli.rows.identity import check_unchanged, file_states
 from streamattn_cli.rows.open import open_inputs
 from streamattn_cli.rows.recordout import waits
 from streamattn_cli.rows.writers import open_writer
@@ -45,9 +46,11 @@ def plan_attend(request: AttendRequest) -> Plan:
 
 def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
     """Run a request to its end. Raises the errors of errors.py; then nothing is left under the output's name."""
+    check_output(request)
     with ExitStack() as stack:
         with interrupts.at_once():
             inputs = stack.enter_context(open_inputs(request.inputs))
+            files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
             plan = make_plan(resolve(request, inputs))
         problem = plan.problem
         facts, sources = facts_of(problem, plan.audit_rows), sources_of(problem) if request.checkpoint else {}
@@ -84,6 +87,8 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
                 rows, audit, reason = _saving(run, saver)
             finally:
                 run.close()
+            check_unchanged(files)
+            check_finite(run.counts(), request)
         written = {
             **problem.facts(),
             "versions": {name: version(name) for name in ("streamattn-cli", "numpy", "numba")},

@@ -29,7 +29,7 @@ def lane_work_spec(problem: Problem) -> dict:
         "lane.doubt": ((problem.group, step), "f4"),
         "lane.mask": ((problem.group + 2, step), "u1"),
         "lane.dropped": ((2,), "i8"),  # rows of k, v and rows of q that were not finite
-        "lane.doubted": ((1,), "i8"),  # answers that are not to be trusted
+        "lane.answers": ((3,), "i8"),  # those not to be trusted, not finite as written, and (exact) of no token
     }
 
 
@@ -111,6 +111,8 @@ class Lane:
         self.v = Part("v", problem.v, index, 1, drop)
         self.q = Part("q", problem.q, index * problem.group, problem.group, drop)
         self.value_dim = problem.v.dim
+        top = np.finfo(problem.out_dtype)
+        self.limit = float(top.max) * (1 + float(top.eps) / 4)  # from there on numbers are rounded to infinity
         self.step = lane_step(problem)
 
     def steps(self, start: int, rows: int):
@@ -162,7 +164,13 @@ class Lane:
             lost = self.lost(b - a, work).T
             block.rows[a:b, self.query_heads][lost] = np.nan
             block.doubt[a:b, self.query_heads][lost] = np.inf
-        work["lane.doubted"] += np.count_nonzero(doubt >= 1)
+        work["lane.answers"][:2] += np.count_nonzero(doubt >= 1), self.not_finite(answers)
+
+    def not_finite(self, answers: np.ndarray) -> int:
+        """How many answers (heads, n, dv) are not finite in the dtype of the output."""
+        if not answers.size or max(float(answers.max()), -float(answers.min())) < self.limit:
+            return 0
+        return int(np.count_nonzero(~(np.abs(answers) < self.limit).all(axis=2)))
 
     def lost(self, n: int, work: dict) -> np.ndarray:
         """Which of the n queries that `queries` gave last are dropped, (heads, n) bool; counts their rows."""

@@ -49,14 +49,18 @@ def facts_of(problem: Problem, audit_rows: int) -> dict:
     r = problem.request
     if r.top_k:
         facts["top_k"] = [r.top_k, r.deviation]
-    return facts | {
-        "audit_rows": audit_rows,
-        "out_dtype": problem.out_dtype,
-        "layout": problem.q.layout,
-        "nan_policy": r.nan_policy,
-        "query_model": r.query_model,
-        "select": list(r.inputs.select or ()),
-    }
+    return (
+        facts
+        | {
+            "audit_rows": audit_rows,
+            "out_dtype": problem.out_dtype,
+            "layout": problem.q.layout,
+            "nan_policy": r.nan_policy,
+            "query_model": r.query_model,
+            "select": list(r.inputs.select or ()),
+        }
+        | ({"missing": r.inputs.missing} if r.inputs.missing != "error" else {})
+    )
 
 
 def sources_of(problem: Problem) -> dict[str, dict]:

@@ -110,7 +110,7 @@ class Run:
         unstack_heads(state, [s.state for s in self.sketches], "head", name)
 
     def _tallies(self) -> list[str]:
-        return ["lane.dropped"] + (["counts"] if self.sketches else []) + ["lane.doubted"]
+        return ["lane.dropped"] + (["counts"] if self.sketches else []) + ["lane.answers"]
 
     def _heaps(self) -> list[BestRows]:
         """The heaps of --top-k, where rows are produced."""
@@ -148,9 +148,14 @@ class Run:
                 "clipped_queries": int(clipped),
                 "guarded_queries": int(guarded),
                 "unanswered_queries": int(unanswered),
-                "doubted_answers": int(self.workers.total("lane.doubted")[0]),
             }
-        return counts
+        return counts | self.answer_counts()
+
+    def answer_counts(self) -> dict[str, int]:
+        """How many answers are doubted or not finite, and of `exact` how many saw no token."""
+        doubted, not_finite, unseen = map(int, self.workers.total("lane.answers"))
+        counts = {"doubted_answers": doubted, "not_finite_answers": not_finite}
+        return counts if self.sketches else {"unanswered_queries": unseen} | counts
 
     def close(self) -> None:
         """Stop the threads."""
@@ -330,7 +335,9 @@ class Run:
             answers = np.empty((len(p.q), count, p.v.dim), p.precision)
             for lane in self.lanes:
                 held[lane.index].finish(self.workers.works[0])
-                held[lane.index].outputs(answers[lane.query_heads])
+                unseen = held[lane.index].outputs(answers[lane.query_heads])
+                told = 0, lane.not_finite(answers[lane.query_heads]), unseen
+                self.workers.works[0]["lane.answers"] += told
             answers[lost] = np.nan
             self._write(done, Answers(answers.transpose(1, 0, 2), np.where(lost, np.float32(np.inf), np.float32(0)).T))
             done += count

@@ -8,6 +8,8 @@ from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.sketched import SketchedRun
+from streamattn_cli.errors import NonFinite
+from streamattn_cli.rows.identity import refuse_inputs
 from streamattn_cli.rows.writers import Writer, check_target
 
 
@@ -16,14 +18,31 @@ def make_run(plan: Plan, watch: Watch, writer: Writer) -> Run:
     return (SketchedRun if plan.problem.sketches else Run)(plan, watch, writer)
 
 
-def check_output(request: AttendRequest) -> None:
-    """Refuse an output that cannot be opened, without touching anything. Raises UsageError and OutputFailed."""
+def check_output(request: AttendRequest, *sketches: str) -> None:
+    """Refuse an output that cannot be opened, or that is an input, without touching anything. Raises UsageError and
+    OutputFailed. sketches: inputs beside those of the request."""
+    spec = request.inputs
+    side = None if request.output == "-" else request.output + ".json"
+    checkpoint = request.checkpoint if request.checkpoint not in sketches else None
+    inputs = spec.input, *spec.more, spec.q, spec.k, spec.v, request.query_model, *sketches
+    refuse_inputs((request.output, side, checkpoint), inputs)
     if request.top_k:
         from streamattn_cli.rows.hdf5sparse import check_sparse
 
         check_sparse(request.output)
     if request.output != "-":
         check_target(request.output)
+
+
+def check_finite(counts: dict[str, int], request: AttendRequest) -> None:
+    """Refuse (NonFinite) to write answers that are not finite, unless --nan-policy drop allows it."""
+    count = counts.get("not_finite_answers", 0)
+    if count and request.nan_policy != "drop":
+        raise NonFinite(
+            f"{request.output}: {count} answers are not finite in the output: sums of values, logits or --out-dtype go beyond "
+            "the range of the dtype; nothing was written. Use a wider --out-dtype, scale values or logits down, or write them "
+            "with --nan-policy drop"
+        )
 
 
 def open_sparse(problem: Problem, tag: str | None):

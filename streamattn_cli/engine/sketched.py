@@ -67,8 +67,7 @@ class SketchedRun(Run):
             "clipped_keys": sum(int(head.state["clipped"][0]) for head in self.heads),
             "clipped_queries": int(clipped),
             "guarded_queries": int(guarded),
-            "doubted_answers": int(self.workers.total("lane.doubted")[0]),
-        }
+        } | self.answer_counts()
 
     def save_sketch(self) -> dict:
         """See Run."""

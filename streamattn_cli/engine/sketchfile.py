@@ -21,6 +21,7 @@ from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import DEFAULT_ROWS, Problem, resolve
 from streamattn_cli.engine.resume import Saved, continued, find_saved, make_saver
 from streamattn_cli.engine.run import Run
+from streamattn_cli.engine.runs import check_finite, check_output
 from streamattn_cli.engine.saver import Saver, check_schema, describe
 from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
@@ -28,6 +29,7 @@ from streamattn_cli.engine.sources import absorbed, check_disjoint, check_same, 
 from streamattn_cli.engine.warm import warm
 from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, Interrupted
 from streamattn_cli.rows.absent import absent
+from streamattn_cli.rows.identity import check_unchanged, file_states
 from streamattn_cli.rows.many import open_stream
 from streamattn_cli.rows.open import Inputs, open_inputs
 from streamattn_cli.rows.recordout import waits
@@ -88,8 +90,10 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
 
 def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, append: str | None = None) -> Outcome:
     """Absorb keys and values into the sketch file `request.checkpoint`, after those of `append` if it is given."""
+    check_output(request)
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=request.inputs.q is not None))
+        files = file_states([inputs.k.tensor, inputs.v.tensor])
         before = open_sketch_file(append, request.memory) if append else None
         problem = keys_problem(request, inputs, before)
         facts, sources = sketch_facts(problem), key_sources(problem)
@@ -114,6 +118,7 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
                 rows = _absorb(run, before, saved, saver)
             finally:
                 run.close()
+            check_unchanged(files)
             writer.commit(run.save_sketch(), describe(facts, OPEN, rows, {"absorbed": sources}, None))
         outcome = outcome_of("sketch", plan, run.counts(), watch, meter, rows, began, request.checkpoint)
     listener(Finished(outcome))
@@ -122,10 +127,12 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
 
 def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
     """Answer the queries of `request.inputs` from the sketch file `request.checkpoint`."""
+    check_output(request, request.checkpoint)
     with ExitStack() as stack:
         file = open_sketch_file(request.checkpoint, request.memory)
         spec = replace(request.inputs, kv_heads=file.heads, dim=file.params.dim)
         inputs = stack.enter_context(open_inputs(spec, need_kv=False))
+        files = file_states([inputs.q.tensor])
         problem = queries_problem(request, file, inputs)
         plan = make_plan(problem)
         listener(Started(plan.to_dict()))
@@ -143,6 +150,8 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
         with Meter() as meter:
             watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
             rows, counts = answer(file, plan, watch, writer)
+        check_finite(counts, request)
+        check_unchanged(files)
         writer.commit({**problem.facts(), "sketch": os.path.basename(file.name), "counts": counts})
         outcome = outcome_of("query", plan, counts, watch, meter, rows, began, request.output)
     listener(Finished(outcome))

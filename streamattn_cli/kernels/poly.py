@@ -223,13 +223,18 @@ def polynomials(sums, taylor, work, spare):
     for r in range(sums.shape[2]):
         count, reach = float(sums[0, last, r]), doubt[r]
         doubt[r] = 0.0
-        if not count > 0 or levels < 2:
+        if not count > 0:
+            continue
+        if levels < 3:  # nothing is known of the logits but their bound
+            doubt[r] = math.exp(min(reach, 80.0)) - 1 - (reach if levels > 1 else 0.0)
             continue
         centre_at = sums[1, last, r] / count
         central(sums, last, r, centre_at, moments, error)
-        if levels < 3 or not moments[2] > 4 * error[2]:
+        if not moments[2] > 4 * error[2]:
             continue  # all logits are the same
         missed = taylor_remainder(sums, last, r, reach) if taylor else gaussian_remainder(moments, error)
+        if levels < 5 and not taylor:
+            missed = max(missed, far_remainder(moments[2], count, reach))
         if levels < 5 or missed < (SMALL_REMAINDER if taylor else math.inf):
             doubt[r] = missed
         else:
@@ -254,6 +259,13 @@ def gaussian_remainder(moments, error):
     if levels > 4 and (variance > FAR or not alike):
         return math.inf
     return math.sqrt(max(1 - kept, 0.0))
+
+
+@kernel()
+def far_remainder(variance, count, reach):
+    """What a polynomial of the second degree misses where all of the variance is in the farthest tokens that it allows."""
+    x = min(reach, math.sqrt(variance * count), 80.0)
+    return (math.exp(x) - 1 - x - x * x / 2) * variance / (x * x) if x > 0 else 0.0
 
 
 @kernel()

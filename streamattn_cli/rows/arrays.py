@@ -114,4 +114,4 @@ def _named(place: Place, names: dict[str, str], wanted: str | None) -> dict[str,
 
         absolute = {key: "/" + name.lstrip("/") for key, name in names.items()}
         return hdf5_arrays(place.path, absolute, wanted)
-    return safetensors_arrays(place.path, names)
+    return safetensors_arrays(place.path, names, wanted)

@@ -14,7 +14,9 @@ import h5py
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.rows.attributes import HEARD
 from streamattn_cli.rows.file import FileTensor
+from streamattn_cli.rows.hdf5holes import Intervals, holes, within
 from streamattn_cli.rows.hdf5types import file_storage
 from streamattn_cli.rows.layout import Extent
 from streamattn_cli.rows.stored import Stored
@@ -78,7 +80,7 @@ def _stored(path: str, dataset: h5py.Dataset, wanted: str | None) -> Stored:
             return FileTensor(path, offset, extent, dtype, name)
         return ChunkedTensor(path, inside, shape, extent, dtype)
 
-    return Stored(name, shape, dtype, open_, _attributes(dataset), (note,) if note else ())
+    return Stored(name, shape, dtype, open_, _attributes(dataset, name), (note,) if note else ())
 
 
 def _check_filters(dataset: h5py.Dataset, name: str) -> None:
@@ -104,18 +106,27 @@ def _plugin_provides(code: int) -> bool:
     return h5py.h5z.filter_avail(code)
 
 
-def _attributes(dataset: h5py.Dataset) -> dict:
-    """Scalar attributes of the root, the dataset's groups and the dataset itself, the nearest winning."""
+def _attributes(dataset: h5py.Dataset, name: str) -> dict:
+    """Attributes of one value of the root, the dataset's groups and the dataset itself, the nearest winning.
+
+    Raises InputMalformed where one that is heard (attributes.HEARD) is of another kind.
+    """
     merged: dict = {}
     groups = [dataset.file["/"], *(dataset.file[part] for part in _parents(dataset.name)), dataset]
     for owner in groups:
         for key, value in owner.attrs.items():
+            if isinstance(value, np.ndarray) and value.size == 1:
+                value = value.reshape(-1)[0]
             if isinstance(value, np.generic):
                 value = value.item()
             if isinstance(value, bytes):
                 value = value.decode("utf-8", "replace")
             if isinstance(value, (str, int, float, bool)):
                 merged[key] = value
+            elif key in HEARD:
+                raise InputMalformed(
+                    f"{name}: attribute {key} is {value!r}, expected one value; correct it, or remove it and give --{key}"
+                )
     return merged
 
 
@@ -141,8 +152,10 @@ class ChunkedTensor:
         self.outer, self.rows, self.width, self.dtype = extent.outer, extent.rows, extent.width, dtype
         self._shape = shape
         self._axis = extent.layout.index("T")
+        self.missing_allowed = False
         self._file = h5py.File(path, "r")
         try:
+            self.missing: Intervals = holes(self._file[dataset], self._axis)
             self._open(dataset)
         except BaseException:
             self.close()
@@ -167,6 +180,9 @@ class ChunkedTensor:
         """See RowTensor."""
         check_buffer(self, buf)
         count = max(0, min(buf.shape[1], self.rows - start))
+        if lost := within(self.missing, start, start + count):
+            self.refuse_missing(*lost)
+            buf[:, :count] = 0  # the library may leave such rows as they are
         at = start
         while at < start + count:
             stop = min(start + count, (at // self._band + 1) * self._band)
@@ -189,6 +205,14 @@ class ChunkedTensor:
                 f"{self.name}: rows {start} to {start + count - 1} cannot be read (damaged chunk or "
                 f"truncated file): {error}"
             ) from error
+
+    def refuse_missing(self, first: int, count: int) -> None:
+        """InputMalformed for rows that are not stored, unless they are allowed."""
+        if not self.missing_allowed:
+            raise InputMalformed(
+                f"{self.name}: {count} rows are not stored in the file or in its sources, row {first} is the first; complete "
+                "the file, read only rows that are there (--rows, --q-rows), or take them as zeros with --missing zeros"
+            )
 
     def peek(self, n: int) -> np.ndarray:
         """See RowTensor."""

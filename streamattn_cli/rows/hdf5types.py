@@ -21,8 +21,6 @@ def file_storage(found: h5py.h5t.TypeID, name: str, wanted: str | None) -> tuple
                 f"{name}: a float of {8 * found.get_size()} bits with {exponent} exponent bits found, "
                 f"expected float16, bfloat16, float32 or float64; convert it"
             )
-        if wanted is not None and wanted != dtype:
-            raise InputMalformed(f"{name}: dtype {dtype} found, but --dtype asks for {wanted}; leave --dtype away")
         return dtype, found.get_order() == h5py.h5t.ORDER_LE, None
     try:
         plain = found.dtype

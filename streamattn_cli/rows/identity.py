@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 
 import numpy as np
 
-from streamattn_cli.rows.concat import ConcatTensor
+from streamattn_cli.errors import SourceChanged, UsageError
+from streamattn_cli.rows.concat import ConcatTensor, files_of
 from streamattn_cli.rows.ranges import RangeTensor
 from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
 
@@ -38,6 +40,52 @@ def identity(tensor: RowTensor, whole: bool = False) -> dict[str, str]:
     if whole:
         found["all"] = _digest(tensor, 0, tensor.rows)
     return found
+
+
+def file_states(tensors: Iterable[RowTensor]) -> dict[str, tuple[int, ...]]:
+    """Device, inode, size and time of modification of every file that rows are read from."""
+    found = {}
+    for tensor in tensors:
+        for part in files_of(tensor):
+            base = part.base if isinstance(part, RangeTensor) else part
+            if base.path is not None and base.seekable:
+                status = os.stat(base.path)
+                found[base.path] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
+
+
+def check_unchanged(before: dict[str, tuple[int, ...]]) -> None:
+    """Refuse (SourceChanged, 9) what was read from files that are not what they were. before: what `file_states` gave."""
+    for path, state in before.items():
+        try:
+            status = os.stat(path)
+            now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        except OSError:
+            now = ()
+        if now != state:
+            raise SourceChanged(
+                f"{path}: changed while it was being read, so that nothing was written; run again when it is complete"
+            )
+
+
+def refuse_inputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -> None:
+    """Refuse (UsageError) outputs that are files which are read: the same by device and inode, whatever they are called.
+
+    Words may be FILE:DATASET; - and None are passed over.
+    """
+    read = {}
+    for word in inputs:
+        for name in () if word in (None, "-") else (word, word.rpartition(":")[0]):
+            if os.path.isfile(name):
+                status = os.stat(name)
+                read[status.st_dev, status.st_ino] = name
+    for name in outputs:
+        if name in (None, "-") or not os.path.isfile(name):
+            continue
+        status = os.stat(name)
+        same = read.get((status.st_dev, status.st_ino))
+        if same is not None:
+            raise UsageError(f"{name}: is the input {same}, which would be overwritten; choose another name")
 
 
 def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +14,7 @@ from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.tensor import STORAGE, storage_of
 
 MAGIC = b"\x93NUMPY"
+_OTHER_NUMBERS = re.compile(r"\b(\d+)L\b|\bnp\.u?int\d*\((\d+)\)")  # as Python 2 wrote them, and as NumPy 2 shows them
 _LONGEST = 10_000  # bytes of header text; NumPy's own limit
 
 
@@ -69,9 +71,9 @@ def parse_header(raw: bytes, name: str, wanted: str | None = None) -> NpyHeader:
 
 def _parse(text: str, name: str, wanted: str | None) -> tuple[tuple[int, ...], str, str | None]:
     try:
-        found = ast.literal_eval(text.strip())
+        found = ast.literal_eval(_OTHER_NUMBERS.sub(lambda m: m[1] or m[2], text.strip()))
         descr, fortran, shape = found["descr"], found["fortran_order"], found["shape"]
-        dtype = np.lib.format.descr_to_dtype(descr)
+        dtype = np.lib.format.descr_to_dtype("<V2" if descr == "bfloat16" else descr)
     except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise InputMalformed(f"{name}: unreadable .npy header {text[:80]!r}: {error}") from error
     if not isinstance(shape, tuple) or not all(type(items) is int and items >= 0 for items in shape):

@@ -92,7 +92,7 @@ class _Opening:
         layouts = self._layouts(found.get("k"))
         for part, stored in self._plain.items():
             shape = self._extent(stored, layouts[part], part)
-            found[part] = whole(self._open(stored, shape), shape)
+            found[part] = whole(self._open(stored, shape, part), shape)
         return {part: found[part] for part in self._parts}
 
     # --- words -> stored arrays
@@ -170,9 +170,19 @@ class _Opening:
         self.attrs.update(clean(stored.attrs, stored.name))
         return stored
 
-    def _open(self, stored: Stored, shape: Extent) -> RowTensor:
+    def _open(self, stored: Stored, shape: Extent, part: str = "k") -> RowTensor:
         tensor = stored.open(shape)
         self._stack.callback(tensor.close)
+        missing = getattr(tensor, "missing", [])
+        if missing:
+            count = sum(last - first for first, last in missing)
+            tensor.missing_allowed = self._spec.missing == "zeros"
+            if tensor.missing_allowed:
+                self.notes.append(
+                    f"{stored.name}: {count} rows are not stored and are taken as zeros (--missing zeros)"
+                )
+            elif not (self._spec.rows or (part == "q" and self._spec.q_rows)):  # else: as soon as one is read
+                tensor.refuse_missing(missing[0][0], count)
         return tensor
 
     # --- packed rows

@@ -6,11 +6,13 @@ import json
 import os
 from math import prod
 
+import numpy as np
+
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.layout import Extent
 from streamattn_cli.rows.stored import Stored
-from streamattn_cli.rows.tensor import STORAGE
+from streamattn_cli.rows.tensor import STORAGE, storage_of
 
 _DTYPES = {"F16": "f2", "BF16": "bf16", "F32": "f4", "F64": "f8"}
 _LONGEST = 100_000_000  # bytes of header; the format's own limit
@@ -72,7 +74,7 @@ def _check_places(path: str, tensors: dict[str, dict], size: int) -> None:
             )
         if begin < last_end:
             raise InputMalformed(f"{path}: tensors {last_name} and {name} overlap; the header is damaged")
-        dtype = _DTYPES.get(entry["dtype"])
+        dtype = (_DTYPES | {"U16": "bf16", "I16": "bf16"}).get(entry["dtype"])
         needed = prod(entry["shape"]) * STORAGE[dtype].itemsize if dtype else end - begin
         if end - begin != needed:
             raise InputMalformed(
@@ -82,19 +84,21 @@ def _check_places(path: str, tensors: dict[str, dict], size: int) -> None:
         last_end, last_name = end, name
 
 
-def safetensors_arrays(path: str, names: dict[str, str]) -> dict[str, Stored]:
-    """The tensors `names` (key -> name in the file). InputMissing lists what is there."""
+def safetensors_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> dict[str, Stored]:
+    """The tensors `names` (key -> name in the file); wanted: what 16-bit integers are. InputMissing lists what is there."""
     tensors, metadata, base = read_safetensors_header(path)
     for name in names.values():
         if name not in tensors:
             listed = ", ".join(sorted(tensors)[:40]) or "none at all"
             raise InputMissing(f"{path}: no tensor {name}; there are: {listed}")
-    return {key: _stored(path, name, tensors[name], metadata, base) for key, name in names.items()}
+    return {key: _stored(path, name, tensors[name], metadata, base, wanted) for key, name in names.items()}
 
 
-def _stored(path: str, name: str, entry: dict, metadata: dict[str, str], base: int) -> Stored:
-    label = f"{path}:{name}"
+def _stored(path: str, name: str, entry: dict, metadata: dict[str, str], base: int, wanted: str | None) -> Stored:
+    label, note = f"{path}:{name}", None
     dtype = _DTYPES.get(entry["dtype"])
+    if entry["dtype"] in ("U16", "I16"):
+        dtype, note = storage_of(np.dtype("<u2"), label, wanted)
     if dtype is None:
         raise InputMalformed(f"{label}: dtype {entry['dtype']} found, expected F16, BF16, F32 or F64; convert it")
     offset = base + entry["data_offsets"][0]
@@ -102,7 +106,7 @@ def _stored(path: str, name: str, entry: dict, metadata: dict[str, str], base: i
     def open_(extent: Extent) -> FileTensor:
         return FileTensor(path, offset, extent, dtype, label)
 
-    return Stored(label, tuple(entry["shape"]), dtype, open_, dict(metadata))
+    return Stored(label, tuple(entry["shape"]), dtype, open_, dict(metadata), (note,) if note else ())
 
 
 def find_parts(path: str, parts: tuple[str, ...], group: str | None) -> dict[str, str]:

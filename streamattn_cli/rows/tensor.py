@@ -104,15 +104,15 @@ def storage_word(word: str, option: str) -> str:
 def storage_of(found: np.dtype, name: str, wanted: str | None = None) -> tuple[str, str | None]:
     """Storage dtype of a NumPy dtype found in a file, and a note when it had to be guessed.
 
-    uint16 and V2 (two opaque bytes, how ml_dtypes saves bfloat16) are bit patterns: `wanted` says of what, bf16 unless
-    told. Raises InputMalformed for other dtypes, for big-endian ones, and where `wanted` contradicts the file.
+    uint16, int16 and V2 (two opaque bytes, how ml_dtypes saves bfloat16) are bit patterns: `wanted` says of what, bf16
+    unless told; of other dtypes it says nothing. Raises InputMalformed for other dtypes and for big-endian ones.
     """
     if found.byteorder == ">":
         raise InputMalformed(
             f"{name}: dtype {found.str} is big-endian, expected little-endian; "
             f"convert it with array.astype(array.dtype.newbyteorder('<')) and save again"
         )
-    if found.str in ("<u2", "|V2", "<V2"):
+    if found.str in ("<u2", "<i2", "|V2", "<V2"):
         if wanted in (None, "bf16", "f2"):
             kind = "float16" if wanted == "f2" else "bfloat16"
             hint = "" if wanted else " (--dtype f16 if they are float16)"
@@ -123,6 +123,4 @@ def storage_of(found: np.dtype, name: str, wanted: str | None = None) -> tuple[s
             f"{name}: dtype {found} found, expected float16, bfloat16, float32 or float64; "
             f"convert it with array.astype('float32') and save again"
         )
-    if wanted is not None and wanted != plain:
-        raise InputMalformed(f"{name}: dtype {found} found, but --dtype asks for {wanted}; leave --dtype away")
     return plain, None

@@ -114,11 +114,11 @@ class ExactQueries:
         for start, k, c in self.tiles.rest():
             self._see(start, k, c, self.tiles.rows - start, work)
 
-    def outputs(self, out: np.ndarray, rows: slice = slice(None)) -> None:
-        """Write the answers to some of the n queries to out (heads, rows, dv)."""
+    def outputs(self, out: np.ndarray, rows: slice = slice(None)) -> int:
+        """Write the answers to some of the n queries to out (heads, rows, dv); returns how many saw no token."""
         nothing = np.zeros(out.shape[-1])
-        for head in range(len(out)):
-            Partial(self.m[head, rows], self.y[head, rows]).finish(nothing, out[head])
+        parts = (Partial(self.m[head, rows], self.y[head, rows]) for head in range(len(out)))
+        return sum(part.finish(nothing, answers) for part, answers in zip(parts, out, strict=True))
 
     def shares(self) -> np.ndarray:
         """The share of each query's attention that falls on its history, (heads, n) in [0, 1]."""
