@@ -28,7 +28,7 @@ class QueryModel:
 
 
 def kernel(keys, mean, covariance, scale, alpha, temper):
-    """Kernel of unit diagonal (n, n) and the logs of its diagonal's roots (n,), up to a constant: methods.md 3.2."""
+    """Kernel of unit diagonal (n, n) and the logs of its diagonal's roots (n,), up to a constant: METHODS.md (N8)."""
     n = len(keys)
     x = [key - sum(keys) / n for key in keys]
     spread = sum(np.outer(row, row) for row in x) / n

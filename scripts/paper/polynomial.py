@@ -36,7 +36,7 @@ def attention_errors(spread: float, degree: int, power: int) -> dict[str, float]
     """Root of E (P - e^x)^2 e^(-power x), relative to the same of e^x, over logits x ~ N(0, spread^2).
 
     power 0: the error of outputs whose values know nothing of the logits. power 1: the relative error of the weights,
-    under the softmax itself (methods.md 2.2).
+    under the softmax itself, whose mean and variance METHODS.md (P8) takes.
     """
     x = np.linspace(-8 * spread, 8 * spread, 20001)
     density = np.exp(-(x**2) / (2 * spread**2) - power * x)
@@ -46,7 +46,7 @@ def attention_errors(spread: float, degree: int, power: int) -> dict[str, float]
         return float(np.sqrt((density * (p - np.exp(x)) ** 2).sum()) / size)
 
     powers, root = np.polynomial.chebyshev.chebvander(x / x[-1], degree), np.sqrt(np.exp(-(x**2) / (2 * spread**2) - x))
-    grid = root + 1e-4 * root.max() * (np.abs(x) < 4 * spread)  # a little weight everywhere, as methods.md 2.2 has it
+    grid = root + 1e-4 * root.max() * (np.abs(x) < 4 * spread)  # a little weight everywhere
     fitted = powers @ np.linalg.lstsq(powers * grid[:, None], np.exp(x) * grid, rcond=None)[0]
     expansion = np.empty((degree + 1, 1))
     hermite(np.zeros(1), np.array([spread**2]), expansion)

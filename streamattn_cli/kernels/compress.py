@@ -1,4 +1,4 @@
-"""One compression of a weighted set of keys under a Gaussian model of the queries (methods.md 3.2-3.3).
+"""One compression of a weighted set of keys under a Gaussian model of the queries (METHODS.md (N5) to (N10)).
 
 With the queries' covariance Sigma = R R^T, t = s x R, M = I + (2 alpha / n) t^T t = L L^T and z = t L^-T, the closed form is
     A^-1 = R M^-1 R^T,    s^2 x A^-1 x' = z.z',    s x.A^-1 Sigma^-1 mu = z.(L^-1 R^-1 mu):
@@ -146,7 +146,7 @@ def unit_kernel(gemm, turned, half, ridge, out):
 
 @kernel(cache=True, fastmath=FAST)
 def eliminate(inverse, w, last, count, scratch, alive):
-    """Backward elimination (methods.md 3.3): remove `count` atoms, each time the one with the least |W_j|^2 / G_jj.
+    """Backward elimination (METHODS.md (N9), (N10)): remove `count` atoms, each time the one with the least |W_j|^2 / G_jj.
 
     G = T^T T is the inverse of the kernel matrix, given by T = `inverse` (n, n) of its Cholesky factor, and is never
     formed: its diagonal is kept, and the column of an atom is made when it is removed. W = [w, last], w (n, c) and last (n,)

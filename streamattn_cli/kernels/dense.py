@@ -1,4 +1,4 @@
-"""Exact softmax over a tile of logits, and the combination of partial answers (methods.md section 1)."""
+"""Exact softmax over a tile of logits, and the combination of partial answers (METHODS.md (A1), (A2))."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""`balance`: merge-and-reduce by the self-balancing walk (BalanceKV; methods.md 4).
+"""`balance`: merge-and-reduce by the self-balancing walk (BalanceKV; METHODS.md (B5), (B6)).
 
 When rows must go, a block of them is halved so that the two halves have nearly the same sums of exp(s k.k') (v.v' + c):
 of each pair one row survives, with its weight doubled, by a coin that leans against the difference made so far.

@@ -1,4 +1,4 @@
-"""The sketch Phi of a long column, and how its heavy rows are found again (methods.md 2.4).
+"""The sketch Phi of a long column, and how its heavy rows are found again (METHODS.md (S7) to (S11)).
 
 Two decoders. `ScanSketch`: R tables; every row's counters are looked at, n R hashes. `PeelSketch`: tables whose buckets
 also count, bit by bit, the rows with that bit set, so that a heavy row's number can be read off its bucket; what is

@@ -1,4 +1,4 @@
-"""`evict`: keep the rows that attention has dwelt on, forget the others (H2O; methods.md 4).
+"""`evict`: keep the rows that attention has dwelt on, forget the others (H2O; METHODS.md (B4)).
 
 Causal: every row carries the attention mass that it received, exponentially forgotten; when a group of new rows
 needs room, the rows of the least mass go, the `recent` newest ones excepted. Full: no query has passed while keys do,

@@ -1,4 +1,4 @@
-"""The table of monomials of total degree <= g in d variables, by parent pointers (methods.md 2.1)."""
+"""The table of monomials of total degree <= g in d variables, by parent pointers (METHODS.md (P2), (P3))."""
 
 from __future__ import annotations
 

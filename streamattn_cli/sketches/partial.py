@@ -1,4 +1,4 @@
-"""Partial attention: the one algebra that sinks, windows, histories and shards share (methods.md section 1).
+"""Partial attention: the one algebra that sinks, windows, histories and shards share (METHODS.md (A1) to (A4)).
 
 For a set X of tokens and a query q, with values carrying their weight as a last column c_j = [v_j, w_j],
     m = any shift,   y = sum over X of exp(s q.k_j - m) c_j,   z = y[-1];

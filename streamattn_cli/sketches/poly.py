@@ -1,4 +1,4 @@
-"""`poly`: attention by the polynomial method (arXiv 2311.14652; methods.md 2.1-2.3), in exact accumulators.
+"""`poly`: attention by the polynomial method (arXiv 2311.14652; METHODS.md (P1) to (P15)), in exact accumulators.
 
 The state is the matrix of plain moments M[a] = sum_j x_j^a c_j over the monomials a of degree <= g, where
 x = sqrt(s) (k - mu) and c = [v, 1]. For a query u = sqrt(s) q they give the power sums of its own logits exactly,

@@ -1,4 +1,4 @@
-"""What queries will look like: an exponentially forgotten Gaussian, kept in a few bytes (methods.md 3.1)."""
+"""What queries will look like: an exponentially forgotten Gaussian, kept in a few bytes (METHODS.md (N2) to (N4))."""
 
 from __future__ import annotations
 

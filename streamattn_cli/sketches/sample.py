@@ -1,4 +1,4 @@
-"""`sample`: a uniform reservoir of the history; each of its m rows stands for n/m (methods.md 4).
+"""`sample`: a uniform reservoir of the history; each of its m rows stands for n/m (METHODS.md (B3)).
 
 A row's priority is a hash of the seed and its global row, and the m least are kept: the sample does not depend on how
 the stream was cut, and merging two shards' samples is exactly the sample of the union.

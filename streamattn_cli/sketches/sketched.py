@@ -1,4 +1,4 @@
-"""The source paper's sketches of one key head: Psi over keys and values, Phi over queries (methods.md 2.4).
+"""The source paper's sketches of one key head: Psi over keys and values, Phi over queries (METHODS.md (S1) to (S6)).
 
 Everything is kept in the basis of plain monomials x^a (see poly.py); the polynomial's coefficients and the multinomials
 enter with the queries and at the end. With U2 the monomials of the keys and G the rows a_l(i) / D_i u_i^a:

@@ -1,4 +1,4 @@
-"""`wildcat`: merge-and-reduce by pivoted Cholesky on the keys' own kernel (WildCat; methods.md 4).
+"""`wildcat`: merge-and-reduce by pivoted Cholesky on the keys' own kernel (WildCat; METHODS.md (B5), (B7), (B8)).
 
 When rows must go, a block of them is halved: greedy pivots of exp(s k.k') survive, with coefficients that reproduce
 the whole block best in that kernel's norm. Like `nystrom`, but blind to what the queries look like.
