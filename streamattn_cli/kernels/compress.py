@@ -146,7 +146,7 @@ def unit_kernel(gemm, turned, half, ridge, out):
 
 @kernel(cache=True, fastmath=FAST)
 def eliminate(inverse, w, last, count, scratch, alive):
-    """Backward elimination (METHODS.md (N9), (N10)): remove `count` atoms, each time the one with the least |W_j|^2 / G_jj.
+    """Backward elimination, METHODS.md (N9), (N10): remove `count` atoms, each time that of least |W_j|^2 / G_jj.
 
     G = T^T T is the inverse of the kernel matrix, given by T = `inverse` (n, n) of its Cholesky factor, and is never
     formed: its diagonal is kept, and the column of an atom is made when it is removed. W = [w, last], w (n, c) and last (n,)

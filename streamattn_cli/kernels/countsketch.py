@@ -1,4 +1,4 @@
-"""Count-Sketch: where a row goes and with which sign, and the scan that finds the heavy rows again (METHODS.md (S1), (S8)).
+"""Count-Sketch: where a row goes, with which sign, and the scan that finds heavy rows again (METHODS.md (S1), (S8)).
 
 Bucket and sign of a row in a table are read off one splitmix64 output of (key of the table, global row): nothing of
 the size of the stream is stored, and shards, pipes and machines agree. Unsigned 64-bit products wrap around on

@@ -1,4 +1,4 @@
-"""Monomials of rows and their products with values (METHODS.md (P3) to (P6)): the polynomial feature map, never all in memory.
+"""Monomials of rows and their products with values: the feature map, never all in memory (METHODS.md (P3) to (P6)).
 
 Monomial m is monomial parent[m] times coordinate var[m]; monomial 0 is 1. The first `low.shape[0]` of them, those of
 less than the top degree, are parents and are kept; the others are consumed as soon as they are made.

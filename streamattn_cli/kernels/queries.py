@@ -1,4 +1,4 @@
-"""The model of the queries: a weighted mean and covariance, kept as deviations and int16 correlations (METHODS.md (N3))."""
+"""The model of the queries: weighted mean, deviations and int16 correlations (METHODS.md (N3))."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""`nystrom`: a streaming coreset of the history that is fitted to the queries (METHODS.md (N1) to (N16); our own method).
+"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N16); our own method).
 
 The history is a set of atoms (k_a, C_a), C_a = [y_a, w_a]; a query's partial answer is sum_a e^(s q.k_a) C_a. Rows that
 leave the window become atoms with C = [v, 1]. When there are too many, a slice of them that moves round the set is
