@@ -296,7 +296,7 @@ def test_words_that_contradict(npy):
     refused(UsageError, "lacks q", input=word, record="kv")
     refused(UsageError, "--raw i8: unknown dtype", input=word, raw="i8")
     refused(InputMalformed, "holds one array without a name", input=word + ":k")
-    refused(InputMalformed, "--dtype asks for f8", need_q=False, k=word, v=word, dtype="f64")
+    refused(UsageError, "--dtype f64: it tells what 16-bit", need_q=False, k=word, v=word, dtype="f64")
     refused(InputMalformed, "layout THD has 3 axes", need_q=False, k=word, v=word, layout="THD")
     refused(UsageError, "layout TC fuses the heads", need_q=False, k=word, v=word, layout="TC")
     refused(InputMalformed, "2 items in a row cannot be 4 heads", need_q=False, k=word, v=word, kv_heads=4)

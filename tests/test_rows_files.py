@@ -99,7 +99,8 @@ def test_other_hdf5_storage(tmp_path, layout):
             values = np.full((6, 2), 2.5)
             file.create_dataset("k", values.shape, "f8", fillvalue=2.5)
     word = f"{path}:/k"
-    with open_inputs(InputSpec(k=word, v=word), need_q=False) as inputs:
+    missing = "zeros" if layout == "unwritten" else "error"
+    with open_inputs(InputSpec(k=word, v=word, missing=missing), need_q=False) as inputs:
         np.testing.assert_array_equal(rf.head_items(inputs.k, 4)[0], values)
 
 

@@ -79,6 +79,8 @@ class _Opening:
         self._layout = layout_word(spec.layout) if spec.layout else None
         self._raw = storage_word(spec.raw, "--raw") if spec.raw else None
         self._dtype = storage_word(spec.dtype, "--dtype") if spec.dtype else None
+        if self._dtype not in (None, "bf16", "f2"):
+            raise UsageError(f"--dtype {spec.dtype}: it tells what 16-bit integers are; use bf16 or f16, or omit it")
         self._plain: dict[str, Stored] = {}  # part -> array that holds it alone
         self._packed: dict[str, Stored] = {}  # record -> array or stream that holds its parts side by side
 
@@ -179,7 +181,7 @@ class _Opening:
             tensor.missing_allowed = self._spec.missing == "zeros"
             if tensor.missing_allowed:
                 self.notes.append(
-                    f"{stored.name}: {count} rows are not stored and are taken as zeros (--missing zeros)"
+                    f"{stored.name}: {count} rows are not stored and are zeros or the file's fill value (--missing zeros)"
                 )
             elif not (self._spec.rows or (part == "q" and self._spec.q_rows)):  # else: as soon as one is read
                 tensor.refuse_missing(missing[0][0], count)
