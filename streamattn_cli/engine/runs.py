@@ -37,6 +37,8 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
 def check_finite(counts: dict[str, int], request: AttendRequest) -> None:
     """Refuse (NonFinite) to write answers that are not finite, unless --nan-policy drop allows it."""
     count = counts.get("not_finite_answers", 0)
+    if "guarded_queries" not in counts:  # exact: a query that saw no token had no finite logit
+        count += counts.get("unanswered_queries", 0)
     if count and request.nan_policy != "drop":
         raise NonFinite(
             f"{request.output}: {count} answers are not finite in the output: sums of values, logits or --out-dtype go beyond "

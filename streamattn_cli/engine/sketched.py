@@ -81,7 +81,7 @@ class SketchedRun(Run):
     @contextmanager
     def _uncounted(self) -> Iterator[None]:
         """Inside, queries are not counted: probes, and those that have been counted before."""
-        counts = [work["sk.counts"] for work in self.workers.works]
+        counts = [work[name] for work in self.workers.works for name in ("sk.counts", "lane.answers")]
         before = [count.copy() for count in counts]
         yield
         for count, old in zip(counts, before, strict=True):
@@ -144,6 +144,8 @@ class SketchedRun(Run):
         p, work = self.problem, self.workers.works[0]
         if self.sketching.kind == "phi":
             self.finish()
+            for sketch, head in zip(self.sketches, self.heads, strict=True):
+                head.state["value_range"][:] = sketch.state["range"]
             self.moments = [
                 np.column_stack([sketch.state["history.moments"][:, :-1], head.state["prod"]])
                 for sketch, head in zip(self.sketches, self.heads, strict=True)

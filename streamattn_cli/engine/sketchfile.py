@@ -90,7 +90,7 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
 
 def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, append: str | None = None) -> Outcome:
     """Absorb keys and values into the sketch file `request.checkpoint`, after those of `append` if it is given."""
-    check_output(request)
+    check_output(request, *([append] if append else []))
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=request.inputs.q is not None))
         files = file_states([inputs.k.tensor, inputs.v.tensor])
