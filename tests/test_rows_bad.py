@@ -300,7 +300,7 @@ def test_words_that_contradict(npy):
     refused(InputMalformed, "layout THD has 3 axes", need_q=False, k=word, v=word, layout="THD")
     refused(UsageError, "layout TC fuses the heads", need_q=False, k=word, v=word, layout="TC")
     refused(InputMalformed, "2 items in a row cannot be 4 heads", need_q=False, k=word, v=word, kv_heads=4)
-    refused(UsageError, "leave --raw away", input=word, raw="f32", dim=2)
+    refused(UsageError, "omit --raw", input=word, raw="f32", dim=2)
 
 
 def test_several_arrays_and_no_name(tmp_path):

@@ -191,7 +191,7 @@ def test_partial_last_raw_row():
 def test_raw_without_dim_and_records_as_raw():
     with pytest.raises(UsageError, match="give --dim"):
         opened(b"", raw="f32")
-    with pytest.raises(UsageError, match="leave --raw away"):
+    with pytest.raises(UsageError, match="omit --raw"):
         opened(records(ITEMS), raw="f32", dim=3)
 
 

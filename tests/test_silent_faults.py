@@ -242,6 +242,8 @@ def test_answers_that_the_output_cannot_hold_are_5(tmp_path, method):
     words += ("--quiet",) if method == "exact" else ("--quiet", "--resident-rows", "96")
     refused(*words, "-o", "o.npy", code=5, words=["300 answers are not finite", "--nan-policy drop"], cwd=tmp_path)
     assert not (tmp_path / "o.npy").exists()
+    piped = run(*words, "-o", "-", code=5, cwd=tmp_path).err
+    assert "standard output: 300 answers" in piped and "written already" in piped and "nothing" not in piped
     done = run(*words, "-o", "o.npy", "--nan-policy", "drop", "--json", cwd=tmp_path).document
     assert done["counts"]["not_finite_answers"] == 300
 

@@ -69,7 +69,7 @@ class Part:
         if bad and not self.drop:
             raise NonFinite(
                 f"{h.tensor.name}: a value that is not finite in {self.name}, row {row + at}, head {self.first + head}; "
-                "mend the input, or leave such rows out with --nan-policy drop"
+                "correct the input, or omit such rows with --nan-policy drop"
             )
         return bad
 

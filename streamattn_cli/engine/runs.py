@@ -40,10 +40,12 @@ def check_finite(counts: dict[str, int], request: AttendRequest) -> None:
     if "guarded_queries" not in counts:  # exact: a query that saw no token had no finite logit
         count += counts.get("unanswered_queries", 0)
     if count and request.nan_policy != "drop":
+        piped = request.output == "-"
+        written = "those before the end were written already" if piped else "nothing was written"
         raise NonFinite(
-            f"{request.output}: {count} answers are not finite in the output: sums of values, logits or --out-dtype go beyond "
-            "the range of the dtype; nothing was written. Use a wider --out-dtype, scale values or logits down, or write them "
-            "with --nan-policy drop"
+            f"{'standard output' if piped else request.output}: {count} answers are not finite in the output: sums of values, "
+            f"logits or --out-dtype go beyond the range of the dtype; {written}. Use a wider --out-dtype, scale values or "
+            "logits down, or write them with --nan-policy drop"
         )
 
 

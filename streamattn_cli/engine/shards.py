@@ -228,7 +228,7 @@ def _check(problem: Problem) -> None:
     for heads in (problem.k, problem.v, problem.q):
         if not heads.tensor.seekable:
             raise CannotMeet(
-                f"{heads.tensor.name}: a pipe passes once and cannot be cut into shards; leave --shards away, or write the "
+                f"{heads.tensor.name}: a pipe passes once and cannot be cut into shards; omit --shards, or write the "
                 "rows to a file first"
             )
 

@@ -23,7 +23,6 @@ from streamattn_cli.kernels.rowstore import load as load_rows
 from streamattn_cli.kernels.rowstore import store as store_rows
 
 ONE, ALL = np.int64(1), np.int64(1 << 62)
-FLOOR = 0.7  # z of a history is at least so much of its absolute weights
 USUAL, CANCELLED = (
     0.01,
     0.1,
@@ -66,7 +65,7 @@ def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, ga
     (tile, d), c (tile, dv + 1), logits and gathered are scratch (see dense.attend).
 
     Weights have signs. Where they cancel, z is small beside the sum A of their absolute values, and what is left is mostly
-    error: z is not taken for less than FLOOR A, and the doubt grows with A / z.
+    error: the doubt grows with A / z.
     """
     m[:], y[:], doubt[:] = -math.inf, 0, 0
     low, high = everything[0, : m.shape[0]], everything[1, : m.shape[0]]
@@ -83,7 +82,6 @@ def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, ga
     for i in range(m.shape[0] if held[1] else 0):
         z, size = y[i, weight], np.float64(doubt[i])
         doubt[i] = USUAL + CANCELLED * (size / z - 1) if z * (1 + (1 - USUAL) / CANCELLED) > size else 1
-        y[i, weight] = max(z, FLOOR * size)
     if not held[1]:
         doubt[:] = 0
 

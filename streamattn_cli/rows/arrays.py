@@ -54,7 +54,7 @@ def raw_stream(file: BinaryIO, name: str, dtype: str, width: int) -> Stored:
     stream = ByteStream(file, name)
     tensor = StreamTensor(stream, RawRows(stream, width * STORAGE[dtype].itemsize), width, dtype)
     if tensor.peek(1).tobytes().startswith(MAGIC):
-        raise UsageError(f"{name}: these are .npy records, not raw rows; leave --raw away")
+        raise UsageError(f"{name}: these are .npy records, not raw rows; omit --raw")
     return _not_empty(tensor, Stored(name, (None, width), dtype, lambda extent: tensor))
 
 

@@ -64,7 +64,8 @@ def check_unchanged(before: dict[str, tuple[int, ...]]) -> None:
             now = ()
         if now != state:
             raise SourceChanged(
-                f"{path}: changed while it was being read, so that nothing was written; run again when it is complete"
+                f"{path}: changed while it was being read: no file was written, and answers in a pipe are not to be used; run "
+                "again when it is complete"
             )
 
 

@@ -122,8 +122,7 @@ class _Opening:
             raise UsageError(f"no input for {named}: give --{rest[0]} FILE, or one file or - that holds {named}")
         if given is not None and not rest:
             raise UsageError(
-                f"{given}: nothing is left to read from it, {', '.join(self._parts)} have files of their "
-                f"own; leave it away"
+                f"{given}: nothing is left to read from it, {', '.join(self._parts)} have files of their own; omit it"
             )
 
     def _gather_input(self, word: str, rest: tuple[str, ...]) -> None:

@@ -43,7 +43,7 @@ def find(word: str, raw: bool = False) -> Place:
     expected = _EXTENSIONS.get(os.path.splitext(path)[1].lower())
     note = f"{path}: is a {kind} file whatever its name says" if expected not in (None, kind) else None
     if inside is not None and kind == "npy":
-        raise InputMalformed(f"{word}: an .npy file holds one array without a name; leave :{inside} away")
+        raise InputMalformed(f"{word}: an .npy file holds one array without a name; omit :{inside}")
     return Place(path, inside, kind, note)
 
 
@@ -67,7 +67,7 @@ def _check_raw(path: str) -> str:
     """A file with a header of its own read as raw rows would give nonsense."""
     with open(path, "rb") as file:
         if file.read(8).startswith((MAGIC, _HDF5_MAGIC)):
-            raise UsageError(f"{path}: has a header of its own, it is not made of raw rows; leave --raw away")
+            raise UsageError(f"{path}: has a header of its own, it is not made of raw rows; omit --raw")
     return "raw"
 
 
