@@ -9,11 +9,11 @@ from clirun import FILES, SAMPLE, run, save_heads
 
 from streamattn_cli.engine.estimate import (
     Design,
+    Strata,
     by_position,
     draw_rows,
     estimate,
     estimate_bytes,
-    stratum_edges,
     worst_rows,
 )
 
@@ -22,14 +22,13 @@ from streamattn_cli.engine.estimate import (
     "total, count", [(1, 1), (7, 7), (64, 64), (65, 64), (100, 16), (1000, 64), (8192, 257), (17, 16)]
 )
 def test_samples_are_drawn_evenly_from_strata(total, count):
-    design = draw_rows(total, count, seed=3)
+    design, strata = draw_rows(total, count, seed=3), Strata.of(total, count)
     assert len(design.rows) == count == len(set(design.rows)) and design.rows.dtype == np.int64
-    assert (np.diff(design.rows) > 0).all() and 0 <= design.rows[0] and design.rows[-1] < total
-    assert design.edges[0] == 0 and design.edges[-1] == total
-    strata = design.strata()
-    assert sum(n for _, _, n in strata) == total and len(strata) == len(stratum_edges(total, count)) - 1
-    shares = [(b - a) / n for a, b, n in strata]
-    assert max(shares) - min(shares) < 0.13 or len(strata) == 1
+    assert (np.diff(design.rows) > 0).all() and 0 <= design.rows[0] and design.rows[-1] < total == design.total
+    assert strata.edges[0] == 0 and strata.edges[-1] == total and strata.counts.sum() == count
+    assert (np.histogram(design.rows, strata.edges)[0] == strata.counts).all()
+    assert (1 / design.chances).sum() == pytest.approx(total)
+    assert np.ptp(design.chances) < 0.13 or len(strata.counts) == 1
     assert (draw_rows(total, count, seed=3).rows == design.rows).all()
 
 
@@ -43,14 +42,14 @@ def test_every_row_is_as_likely_as_any_other():
 def test_the_estimate_is_the_ratio_of_the_totals():
     rng = np.random.default_rng(5)
     wrong, size = rng.random((40, 3)), 1 + rng.random((40, 3))
-    everything = Design(np.arange(40), np.array([0, 10, 40]))
+    everything = Design(np.arange(40), np.ones(40), 40)
     for column, found in enumerate(estimate(wrong, size, everything)):
         truth = np.sqrt(wrong[:, column].sum() / size[:, column].sum())
         assert (found.error, found.low, found.high) == pytest.approx((truth,) * 3)  # all rows seen: no doubt is left
         rows = np.sqrt(wrong[:, column] / size[:, column])
         assert (found.median_row, found.p95_row) == pytest.approx((np.median(rows), np.quantile(rows, 0.95)))
-    some = Design(np.array([0, 1, 2, 3, 10, 11, 12, 13, 14, 15]), np.array([0, 10, 40]))
     weights = np.repeat([10 / 4, 30 / 6], [4, 6])
+    some = Design(np.array([0, 1, 2, 3, 10, 11, 12, 13, 14, 15]), 1 / weights, 40)
     (found,) = estimate(wrong[:10, :1], size[:10, :1], some)
     assert found.error == pytest.approx(np.sqrt(weights @ wrong[:10, 0] / (weights @ size[:10, 0])))
     assert found.low < found.error < found.high
@@ -58,9 +57,9 @@ def test_the_estimate_is_the_ratio_of_the_totals():
 
 def test_no_error_has_a_certain_interval_and_few_rows_have_none():
     zero, one = np.zeros((20, 1)), np.ones((20, 1))
-    (found,) = estimate(zero, one, Design(np.arange(20), np.array([0, 500])))
+    (found,) = estimate(zero, one, Design(np.arange(20), np.full(20, 20 / 500), 500))
     assert (found.error, found.low, found.high) == (0, 0, 0)
-    (found,) = estimate(one[:5], one[:5], Design(np.arange(5), np.array([0, 500])))
+    (found,) = estimate(one[:5], one[:5], Design(np.arange(5), np.full(5, 5 / 500), 500))
     assert (found.error, found.low, found.high) == (1, 0, np.inf)
 
 
@@ -98,7 +97,7 @@ def test_errors_by_position_and_the_worst_rows():
     wrong[rows >= 200, 1] = 4.0
     wrong[7, 0] = 81.0
     size = np.ones((80, 2))
-    edges, found = by_position(wrong, size, Design(rows, np.array([0, 400])))
+    edges, found = by_position(wrong, size, Design(rows, np.full(80, 0.2), 400))
     assert edges == list(range(0, 401, 25)) and [len(head) for head in found] == [16, 16]
     assert found[1] == [0.0] * 8 + [2.0] * 8 and found[0][1] == pytest.approx(np.sqrt(81 / 5), rel=1e-3)
     worst = worst_rows(wrong, size, rows)
@@ -107,7 +106,7 @@ def test_errors_by_position_and_the_worst_rows():
 
 
 def test_a_piece_without_rows_is_empty():
-    edges, found = by_position(np.ones((8, 1)), np.ones((8, 1)), Design(np.arange(8), np.array([0, 100])))
+    edges, found = by_position(np.ones((8, 1)), np.ones((8, 1)), Design(np.arange(8), np.full(8, 0.08), 100))
     assert edges == [0, 50, 100] and found == [[1.0, None]]
 
 
@@ -115,7 +114,7 @@ def test_an_outcome_tells_heads_positions_and_worst_rows(tmp_path):
     words = ("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--method", "window", "--window", "32", "--audit", "80")
     done = run(*words, "--json", "-o", tmp_path / "out.npy")
     audit = done.document["audit"]
-    assert audit["rows"] == 80 and len(audit["heads"]) == len(audit["by_position"]) == 3
+    assert 70 <= audit["rows"] <= 80 and len(audit["heads"]) == len(audit["by_position"]) == 3
     assert audit["edges"][0] == 0 and audit["edges"][-1] == 1500
     assert audit["by_position"][0][0] < audit["by_position"][0][-1]  # the first rows lie within the window
     assert audit["worst"] == sorted(audit["worst"], key=lambda w: -w["error"]) and len(audit["worst"]) == 10
@@ -139,11 +138,11 @@ METHODS = {  # the words, and what they mean for the oracle: sinks, group, windo
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_history_mass_is_that_of_the_oracle(tmp_path, method, mode):
     arrays = save_heads(tmp_path, rows=700, dim=6, value_dim=4, factor=1.5)
-    words = ("--method", method, *METHODS[method], mode, "--audit", "64", "--seed", "5", "--scale", "0.5")
+    words = ("--method", method, *METHODS[method], mode, "--audit", "700", "--seed", "5", "--scale", "0.5")
     done = run("attend", *FILES, *words, "--json", "-o", "out.npy", cwd=tmp_path)
     params = done.document["facts"]["params"]
     group = None if method == "window" else params["group"]
-    rows = draw_rows(700, 64, 5).rows
+    rows = np.arange(700)
     expected = naive.history_mass(
         arrays["q"], arrays["k"], 0.5, rows, params["sinks"], group, params["window"], mode == "--causal"
     )
@@ -194,7 +193,7 @@ def test_a_sample_from_a_pipe_has_the_same_figures(tmp_path):
     words = ("--method", "sample", "--resident-rows", "100", "--audit", "64", "--json", "-o", "out.npy")
     done = run("attend", *files, *words, input=arrays["q"].tobytes(), cwd=tmp_path)
     audit = done.document["audit"]
-    assert audit["rows"] == 64 and audit["edges"][-1] == 900
+    assert 55 <= audit["rows"] <= 64 and audit["edges"][-1] == 900
     assert audit["method"]["low"] < audit["method"]["error"] < audit["method"]["high"]
 
 

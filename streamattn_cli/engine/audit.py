@@ -1,177 +1,244 @@
-"""How wrong is it? Sampled query rows are answered exactly as well, and the two answers compared."""
+"""How wrong is it? Sampled query rows are answered exactly as well, and the two answers compared.
+
+Half of the sample is drawn evenly. Where keys can be read again, a quarter is chosen by the squared norm of the answer and
+a quarter by that times the squared doubt, so that rare rows that weigh much are met; every row counts by the inverse of
+its chance. What is compared is what is written: rounded to the dtype of the output.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from streamattn_cli.engine.estimate import Design, by_position, draw_rows, estimate, estimate_bytes, worst_rows
-from streamattn_cli.engine.events import Audit
-from streamattn_cli.engine.lanes import Lane
+from streamattn_cli.engine.estimate import (
+    Design,
+    Strata,
+    by_position,
+    estimate,
+    estimate_bytes,
+    worst_rows,
+)
+from streamattn_cli.engine.events import Audit, Flagged
+from streamattn_cli.engine.exactrows import ExactRows, read_queries, wide_queries
+from streamattn_cli.engine.lanes import Answers, Lane
 from streamattn_cli.engine.request import Problem
-from streamattn_cli.engine.saver import stack_heads, unstack_heads
+from streamattn_cli.engine.sample import SizeSample
+from streamattn_cli.errors import CheckpointIncompatible
+from streamattn_cli.kernels import norms
 from streamattn_cli.rows.tensor import STORAGE
-from streamattn_cli.sketches.exact import ExactQueries, ValueMeans
+
+EVEN, ANSWER, DOUBT, FLAGGED = range(4)  # facts of a row: what it is chosen by, and whether the method flagged it
+FACTS = 4
+MOST_DOUBT = 4.0  # more says no more: an answer may be any number of times too large
+LEAST_BY_SIZE = 16  # audited rows; fewer are all drawn evenly
+
+
+def facts_of_rows(answers: np.ndarray, doubt: np.ndarray) -> np.ndarray:
+    """Facts (n, FACTS) of answers (n, heads, dv), NaN where a query was dropped, and their doubt (n, heads)."""
+    found = np.ones((len(answers), FACTS))
+    sizes = np.empty(doubt.shape)
+    norms.squares(answers, sizes)
+    limited = np.minimum(doubt, MOST_DOUBT).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found[:, ANSWER], found[:, DOUBT] = sizes.sum(axis=1), (sizes * limited**2).sum(axis=1)
+    dropped = np.isnan(found[:, ANSWER])
+    found[:, FLAGGED] = (doubt >= 1).any(axis=1)
+    np.nan_to_num(found, copy=False, nan=0.0, posinf=1e300)
+    found[dropped] = 0
+    return found
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Sampled rows (n,) with what the method answered (n, heads, dv) float64 and their facts (n, FACTS)."""
+
+    rows: np.ndarray
+    approx: np.ndarray
+    facts: np.ndarray
 
 
 class Auditor:
-    """`rows` sampled query rows, their exact answers (gathered while keys pass) and what the method answered.
+    """Chooses about `rows` query rows, and compares their exact answers with what the method answered.
 
-    With a seekable q the sample is drawn and read beforehand; otherwise (`reservoir`) it is kept from the queries as
-    they pass, and `prepare` must be called before the keys are shown.
+    Rows that are drawn beforehand are answered exactly while keys pass the first time (`see`); the others, and all of
+    them if `postponed`, in a second pass (`second`). again: whether rows may be chosen by size, for a second pass.
     """
 
-    def __init__(self, problem: Problem, lanes: list[Lane], rows: int, reservoir: bool):
+    def __init__(self, problem: Problem, lanes: list[Lane], rows: int, again: bool = True, postponed: bool = False):
         self.problem, self.lanes = problem, lanes
-        self.reservoir = reservoir
-        shape = (len(problem.q), rows, problem.q.dim)
-        self.q = np.zeros(shape, problem.precision)
-        self.approx = np.full((rows, len(problem.q), problem.v.dim), np.nan)
-        self.filled = self.offered = self.heard = 0
-        if reservoir:
-            self.rows = np.zeros(rows, np.int64)
-            self.keys = np.full(rows, np.iinfo(np.uint64).max, np.uint64)
-        else:
-            self.drawn = draw_rows(problem.q.rows, rows, problem.request.seed)
-            self.rows = self.drawn.rows
-            self._read()
-            self.prepare()
+        by_size = size_share(problem, rows) if again else 0
+        even, r = rows - 2 * by_size, problem.request
+        p, heads, dv = problem.precision, len(problem.q), problem.v.dim
+        self.query_dim = 0 if problem.q.tensor.seekable else problem.q.dim
+        counts = {ANSWER: by_size, DOUBT: by_size} if by_size else {}
+        counts |= {EVEN: even} if self.query_dim else {}
+        self.samples = {
+            by: SizeSample(count, 8 * r.seed + by, heads, dv, FACTS, self.query_dim, p) for by, count in counts.items()
+        }
+        self.strata = None if self.query_dim else Strata.of(problem.q.rows, even)
+        self.rows = self.strata.draw(r.seed) if self.strata else np.zeros(0, np.int64)
+        self.approx = np.full((len(self.rows), heads, dv), np.nan)
+        self.facts = np.zeros((len(self.rows), FACTS))
+        self.tally = np.zeros(2, np.int64)  # rows heard, and those of them that the method flagged
+        self.drawn = None
+        if self.strata and not postponed:
+            self.drawn = ExactRows(problem, lanes, self.rows, read_queries(problem, lanes, self.rows))
 
     @staticmethod
     def projected_bytes(problem: Problem, rows: int) -> int:
-        """Bytes of an Auditor while keys pass."""
-        p, d, dv = problem.precision, problem.q.dim, problem.v.dim
-        heads, lanes = len(problem.q), len(problem.k)
-        exact = ExactQueries.projected_bytes(problem.group, rows, d, dv, p, history=True) * lanes
-        means = ValueMeans.projected_bytes(rows, dv) * lanes
+        """Bytes of an Auditor, and of its second pass."""
+        item, heads, dv = int(problem.precision[1]), len(problem.q), problem.v.dim
+        by_size = size_share(problem, rows)
+        held = [by_size] * 2 if by_size else []
+        query_dim = 0
+        if not problem.q.tensor.seekable:
+            held, query_dim = [*held, rows - 2 * by_size], problem.q.dim
+        samples = sum(SizeSample.projected_bytes(count, heads, dv, query_dim, item) for count in held)
         row = problem.q.tensor.outer * problem.q.tensor.width * STORAGE[problem.q.tensor.dtype].itemsize
-        return exact + means + rows * heads * (d * np.dtype(p).itemsize + dv * 8) + row
+        return ExactRows.projected_bytes(problem, rows) + samples + rows * 8 * (heads * dv + FACTS) + row
 
     @staticmethod
     def comparing_bytes(problem: Problem, rows: int) -> int:
         """Bytes that `estimate` takes beside them: five arrays like the answers, and what is made of them."""
         heads = len(problem.q)
-        return rows * 8 * (5 * heads * problem.v.dim + 4 * (heads + 2)) + estimate_bytes(rows, heads + 2)
+        return rows * 8 * (6 * heads * problem.v.dim + 4 * (heads + 3)) + estimate_bytes(rows, heads + 3)
 
-    def prepare(self) -> None:
-        """The sample is complete: make ready to see keys."""
-        if self.reservoir:
-            kept = np.argsort(self.rows[: self.filled])
-            self.rows, self.q, self.approx = self.rows[kept], np.ascontiguousarray(self.q[:, kept]), self.approx[kept]
-        positions = self.rows if self.problem.causal else None
-        p = self.problem
-        history = None
-        if p.params and (ends := p.params.exact_from(self.rows, p.k.rows, p.causal)) is not None:
-            history = (p.params.sinks, ends)
-        self.truth = [
-            ExactQueries(self.q[lane.query_heads], positions, p.v.dim, p.scale, history) for lane in self.lanes
-        ]
-        self.means = [ValueMeans(positions, len(self.rows), p.v.dim) for _ in self.lanes]
+    @property
+    def heard(self) -> int:
+        """Rows whose answers have been heard, from the first on."""
+        return int(self.tally[0])
 
     def save(self) -> dict:
         """Everything gathered so far, as named arrays (or lists of one array per lane)."""
-        if self.reservoir:
-            held = {"rows": self.rows, "keys": self.keys, "q": self.q, "filled": np.array([self.filled])}
-            return {"audit.approx": self.approx} | {f"audit.{name}": array for name, array in held.items()}
-        truth, means = [t.state for t in self.truth], [m.state for m in self.means]
-        return {"audit.approx": self.approx} | stack_heads(truth, "audit.truth") | stack_heads(means, "audit.means")
+        held = {"approx": self.approx, "facts": self.facts, "tally": self.tally}
+        for by, sample in self.samples.items():
+            held |= {f"by{by}.{name}": array for name, array in sample.state.items()}
+        return {f"audit.{name}": array for name, array in held.items()} | (self.drawn.save() if self.drawn else {})
 
     def load(self, state: dict, name: str) -> None:
         """Take back what `save` gave; `name` is the checkpoint's, for messages."""
-        self.approx[:] = state["audit.approx"]
-        if self.reservoir:
-            self.rows[:], self.keys[:], self.q[:] = state["audit.rows"], state["audit.keys"], state["audit.q"]
-            self.filled = int(state["audit.filled"][0])
-        else:
-            unstack_heads(state, [t.state for t in self.truth], "audit.truth", name)
-            unstack_heads(state, [m.state for m in self.means], "audit.means", name)
+        drawn, self.drawn = self.drawn, None
+        for key, array in self.save().items():
+            if key not in state or state[key].shape != array.shape:
+                raise CheckpointIncompatible(
+                    f"{name}: its audit is of another version of streamattn; resume with that version, or start again "
+                    "without --resume"
+                )
+            array[...] = state[key]
+        self.drawn = drawn
+        if drawn:
+            drawn.load(state, name)
 
     def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, work: dict) -> None:
-        """Show the next keys (n, d) and values (n, dv + 1) of a lane."""
-        self.truth[lane.index].absorb(k, c, work)
-        self.means[lane.index].absorb(c)
+        """Show the next keys (n, d) and values (n, dv + 1) of a lane, in the first pass."""
+        if self.drawn:
+            self.drawn.see(lane, k, c, work)
 
-    def hear(self, start: int, answers: np.ndarray) -> None:
-        """Note what the method answered for sampled rows among rows start.. (n, heads, dv)."""
-        a, b = np.searchsorted(self.rows, [start, start + len(answers)])
-        self.approx[a:b] = answers[self.rows[a:b] - start]
-        self.heard = start + len(answers)
+    def hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
+        """What the method answered to rows start..; q: their block, where it cannot be read again."""
+        if start < self.heard:  # the same answers again, for another purpose
+            return
+        written = answers.rows
+        if self.problem.out_dtype != self.problem.precision:
+            with np.errstate(over="ignore"):
+                written = written.astype(self.problem.out_dtype).astype(self.problem.precision)
+        a, b = np.searchsorted(self.rows, [start, start + len(written)])
+        mine = self.rows[a:b] - start
+        self.approx[a:b] = written[mine]
+        if self.samples:
+            facts = facts_of_rows(written, answers.doubt)
+            for by, sample in self.samples.items():
+                wide = None
+                if self.query_dim:
+                    wide = lambda i: wide_queries(self.problem, self.lanes, q, int(i), start + int(i))  # noqa: E731
+                sample.offer(start, facts[:, by], facts, written, wide)
+            self.facts[a:b] = facts[mine]
+        else:
+            self.facts[a:b] = facts_of_rows(written[mine], answers.doubt[mine])
+        flagged = ((answers.doubt >= 1).any(axis=1) & ~np.isnan(answers.rows).any(axis=(1, 2))).sum()
+        self.tally += len(written), flagged
 
-    def offer(self, start: int, block: np.ndarray, answers: np.ndarray) -> None:
-        """Reservoir: keep those rows of a block of queries whose hash is among the smallest so far."""
-        self.offered = start + len(answers)
-        keys = _hash(np.arange(start, start + len(answers), dtype=np.uint64), self.problem.request.seed)
-        for i in np.flatnonzero(keys < self.keys.max()):
-            slot = int(np.argmax(self.keys))
-            if keys[i] < self.keys[slot]:
-                self.keys[slot], self.rows[slot] = keys[i], start + i
-                self.approx[slot] = answers[i]
-                self._widen(block, int(i), start + int(i), slot)
-                self.filled = min(self.filled + 1, len(self.rows))
+    def second(self) -> ExactRows | None:
+        """The rows that are still to be answered exactly, in a second pass over the keys; None if there are none."""
+        chosen = self._chosen()
+        if not len(chosen.rows):
+            return None
+        q = read_queries(self.problem, self.lanes, chosen.rows) if not self.query_dim else self._held(chosen.rows)
+        return ExactRows(self.problem, self.lanes, chosen.rows, q)
 
-    def estimate(self, work: dict) -> tuple[Audit | None, str | None]:
-        """All keys have been seen: the audit, or the reason why there is none."""
-        exact, trivial, shares = self.answers(work)
-        return compare_answers(exact, trivial, self.approx, self.design(), shares)
+    def estimate(self, second: ExactRows | None, work: dict) -> tuple[Audit | None, str | None]:
+        """All keys have been seen, in the second pass, too: the audit, or the reason why there is none."""
+        found = []
+        if self.drawn:
+            found.append((Heard(self.rows, self.approx, self.facts), *self.drawn.answers(work)))
+        if second:
+            found.append((self._chosen(), *second.answers(work)))
+        rows = np.concatenate([heard.rows for heard, *_ in found])
+        order = np.argsort(rows)
+        exact, trivial, approx, facts = (
+            np.concatenate(parts)[order]
+            for parts in zip(*((e, t, heard.approx, heard.facts) for heard, e, t, _ in found), strict=True)
+        )
+        shares = None if found[0][3] is None else np.concatenate([s for *_, s in found])[order]
+        design = Design(rows[order], self._chances(rows[order], facts), self.problem.q.rows or self.heard)
+        return compare_answers(exact, trivial, approx, design, shares, facts[:, FLAGGED] > 0, int(self.tally[1]))
 
-    def answers(self, work: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """All keys have been seen: the exact and the trivial answers, both (rows, heads, dv) float64, and which share
-        of the exact attention falls on the history (rows, heads); None if nobody knows where that ends.
+    def _chosen(self) -> Heard:
+        """The rows of the second pass, sorted."""
+        slots = [(sample, i) for sample in self.samples.values() for i in range(sample.chosen.stop)]
+        by_row = {int(sample.rows[i]): (sample.answers[i], sample.facts[i]) for sample, i in slots}
+        mine = {} if self.drawn else {int(row): (self.approx[i], self.facts[i]) for i, row in enumerate(self.rows)}
+        done = set(map(int, self.rows)) if self.drawn else set()
+        found = sorted((row, *held) for row, held in (by_row | mine).items() if row not in done)
+        heads, dv = self.approx.shape[1:]
+        return Heard(
+            np.array([row for row, *_ in found], np.int64),
+            np.array([a for _, a, _ in found], np.float64).reshape(-1, heads, dv),
+            np.array([f for *_, f in found]).reshape(-1, FACTS),
+        )
 
-        What has been gathered stays as it is: a checkpoint that is written afterwards asks once more when it is resumed.
-        """
-        exact = np.empty((len(self.rows), len(self.problem.q), self.problem.v.dim))
-        trivial = np.empty_like(exact)
-        shares = np.empty(exact.shape[:2]) if self.truth[0].history else None
-        for lane, truth, means in zip(self.lanes, self.truth, self.means, strict=True):
-            gathered = [(array, array.copy()) for part in (truth, means) for array in part.state.values()]
-            truth.finish(work)
-            means.finish()
-            truth.outputs(out := np.empty((self.problem.group, *exact.shape[::2])))
-            exact[:, lane.query_heads] = out.transpose(1, 0, 2)
-            trivial[:, lane.query_heads] = means.outputs()[:, None]
-            if shares is not None:
-                shares[:, lane.query_heads] = truth.shares().T
-            for array, before in gathered:
-                array[...] = before
-        return exact, trivial, shares
+    def _held(self, rows: np.ndarray) -> np.ndarray:
+        held = {int(row): q for s in self.samples.values() for row, q in zip(s.rows, s.queries, strict=True)}
+        return np.array([held[int(row)] for row in rows]).transpose(1, 0, 2).copy()
 
-    def design(self) -> Design:
-        """How the sampled rows were drawn."""
-        if not self.reservoir:
-            return self.drawn
-        total = self.problem.q.rows or max(self.offered, int(self.rows[-1]) + 1)
-        return Design(self.rows, np.array([0, total]))
+    def _chances(self, rows: np.ndarray, facts: np.ndarray) -> np.ndarray:
+        """How likely each row was to be in the sample, by any of the ways into it."""
+        missed = 1 - self.strata.chances(rows) if self.strata else np.ones(len(rows))
+        for by, sample in self.samples.items():
+            missed = missed * (1 - sample.chances(rows, facts[:, by]))
+        return np.clip(1 - missed, 1e-12, 1.0)
 
-    def _read(self) -> None:
-        tensor = self.problem.q.tensor
-        row = np.empty((tensor.outer, 1, tensor.width), STORAGE[tensor.dtype].holder)
-        for slot, at in enumerate(self.rows):
-            tensor.read_into(row, int(at))
-            self._widen(row, 0, int(at), slot)
-        self.filled = len(self.rows)
 
-    def _widen(self, block: np.ndarray, i: int, row: int, slot: int) -> None:
-        mask = np.empty((self.problem.group, 1), np.uint8)
-        wide = np.empty((self.problem.group, 1, self.problem.q.dim), self.problem.precision)
-        for lane in self.lanes:
-            if lane.q.widen(block, i, i + 1, row, wide, mask):
-                wide[:] = 0
-            self.q[lane.query_heads, slot] = wide[:, 0]
+def size_share(problem: Problem, rows: int) -> int:
+    """How many of `rows` audited rows are chosen by each of the two sizes."""
+    again = problem.k.tensor.seekable and problem.v.tensor.seekable
+    everything = problem.q.rows is not None and rows >= problem.q.rows
+    return rows // 4 if again and rows >= LEAST_BY_SIZE and not everything else 0
 
 
 def compare_answers(
-    exact: np.ndarray, trivial: np.ndarray, approx: np.ndarray, design: Design, shares: np.ndarray | None = None
+    exact: np.ndarray,
+    trivial: np.ndarray,
+    approx: np.ndarray,
+    design: Design,
+    shares: np.ndarray | None = None,
+    flagged: np.ndarray | None = None,
+    flagged_rows: int = 0,
 ) -> tuple[Audit | None, str | None]:
     """The audit of answers (rows, heads, dv), NaN where a query was dropped; or the reason why there is none.
 
-    shares (rows, heads): of the exact attention, what falls on the history.
+    shares (rows, heads): of the exact attention, what falls on the history. flagged (rows,): those that the method does
+    not answer for, `flagged_rows` in all. An answer that is infinite is infinitely wrong.
     """
-    good = np.isfinite(approx).all(axis=(1, 2))
+    good = ~np.isnan(approx).any(axis=(1, 2))
     if not good.any():
         return None, "every sampled query was dropped"
-    design = design.only(good)
-    size = (exact[good] ** 2).sum(axis=2)
-    wrong, nothing = (((other[good] - exact[good]) ** 2).sum(axis=2) for other in (approx, trivial))
+    design, weight = design.only(good), 1 / design.chances[good]
+    exact, trivial, approx = exact[good], trivial[good], approx[good]
+    with np.errstate(over="ignore"):
+        size = (exact**2).sum(axis=2)
+        wrong, nothing = (((other - exact) ** 2).sum(axis=2) for other in (approx, trivial))
     together = size.sum(axis=1)
     method, zero, *heads = estimate(
         np.column_stack([wrong.sum(axis=1), nothing.sum(axis=1), wrong]), np.column_stack([together, together, size]),
@@ -179,15 +246,13 @@ def compare_answers(
     )  # fmt: skip
     edges, pieces = by_position(wrong, size, design)
     worst = worst_rows(wrong, size, design.rows)
-    mass = () if shares is None else tuple(map(float, shares[good].mean(axis=0)))
+    mass = () if shares is None else tuple(map(float, np.average(shares[good], axis=0, weights=weight)))
+    apart = None
+    if flagged is not None and (met := flagged[good]).any():
+        (error,) = estimate(wrong.sum(axis=1)[met][:, None], together[met][:, None], design.only(met))
+        apart = Flagged(flagged_rows, int(met.sum()), error)
+    elif flagged_rows:
+        apart = Flagged(flagged_rows, 0, None)
     return Audit(
-        int(good.sum()), method, zero, tuple(heads), tuple(edges), tuple(map(tuple, pieces)), worst, mass
+        int(good.sum()), method, zero, tuple(heads), tuple(edges), tuple(map(tuple, pieces)), worst, mass, apart
     ), None
-
-
-def _hash(x: np.ndarray, seed: int) -> np.ndarray:
-    """splitmix64 of row numbers (uint64), keyed by the seed."""
-    x = x + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % 2**64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from streamattn_cli.engine.audit import Auditor, compare_answers
+from streamattn_cli.engine.audit import compare_answers
 from streamattn_cli.engine.candidates import Candidate, requests
-from streamattn_cli.engine.estimate import Design
+from streamattn_cli.engine.estimate import Design, draw_rows
 from streamattn_cli.engine.events import Audit, ErrorEstimate, Finished, Listener, Note, Started
+from streamattn_cli.engine.exactrows import ExactRows, read_queries
+from streamattn_cli.engine.lanes import Answers
 from streamattn_cli.engine.meter import Meter
 from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
@@ -75,7 +77,7 @@ class _Nowhere:
 class _Listening:
     """An auditor for whom the truth is known already: it only hears what the method answers."""
 
-    reservoir = False
+    drawn = None
 
     def __init__(self, truth: Truth):
         self.truth = truth
@@ -84,12 +86,15 @@ class _Listening:
     def see(self, *_rows: object) -> None:
         """Keys are of no interest any more."""
 
-    def hear(self, start: int, answers: np.ndarray) -> None:
+    def hear(self, start: int, answers: Answers, _q: object = None) -> None:
         rows = self.truth.design.rows
-        a, b = np.searchsorted(rows, [start, start + len(answers)])
-        self.approx[a:b] = answers[rows[a:b] - start]
+        a, b = np.searchsorted(rows, [start, start + len(answers.rows)])
+        self.approx[a:b] = answers.rows[rows[a:b] - start]
 
-    def estimate(self, _work: dict) -> tuple[Audit | None, str | None]:
+    def second(self) -> None:
+        """Everything is known."""
+
+    def estimate(self, _second: None, _work: dict) -> tuple[Audit | None, str | None]:
         return compare_answers(self.truth.exact, self.truth.trivial, self.approx, self.truth.design)
 
 
@@ -108,10 +113,11 @@ class _TruthRun(Run):
 
     def truth(self, rows: int) -> Truth:
         began = time.monotonic()
-        auditor = Auditor(self.problem, self.lanes, rows, reservoir=False)
-        self._keys(auditor.see, "truth", int(auditor.rows[-1]) + 1 if self.problem.causal else None)
-        exact, trivial, _ = auditor.answers(self.workers.works[0])
-        return Truth(auditor.design(), exact, trivial, time.monotonic() - began)
+        design = draw_rows(self.problem.q.rows, rows, self.problem.request.seed)
+        held = ExactRows(self.problem, self.lanes, design.rows, read_queries(self.problem, self.lanes, design.rows))
+        self._keys(held.see, "truth", int(design.rows[-1]) + 1 if self.problem.causal else None)
+        exact, trivial, _ = held.answers(self.workers.works[0])
+        return Truth(design, exact, trivial, time.monotonic() - began)
 
 
 def compare(

@@ -40,13 +40,17 @@ class Note:
 
 @dataclass(frozen=True)
 class ErrorEstimate:
-    """Relative Frobenius error over audited rows, its 95% interval, and row errors (all relative, no unit)."""
+    """Relative Frobenius error, its 95% interval, and row errors (all relative, no unit).
+
+    enough: whether the audited rows suffice for the interval; where one of them stands for much of a total, they do not.
+    """
 
     error: float
     low: float
     high: float
     median_row: float
     p95_row: float
+    enough: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,16 @@ class WorstRow:
     row: int
     head: int
     error: float
+
+
+@dataclass(frozen=True)
+class Flagged:
+    """Rows that the method itself does not answer for (doubt of 1 or more): how many there are, how many of them were
+    audited, and their error; None where none was."""
+
+    rows: int
+    audited: int
+    error: ErrorEstimate | None
 
 
 @dataclass(frozen=True)
@@ -76,10 +90,13 @@ class Audit:
     by_position: tuple[tuple[float | None, ...], ...] = ()
     worst: tuple[WorstRow, ...] = ()
     history_mass: tuple[float, ...] = ()
+    flagged: Flagged | None = None
 
     def summary(self) -> dict:
         """What is kept beside an output: the figures without their division by head and position; strict JSON."""
         figures = {"method": asdict(self.method), "trivial": asdict(self.trivial)}
+        if self.flagged and self.flagged.error:
+            figures["flagged"] = {"rows": self.flagged.rows, **asdict(self.flagged.error)}
         plain = {name: {k: v if isfinite(v) else None for k, v in f.items()} for name, f in figures.items()}
         mass = {"history_mass": sum(self.history_mass) / len(self.history_mass)} if self.history_mass else {}
         return {"rows": self.rows, **plain, **mass}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from streamattn_cli.engine.audit import size_share
 from streamattn_cli.engine.footprint import exact_row_bytes, project
 from streamattn_cli.engine.lanes import STEP
 from streamattn_cli.engine.meter import available_memory
@@ -192,9 +193,10 @@ def _passes(plan: Plan) -> tuple[str, ...]:
             f"{times} times: hold up to {plan.query_rows} queries, read all keys and values they see, write answers",
         )
     if problem.causal:
-        return ("read q, k, v together, answer every row, write",)
-    passes = ["read keys and values into the sketch", "read queries, answer, write"]
-    if plan.audit_rows and not problem.q.tensor.seekable:
+        passes = ["read q, k, v together, answer every row, write"]
+    else:
+        passes = ["read keys and values into the sketch", "read queries, answer, write"]
+    if plan.audit_rows and (size_share(problem, plan.audit_rows) or not problem.q.tensor.seekable):
         passes.append("read keys and values again for the audit")
     return tuple(passes)
 

@@ -49,7 +49,7 @@ class Run:
         self._pen, self._written = ThreadPoolExecutor(1, "streamattn-writer"), None
         self.auditor = None
         if plan.audit_rows:
-            self.auditor = Auditor(problem, self.lanes, plan.audit_rows, reservoir=not problem.q.tensor.seekable)
+            self.auditor = self._make_auditor()
             watch.error = ErrorSoFar(self.auditor)
 
     def go(self) -> tuple[int, Audit | None, str | None]:
@@ -68,10 +68,17 @@ class Run:
             rows = self.answer_queries()
         if not self.auditor:
             return rows, None, self.plan.audit_reason
-        if self.auditor.reservoir:
-            self.auditor.prepare()
-            self._keys(self.auditor.see, "audit")
-        return rows, *self.auditor.estimate(self.workers.works[0])
+        return rows, *self._audited()
+
+    def _make_auditor(self) -> Auditor:
+        return Auditor(self.problem, self.lanes, self.plan.audit_rows)
+
+    def _audited(self) -> tuple[Audit | None, str | None]:
+        """The second pass over the keys, for what is still to be answered exactly; the audit, and why there is none."""
+        second = self.auditor.second()
+        if second:
+            self._keys(second.see, "audit", int(second.rows[-1]) + 1 if self.problem.causal else None)
+        return self.auditor.estimate(second, self.workers.works[0])
 
     def go_on(self, saved: Saved) -> None:
         """Take up the state of a checkpoint, before `go`."""
@@ -244,14 +251,14 @@ class Run:
 
     def _absorb(self, lane: Lane, k: np.ndarray, c: np.ndarray, work: dict) -> None:
         self.sketches[lane.index].absorb(k, c, work)
-        if self.auditor and not self.auditor.reservoir:
+        if self.auditor:
             self.auditor.see(lane, k, c, work)
 
     def _leap(self, block: Block) -> int:
         """Where only windows see a block: take it in as it is stored if all of it is finite, or else only count what is not
         among the rows that they leave behind within it. Returns how many of its first rows are done."""
         (k, v), p = block.arrays, self.problem
-        if p.params.history or (self.auditor and not self.auditor.reservoir):
+        if p.params.history or (self.auditor and self.auditor.drawn):
             return 0
         self._land()
         bad = self._k.bad(k, 0, block.rows) or self._v.bad(v, 0, block.rows)
@@ -280,9 +287,7 @@ class Run:
                 lane.put(out, doubt, answers, a, b, work)
 
             def landed() -> None:
-                self._write_behind(block.start, answers)
-                if self.auditor and self.auditor.reservoir:
-                    self.auditor.offer(block.start, q, answers.rows)
+                self._write_behind(block.start, answers, q)
 
             apart = [[step] for chain in self._steps(block) for step in chain]
             self._fly(step_task, apart, landed)
@@ -412,20 +417,20 @@ class Run:
         room = self._outputs[0]
         return Answers(room.rows[: block.rows], room.doubt[: block.rows])
 
-    def _write_behind(self, start: int, answers: Answers) -> None:
+    def _write_behind(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
         """Write to a file while the next block is answered. A pipe may keep a writer waiting: that is left to this thread,
         which signals reach."""
         self._dry()
         if not hasattr(self.writer, "part"):
-            self._write(start, answers)
+            self._write(start, answers, q)
             return
         self._written = self._pen.submit(self.writer.write, start, answers.rows)
-        self._hear(start, answers)
+        self._hear(start, answers, q)
 
-    def _write(self, start: int, answers: Answers) -> None:
+    def _write(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
         self.writer.write(start, answers.rows)
-        self._hear(start, answers)
+        self._hear(start, answers, q)
 
-    def _hear(self, start: int, answers: Answers) -> None:
-        if self.auditor and not self.auditor.reservoir:
-            self.auditor.hear(start, answers.rows)
+    def _hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
+        if self.auditor:
+            self.auditor.hear(start, answers, q)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from streamattn_cli.engine.audit import Auditor
 from streamattn_cli.engine.events import Audit, Note
 from streamattn_cli.engine.firstrows import first_rows, peek_first
 from streamattn_cli.engine.lanes import Answers, Lane
@@ -58,7 +59,7 @@ class SketchedRun(Run):
             self._complete()
             self._recover()
             rows = row_count(self.heads[0].state["query_rows"])
-        return rows, *self._audited()
+        return rows, *(self._audited() if self.auditor else (None, self.plan.audit_reason))
 
     def counts(self) -> dict[str, int]:
         """What was clipped or guarded."""
@@ -196,9 +197,7 @@ class SketchedRun(Run):
         return self._pump([p.q.tensor], take, phase, p.q.rows, done, self.plan.query_block_rows, passed)
 
     def _write_answers(self, start: int, answers: Answers, q: np.ndarray) -> None:
-        self._write(start, answers)
-        if self.auditor and self.auditor.reservoir:
-            self.auditor.offer(start, q, answers.rows)
+        self._write(start, answers, q)
 
     # --- the k-sparse result, and the truth
 
@@ -228,7 +227,7 @@ class SketchedRun(Run):
             for head, taken in enumerate(held):
                 taken.see(start, answers.rows[:, head])
             if self.auditor:
-                self.auditor.hear(start, answers.rows)
+                self.auditor.hear(start, answers)
 
         with self._uncounted():
             self._answer(compare, "audit of recovery")
@@ -251,12 +250,6 @@ class SketchedRun(Run):
                 )
             )
 
-    def _audited(self) -> tuple[Audit | None, str | None]:
-        if not self.auditor:
-            return None, self.plan.audit_reason
-        if not self.auditor.reservoir:  # a run that had come this far, and is resumed, has seen keys already
-            self.auditor.truth.clear()
-            self.auditor.means.clear()
-        self.auditor.prepare()
-        self._keys(self.auditor.see, "audit")
-        return self.auditor.estimate(self.workers.works[0])
+    def _make_auditor(self) -> Auditor:
+        """Keys and values may pass apart, and rows be produced at the end: all exact answers wait for the second pass."""
+        return Auditor(self.problem, self.lanes, self.plan.audit_rows, again=False, postponed=True)

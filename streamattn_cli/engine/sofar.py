@@ -21,7 +21,7 @@ class ErrorSoFar:
 
     def __call__(self) -> float | None:
         """|answer - exact| / |exact| over all rows compared and all heads; None while there are none."""
-        if self.auditor.problem.causal:
+        if self.auditor.problem.causal and self.auditor.drawn:
             self._go_on()
         return float(np.sqrt(self.wrong / self.size)) if self.size else None
 
@@ -32,7 +32,7 @@ class ErrorSoFar:
         rows = slice(self.rows, int(np.searchsorted(a.rows, complete)))
         if rows.stop <= rows.start:
             return
-        for lane, truth in zip(a.lanes, a.truth, strict=True):
+        for lane, truth in zip(a.lanes, a.drawn.truth, strict=True):
             answers = a.approx[rows, lane.query_heads].transpose(1, 0, 2)
             exact = np.empty(answers.shape)
             truth.outputs(exact, rows)

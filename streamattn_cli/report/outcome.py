@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from streamattn_cli.engine.events import Audit, ErrorEstimate, Outcome
+from streamattn_cli.engine.events import Audit, ErrorEstimate, Flagged, Outcome
 from streamattn_cli.report.table import Rows, print_rows
 from streamattn_cli.units import format_bytes, format_count, format_duration
 
@@ -94,7 +94,8 @@ def _errors(audit: Audit | None, reason: str | None) -> Rows:
     if audit is None:
         return [("error", f"not measured: {reason}" if reason else "")]
     return [
-        ("error", f"{_estimate(audit.method)} ({audit.rows} rows audited)"),
+        ("error", f"{_estimate(audit.method, audit.rows)} ({audit.rows} rows audited)"),
+        ("flagged", flagged_text(audit.flagged)),
         ("trivial", f"{_estimate(audit.trivial)} (the same for the mean of the values)"),
         ("heads", _heads(audit.heads)),
         ("history", history_text(audit.history_mass)),
@@ -120,7 +121,22 @@ def history_text(mass: Sequence[float]) -> str:
     return f"{mean} of the exact attention falls on rows outside sinks and window{heads}"
 
 
-def _estimate(estimate: ErrorEstimate) -> str:
+def flagged_text(flagged: Flagged | None) -> str:
+    """'16 rows, error 0.98 (16 audited)': the rows that the method does not answer for; "" where there are none."""
+    if flagged is None:
+        return ""
+    rows = f"{flagged.rows} row{'s' * (flagged.rows != 1)} the method does not answer for"
+    return (
+        f"{rows}, error {flagged.error.error:.3g} ({flagged.audited} audited)"
+        if flagged.error
+        else f"{rows}, none audited"
+    )
+
+
+def _estimate(estimate: ErrorEstimate, rows: int = 0) -> str:
+    """With how many rows it rests on, where more of them are to be asked for."""
+    if rows and not estimate.enough:
+        return f"about {estimate.error:.3g}, not enough rows to tell; use --audit {max(64, 4 * rows)}"
     return (
         f"{estimate.error:.3g}, 95% interval {interval_text(estimate.low, estimate.high)};"
         f" row median {estimate.median_row:.3g}, p95 {estimate.p95_row:.3g}"

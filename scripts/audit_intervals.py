@@ -1,0 +1,114 @@
+"""How often does a 95% interval of the audit hold the true error? Trials on heads whose every row is known.
+
+    .venv/bin/python scripts/audit_intervals.py FILE.h5 ... --trials 500 --rows 64,256 [--share 0.01]
+
+For every file and group of query heads the answers to all rows are computed once, exactly and by `nystrom` within a share
+of the rows; then each trial chooses its own sample, as `--audit` would, and estimates the error. Prints coverage by case,
+with the share of trials that said "not enough rows to tell" (they count as covered), and the median width of an interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from streamattn_cli.engine.attend import attend
+from streamattn_cli.engine.audit import ANSWER, DOUBT, FACTS, facts_of_rows
+from streamattn_cli.engine.estimate import Design, Strata, estimate
+from streamattn_cli.engine.run import Run
+from streamattn_cli.engine.sample import SizeSample
+from streamattn_cli.engine.settings import AttendRequest
+from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.spec import InputSpec
+
+
+def answers(spec: InputSpec, folder: str, **settings: object) -> tuple[np.ndarray, np.ndarray]:
+    """All outputs (rows, heads, dim) float64, and their doubt (rows, heads)."""
+    kept: list[tuple] = []
+    write = Run._hear
+
+    def hear(run: Run, start: int, block: object, q: object = None) -> None:
+        if start == 0:
+            kept.clear()
+        kept.append((block.rows.copy(), block.doubt.copy()))
+        write(run, start, block, q)
+
+    Run._hear = hear
+    try:
+        request = AttendRequest(spec, output=f"{folder}/out.npy", audit=0, max_error=float("inf"), **settings)
+        with Interrupts() as interrupts:
+            attend(request, lambda event: None, interrupts)
+    finally:
+        Run._hear = write
+    return tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
+
+
+def trials(exact: np.ndarray, found: np.ndarray, doubt: np.ndarray, rows: int, count: int) -> tuple:
+    """Shares of trials whose interval is too high, too low, told to be unknown; and the median of high / low."""
+    wrong, size = (((x**2).sum(axis=(1, 2)))[:, None] for x in (found.astype("f8") - exact, exact.astype("f8")))
+    truth, facts = np.sqrt(wrong.sum() / size.sum()), facts_of_rows(found, doubt)
+    results = []
+    for seed in range(count):
+        by_size = rows // 4
+        strata = Strata.of(len(exact), rows - 2 * by_size)
+        chosen, samples = [strata.draw(seed)], {}
+        for by in (ANSWER, DOUBT):
+            samples[by] = sample = SizeSample(by_size, 8 * seed + by, 1, 1, FACTS, 0, "f4")
+            sample.offer(0, facts[:, by], facts, np.zeros((len(exact), 1, 1), "f4"))
+            chosen.append(sample.rows[sample.chosen])
+        union = np.unique(np.concatenate(chosen))
+        missed = 1 - strata.chances(union)
+        for by, sample in samples.items():
+            missed = missed * (1 - sample.chances(union, facts[union, by]))
+        (e,) = estimate(wrong[union], size[union], Design(union, 1 - missed, len(exact)))
+        results.append(
+            (e.enough and e.low > truth, e.enough and e.high < truth, not e.enough, e.high / max(e.low, 1e-300))
+        )
+    high, low, told, width = zip(*results, strict=True)
+    return truth, np.mean(high), np.mean(low), np.mean(told), np.median(width)
+
+
+def cases(words: argparse.Namespace):
+    """(name, exact, found, doubt) of every file, all query heads of one key head at a time."""
+    for file in words.files:
+        spec = InputSpec(input=file)
+        with open_inputs(spec) as inputs:
+            rows, heads, group = inputs.k.rows, len(inputs.q), len(inputs.q) // len(inputs.k)
+        for resident in words.resident or [max(64, int(rows * words.share))]:
+            exact, _ = answers(spec, words.folder, method="exact")
+            found, doubt = answers(spec, words.folder, method="nystrom", resident_rows=resident)
+            for a in range(0, heads, group if not words.single else 1):
+                b = a + (1 if words.single else group)
+                yield f"{Path(file).stem} R={resident} heads {a}-{b - 1}", exact[:, a:b], found[:, a:b], doubt[:, a:b]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--trials", type=int, default=500)
+    parser.add_argument("--rows", default="64,256")
+    parser.add_argument("--share", type=float, default=0.01, help="resident rows as a share of all rows")
+    parser.add_argument(
+        "--resident", type=lambda text: [int(word) for word in text.split(",")], help="or their numbers"
+    )
+    parser.add_argument("--single", action="store_true", help="every query head is a case of its own")
+    parser.add_argument("--folder", default="/tmp", help="for outputs that are thrown away")
+    words = parser.parse_args()
+    print("case | audited rows: coverage (too high, too low, told unknown; median high / low)")
+    least: dict[int, float] = {}
+    for name, exact, found, doubt in cases(words):
+        line = []
+        for rows in map(int, words.rows.split(",")):
+            truth, high, low, told, width = trials(exact, found, doubt, rows, words.trials)
+            least[rows] = min(least.get(rows, 1.0), 1 - high - low)
+            line.append(f"{rows}: {1 - high - low:.3f} ({high:.3f}, {low:.3f}, {told:.3f}; {width:.2f})")
+        print(f"{name}, error {truth:.3f} | {' | '.join(line)}", flush=True)
+    print("least coverage: " + ", ".join(f"{rows} rows {share:.3f}" for rows, share in least.items()))
+
+
+if __name__ == "__main__":
+    main()
