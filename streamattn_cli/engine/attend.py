@@ -25,7 +25,7 @@ from streamattn_cli.engine.resume import (
     sources_of,
 )
 from streamattn_cli.engine.run import Run
-from streamattn_cli.engine.runs import check_finite, check_output, make_run, open_sparse
+from streamattn_cli.engine.runs import check_finite, check_output, make_run, open_doubt, open_sparse
 from streamattn_cli.engine.saver import Saver, describe
 from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
@@ -71,8 +71,10 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
                 request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
                 problem.q.batch, going_on=saved.part if saved else None, tag=tag,
             )  # fmt: skip
-        stack.callback(writer.abort)
-        stack.callback(interrupts.on_abort(writer.abort))
+        doubts = open_doubt(problem, saved.doubt if saved else None, tag)
+        for each in filter(None, (writer, doubts)):
+            stack.callback(each.abort)
+            stack.callback(interrupts.on_abort(each.abort))
         if checkpoint:
             check_saveable(writer)
         warm(plan, listener)
@@ -80,6 +82,7 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
         with Meter() as meter:
             watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
             run = make_run(plan, watch, writer)
+            run.doubts = doubts
             saver = checkpoint and make_saver(checkpoint, run, writer, facts, sources, request.checkpoint_every)
             try:
                 if saved:
@@ -96,6 +99,8 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
         if request.top_k:
             written["top_k"] = writer.finish()
         counts = run.counts()
+        if doubts:
+            doubts.commit(written)
         writer.commit(
             {**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason}
         )

@@ -7,7 +7,7 @@ its chance. What is compared is what is written: rounded to the dtype of the out
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -80,6 +80,7 @@ class Auditor:
         self.rows = self.strata.draw(r.seed) if self.strata else np.zeros(0, np.int64)
         self.approx = np.full((len(self.rows), heads, dv), np.nan)
         self.facts = np.zeros((len(self.rows), FACTS))
+        self.exactly: dict[int, np.ndarray] = {}  # rows of the sample that were repaired, as they are written now
         self.tally = np.zeros(2, np.int64)  # rows heard, and those of them that the method flagged
         self.drawn = None
         if self.strata and not postponed:
@@ -159,6 +160,12 @@ class Auditor:
         flagged = ((answers.doubt >= 1).any(axis=1) & ~np.isnan(answers.rows).any(axis=(1, 2))).sum()
         self.tally += len(written), flagged
 
+    def repaired(self, rows: np.ndarray, answers: np.ndarray) -> None:
+        """These rows (n,) have been answered exactly and written, (n, heads, dv)."""
+        mine = np.isin(rows, np.concatenate([self.rows, self._chosen().rows]))
+        written = answers[mine].astype(self.problem.out_dtype)
+        self.exactly |= zip(map(int, rows[mine]), written, strict=True)
+
     def second(self) -> ExactRows | None:
         """The rows that are still to be answered exactly, in a second pass over the keys; None if there are none."""
         chosen = self._chosen()
@@ -167,8 +174,11 @@ class Auditor:
         q = read_queries(self.problem, self.lanes, chosen.rows) if not self.query_dim else self._held(chosen.rows)
         return ExactRows(self.problem, self.lanes, chosen.rows, q)
 
-    def estimate(self, second: ExactRows | None, work: dict) -> tuple[Audit | None, str | None]:
-        """All keys have been seen, in the second pass, too: the audit, or the reason why there is none."""
+    def estimate(self, second: ExactRows | None, work: dict, repaired: bool = False) -> tuple[Audit | None, str | None]:
+        """All keys have been seen, in the second pass, too: the audit, or the reason why there is none.
+
+        repaired: tell the error before the repairs, too.
+        """
         found = []
         if self.drawn:
             found.append((Heard(self.rows, self.approx, self.facts), *self.drawn.answers(work)))
@@ -182,7 +192,14 @@ class Auditor:
         )
         shares = None if found[0][3] is None else np.concatenate([s for *_, s in found])[order]
         design = Design(rows[order], self._chances(rows[order], facts), self.problem.q.rows or self.heard)
-        return compare_answers(exact, trivial, approx, design, shares, facts[:, FLAGGED] > 0, int(self.tally[1]))
+        told = shares, facts[:, FLAGGED] > 0, int(self.tally[1])
+        audit, reason = compare_answers(exact, trivial, approx, design, *told)
+        if audit and repaired:
+            for row, written in self.exactly.items():
+                approx[np.searchsorted(design.rows, row)] = written
+            after, _ = compare_answers(exact, trivial, approx, design, *told)
+            return replace(after, before=audit.method), None
+        return audit, reason
 
     def _chosen(self) -> Heard:
         """The rows of the second pass, sorted."""

@@ -94,7 +94,7 @@ class _Listening:
     def second(self) -> None:
         """Everything is known."""
 
-    def estimate(self, _second: None, _work: dict) -> tuple[Audit | None, str | None]:
+    def estimate(self, _second: None, _work: dict, _repaired: bool) -> tuple[Audit | None, str | None]:
         return compare_answers(self.truth.exact, self.truth.trivial, self.approx, self.truth.design)
 
 

@@ -79,7 +79,8 @@ class Audit:
     heads: the same by query head. edges (pieces + 1) cut the stream into pieces; by_position[head][piece] is the error
     there, None where no row was audited. worst: the worst rows, worst first. history_mass: by query head, the mean share
     of the audited rows' exact attention that falls on rows which are neither sinks nor recent: what only the history
-    answers, and `window` not at all. Empty where that is not known.
+    answers, and `window` not at all. Empty where that is not known. flagged: rows that the method does not answer for.
+    before: the error before --repair.
     """
 
     rows: int
@@ -91,6 +92,7 @@ class Audit:
     worst: tuple[WorstRow, ...] = ()
     history_mass: tuple[float, ...] = ()
     flagged: Flagged | None = None
+    before: ErrorEstimate | None = None
 
     def summary(self) -> dict:
         """What is kept beside an output: the figures without their division by head and position; strict JSON."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from streamattn_cli.engine.audit import Auditor
 from streamattn_cli.engine.lanes import lane_work_spec
+from streamattn_cli.engine.repair import BATCH_BYTES
 from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.sketchplan import sketch_parts, top_k_parts
 from streamattn_cli.rows.readahead import distinct, readahead_bytes
@@ -55,6 +56,12 @@ def work_spec(problem: Problem) -> dict:
     return spec | (problem.params.work_spec() if problem.params else {})
 
 
+def repair_batch(plan: Plan) -> int:
+    """Rows that --repair answers in one pass over the keys."""
+    room = min(BATCH_BYTES, max(plan.allowed // 8, 1 << 20)) if plan.allowed else BATCH_BYTES
+    return max(1, min(plan.repair_rows, room // exact_row_bytes(plan.problem)))
+
+
 def exact_row_bytes(problem: Problem) -> int:
     """What `exact` holds of one row of queries, and of its answers while they grow."""
     p = problem.precision
@@ -77,6 +84,8 @@ def _lasting(plan: Plan) -> dict[str, int]:
         parts |= {"queries": _held_queries(plan) * exact_row_bytes(problem)}
     if plan.audit_rows:
         parts["audit"] = Auditor.projected_bytes(problem, plan.audit_rows)
+    if plan.repair_rows:
+        parts["repair"] = 16 * 3 * plan.repair_rows + 2 * repair_batch(plan) * exact_row_bytes(problem)
     return parts
 
 

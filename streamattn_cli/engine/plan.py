@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from streamattn_cli.engine.audit import size_share
-from streamattn_cli.engine.footprint import exact_row_bytes, project
+from streamattn_cli.engine.footprint import exact_row_bytes, project, repair_batch
 from streamattn_cli.engine.lanes import STEP
 from streamattn_cli.engine.meter import available_memory
 from streamattn_cli.engine.pool import default_threads
+from streamattn_cli.engine.repair import repair_count
 from streamattn_cli.engine.request import DEFAULT_ROWS, Problem, head_params
 from streamattn_cli.engine.sketching import with_sketches
 from streamattn_cli.engine.sketchplan import sketch_account
@@ -40,6 +41,7 @@ class Plan:
     passes: tuple[str, ...]
     audit_rows: int
     audit_reason: str | None
+    repair_rows: int
     parts: dict[str, int]
     allowed: int | None
 
@@ -67,6 +69,7 @@ class Plan:
             "threads": self.threads,
             "passes": list(self.passes),
             "audit_rows": self.audit_rows,
+            "repair_rows": self.repair_rows,
             "memory": {"allowed": self.allowed, "projected": self.projected, "parts": self.parts},
             "notes": list(p.notes),
         } | ({"sketches": sketch_account(p)} if p.sketches else {})
@@ -82,7 +85,19 @@ def make_plan(problem: Problem) -> Plan:
     threads = request.threads or default_threads()
     audit_rows, reason = _audit(problem)
     query_rows = _rounded(EXACT_BYTES // exact_row_bytes(problem)) if problem.method == "exact" else 0
-    plan = Plan(problem, threads, 0, 0, query_rows, (), audit_rows, reason, {}, request.memory or available_memory())
+    plan = Plan(
+        problem,
+        threads,
+        0,
+        0,
+        query_rows,
+        (),
+        audit_rows,
+        reason,
+        repair_count(problem),
+        {},
+        request.memory or available_memory(),
+    )
     plan = _sized(plan, _whole_groups(problem, request.block_rows or _default_block_rows(problem)))
     while not _fits(plan):
         smaller = _smaller(plan)
@@ -198,6 +213,9 @@ def _passes(plan: Plan) -> tuple[str, ...]:
         passes = ["read keys and values into the sketch", "read queries, answer, write"]
     if plan.audit_rows and (size_share(problem, plan.audit_rows) or not problem.q.tensor.seekable):
         passes.append("read keys and values again for the audit")
+    if plan.repair_rows:
+        times = -(-plan.repair_rows // repair_batch(plan))
+        passes.append(f"{times} times: read keys and values again, answer doubtful rows exactly, write them")
     return tuple(passes)
 
 

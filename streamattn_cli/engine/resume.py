@@ -36,6 +36,7 @@ class Saved:
     phase: str
     done: int
     part: tuple[str, int] | None  # file name beside the output, and how many of its rows count
+    doubt: tuple[str, int] | None  # the same of --doubt
     meta: dict[str, str]
 
 
@@ -60,6 +61,7 @@ def facts_of(problem: Problem, audit_rows: int) -> dict:
             "select": list(r.inputs.select or ()),
         }
         | ({"missing": r.inputs.missing} if r.inputs.missing != "error" else {})
+        | {name: word for name, word in (("repair", r.repair), ("doubt", r.doubt and True)) if word}
     )
 
 
@@ -87,16 +89,17 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
     check_sources(name, meta, sources)
     output = json.loads(meta["output"]) if "output" in meta else None
     part = (output["part"], output["rows"]) if output else None
+    doubt = (output["doubt"], output["rows"]) if output and "doubt" in output else None
     phase, done = meta["phase"], int(meta["rows"])
     if part and not os.path.exists(os.path.join(os.path.dirname(os.path.realpath(request.output)), part[0])):
         if os.path.exists(request.output) and done == sources_rows(sources):
             recover(request.output + ".json", part[0].split(".")[-2])
-            return Saved(name, state, DONE, done, None, meta)  # it ended between its last two steps
+            return Saved(name, state, DONE, done, None, None, meta)  # it ended between its last two steps
         raise CheckpointIncompatible(
             f"{name}: the unfinished output {part[0]} beside {request.output} is gone; put it back, or start again "
             "without --resume"
         )
-    return Saved(name, state, phase, done, part, meta)
+    return Saved(name, state, phase, done, part, doubt, meta)
 
 
 def part_tag(writer: CheckpointWriter) -> str:
@@ -146,6 +149,10 @@ def make_saver(
             output.sync()
             output.lasting = True
             place = {"part": output.part, "rows": output.rows_written}
+            if run.doubts:
+                run.doubts.sync()
+                run.doubts.lasting = True
+                place["doubt"] = run.doubts.part
         return run.save(), describe(facts, phase, done, sources, place)
 
     return Saver(writer, parse_every(every) if every else Every(), snapshot)

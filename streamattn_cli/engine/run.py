@@ -10,13 +10,15 @@ import numpy as np
 
 from streamattn_cli.engine.audit import Auditor
 from streamattn_cli.engine.events import Audit
-from streamattn_cli.engine.footprint import FIRST_ROWS, LENT, OUTPUTS, SLOTS, work_spec
+from streamattn_cli.engine.exactrows import ExactRows, read_queries
+from streamattn_cli.engine.footprint import FIRST_ROWS, LENT, OUTPUTS, SLOTS, repair_batch, work_spec
 from streamattn_cli.engine.lanes import Answers, Lane, Part
 from streamattn_cli.engine.meter import trim
 from streamattn_cli.engine.modelfile import model_queries
 from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pool import Batch, Workers
 from streamattn_cli.engine.pump import Watch, pump
+from streamattn_cli.engine.repair import Repairs
 from streamattn_cli.engine.resume import Saved
 from streamattn_cli.engine.saver import stack_heads, unstack_heads
 from streamattn_cli.engine.sofar import ErrorSoFar
@@ -47,6 +49,9 @@ class Run:
         self._outputs = deque(map(Answers, room["rows"], room["doubt"]))
         self._flying: deque[tuple[Batch, Callable[[], None] | None]] = deque()  # blocks in work, and what follows them
         self._pen, self._written = ThreadPoolExecutor(1, "streamattn-writer"), None
+        self.doubts: Writer | None = None  # --doubt
+        self.repairs = Repairs(plan.repair_rows) if plan.repair_rows else None
+        self.repaired = 0
         self.auditor = None
         if plan.audit_rows:
             self.auditor = self._make_auditor()
@@ -66,19 +71,36 @@ class Run:
                 self.absorb_keys()
                 self.finish()
             rows = self.answer_queries()
+        second = self._second_pass() if self.auditor else None
+        if self.repairs:
+            self._repair()
         if not self.auditor:
             return rows, None, self.plan.audit_reason
-        return rows, *self._audited()
+        return rows, *self.auditor.estimate(second, self.workers.works[0], bool(self.repairs))
 
     def _make_auditor(self) -> Auditor:
         return Auditor(self.problem, self.lanes, self.plan.audit_rows)
 
-    def _audited(self) -> tuple[Audit | None, str | None]:
-        """The second pass over the keys, for what is still to be answered exactly; the audit, and why there is none."""
+    def _second_pass(self) -> ExactRows | None:
+        """The pass over the keys for what the audit has still to answer exactly."""
         second = self.auditor.second()
         if second:
             self._keys(second.see, "audit", int(second.rows[-1]) + 1 if self.problem.causal else None)
-        return self.auditor.estimate(second, self.workers.works[0])
+        return second
+
+    def _repair(self) -> None:
+        """Answer the most doubtful rows exactly and write them once more, a batch with each pass over the keys."""
+        for rows in self.repairs.batches(repair_batch(self.plan)):
+            held = ExactRows(self.problem, self.lanes, rows, read_queries(self.problem, self.lanes, rows), means=False)
+            self._keys(held.see, "repair", int(rows[-1]) + 1 if self.problem.causal else None)
+            answers = held.answers(self.workers.works[0])[0].astype(self.problem.precision)
+            for row, answer in zip(rows, answers, strict=True):
+                self.writer.patch(int(row), answer[None])
+                if self.doubts:
+                    self.doubts.patch(int(row), np.zeros((1, 1, len(self.problem.q)), "f4"))
+            if self.auditor:
+                self.auditor.repaired(rows, answers)
+            self.repaired += len(rows)
 
     def go_on(self, saved: Saved) -> None:
         """Take up the state of a checkpoint, before `go`."""
@@ -91,6 +113,7 @@ class Run:
         state = self.save_sketch()
         state["tally"] = np.concatenate([np.ravel(self.workers.total(name)) for name in self._tallies()])
         state |= stack_heads([best.state() for best in self._heaps()], "best")
+        state |= stack_heads([self.repairs.state] if self.repairs else [], "repair")
         return state | (self.auditor.save() if self.auditor else {})
 
     def load(self, state: dict, name: str) -> None:
@@ -103,6 +126,7 @@ class Run:
             counts[: len(saved)] = saved  # versions before counted less
             at += len(counts)
         unstack_heads(state, [best.state() for best in self._heaps()], "best", name)
+        unstack_heads(state, [self.repairs.state] if self.repairs else [], "repair", name)
         if self._heaps() and self.phase in ("queries", "rows", "exact"):
             self.writer.rows_written = self.done
         if self.auditor:
@@ -156,7 +180,8 @@ class Run:
                 "guarded_queries": int(guarded),
                 "unanswered_queries": int(unanswered),
             }
-        return counts | self.answer_counts()
+        repaired = {"repaired_rows": self.repaired} if self.repairs else {}
+        return counts | repaired | self.answer_counts()
 
     def answer_counts(self) -> dict[str, int]:
         """How many answers are doubted or not finite, and of `exact` how many saw no token."""
@@ -424,13 +449,20 @@ class Run:
         if not hasattr(self.writer, "part"):
             self._write(start, answers, q)
             return
-        self._written = self._pen.submit(self.writer.write, start, answers.rows)
+        self._written = self._pen.submit(self._put, start, answers)
         self._hear(start, answers, q)
 
     def _write(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
-        self.writer.write(start, answers.rows)
+        self._put(start, answers)
         self._hear(start, answers, q)
+
+    def _put(self, start: int, answers: Answers) -> None:
+        self.writer.write(start, answers.rows)
+        if self.doubts:
+            self.doubts.write(start, answers.doubt[:, None])
 
     def _hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
         if self.auditor:
             self.auditor.hear(start, answers, q)
+        if self.repairs:
+            self.repairs.offer(start, answers)

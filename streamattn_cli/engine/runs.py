@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import Problem
 from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.sketched import SketchedRun
-from streamattn_cli.errors import NonFinite
+from streamattn_cli.errors import NonFinite, UsageError
 from streamattn_cli.rows.identity import refuse_inputs
-from streamattn_cli.rows.writers import Writer, check_target
+from streamattn_cli.rows.writers import Writer, check_target, open_writer
 
 
 def make_run(plan: Plan, watch: Watch, writer: Writer) -> Run:
@@ -25,13 +27,31 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
     side = None if request.output == "-" else request.output + ".json"
     checkpoint = request.checkpoint if request.checkpoint not in sketches else None
     inputs = spec.input, *spec.more, spec.q, spec.k, spec.v, request.query_model, *sketches
-    refuse_inputs((request.output, side, checkpoint), inputs)
+    doubt_side = None if request.doubt is None else request.doubt + ".json"
+    refuse_inputs((request.output, side, checkpoint, request.doubt, doubt_side), inputs)
+    if request.doubt:
+        _check_doubt(request)
     if request.top_k:
         from streamattn_cli.rows.hdf5sparse import check_sparse
 
         check_sparse(request.output)
     if request.output != "-":
         check_target(request.output)
+
+
+def _check_doubt(request: AttendRequest) -> None:
+    if request.doubt == "-" or check_target(request.doubt) == "special":
+        raise UsageError(f"--doubt {request.doubt}: give the name of a file in .npy or .h5")
+    if request.top_k or request.sketches:
+        raise UsageError("--doubt: rows of --top-k and --sketches are not written one by one; omit it")
+    if os.path.realpath(request.doubt) == os.path.realpath(request.output):
+        raise UsageError(f"--doubt {request.doubt}: is the output itself; give another name")
+
+
+def open_doubt(problem: Problem, saved: tuple[str, int] | None, tag: str | None) -> Writer | None:
+    """The writer of --doubt: rows x heads in float16; see open_writer."""
+    name = problem.request.doubt
+    return open_writer(name, problem.q.rows, 1, len(problem.q), "f2", "TD", 1, None, saved, tag) if name else None
 
 
 def check_finite(counts: dict[str, int], request: AttendRequest) -> None:

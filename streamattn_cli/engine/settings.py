@@ -126,6 +126,12 @@ class AnswerSettings:
     """What is written, and how it is checked."""
 
     audit: int = budget(0, "Rows that are also answered exactly, to measure the error.", decides=True)
+    repair: str | None = budget(
+        None, "Answer the N (or P%) most doubtful rows exactly, in passes over the keys afterwards.", decides=True
+    )
+    doubt: str | None = budget(
+        None, "FILE.npy or .h5 for the doubt of every answer, rows x heads in float16.", decides=True
+    )
     out_dtype: str | None = budget(
         None, "f16, f32 or f64.", shown="f32; f64 for f64", read=read_out_dtype, decides=True
     )

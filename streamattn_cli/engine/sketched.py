@@ -59,7 +59,9 @@ class SketchedRun(Run):
             self._complete()
             self._recover()
             rows = row_count(self.heads[0].state["query_rows"])
-        return rows, *(self._audited() if self.auditor else (None, self.plan.audit_reason))
+        if not self.auditor:
+            return rows, None, self.plan.audit_reason
+        return rows, *self.auditor.estimate(self._second_pass(), self.workers.works[0])
 
     def counts(self) -> dict[str, int]:
         """What was clipped or guarded."""

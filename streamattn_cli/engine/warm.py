@@ -40,6 +40,9 @@ class _Nowhere:
         if self.best:
             self.best.offer(start, block)
 
+    def patch(self, row: int, block: np.ndarray) -> None:
+        pass
+
 
 def warm(plan: Plan, listener: Listener) -> None:
     """Run the plan's methods on a few made-up rows of the same dtypes."""
@@ -65,7 +68,7 @@ def warm(plan: Plan, listener: Listener) -> None:
     problem = replace(problem, request=request, params=params, **small)
     plan = replace(
         plan, problem=problem, threads=1, block_rows=ROWS, query_block_rows=ROWS, query_rows=512 if plan.query_rows else 0,
-        audit_rows=min(plan.audit_rows, 8),
+        audit_rows=min(plan.audit_rows, 8), repair_rows=min(plan.repair_rows, 8),
     )  # fmt: skip
     run = make_run(plan, Watch(lambda event: None, Interrupts()), _Nowhere(problem))
     run.go()

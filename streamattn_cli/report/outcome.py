@@ -95,6 +95,7 @@ def _errors(audit: Audit | None, reason: str | None) -> Rows:
         return [("error", f"not measured: {reason}" if reason else "")]
     return [
         ("error", f"{_estimate(audit.method, audit.rows)} ({audit.rows} rows audited)"),
+        ("before", f"{_estimate(audit.before)} (before --repair)" if audit.before else ""),
         ("flagged", flagged_text(audit.flagged)),
         ("trivial", f"{_estimate(audit.trivial)} (the same for the mean of the values)"),
         ("heads", _heads(audit.heads)),

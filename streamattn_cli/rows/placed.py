@@ -56,17 +56,30 @@ class PlacedWriter:
     def write(self, start: int, block: np.ndarray) -> None:
         """See writers.Writer."""
         self._shape.check(block, start, self.rows_written)
-        row = self._shape.row_bytes // self._shape.segments
         try:
-            with failing_as_output(self.name):
-                for segment, part in enumerate(self._shape.cut(block)):
-                    place = self._offset + (segment * (self._rows or 0) + start) * row
-                    pwrite_all(self._temporary.fd, memoryview(part.reshape(-1)).cast("B"), place)
-                    begin_writeback(self._temporary.fd, place, part.nbytes)
+            self._place(start, block)
         except BaseException:
             self.abort()
             raise
         self.rows_written += len(block)
+
+    def _place(self, start: int, block: np.ndarray) -> None:
+        row = self._shape.row_bytes // self._shape.segments
+        with failing_as_output(self.name):
+            for segment, part in enumerate(self._shape.cut(block)):
+                place = self._offset + (segment * (self._rows or 0) + start) * row
+                pwrite_all(self._temporary.fd, memoryview(part.reshape(-1)).cast("B"), place)
+                begin_writeback(self._temporary.fd, place, part.nbytes)
+
+    def patch(self, row: int, block: np.ndarray) -> None:
+        """Write block (n, heads, dim) once more over rows row.. that are written already. Raises OutputFailed."""
+        if row + len(block) > self.rows_written:
+            raise ValueError(f"rows up to {row + len(block)}, and {self.rows_written} are written")
+        try:
+            self._place(row, block)
+        except BaseException:
+            self.abort()
+            raise
 
     def commit(self, meta: dict) -> None:
         """See writers.Writer."""
