@@ -1,4 +1,4 @@
-"""Man pages and shell completion, made from the commands: see scripts/make_pages."""
+"""Man pages and shell completion, made from the commands, and the reference of JSON.md: see scripts/make_pages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import textwrap
 from importlib.metadata import version
 from pathlib import Path
 
+import jsonfields
 from typer.main import get_command
 
 from streamattn_cli.cli.main import app
@@ -111,7 +112,8 @@ def main() -> None:
     """Write every file, or complain about those that are not as they should be."""
     wanted = {SHARE / "man" / name: text for name, text in pages().items()}
     wanted |= {SHARE / "completion" / name: text for name, text in completions().items()}
-    there = {path for path in SHARE.rglob("*") if path.is_file()}
+    wanted[jsonfields.REPORT / "JSON.md"] = jsonfields.page()
+    there = {path for path in SHARE.rglob("*") if path.is_file()} | {jsonfields.REPORT / "JSON.md"}
     stale = sorted(path for path in wanted.keys() | there if path not in there or path.read_text() != wanted.get(path))
     if "--check" in sys.argv[1:]:
         sys.exit(f"{', '.join(path.name for path in stale)}: out of date, run scripts/make_pages" if stale else 0)

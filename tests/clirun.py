@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from described import described
 
 import streamattn_cli  # noqa: F401 - for NUMBA_CACHE_DIR, see above
 
@@ -34,12 +35,12 @@ class Done:
     @property
     def document(self):
         """Standard output as the one JSON document that it must be."""
-        return json.loads(self.out)
+        return described(json.loads(self.out))
 
     @property
     def log(self):
         """Standard error as JSON lines, every one of which must parse."""
-        return [json.loads(line) for line in self.err.splitlines()]
+        return [described(json.loads(line)) for line in self.err.splitlines()]
 
 
 def environment(**words):

@@ -17,6 +17,7 @@ from streamattn_cli.cli.main import app
 
 TOP = Path(__file__).resolve().parent.parent
 PAGES = TOP / "streamattn_cli" / "report" / "pages"
+JSON = PAGES.parent / "JSON.md"
 SMALLER = [(r"--rows 2000000\b", "--rows 20000"), (r"head -c 1000000\b", "head -c 100000")]  # the same words, less work
 
 
@@ -63,6 +64,12 @@ def test_every_command_of_the_readme_works(folder):
     for command in commands:
         shell(command, folder)
     assert (folder / "out.npy").exists()
+
+
+def test_the_example_of_the_json_page_works(folder):
+    (command,) = indented_commands(JSON.read_text())
+    error, high = map(float, shell(command, folder).stdout.split())
+    assert 0 < error < high
 
 
 def example(command):
@@ -171,6 +178,6 @@ def test_the_pages_name_only_options_that_exist():
     declared = {
         word for command in commands for option in command.params for word in (*option.opts, *option.secondary_opts)
     }
-    for page in [TOP / "README.md", *PAGES.glob("*.md")]:
+    for page in [TOP / "README.md", JSON, *PAGES.glob("*.md")]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.read_text()))
         assert used <= declared | {"--help", "--install-completion"}, (page.name, used - declared)

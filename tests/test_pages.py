@@ -20,15 +20,17 @@ def test_the_pages_are_those_of_the_commands():
     assert len(PAGES) == 11
 
 
-def test_a_page_that_is_out_of_date_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["cli/share/man/streamattn-plan.1", "report/JSON.md"])
+def test_a_page_that_is_out_of_date_is_named(tmp_path, name):
     shutil.copytree(SHARE, tmp_path / "streamattn_cli" / "cli" / "share")
     shutil.copytree(TOP / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("paper", "accuracy"))
-    page = tmp_path / "streamattn_cli" / "cli" / "share" / "man" / "streamattn-plan.1"
+    shutil.copytree(TOP / "streamattn_cli" / "report", tmp_path / "streamattn_cli" / "report")
+    page = tmp_path / "streamattn_cli" / name
     page.write_text(page.read_text().replace("dim", "din"))
-    check = [sys.executable, "-c", f"import sys; sys.path[0] = {str(TOP)!r}; sys.argv = ['x', '--check']; "
+    check = [sys.executable, "-c", f"import sys; sys.path[0] = {str(TOP)!r}; sys.path.append({str(tmp_path / 'scripts')!r}); sys.argv = ['x', '--check']; "
              f"import runpy; runpy.run_path({str(tmp_path / 'scripts' / 'pages.py')!r}, run_name='__main__')"]  # fmt: skip
     done = subprocess.run(check, capture_output=True, text=True)
-    assert done.returncode == 1 and "streamattn-plan.1: out of date, run scripts/make_pages" in done.stderr
+    assert done.returncode == 1 and f"{Path(name).name}: out of date, run scripts/make_pages" in done.stderr
 
 
 def test_the_wheel_takes_every_page_to_its_place():

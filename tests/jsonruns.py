@@ -1,0 +1,165 @@
+"""Runs of every command that writes JSON, chosen so that every field of every document occurs."""
+
+import io
+import json
+from contextlib import chdir
+
+import h5py
+import numpy as np
+from clirun import SAMPLE, run, save_heads
+from typer.testing import CliRunner
+
+from streamattn_cli.cli.main import app
+from streamattn_cli.engine.attend import attend
+from streamattn_cli.engine.events import Progress
+from streamattn_cli.engine.settings import AttendRequest
+from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.errors import Interrupted
+from streamattn_cli.report.progress import make_listener
+from streamattn_cli.rows.spec import InputSpec
+
+TINY, HEADS = SAMPLE / "tiny.h5", SAMPLE / "heads.h5"
+SHORT = (HEADS, "--rows", "0:1500")
+SMALL = ("--resident-rows", "128")
+POLY = ("--method", "poly", "--degree", "2")
+BETA = (*POLY, "--max-error", "9", "--beta", "2")
+PHI = ("attend", TINY, "--full", *POLY, "--sketches", "phi", "--order", "kqv", "--top-k", "2")
+PSI = ("attend", TINY, "--full", *POLY, "--sketches", "psi")
+SKETCH = ("sketch", HEADS, "--scale", "d", *POLY)
+BUDGET = ("--memory", "64MiB")
+WINDOW = ("attend", HEADS, "--causal", "--method", "window", "--window", "32")
+SAVED = ("--fingerprint", "--select", "0", "--missing", "zeros", "--audit", "8")
+METHODS = (
+    "nystrom:effort=best:atoms=64:window=16:buffer=16,nystrom:sinks=2,poly:degree=1:polynomial=taylor:beta=9,"
+    "poly:degree=12"
+)
+
+# name -> the command line without --json; one may use files that those before it wrote
+RUNS = {
+    "attend": ("attend", *SHORT, "--causal", *SMALL, "--audit", "32", "-o", "out.npy"),
+    "attend by poly": ("attend", TINY, "--full", *POLY, *BUDGET, "--audit", "8", "-o", "poly.h5"),
+    "attend exactly": ("attend", TINY, "--full", "--method", "exact", "-o", "out.npy"),
+    "attend, all rows resident": ("attend", TINY, "--causal", "-o", "out.npy"),
+    **{
+        f"attend by {method}": ("attend", *SHORT, "--causal", "--method", method, *SMALL, "-o", "out.npy")
+        for method in ("evict", "sample", "balance", "wildcat")
+    },
+    "attend, saved": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "-o", "saved.npy"),
+    "attend, complete already": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "--resume", "-o", "saved.npy"),
+    "attend with Psi": (*PSI, "--audit", "2", "-o", "out.npy"),
+    "attend with Phi": (*PHI, "--m2", "512", "--audit", "2", "--checkpoint", "phi.sattn", "-o", "phi.h5"),
+    "attend by the paper": ("attend", TINY, "--full", *POLY, "--sketches", "paper", "--top-k", "2", "-o", "top.h5"),
+    "attend --top-k": ("attend", *SHORT, "--causal", *SMALL, "--top-k", "2", "--deviation", "-o", "top.h5"),
+    "attend by poly with a bound": ("attend", *SHORT, "--full", *BETA, "-o", "out.npy"),
+    "attend, rows dropped": ("attend", "holes.h5", "--full", *SMALL, "--nan-policy", "drop", "-o", "out.npy"),
+    "attend --dry-run": ("attend", *SHORT, "--causal", *SMALL, *BUDGET, "--audit", "32", "-o", "out.npy", "--dry-run"),
+    "attend --dry-run exactly": ("attend", TINY, "--full", "--method", "exact", "-o", "out.npy", "--dry-run"),
+    "attend --dry-run with Phi": (*PHI, "-o", "phi.h5", "--dry-run"),
+    "attend --dry-run with Psi": (*PSI, "--top-k", "2", "-o", "out.h5", "--dry-run"),
+    "sketch": (*SKETCH, "--rows", "0:2048", "-o", "a.sattn"),
+    "sketch --shards": (*SKETCH, "--rows", "2048:4096", "--shards", "2", "-o", "b.sattn"),
+    **{
+        f"sketch by {method}": ("sketch", *SHORT, "--method", method, *SMALL, "-o", f"{method}.sattn")
+        for method in ("evict", "sample", "balance", "wildcat", "nystrom")
+    },
+    "merge": ("merge", "a.sattn", "b.sattn", "-o", "all.sattn"),
+    "query": ("query", "all.sattn", f"{HEADS}:/q", "-o", "answers.npy"),
+    "info of a sketch": ("info", "all.sattn"),
+    "info of a checkpoint": ("info", "run.sattn"),
+    "info of a run with Phi": ("info", "phi.sattn"),
+    **{f"info of {name}": ("info", f"{name}.sattn") for name in ("evict", "sample", "balance", "wildcat", "nystrom")},
+    "info of an unfinished run": ("info", "unfinished.sattn"),
+    "compare": ("compare", *SHORT, "--causal", "--methods", METHODS, "--audit", "32", *SMALL),
+    "compare by bytes": ("compare", TINY, "--full", "--methods", "evict,sample,balance,wildcat", "--resident", "4KiB"),
+    "plan": ("plan", HEADS, *BUDGET),
+    "plan from numbers": ("plan", "--rows", "1e9", "--dim", "128", "--heads", "32", "--kv-heads", "8", *BUDGET),
+    "plan of few rows": ("plan", HEADS, "--memory", "22MiB", "--resident-rows", "4000", "--threads", "2"),
+    "plan of a small head": ("plan", TINY, "--resident-rows", "256"),
+    "inspect": ("inspect", HEADS),
+    "inspect one array": ("inspect", "k.npy"),
+    "inspect other arrays": ("inspect", "holes.h5"),
+    "generate": ("generate", "--rows", "100", "--dim", "4", "made.h5"),
+}
+
+# name -> the command line without --log-json
+LOGS = {
+    "attend": ("attend", *SHORT, "--causal", *SMALL, "--audit", "8", "-o", "out.npy"),
+    "attend exactly": ("attend", *SHORT, "--full", "--method", "exact", "--audit", "8", "-o", "out.npy"),
+    "attend with Phi": (*PHI, "--audit", "2", "-o", "phi.h5"),
+    "attend with Psi": (*PSI, "--audit", "2", "-o", "out.npy"),
+    "sketch --shards": (*SKETCH, "--shards", "2", "-o", "shards.sattn"),
+    "query": ("query", "all.sattn", f"{HEADS}:/q", "-o", "answers.npy"),
+    "compare": ("compare", *SHORT, "--causal", "--methods", "window", *SMALL),
+    "generate": ("generate", "--rows", "100", "--dim", "4", "made.h5"),
+}
+
+
+def all_documents(folder):
+    """(name, document) of everything that commands write as JSON, made in `folder`."""
+    save_heads(folder, rows=700)
+    _save_holes(folder / "holes.h5")
+    _stop_early(folder)
+    with chdir(folder):
+        for name, words in RUNS.items():
+            yield name, json.loads(_invoke(*words, "--json").stdout)
+        for name, words in LOGS.items():
+            done = _invoke(*words, "--log-json", "--progress-every", "0")
+            yield from ((f"log of {name}", json.loads(line)) for line in done.stderr.splitlines())
+    (error,) = run("attend", "absent.h5", "--log-json", "-o", folder / "out.npy", code=3).log
+    yield "error", error
+    yield from _statuses()
+
+
+def _invoke(*words):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, f"{words}: {done.exception!r}\n{done.stderr}"
+    return done
+
+
+def _save_holes(path):
+    """q, k, v with a row that is not finite, an array that is no tensor, and attributes."""
+    rows = np.random.default_rng(0).standard_normal((3, 300, 8)).astype("f4")
+    rows[1, 7] = np.nan
+    with h5py.File(path, "w") as file:
+        for name, array in zip("qkv", rows, strict=True):
+            file[name] = array
+        file["ids"] = np.arange(5)
+        file.attrs.update(causal=True, model="made up", lengths=[100, 200])
+
+
+class _Stops(Interrupts):
+    """Stops a run at once after its first block, as a signal would."""
+
+    seen = False
+
+    def check(self):
+        """See Interrupts."""
+        if self.seen:
+            raise Interrupted(15)
+
+    def hear(self, event):
+        """A listener that waits for the first block."""
+        self.seen |= isinstance(event, Progress)
+
+
+def _stop_early(folder):
+    """unfinished.sattn, of a run whose output is not complete."""
+    names = {part: str(folder / f"{part}.npy") for part in "qkv"}
+    words = {"method": "window", "window": 16, "block_rows": 64, "checkpoint": str(folder / "unfinished.sattn")}
+    stops = _Stops()
+    try:
+        attend(AttendRequest(InputSpec(**names), str(folder / "unfinished.npy"), **words), stops.hear, stops)
+    except Interrupted:
+        return
+    raise AssertionError("the run was not stopped")
+
+
+def _statuses():
+    """What SIGUSR1 writes before and after the first block."""
+    stream = io.StringIO()
+    listener = make_listener("json", 0, stream)
+    listener.status()
+    listener(Progress("keys", 5, None, 100, 1.5))
+    listener.status()
+    first, _, last = map(json.loads, stream.getvalue().splitlines())
+    yield from (("status", document) for document in (first, last))
