@@ -40,8 +40,8 @@ def main(scene, folder, kills, seed):
 
     def run(where):
         request = AttendRequest(
-            spec, str(where / ("out.h5" if "top_k" in words else "out.npy")), checkpoint=str(where / "c.sattn"), checkpoint_every="64rows", resume=True,
-            block_rows=rng.choice([32, 64, 96]), threads=1, **words,
+            spec, str(where / ("out.h5" if "top_k" in words else "out.npy")), checkpoint=str(where / "c.sattn"),
+            checkpoint_every="64rows", resume=True, block_rows=rng.choice([32, 64, 96]), threads=1, **words,
         )  # fmt: skip
         (sketchfile.sketch if is_sketch else attending.attend)(request, lambda event: None, Interrupts())
 

@@ -152,7 +152,7 @@ def poly(q, k, v, scale, mu, radius, degree, taylor=False, sinks=0, window=0, gr
             base, last = len(k) - window, len(k) - 1
         else:
             base, last = max(0, (i // group * group - max(window - 1, 0)) // group * group), i
-        past = [j for j in range(sinks, base)]
+        past = list(range(sinks, base))
         exact = [j for j in range(last + 1) if j < sinks or j >= base]
         shift = scale * float(q[i].astype(np.float64) @ mu)
         logits = [scale * float(q[i].astype(np.float64) @ k[j].astype(np.float64)) for j in exact]

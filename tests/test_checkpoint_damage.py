@@ -340,7 +340,8 @@ class Mutator:
 
 
 def test_mutations(rng):
-    """A mutant is refused with exit code 7, 8 or (beyond recognition) 4, or it is the one file of a state: encoding that gives the mutant."""
+    """A mutant is refused with exit code 7, 8 or (beyond recognition) 4, or it is the one file of a state: encoding that
+    gives the mutant."""
     mutator = Mutator(rng)
     accepted, incompatible, distinct = 0, 0, set()
     for _ in range(MUTATIONS):

@@ -84,7 +84,7 @@ def test_malformed_npy_is_4(folder, k, v, words):
 @pytest.mark.parametrize("args, words", [
     (["lengths.h5"], ["lengths.h5:/k has 50 rows", "lengths.h5:/v 49"]),
     (["cut.h5"], ["cut.h5: not readable as HDF5", "truncated"]),
-    (["partial.f32", "--raw", "f32", "--dim", "8"], 
+    (["partial.f32", "--raw", "f32", "--dim", "8"],
      ["partial.f32: 4797 bytes", "rows of 96 bytes", "93 bytes are left"]),
     (["rows.f32"], ["rows.f32: not an .npy, HDF5 or safetensors file", "--raw"]),
     (["--q", "q3.npy", "--k", "k2.npy", "--v", "k2.npy", "--layout", "THD"],

@@ -96,10 +96,12 @@ def file_case(kind, dtype, folder):
         word = rf.write_npy(folder / "k.npy", items, dtype)
         word = InputSpec(k=word, v=word, layout="HTD", dtype="f16" if dtype == "f2" else None)
     elif kind == "safetensors":
-        word = InputSpec(rf.write_safetensors(folder / "x.safetensors", {p: items for p in "kv"}, dtype), layout="HTD")
+        word = InputSpec(
+            rf.write_safetensors(folder / "x.safetensors", dict.fromkeys("kv", items), dtype), layout="HTD"
+        )
     else:
         storage = {"contiguous": {}, "gzip": {"chunks": (1, 300, 5), "compression": "gzip"}}[kind]
-        word = InputSpec(rf.write_hdf5(folder / "x.h5", {p: items for p in "kv"}, dtype, **storage), layout="HTD")
+        word = InputSpec(rf.write_hdf5(folder / "x.h5", dict.fromkeys("kv", items), dtype, **storage), layout="HTD")
     return SourceCase(opener(lambda: word), items)
 
 

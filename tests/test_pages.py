@@ -27,9 +27,14 @@ def test_a_page_that_is_out_of_date_is_named(tmp_path, name):
     shutil.copytree(TOP / "streamattn_cli" / "report", tmp_path / "streamattn_cli" / "report")
     page = tmp_path / "streamattn_cli" / name
     page.write_text(page.read_text().replace("dim", "din"))
-    check = [sys.executable, "-c", f"import sys; sys.path[0] = {str(TOP)!r}; sys.path.append({str(tmp_path / 'scripts')!r}); sys.argv = ['x', '--check']; "
-             f"import runpy; runpy.run_path({str(tmp_path / 'scripts' / 'pages.py')!r}, run_name='__main__')"]  # fmt: skip
-    done = subprocess.run(check, capture_output=True, text=True)
+    scripts = str(tmp_path / "scripts")
+    code = f"""
+import runpy, sys
+sys.path[0], sys.argv = {str(TOP)!r}, ["x", "--check"]
+sys.path.append({scripts!r})
+runpy.run_path({scripts!r} + "/pages.py", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and f"{Path(name).name}: out of date, run scripts/make_pages" in done.stderr
 
 

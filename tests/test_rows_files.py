@@ -118,7 +118,7 @@ def test_chunk_cache_holds_one_band_and_reads_every_chunk_once(tmp_path, piece):
     """A damaged second read would go unseen; what is seen is the cache's promise: bytes of one band of chunks."""
     items = rf.bits(np.random.default_rng(3), (64, 5, 6), "f2")
     path = rf.write_hdf5(
-        tmp_path / "x.h5", {p: items for p in "qkv"}, "f2", {"layout": "THD"}, chunks=(16, 2, 4), compression="gzip"
+        tmp_path / "x.h5", dict.fromkeys("qkv", items), "f2", {"layout": "THD"}, chunks=(16, 2, 4), compression="gzip"
     )
     with open_inputs(InputSpec(path)) as inputs:
         band = 3 * 2  # chunks that share rows
@@ -149,7 +149,7 @@ def test_safetensors_names(tmp_path):
     names = [f"layers.{n}.{p}" for n in (0, 1) for p in "qkv"] + ["odd"]
     path = rf.write_safetensors(
         tmp_path / "x.safetensors",
-        {n: items for n in names},
+        dict.fromkeys(names, items),
         "bf16",
         {"scale": "0.5", "causal": "false", "layout": "thd"},
     )
@@ -185,7 +185,7 @@ def test_npy_versions(tmp_path, version):
 def test_magic_beats_the_extension(tmp_path):
     items = np.arange(8.0).reshape(4, 2)
     lying = tmp_path / "x.npy"
-    rf.write_hdf5(lying, {p: items for p in "qkv"}, "f8")
+    rf.write_hdf5(lying, dict.fromkeys("qkv", items), "f8")
     with open_inputs(InputSpec(str(lying), layout="TD")) as inputs:
         assert any("is a hdf5 file whatever its name says" in note for note in inputs.notes)
 

@@ -152,7 +152,7 @@ def test_selection_keeps_groups(grouped):
 
 def test_selection_of_batches(tmp_path):
     array = np.random.default_rng(3).random((2, 9, 2, 4))
-    path = rf.write_hdf5(tmp_path / "x.h5", {p: array for p in "qkv"}, "f8", {"layout": "BTHD"})
+    path = rf.write_hdf5(tmp_path / "x.h5", dict.fromkeys("qkv", array), "f8", {"layout": "BTHD"})
     with open_inputs(InputSpec(path, select=(3,))) as inputs:
         np.testing.assert_array_equal(rf.head_items(inputs.k)[0], array[1, :, 1])
         assert (inputs.q.layout, inputs.q.batch) == ("THD", 1)

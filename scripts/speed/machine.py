@@ -35,7 +35,10 @@ def best(work: Callable[[], object], times: int = TRIES) -> float:
 
 def facts() -> dict:
     """What the numbers depend on."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "unknown")
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "unknown",
+    )
     versions = {}
     for name in ("streamattn-cli", "numpy", "numba", "torch", "scikit-learn"):
         try:

@@ -20,9 +20,9 @@ def foreign_kind(start: bytes) -> str | None:
     for magic, kind in _MAGICS.items():
         if start.startswith(magic):
             return kind
-    if start[8:10] == b'{"' and any(word in start for word in _SAFETENSORS):
-        if not _BEGINNING.startswith(start[8:]) and not any(word in start for word in _OURS):
-            return "a safetensors file"
+    tensors = start[8:10] == b'{"' and any(word in start for word in _SAFETENSORS)
+    if tensors and not _BEGINNING.startswith(start[8:]) and not any(word in start for word in _OURS):
+        return "a safetensors file"
     return "a text file" if len(start) >= 8 and _is_text(start) else None
 
 

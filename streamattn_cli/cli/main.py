@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -122,10 +123,8 @@ def _end(message: str, code: int) -> None:
     line = f"streamattn: {message}"
     if _asked("--log-json"):
         line = json_line({"type": "error", "code": code, "message": message})
-    try:
+    with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
-    except OSError:
-        pass
     sys.exit(code)
 
 

@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number near 2^63
@@ -96,10 +97,8 @@ def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
 
 def trim() -> None:
     """Return freed pages to the system: the allocator keeps those of each thread for that thread."""
-    try:
+    with suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):  # not glibc
-        pass
 
 
 def _open_statm() -> int | None:

@@ -112,11 +112,10 @@ def storage_of(found: np.dtype, name: str, wanted: str | None = None) -> tuple[s
             f"{name}: dtype {found.str} is big-endian, expected little-endian; "
             f"convert it with array.astype(array.dtype.newbyteorder('<')) and save again"
         )
-    if found.str in ("<u2", "<i2", "|V2", "<V2"):
-        if wanted in (None, "bf16", "f2"):
-            kind = "float16" if wanted == "f2" else "bfloat16"
-            hint = "" if wanted else " (--dtype f16 if they are float16)"
-            return wanted or "bf16", f"{name}: {found} items are read as {kind} bit patterns{hint}"
+    if found.str in ("<u2", "<i2", "|V2", "<V2") and wanted in (None, "bf16", "f2"):
+        kind = "float16" if wanted == "f2" else "bfloat16"
+        hint = "" if wanted else " (--dtype f16 if they are float16)"
+        return wanted or "bf16", f"{name}: {found} items are read as {kind} bit patterns{hint}"
     plain = {"<f2": "f2", "<f4": "f4", "<f8": "f8"}.get(found.str)
     if plain is None:
         raise InputMalformed(
