@@ -99,11 +99,10 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
         if request.top_k:
             written["top_k"] = writer.finish()
         counts = run.counts()
+        told = {**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason}
         if doubts:
-            doubts.commit(written)
-        writer.commit(
-            {**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason}
-        )
+            doubts.commit(told)
+        writer.commit(told)
         if checkpoint:
             checkpoint.commit(run.save(), describe(facts, DONE, rows, sources, None))
         outcome = Outcome(

@@ -265,12 +265,17 @@ def queries_in_any_cut_get_the_same_bytes(case: SketchCase) -> None:
 
 
 def heads_do_not_see_each_other(case: SketchCase) -> None:
-    """A query head alone gets the same bytes as in its group."""
+    """A query head alone gets the same answers as in its group: the same bytes, but for rounding where heads share a tile,
+    because products of other shapes may sum in another order (OpenBLAS does with AVX-512)."""
     stream = case.stream()
     together = causal(case, stream)[0]
     for head in range(len(stream.q)):
         alone = Trial(case, Stream(stream.q[head : head + 1], stream.k, stream.c), first=stream)
-        require_same_bytes(alone.step(stream.rows)[0], together[head], f"head {head} alone")
+        found, what = alone.step(stream.rows)[0], f"head {head} alone"
+        if case.params.stack == 1:
+            require_same_bytes(found, together[head], what)
+        else:
+            require_close(found, together[head], 64 * np.finfo(found.dtype).eps, what)
 
 
 def scratch_carries_nothing(case: SketchCase) -> None:
