@@ -168,9 +168,24 @@ def test_row_ranges(grouped):
         np.testing.assert_array_equal(inputs.k.tensor.peek(2).reshape(2, 3, 4).transpose(1, 0, 2), heads["k"][:, 5:7])
         short = np.full((1, 10, 12), 7, "f4")
         assert inputs.k.tensor.read_into(short, 0) == 7 and (short[:, 7:] == 7).all()
-    for rows in ((5, 21), (20, None), (4, 4), (-1, 3)):
+    for rows in ((20, 30), (20, None), (4, 4), (-1, 3)):
         with pytest.raises(UsageError, match="rows"):
             open_inputs(InputSpec(path, rows=rows))
+
+
+def test_ranges_that_reach_beyond_the_end_are_cut_with_a_note(grouped):
+    path, heads = grouped
+    with open_inputs(InputSpec(path, rows=(5, 21), q_rows=(19, 1000))) as inputs:
+        assert (inputs.k.rows, inputs.v.rows, inputs.q.rows) == (15, 15, 1)
+        np.testing.assert_array_equal(rf.head_items(inputs.v), heads["v"][:, 5:])
+        told = [note for note in inputs.notes if "asked for" in note]
+        assert [note.split(": ", 1)[1] for note in told] == [
+            "rows 19:1000 asked for, it has 20: rows 19:20 are taken",
+            "rows 5:21 asked for, it has 20: rows 5:20 are taken",
+            "rows 5:21 asked for, it has 20: rows 5:20 are taken",
+        ]
+    with open_inputs(InputSpec(path, rows=(5, 20))) as inputs:
+        assert not [note for note in inputs.notes if "asked for" in note]
 
 
 def test_ranges_of_a_shared_tensor(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from streamattn_cli.errors import InputMalformed, UsageError
@@ -80,3 +81,8 @@ def with_ranges(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
             made[key] = RangeTensor(part_heads.tensor, *wanted[part])
         ranged[part] = replace(part_heads, tensor=made[key])
     return ranged
+
+
+def range_notes(heads: Iterable[Heads]) -> list[str]:
+    """What is to be said about ranges that reached beyond the end."""
+    return [note for part in heads if (note := getattr(part.tensor, "note", None))]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows import arrays
 from streamattn_cli.rows.attributes import clean
-from streamattn_cli.rows.fit import check_heads, check_rows, with_ranges
+from streamattn_cli.rows.fit import check_heads, check_rows, range_notes, with_ranges
 from streamattn_cli.rows.heads import (
     Heads,
     Part,
@@ -64,7 +64,8 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True) -> I
         q, k, v = (heads.get(part) for part in ("q", "k", "v"))
         if spec.select is not None:
             q, k, v = select(q, k, v, spec.select)
-        return Inputs(q, k, v, opening.attrs, tuple(dict.fromkeys(opening.notes)), stack.pop_all())
+        notes = dict.fromkeys([*opening.notes, *range_notes(heads.values())])
+        return Inputs(q, k, v, opening.attrs, tuple(notes), stack.pop_all())
 
 
 class _Opening:
