@@ -7,6 +7,7 @@ import rowfiles as rf
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.heads import split_record
 from streamattn_cli.rows.layout import infer, infer_query
+from streamattn_cli.rows.many import open_stream
 from streamattn_cli.rows.open import InputSpec, open_inputs
 
 NAMES = {part: part + ".npy" for part in "qkv"}
@@ -112,12 +113,25 @@ def test_packed_files_share_one_tensor(tmp_path):
         np.testing.assert_array_equal(rf.head_items(inputs.q)[5], fused[:, 20:24])
         np.testing.assert_array_equal(rf.head_items(inputs.v)[1], fused[:, 36:40])
     word = rf.write_hdf5(tmp_path / "x.h5", {"packed": split}, "f8") + ":packed"
-    with open_inputs(InputSpec(word)) as inputs:
+    with open_inputs(InputSpec(word, record="qkv")) as inputs:
         np.testing.assert_array_equal(rf.head_items(inputs.k), split[:, :, 4:8].transpose(1, 0, 2))
-        assert any("--record qkv" in note for note in inputs.notes)
     word = rf.write_npy(tmp_path / "y.npy", split.transpose(1, 0, 2), "f8")
     with open_inputs(InputSpec(word, layout="HTD", value_dim=2, dim=5)) as inputs:
         np.testing.assert_array_equal(rf.head_items(inputs.v), split[:, :, 10:].transpose(1, 0, 2))
+
+
+def test_one_array_of_a_file_is_not_taken_for_packed_rows(tmp_path):
+    """It may be the keys alone: a --record, or the --dim of its parts, must say that it is not."""
+    words = [rf.write_npy(tmp_path / f"k{at}.npy", np.ones((200, 2, 48)), "f8") for at in range(2)]
+    words.append(rf.write_hdf5(tmp_path / "x.h5", {"k": np.ones((200, 2, 48))}, "f8") + ":k")
+    for spec in (*map(InputSpec, words), InputSpec(str(tmp_path / "k?.npy")), InputSpec(words[0], rows=(0, 9))):
+        with pytest.raises(UsageError, match=r"\(200, 2, 48\) for k, v; give --record kv .* --k FILE --v FILE"):
+            open_stream(spec)
+    with pytest.raises(UsageError, match=r"for q, k, v; give --record qkv .* --q FILE --k FILE --v FILE"):
+        open_inputs(InputSpec(words[0]))
+    for said in ({"record": "kv"}, {"dim": 24}):
+        with open_stream(InputSpec(str(tmp_path / "k?.npy"), **said)) as inputs:
+            assert (inputs.k.rows, len(inputs.k), inputs.k.dim, inputs.v.dim) == (400, 2, 24, 24)
 
 
 def test_raw_file(tmp_path):
@@ -191,10 +205,10 @@ def test_ranges_that_reach_beyond_the_end_are_cut_with_a_note(grouped):
 def test_ranges_of_a_shared_tensor(tmp_path):
     fused = np.random.default_rng(2).random((9, 12))
     word = rf.write_npy(tmp_path / "x.npy", fused, "f8")
-    with open_inputs(InputSpec(word, rows=(2, 6))) as inputs:
+    with open_inputs(InputSpec(word, record="qkv", rows=(2, 6))) as inputs:
         assert inputs.q.tensor is inputs.k.tensor is inputs.v.tensor
         np.testing.assert_array_equal(rf.head_items(inputs.q)[0], fused[2:6, :4])
-    with open_inputs(InputSpec(word, rows=(2, 6), q_rows=(0, 1))) as inputs:
+    with open_inputs(InputSpec(word, record="qkv", rows=(2, 6), q_rows=(0, 1))) as inputs:
         assert inputs.q.tensor is not inputs.k.tensor is inputs.v.tensor
         np.testing.assert_array_equal(rf.head_items(inputs.q)[0], fused[:1, :4])
 

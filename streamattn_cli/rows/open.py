@@ -205,6 +205,7 @@ class _Opening:
         layout = "TD" if fused else self._packed_layout(stored)
         shape = extent(stored.shape, layout, stored.name)
         parts = self._split(shape.dim, record, stored.name, one_head=not fused)
+        self._check_record(stored, record)
         heads = (
             packed_fused(self._open(stored, shape), parts)
             if fused
@@ -213,6 +214,15 @@ class _Opening:
         listed = " | ".join(f"{len(heads[part])} {part} of {heads[part].dim}" for part in record)
         self.notes.append(f"{stored.name}: {show(stored.shape)} rows are {listed}")
         return heads
+
+    def _check_record(self, stored: Stored, record: str) -> None:
+        """Refuse one array of a file for several parts where nothing says that its rows are packed: it may be one of them."""
+        spec = self._spec
+        if stored.shape[0] is not None and len(record) > 1 and spec.record is spec.dim is None:
+            raise UsageError(
+                f"{stored.name}: one array {show(stored.shape)} for {', '.join(record)}; give --record {record} if every row "
+                f"of it holds them side by side, or a file for each: {' '.join(f'--{part} FILE' for part in record)}"
+            )
 
     def _packed_layout(self, stored: Stored) -> str:
         """Of a packed array with a head axis: records of three axes are (rows, heads, items) unless a file's
