@@ -1,5 +1,8 @@
 """Layouts that are inferred, packed rows, selections and ranges."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import rowfiles as rf
@@ -30,6 +33,7 @@ def test_inference(q, k, v, layout):
     ((90, 9, 8), (90, 9, 8), (90, 9, 8), UsageError),  # every head its own keys: both readings are whole
     ((2, 9, 90, 8), (2, 9, 90, 8), (2, 9, 90, 8), UsageError),
     ((90, 8), (90, 2, 8), (90, 2, 8), UsageError),
+    ((96, 3, 8), (4, 96, 8), (4, 96, 8), UsageError),  # 96 heads of 3 rows would be whole
     ((90, 3, 8), (90, 2, 8), (90, 2, 8), InputMalformed),  # odd ratio: not 90 heads of 2 rows
     ((90, 4, 8), (90, 2, 6), (90, 2, 8), InputMalformed),
     ((90, 4, 8), (90, 2, 8), (80, 2, 8), InputMalformed),
@@ -62,6 +66,61 @@ def test_inference_is_noted(tmp_path):
         assert sum("read as layout THD (rows, heads, items)" in note for note in inputs.notes) == 3
     with open_inputs(InputSpec(layout="thd", **words)) as inputs:
         assert inputs.notes == ()
+
+
+def _saved(folder, layout=None, **shapes):
+    words = {part: rf.write_npy(folder / f"{part}.npy", np.ones(shape), "f8") for part, shape in shapes.items()}
+    return InputSpec(layout=layout, **words)
+
+
+@pytest.mark.parametrize(("layout", "q", "k", "mend"), [
+    (None, (96, 3, 8), (1, 96, 8), "q.transpose(1, 0, 2)"),  # guessed, since k fits one layout only
+    ("HTD", (96, 3, 8), (1, 96, 8), "q.transpose(1, 0, 2)"),
+    ("THD", (3, 96, 8), (96, 1, 8), "q.transpose(1, 0, 2)"),
+    ("BHTD", (2, 96, 3, 8), (2, 3, 96, 8), "q.transpose(0, 2, 1, 3)"),
+    ("HTD", (96, 6, 8), (96, 3, 8), "give --layout THD"),
+    ("THD", (9, 90, 8), (3, 90, 8), "give --layout HTD"),
+    ("BTHD", (2, 9, 90, 8), (2, 3, 90, 8), "give --layout BHTD"),
+])  # fmt: skip
+def test_rows_and_heads_that_were_exchanged_are_refused_with_what_mends_it(tmp_path, layout, q, k, mend):
+    spec = _saved(tmp_path, layout, q=q, k=k, v=k)
+    with pytest.raises(UsageError, match="and they agree") as refusal:
+        open_inputs(spec)
+    assert mend in str(refusal.value)
+    heads = int(re.search(r"--heads (\d+)", str(refusal.value))[1])
+    with open_inputs(replace(spec, heads=heads)) as inputs:
+        assert len(inputs.q) // inputs.q.batch == heads
+    if "transpose" in mend:
+        axes = tuple(map(int, re.findall(r"\d", mend)))
+        spec = replace(spec, q=rf.write_npy(tmp_path / "turned.npy", np.ones([q[at] for at in axes]), "f8"))
+    else:
+        spec = replace(spec, layout=mend.split()[-1])
+    with open_inputs(spec) as inputs:
+        assert inputs.q.rows == inputs.k.rows >= 90
+
+
+def test_queries_beside_packed_keys_may_be_exchanged_alone(tmp_path):
+    rf.write_npy(tmp_path / "kv.npy", np.ones((96, 16)), "f8")
+    q = rf.write_npy(tmp_path / "q.npy", np.ones((96, 3, 8)), "f8")
+    spec = InputSpec(str(tmp_path / "kv.npy"), record="kv", q=q, layout="HTD")
+    with pytest.raises(
+        UsageError, match=r"96 heads of 3 rows, .* read as THD it has 3 heads of 96 rows.* give --layout THD"
+    ):
+        open_inputs(spec)
+    with open_inputs(replace(spec, layout="THD")) as inputs:
+        assert (len(inputs.q), inputs.q.rows) == (3, 96)
+
+
+@pytest.mark.parametrize(("layout", "q", "k"), [
+    ("HTD", (4, 100, 8), (4, 50, 8)),  # fewer keys than queries
+    ("HTD", (32, 1, 8), (8, 32, 8)),  # one query of each of 32 heads, after 32 keys: one head of 32 would not fit
+    ("THD", (100, 32, 8), (50, 8, 8)),
+    ("HTD", (32, 1000, 8), (32, 100, 8)),
+    ("HTD", (96, 3, 8), (96, 3, 8)),  # q and k agree
+])  # fmt: skip
+def test_queries_of_other_rows_than_the_keys_are_taken_where_they_make_sense(tmp_path, layout, q, k):
+    with open_inputs(_saved(tmp_path, layout, q=q, k=k, v=k)) as inputs:
+        assert inputs.q.layout == layout
 
 
 def test_two_axes_with_heads_are_fused(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows import arrays
 from streamattn_cli.rows.attributes import clean
-from streamattn_cli.rows.fit import check_heads, check_rows, range_notes, with_ranges
+from streamattn_cli.rows.fit import check_heads, check_layout, check_rows, range_notes, with_ranges
 from streamattn_cli.rows.heads import (
     Heads,
     Part,
@@ -59,6 +59,8 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True) -> I
         opening = _Opening(spec, ("q",) * need_q + ("k", "v") * need_kv, stack)
         heads = opening.heads()
         check_heads(spec, heads)
+        if need_q and need_kv:
+            check_layout(spec, heads["q"], heads["k"], opening.decides_of_q_alone)
         heads = with_ranges(spec, heads)
         check_rows(heads)
         q, k, v = (heads.get(part) for part in ("q", "k", "v"))
@@ -97,6 +99,11 @@ class _Opening:
             shape = self._extent(stored, layouts[part], part)
             found[part] = whole(self._open(stored, shape, part), shape)
         return {part: found[part] for part in self._parts}
+
+    @property
+    def decides_of_q_alone(self) -> bool:
+        """Whether --layout says something about q and nothing about k."""
+        return "k" not in self._plain
 
     # --- words -> stored arrays
 
