@@ -1,4 +1,4 @@
-"""What a method or a pipe cannot do is refused with exit code 11, the reason, and what to do instead."""
+"""What a method or a pipe cannot do is refused with exit code 11, the reason, and what to do instead; likewise odd layouts (2)."""
 
 import numpy as np
 import pytest
@@ -45,3 +45,22 @@ def test_the_same_with_the_error_accepted(tmp_path):
     run("attend", SAMPLE / "heads.h5", "--full", "--method", "poly", "--scale", "sqrt", "--degree", "2", "--max-error",
         "1e9", "--rows", "0:1024", "--q-rows", "0:8", "-o", "out.npy", cwd=tmp_path)  # fmt: skip
     assert np.isfinite(np.load(tmp_path / "out.npy")).all()
+
+
+def test_queries_whose_rows_are_taken_for_heads(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, shape in {"k": (96, 1, 4), "v": (96, 1, 4), "q": (96, 3, 4)}.items():
+        np.save(tmp_path / f"{name}.npy", rng.standard_normal(shape).astype(np.float32))
+    keys = ("--k", "k.npy", "--v", "v.npy", "--layout", "THD", "--quiet")
+    run("sketch", *keys, "-o", "s.sattn", cwd=tmp_path)
+    query = ("query", "s.sattn", "q.npy", "-o", "out.npy", "--quiet", "--layout")
+    words = [
+        "q.npy: read as layout HTD it has 96 heads of 3 rows",
+        "s.sattn 1 of 96",
+        "give --layout THD",
+        "--heads 96",
+    ]
+    refused(*query, "HTD", code=2, words=words, cwd=tmp_path, folder=tmp_path)
+    run(*query, "HTD", "--heads", "96", cwd=tmp_path)
+    run(*query, "THD", cwd=tmp_path)
+    assert np.load(tmp_path / "out.npy").shape == (96, 3, 4)

@@ -194,6 +194,63 @@ def test_refusals(tmp_path):
         open_sketch(tmp_path / "nothing.sattn")
 
 
+@pytest.mark.parametrize("name, value, expected", [
+    ("method", "nistrom", "use balance, evict, exact, nystrom, poly"),
+    ("method", 3, "expected a word or None"),
+    ("effort", "bst", "use fast, default or best"),
+    ("polynomial", "odd", "use hermite or taylor"),
+    ("nan_policy", None, "expected a word"),
+    ("resident_rows", "512x", "resident_rows='512x' found, expected a whole number or None"),
+    ("resident_rows", 512.5, "expected a whole number or None"),
+    ("threads", True, "expected a whole number or None"),
+    ("degree", None, "degree=None found, expected a whole number"),
+    ("beta", "1", "expected a number or None"),
+    ("max_error", [1], "expected a number"),
+    ("memory", "lots", "'lots' is not a size"),
+    ("scale", "root", "sqrt"),
+    ("scales", 1, "unknown setting scales"),
+])  # fmt: skip
+def test_settings_that_make_no_sense_are_refused_at_once(name, value, expected):
+    with pytest.raises(UsageError, match=expected) as refusal:
+        AttentionSketch(**{name: value})
+    assert isinstance(refusal.value, ValueError)
+
+
+def test_settings_are_read_as_the_command_reads_them():
+    k, v = _arrays(30)
+    sketch = _filled(k, v, memory="512MiB", scale=np.float32(0.5), resident_rows=np.int64(64), beta=None, max_error=1)
+    np.testing.assert_array_equal(sketch.query(k), _filled(k, v, memory=512 << 20, resident_rows=64).query(k))
+
+
+@pytest.mark.parametrize("dtype", ["i4", "i2", "u4", "?", "c8", "O", ">f4"])
+def test_arrays_of_other_dtypes_are_refused_at_once_and_change_nothing(dtype):
+    k, v = _arrays(30)
+    sketch = AttentionSketch()
+    for wrong in ((k.astype(dtype), v), (k, v.astype(dtype))):
+        with pytest.raises(InputMalformed, match="found, expected float16, float32 or float64") as refusal:
+            sketch.absorb(*wrong)
+        assert isinstance(refusal.value, TypeError)
+    sketch.absorb(k, v)
+    assert sketch.rows == 30
+    with pytest.raises(TypeError, match="q: dtype"):
+        sketch.query(k.astype(dtype))
+    with pytest.raises(TypeError, match="queries: dtype"):
+        AttentionSketch(queries=k.astype(dtype))
+
+
+def test_rows_that_cannot_be_absorbed_do_not_wait():
+    k, v = _arrays(1100)
+    bad = k.copy()
+    bad[-1, 0, 0] = np.inf
+    sketch = AttentionSketch(resident_rows=64)
+    for _ in range(2):
+        with pytest.raises(NonFinite, match="row 1099"):
+            sketch.absorb(bad, v)
+        assert sketch.rows == 0
+    sketch.absorb(k.astype(np.float64), v.astype(np.float64))
+    assert sketch.rows == 1100
+
+
 def test_metadata_says_where_rows_came_from(tmp_path):
     _filled(*_arrays(50), **WORDS["poly"]).save(tmp_path / "s.sattn")
     assert '"kind":"pipe"' in read_header(str(tmp_path / "s.sattn")).meta["source"]

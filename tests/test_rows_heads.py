@@ -1,5 +1,8 @@
 """Layouts that are inferred, packed rows, selections and ranges."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import rowfiles as rf
@@ -7,6 +10,7 @@ import rowfiles as rf
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.heads import split_record
 from streamattn_cli.rows.layout import infer, infer_query
+from streamattn_cli.rows.many import open_stream
 from streamattn_cli.rows.open import InputSpec, open_inputs
 
 NAMES = {part: part + ".npy" for part in "qkv"}
@@ -29,6 +33,7 @@ def test_inference(q, k, v, layout):
     ((90, 9, 8), (90, 9, 8), (90, 9, 8), UsageError),  # every head its own keys: both readings are whole
     ((2, 9, 90, 8), (2, 9, 90, 8), (2, 9, 90, 8), UsageError),
     ((90, 8), (90, 2, 8), (90, 2, 8), UsageError),
+    ((96, 3, 8), (4, 96, 8), (4, 96, 8), UsageError),  # 96 heads of 3 rows would be whole
     ((90, 3, 8), (90, 2, 8), (90, 2, 8), InputMalformed),  # odd ratio: not 90 heads of 2 rows
     ((90, 4, 8), (90, 2, 6), (90, 2, 8), InputMalformed),
     ((90, 4, 8), (90, 2, 8), (80, 2, 8), InputMalformed),
@@ -61,6 +66,61 @@ def test_inference_is_noted(tmp_path):
         assert sum("read as layout THD (rows, heads, items)" in note for note in inputs.notes) == 3
     with open_inputs(InputSpec(layout="thd", **words)) as inputs:
         assert inputs.notes == ()
+
+
+def _saved(folder, layout=None, **shapes):
+    words = {part: rf.write_npy(folder / f"{part}.npy", np.ones(shape), "f8") for part, shape in shapes.items()}
+    return InputSpec(layout=layout, **words)
+
+
+@pytest.mark.parametrize(("layout", "q", "k", "mend"), [
+    (None, (96, 3, 8), (1, 96, 8), "q.transpose(1, 0, 2)"),  # guessed, since k fits one layout only
+    ("HTD", (96, 3, 8), (1, 96, 8), "q.transpose(1, 0, 2)"),
+    ("THD", (3, 96, 8), (96, 1, 8), "q.transpose(1, 0, 2)"),
+    ("BHTD", (2, 96, 3, 8), (2, 3, 96, 8), "q.transpose(0, 2, 1, 3)"),
+    ("HTD", (96, 6, 8), (96, 3, 8), "give --layout THD"),
+    ("THD", (9, 90, 8), (3, 90, 8), "give --layout HTD"),
+    ("BTHD", (2, 9, 90, 8), (2, 3, 90, 8), "give --layout BHTD"),
+])  # fmt: skip
+def test_rows_and_heads_that_were_exchanged_are_refused_with_what_mends_it(tmp_path, layout, q, k, mend):
+    spec = _saved(tmp_path, layout, q=q, k=k, v=k)
+    with pytest.raises(UsageError, match="and they agree") as refusal:
+        open_inputs(spec)
+    assert mend in str(refusal.value)
+    heads = int(re.search(r"--heads (\d+)", str(refusal.value))[1])
+    with open_inputs(replace(spec, heads=heads)) as inputs:
+        assert len(inputs.q) // inputs.q.batch == heads
+    if "transpose" in mend:
+        axes = tuple(map(int, re.findall(r"\d", mend)))
+        spec = replace(spec, q=rf.write_npy(tmp_path / "turned.npy", np.ones([q[at] for at in axes]), "f8"))
+    else:
+        spec = replace(spec, layout=mend.split()[-1])
+    with open_inputs(spec) as inputs:
+        assert inputs.q.rows == inputs.k.rows >= 90
+
+
+def test_queries_beside_packed_keys_may_be_exchanged_alone(tmp_path):
+    rf.write_npy(tmp_path / "kv.npy", np.ones((96, 16)), "f8")
+    q = rf.write_npy(tmp_path / "q.npy", np.ones((96, 3, 8)), "f8")
+    spec = InputSpec(str(tmp_path / "kv.npy"), record="kv", q=q, layout="HTD")
+    with pytest.raises(
+        UsageError, match=r"96 heads of 3 rows, .* read as THD it has 3 heads of 96 rows.* give --layout THD"
+    ):
+        open_inputs(spec)
+    with open_inputs(replace(spec, layout="THD")) as inputs:
+        assert (len(inputs.q), inputs.q.rows) == (3, 96)
+
+
+@pytest.mark.parametrize(("layout", "q", "k"), [
+    ("HTD", (4, 100, 8), (4, 50, 8)),  # fewer keys than queries
+    ("HTD", (32, 1, 8), (8, 32, 8)),  # one query of each of 32 heads, after 32 keys: one head of 32 would not fit
+    ("THD", (100, 32, 8), (50, 8, 8)),
+    ("HTD", (32, 1000, 8), (32, 100, 8)),
+    ("HTD", (96, 3, 8), (96, 3, 8)),  # q and k agree
+])  # fmt: skip
+def test_queries_of_other_rows_than_the_keys_are_taken_where_they_make_sense(tmp_path, layout, q, k):
+    with open_inputs(_saved(tmp_path, layout, q=q, k=k, v=k)) as inputs:
+        assert inputs.q.layout == layout
 
 
 def test_two_axes_with_heads_are_fused(tmp_path):
@@ -112,12 +172,25 @@ def test_packed_files_share_one_tensor(tmp_path):
         np.testing.assert_array_equal(rf.head_items(inputs.q)[5], fused[:, 20:24])
         np.testing.assert_array_equal(rf.head_items(inputs.v)[1], fused[:, 36:40])
     word = rf.write_hdf5(tmp_path / "x.h5", {"packed": split}, "f8") + ":packed"
-    with open_inputs(InputSpec(word)) as inputs:
+    with open_inputs(InputSpec(word, record="qkv")) as inputs:
         np.testing.assert_array_equal(rf.head_items(inputs.k), split[:, :, 4:8].transpose(1, 0, 2))
-        assert any("--record qkv" in note for note in inputs.notes)
     word = rf.write_npy(tmp_path / "y.npy", split.transpose(1, 0, 2), "f8")
     with open_inputs(InputSpec(word, layout="HTD", value_dim=2, dim=5)) as inputs:
         np.testing.assert_array_equal(rf.head_items(inputs.v), split[:, :, 10:].transpose(1, 0, 2))
+
+
+def test_one_array_of_a_file_is_not_taken_for_packed_rows(tmp_path):
+    """It may be the keys alone: a --record, or the --dim of its parts, must say that it is not."""
+    words = [rf.write_npy(tmp_path / f"k{at}.npy", np.ones((200, 2, 48)), "f8") for at in range(2)]
+    words.append(rf.write_hdf5(tmp_path / "x.h5", {"k": np.ones((200, 2, 48))}, "f8") + ":k")
+    for spec in (*map(InputSpec, words), InputSpec(str(tmp_path / "k?.npy")), InputSpec(words[0], rows=(0, 9))):
+        with pytest.raises(UsageError, match=r"\(200, 2, 48\) for k, v; give --record kv .* --k FILE --v FILE"):
+            open_stream(spec)
+    with pytest.raises(UsageError, match=r"for q, k, v; give --record qkv .* --q FILE --k FILE --v FILE"):
+        open_inputs(InputSpec(words[0]))
+    for said in ({"record": "kv"}, {"dim": 24}):
+        with open_stream(InputSpec(str(tmp_path / "k?.npy"), **said)) as inputs:
+            assert (inputs.k.rows, len(inputs.k), inputs.k.dim, inputs.v.dim) == (400, 2, 24, 24)
 
 
 def test_raw_file(tmp_path):
@@ -168,18 +241,33 @@ def test_row_ranges(grouped):
         np.testing.assert_array_equal(inputs.k.tensor.peek(2).reshape(2, 3, 4).transpose(1, 0, 2), heads["k"][:, 5:7])
         short = np.full((1, 10, 12), 7, "f4")
         assert inputs.k.tensor.read_into(short, 0) == 7 and (short[:, 7:] == 7).all()
-    for rows in ((5, 21), (20, None), (4, 4), (-1, 3)):
+    for rows in ((20, 30), (20, None), (4, 4), (-1, 3)):
         with pytest.raises(UsageError, match="rows"):
             open_inputs(InputSpec(path, rows=rows))
+
+
+def test_ranges_that_reach_beyond_the_end_are_cut_with_a_note(grouped):
+    path, heads = grouped
+    with open_inputs(InputSpec(path, rows=(5, 21), q_rows=(19, 1000))) as inputs:
+        assert (inputs.k.rows, inputs.v.rows, inputs.q.rows) == (15, 15, 1)
+        np.testing.assert_array_equal(rf.head_items(inputs.v), heads["v"][:, 5:])
+        told = [note for note in inputs.notes if "asked for" in note]
+        assert [note.split(": ", 1)[1] for note in told] == [
+            "rows 19:1000 asked for, it has 20: rows 19:20 are taken",
+            "rows 5:21 asked for, it has 20: rows 5:20 are taken",
+            "rows 5:21 asked for, it has 20: rows 5:20 are taken",
+        ]
+    with open_inputs(InputSpec(path, rows=(5, 20))) as inputs:
+        assert not [note for note in inputs.notes if "asked for" in note]
 
 
 def test_ranges_of_a_shared_tensor(tmp_path):
     fused = np.random.default_rng(2).random((9, 12))
     word = rf.write_npy(tmp_path / "x.npy", fused, "f8")
-    with open_inputs(InputSpec(word, rows=(2, 6))) as inputs:
+    with open_inputs(InputSpec(word, record="qkv", rows=(2, 6))) as inputs:
         assert inputs.q.tensor is inputs.k.tensor is inputs.v.tensor
         np.testing.assert_array_equal(rf.head_items(inputs.q)[0], fused[2:6, :4])
-    with open_inputs(InputSpec(word, rows=(2, 6), q_rows=(0, 1))) as inputs:
+    with open_inputs(InputSpec(word, record="qkv", rows=(2, 6), q_rows=(0, 1))) as inputs:
         assert inputs.q.tensor is not inputs.k.tensor is inputs.v.tensor
         np.testing.assert_array_equal(rf.head_items(inputs.q)[0], fused[:1, :4])
 

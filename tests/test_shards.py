@@ -181,14 +181,14 @@ def _pieces(spec, folder, borders):
     return replace(keys_only(spec), k=str(folder / "k-*.npy"), v=str(folder / "v-*.npy"))
 
 
-@pytest.mark.parametrize("shards", [None, 3])
-def test_files_in_order_are_one_stream(short, tmp_path, shards):
+@pytest.mark.parametrize("name, shards", [("nystrom", None), ("nystrom", 3), ("sample", None), ("sample", 3)])
+def test_files_in_order_are_one_stream(short, tmp_path, name, shards):
     pattern = _pieces(short, tmp_path, [0, 1, 700, 3333, 3334, 5000])
     for rows in (None, (650, 3400)):
-        make_sketch(replace(keys_only(short), rows=rows), tmp_path / "one.sattn", shards=shards, **METHODS["nystrom"])
-        make_sketch(replace(pattern, rows=rows), tmp_path / "many.sattn", shards=shards, **METHODS["nystrom"])
+        make_sketch(replace(keys_only(short), rows=rows), tmp_path / "one.sattn", shards=shards, **METHODS[name])
+        make_sketch(replace(pattern, rows=rows), tmp_path / "many.sattn", shards=shards, **METHODS[name])
         one, many = state_of(tmp_path / "one.sattn"), state_of(tmp_path / "many.sattn")
-        assert all(np.array_equal(one[name], many[name]) for name in one)
+        assert all(np.array_equal(one[part], many[part]) for part in one)
         (tmp_path / "one.sattn").unlink()
         (tmp_path / "many.sattn").unlink()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from operator import index
+from typing import get_args, get_type_hints
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.saver import stack_heads
+from streamattn_cli.engine.scale import scale_value
 from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.sketchfile import (
@@ -27,6 +30,7 @@ from streamattn_cli.engine.sketchfile import (
     sketch_facts,
 )
 from streamattn_cli.errors import InputMalformed, UsageError
+from streamattn_cli.options import options_of
 from streamattn_cli.rows.continued import ContinuedTensor
 from streamattn_cli.rows.heads import Heads, whole
 from streamattn_cli.rows.identity import identity
@@ -38,6 +42,15 @@ SETTINGS = (
     "method", "scale", "resident_rows", "effort", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta",
     "max_error", "memory", "seed", "threads", "block_rows", "nan_policy",
 )  # fmt: skip
+DTYPES = ("<f2", "<f4", "<f8", "<u2", "|V2", "<V2")
+
+
+class WrongSetting(UsageError, ValueError):
+    """A setting that there is not, or a value that it cannot have."""
+
+
+class WrongDtype(InputMalformed, TypeError):
+    """An array of numbers that are not taken for floats."""
 
 
 def open_sketch(path: str | os.PathLike) -> AttentionSketch:
@@ -59,21 +72,17 @@ class AttentionSketch:
         out = sketch.query(q)                # (queries, query heads, dim) -> the same with value_dim
         sketch.save("all.sattn")             # what `streamattn query`, `merge` and `info` read
 
-    Settings are the options of `streamattn sketch` with underscores, `scale` a number, "sqrt" or "d". float16, float32
+    Settings are the options of `streamattn sketch` with underscores, `scale` a number, "sqrt" or "d", `memory` a number of
+    bytes or "512MiB"; values that they cannot have are refused at once (WrongSetting, a ValueError). float16, float32
     and float64 arrays are taken as they are, uint16 as bfloat16 bit patterns; dtypes must not change on the way. Rows
     are absorbed as the command absorbs those of a pipe: how they are cut into blocks changes nothing, and the first
-    1024 wait until all of them are there, because settings are chosen by them. Errors are those of
-    streamattn_cli.errors, with the messages of the command.
+    1024 wait until all of them are there, because settings are chosen by them. Other dtypes are refused (WrongDtype, a
+    TypeError). Errors are those of streamattn_cli.errors, with the messages of the command.
     """
 
     def __init__(self, queries: np.ndarray | None = None, **settings: object):
         """`queries`: some typical ones, (n, query heads, dim) or (n, dim), for the methods that learn from them."""
-        unknown = sorted(settings.keys() - set(SETTINGS))
-        if unknown:
-            raise UsageError(f"AttentionSketch: unknown setting {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
-        if "scale" in settings and settings["scale"] is not None:
-            settings["scale"] = str(settings["scale"])
-        self._request = AttendRequest(InputSpec(), **settings)
+        self._request = _request(settings)
         self._queries = None if queries is None else _heads(queries, "queries")
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []  # the first rows, until there are enough of them
         self._run: Run | None = None
@@ -95,16 +104,15 @@ class AttentionSketch:
         method cannot serve such rows; then the sketch is as it was before.
         """
         k, v = np.asarray(k), np.asarray(v)
-        self._check(k, v)
-        if not len(k):
-            return
-        if self._run is None and self._file is None:
+        kind = self._check(k, v)
+        if self._run is None and self._file is None and self.rows + len(k) < FIRST_ROWS:
             self._waiting.append((k.copy(), v.copy()))  # the caller may use its arrays again
-            if self.rows < FIRST_ROWS:
-                return
-            k, v = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
-        self._absorb(k, v)
-        self._waiting = []
+        elif len(k):
+            if self._waiting:
+                k, v = (np.concatenate(parts) for parts in zip(*self._waiting, (k, v), strict=True))
+            self._absorb(k, v)
+            self._waiting = []
+        self._kind = kind
 
     def query(self, q: np.ndarray) -> np.ndarray:
         """Attention over all rows absorbed: q (n, query heads, dim) or (n, dim) -> (n, query heads, value_dim) or (n,
@@ -155,15 +163,17 @@ class AttentionSketch:
             raise
         run.done = done + len(k)
 
-    def _check(self, k: np.ndarray, v: np.ndarray) -> None:
-        """Whether k and v fit each other and the rows before."""
+    def _check(self, k: np.ndarray, v: np.ndarray) -> list[tuple]:
+        """Whether k and v fit each other and the rows before; returns shapes and dtypes of their rows."""
+        _check_dtype(k, "k")
+        _check_dtype(v, "v")
         if len(k) != len(v) or k.ndim != v.ndim or k.ndim not in (2, 3) or k.shape[1:-1] != v.shape[1:-1]:
             raise InputMalformed(f"absorb: k {k.shape} and v {v.shape} found, expected (n, heads, dim) and (n, heads, "
                                  "value_dim), or (n, dim) and (n, value_dim)")  # fmt: skip
         kind = [(array.shape[1:], array.dtype.str) for array in (k, v)]
         if self._kind not in (None, kind):
             raise InputMalformed(f"absorb: rows of k and v like {kind} found, expected {self._kind} as before")
-        self._kind = kind
+        return kind
 
     def _begin(self, parts: dict[str, Heads]) -> None:
         """Decide everything that the first rows decide, and make the empty state."""
@@ -217,11 +227,58 @@ class _Into:
 def _heads(array: np.ndarray, name: str, start: int | None = None) -> Heads:
     """Heads over an array (n, heads, dim) or (n, dim); from global row `start` on, as of a pipe, if that is given."""
     array = np.asarray(array)
+    _check_dtype(array, name)
     if array.ndim not in (2, 3):
         raise InputMalformed(f"{name}: shape {array.shape} found, expected (rows, heads, dim) or (rows, dim)")
     tensor = MemoryTensor(array, "THD" if array.ndim == 3 else "TD", name)
     heads = whole(tensor, tensor.extent)
     return heads if start is None else replace(heads, tensor=ContinuedTensor(tensor, start))
+
+
+def _check_dtype(array: np.ndarray, name: str) -> None:
+    if array.dtype.str not in DTYPES:
+        raise WrongDtype(
+            f"{name}: dtype {array.dtype} found, expected float16, float32 or float64 (uint16: bfloat16 bit patterns); "
+            "convert it with array.astype('float32')"
+        )
+
+
+def _request(settings: dict[str, object]) -> AttendRequest:
+    """The request of these settings. Raises WrongSetting."""
+    unknown = sorted(settings.keys() - set(SETTINGS))
+    if unknown:
+        raise WrongSetting(f"AttentionSketch: unknown setting {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
+    if settings.get("scale") is not None:
+        settings = {**settings, "scale": str(settings["scale"])}
+    hints = get_type_hints(AttendRequest)
+    reads = {name: described.read for name, _, described in options_of(AttendRequest)}
+    try:
+        read = {
+            name: reads[name](value) if reads[name] and isinstance(value, str) else _typed(name, value, hints[name])
+            for name, value in settings.items()
+        }
+        if read.get("scale") is not None:
+            scale_value(read["scale"], dim=1)
+        return AttendRequest(InputSpec(), **read)
+    except UsageError as error:
+        raise WrongSetting(f"AttentionSketch: {error}") from None
+
+
+def _typed(name: str, value: object, hint: type) -> object:
+    """The value as one of the types of a hint such as `int | None`; UsageError where it is none of them."""
+    kinds = get_args(hint) or (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    try:
+        if kind is str and isinstance(value, str):
+            return value
+        if kind is not str and not isinstance(value, (str, bool, np.bool_)):
+            return index(value) if kind is int else kind(value)
+    except (TypeError, ValueError):
+        pass
+    words = {int: "a whole number", float: "a number", str: "a word"}[kind]
+    raise UsageError(f"{name}={value!r} found, expected {words}" + (" or None" if type(None) in kinds else ""))
 
 
 def _unwatched(plan: Plan) -> Watch:

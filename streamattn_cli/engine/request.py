@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from streamattn_cli.engine.scale import scale_value
 from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
+from streamattn_cli.rows.fit import range_notes
 from streamattn_cli.rows.heads import Heads, group_size
 from streamattn_cli.rows.open import Inputs
 from streamattn_cli.rows.ranges import RangeTensor
@@ -102,6 +103,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
     _check_streams(method, causal, q, k, v)
     if causal and request.inputs.rows and not request.inputs.q_rows and q.tensor is not k.tensor:
         q = replace(q, tensor=RangeTensor(q.tensor, *request.inputs.rows))
+        notes += range_notes([q])
     if causal and None not in (q.rows, k.rows) and q.rows != k.rows:
         raise InputMalformed(
             f"{q.tensor.name} has {q.rows} rows and {k.tensor.name} {k.rows}; causal attention needs one query per key "

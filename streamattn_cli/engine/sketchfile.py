@@ -29,7 +29,9 @@ from streamattn_cli.engine.sources import absorbed, check_disjoint, check_same, 
 from streamattn_cli.engine.warm import warm
 from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, Interrupted
 from streamattn_cli.rows.absent import absent
+from streamattn_cli.rows.fit import check_layout
 from streamattn_cli.rows.identity import check_unchanged, file_states
+from streamattn_cli.rows.imagined import imagined
 from streamattn_cli.rows.many import open_stream
 from streamattn_cli.rows.open import Inputs, open_inputs
 from streamattn_cli.rows.recordout import waits
@@ -132,6 +134,10 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
         file = open_sketch_file(request.checkpoint, request.memory)
         spec = replace(request.inputs, kv_heads=file.heads, dim=file.params.dim)
         inputs = stack.enter_context(open_inputs(spec, need_kv=False))
+        keys = replace(
+            imagined(file.params.stored, file.rows, file.heads, file.params.dim, file.name), batch=inputs.q.batch
+        )
+        check_layout(request.inputs, inputs.q, keys, alone=True)
         files = file_states([inputs.q.tensor])
         problem = queries_problem(request, file, inputs)
         plan = make_plan(problem)

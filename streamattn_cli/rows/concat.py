@@ -14,7 +14,7 @@ from streamattn_cli.rows.tensor import RowTensor, check_buffer, peek_seekable
 
 
 class ConcatTensor:
-    """A RowTensor over seekable parts of the same dtype, outer and width; row t of part i is row `first[i]` + t."""
+    """A RowTensor over seekable parts of the same dtype, outer and width; row t of part i is row `starts[i]` + t."""
 
     seekable = True
     path = None
@@ -34,8 +34,8 @@ class ConcatTensor:
         self.parts = tuple(parts)
         self.name = f"{one.name} ... {parts[-1].name}"
         self.outer, self.width, self.dtype = one.outer, one.width, one.dtype
-        self.first = [0, *accumulate(part.rows for part in parts)]
-        self.rows = self.first.pop()
+        self.starts = [0, *accumulate(part.rows for part in parts)]
+        self.rows = self.starts.pop()
 
     @property
     def held_bytes(self) -> int:
@@ -47,8 +47,8 @@ class ConcatTensor:
         check_buffer(self, buf)
         want, done = max(0, min(buf.shape[1], self.rows - start)), 0
         while done < want:
-            at = bisect_right(self.first, start + done) - 1
-            part, row = self.parts[at], start + done - self.first[at]
+            at = bisect_right(self.starts, start + done) - 1
+            part, row = self.parts[at], start + done - self.starts[at]
             n = min(want - done, part.rows - row)
             if n == buf.shape[1] or (self.outer == 1 and n):  # the rows lie side by side in the caller's buffer
                 part.read_into(buf[:, done : done + n], row)
@@ -76,7 +76,7 @@ def files_of(tensor: RowTensor) -> list[RowTensor]:
     if not isinstance(tensor, RangeTensor) or not isinstance(tensor.base, ConcatTensor):
         return [tensor]
     found, first, stop = [], tensor.first, tensor.first + tensor.rows
-    for at, part in zip(tensor.base.first, tensor.base.parts, strict=True):
+    for at, part in zip(tensor.base.starts, tensor.base.parts, strict=True):
         a, b = max(first - at, 0), min(stop - at, part.rows)
         if a < b:
             found.append(part if (a, b) == (0, part.rows) else RangeTensor(part, a, b))

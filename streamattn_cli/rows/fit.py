@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.heads import Heads, group_size
 from streamattn_cli.rows.ranges import RangeTensor
 from streamattn_cli.rows.spec import InputSpec
+
+OTHER = {"THD": "HTD", "HTD": "THD", "BTHD": "BHTD", "BHTD": "BTHD"}  # the layout with rows and heads exchanged
+TURNED = {3: (1, 0, 2), 4: (0, 2, 1, 3)}  # axes of an array that is brought into it
 
 
 def check_heads(spec: InputSpec, heads: dict[str, Heads]) -> None:
@@ -45,6 +49,27 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def check_layout(spec: InputSpec, q: Heads, k: Heads, alone: bool) -> None:
+    """Refuse (UsageError) rows and heads that were taken for one another: q and k have other rows, and more heads than rows,
+    and agree in the other layout. `alone`: --layout decides of q only. `--heads` says that they are what they seem.
+    """
+    other, heads, key_heads = OTHER.get(q.layout), len(q) // q.batch, len(k) // k.batch
+    if other is None or spec.heads is not None or None in (q.rows, k.rows) or q.rows == k.rows:
+        return
+    if heads > q.rows and heads == k.rows and q.rows % key_heads == 0:
+        turned = ", ".join(map(str, TURNED[len(other)]))
+        mend = f"give --layout {other}" if alone else f"save it as {k.tensor.name} is: q.transpose({turned})"
+    elif k.layout == q.layout and key_heads > k.rows and heads == key_heads and q.rows % k.rows == 0:
+        mend = f"give --layout {other}"
+    else:
+        return
+    raise UsageError(
+        f"{q.tensor.name}: read as layout {q.layout} it has {heads} heads of {q.rows} rows, and {k.tensor.name} {key_heads} of "
+        f"{k.rows}; read as {other} it has {q.rows} heads of {heads} rows, and they agree; {mend} (or --heads {heads} if they "
+        "are right as they are)"
+    )
+
+
 def check_rows(heads: dict[str, Heads]) -> None:
     """No tensor is empty, and k and v have the same rows where both are known. Raises InputMalformed."""
     for part in heads.values():
@@ -80,3 +105,8 @@ def with_ranges(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
             made[key] = RangeTensor(part_heads.tensor, *wanted[part])
         ranged[part] = replace(part_heads, tensor=made[key])
     return ranged
+
+
+def range_notes(heads: Iterable[Heads]) -> list[str]:
+    """What is to be said about ranges that reached beyond the end."""
+    return [note for part in heads if (note := getattr(part.tensor, "note", None))]

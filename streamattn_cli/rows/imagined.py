@@ -9,14 +9,12 @@ from streamattn_cli.rows.heads import Heads
 class ImaginedTensor(AbsentTensor):
     """Rows that will come from a file: their number is known, nothing can be read."""
 
-    name = "the numbers given"
-
-    def __init__(self, dtype: str, rows: int, width: int):
+    def __init__(self, dtype: str, rows: int, width: int, name: str):
         super().__init__(dtype)
-        self.rows, self.width = rows, width
+        self.rows, self.width, self.name = rows, width, name
 
 
-def imagined(dtype: str, rows: int, heads: int, dim: int) -> Heads:
+def imagined(dtype: str, rows: int, heads: int, dim: int, name: str = "the numbers given") -> Heads:
     """Heads side by side in one file."""
-    tensor = ImaginedTensor(dtype, rows, heads * dim)
+    tensor = ImaginedTensor(dtype, rows, heads * dim, name)
     return Heads(tensor, (0,) * heads, tuple(h * dim for h in range(heads)), dim)

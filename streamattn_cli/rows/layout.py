@@ -106,6 +106,8 @@ def infer(shapes: Mapping[str, Shape], names: Mapping[str, str]) -> str:
     for shared_rows in (True, False):
         agreeing = [word for word in candidates if _agree(shapes, word, shared_rows)]
         if len(agreeing) == 1 and len(shapes) > 1:
+            if not shared_rows:
+                _check_guess(shapes, agreeing[0], listed)
             return agreeing[0]
         if agreeing:
             raise UsageError(
@@ -116,6 +118,17 @@ def infer(shapes: Mapping[str, Shape], names: Mapping[str, str]) -> str:
         f"{listed} fit together in no layout ({' or '.join(candidates)}): k and v need the same rows "
         f"and heads, q and k the same items per head, q a multiple of k's heads"
     )
+
+
+def _check_guess(shapes: Mapping[str, Shape], layout: str, listed: str) -> None:
+    """Refuse to guess (UsageError) that q has as many heads as there are keys: more likely these are its rows, although they
+    do not fit the key heads (where they do, fit.check_layout says what to do, of told layouts as well)."""
+    q, keys = (dict(zip(layout, shapes[part], strict=True)) for part in ("q", "k" if "k" in shapes else "v"))
+    if q["H"] > q["T"] and q["H"] == keys["T"] and q["T"] % keys["H"]:
+        raise UsageError(
+            f"layout not clear from {listed}: read as {layout}, q would have {q['H']} heads of {q['T']} rows; give "
+            f"--layout {layout} if it has"
+        )
 
 
 def infer_query(shape: Shape, name: str, key_heads: int, dim: int) -> str:

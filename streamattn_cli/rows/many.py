@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.concat import ConcatTensor
-from streamattn_cli.rows.fit import check_rows, with_ranges
+from streamattn_cli.rows.fit import check_rows, range_notes, with_ranges
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.open import Inputs, open_inputs
 from streamattn_cli.rows.spec import InputSpec
@@ -33,7 +33,8 @@ def open_stream(spec: InputSpec, need_q: bool = False) -> Inputs:
             heads["q"] = opened[0].q
         heads = with_ranges(replace(spec, q_rows=None), heads)
         check_rows(heads)
-        notes = [*opened[0].notes, f"{len(specs)} files are one stream, in this order: {_named(specs)}"]
+        order = f"{len(specs)} files are one stream, in this order: {_named(specs)}"
+        notes = dict.fromkeys([*opened[0].notes, order, *range_notes(heads.values())])
         return Inputs(heads.get("q"), heads["k"], heads["v"], opened[0].attrs, tuple(notes), stack.pop_all())
 
 

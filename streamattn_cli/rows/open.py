@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows import arrays
 from streamattn_cli.rows.attributes import clean
-from streamattn_cli.rows.fit import check_heads, check_rows, with_ranges
+from streamattn_cli.rows.fit import check_heads, check_layout, check_rows, range_notes, with_ranges
 from streamattn_cli.rows.heads import (
     Heads,
     Part,
@@ -59,12 +59,15 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True) -> I
         opening = _Opening(spec, ("q",) * need_q + ("k", "v") * need_kv, stack)
         heads = opening.heads()
         check_heads(spec, heads)
+        if need_q and need_kv:
+            check_layout(spec, heads["q"], heads["k"], opening.decides_of_q_alone)
         heads = with_ranges(spec, heads)
         check_rows(heads)
         q, k, v = (heads.get(part) for part in ("q", "k", "v"))
         if spec.select is not None:
             q, k, v = select(q, k, v, spec.select)
-        return Inputs(q, k, v, opening.attrs, tuple(dict.fromkeys(opening.notes)), stack.pop_all())
+        notes = dict.fromkeys([*opening.notes, *range_notes(heads.values())])
+        return Inputs(q, k, v, opening.attrs, tuple(notes), stack.pop_all())
 
 
 class _Opening:
@@ -96,6 +99,11 @@ class _Opening:
             shape = self._extent(stored, layouts[part], part)
             found[part] = whole(self._open(stored, shape, part), shape)
         return {part: found[part] for part in self._parts}
+
+    @property
+    def decides_of_q_alone(self) -> bool:
+        """Whether --layout says something about q and nothing about k."""
+        return "k" not in self._plain
 
     # --- words -> stored arrays
 
@@ -204,6 +212,7 @@ class _Opening:
         layout = "TD" if fused else self._packed_layout(stored)
         shape = extent(stored.shape, layout, stored.name)
         parts = self._split(shape.dim, record, stored.name, one_head=not fused)
+        self._check_record(stored, record)
         heads = (
             packed_fused(self._open(stored, shape), parts)
             if fused
@@ -212,6 +221,15 @@ class _Opening:
         listed = " | ".join(f"{len(heads[part])} {part} of {heads[part].dim}" for part in record)
         self.notes.append(f"{stored.name}: {show(stored.shape)} rows are {listed}")
         return heads
+
+    def _check_record(self, stored: Stored, record: str) -> None:
+        """Refuse one array of a file for several parts where nothing says that its rows are packed: it may be one of them."""
+        spec = self._spec
+        if stored.shape[0] is not None and len(record) > 1 and spec.record is spec.dim is None:
+            raise UsageError(
+                f"{stored.name}: one array {show(stored.shape)} for {', '.join(record)}; give --record {record} if every row "
+                f"of it holds them side by side, or a file for each: {' '.join(f'--{part} FILE' for part in record)}"
+            )
 
     def _packed_layout(self, stored: Stored) -> str:
         """Of a packed array with a head axis: records of three axes are (rows, heads, items) unless a file's

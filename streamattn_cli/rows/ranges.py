@@ -11,7 +11,10 @@ _SKIP_BYTES = 1 << 18  # piece in which unwanted rows of a pipe are read
 
 
 class RangeTensor:
-    """Rows [first, stop) of another tensor; stop None means to its end. A pipe's rows before `first` are dropped."""
+    """Rows [first, stop) of another tensor; stop None means to its end, and so does one beyond it, which `note` then says.
+
+    A pipe's rows before `first` are dropped. UsageError for a range that holds no row.
+    """
 
     def __init__(self, base: RowTensor, first: int, stop: int | None):
         there = base.rows
@@ -20,8 +23,10 @@ class RangeTensor:
                 f"{base.name}: rows {first}:{'' if stop is None else stop} are none of its "
                 f"{'rows' if there is None else f'{there} rows'}"
             )
+        self.note: str | None = None
         if there is not None and stop is not None and stop > there:
-            raise UsageError(f"{base.name}: rows {first}:{stop} asked for, it has {there}")
+            self.note = f"{base.name}: rows {first}:{stop} asked for, it has {there}: rows {first}:{there} are taken"
+            stop = there
         self.name, self.outer, self.width, self.dtype = base.name, base.outer, base.width, base.dtype
         self.seekable = base.seekable
         end = there if stop is None else stop
