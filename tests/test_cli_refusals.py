@@ -1,4 +1,4 @@
-"""What a method or a pipe cannot do is refused with exit code 11, the reason, and what to do instead; likewise odd layouts (2)."""
+"""What a method or a pipe cannot do is refused with exit code 11, the reason, and what to do instead; odd layouts with 2."""
 
 import numpy as np
 import pytest

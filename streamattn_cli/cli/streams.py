@@ -9,7 +9,8 @@ from contextlib import contextmanager
 def fill_standard_streams() -> None:
     """Let no file of ours become descriptor 0, 1 or 2, where libraries would write into it.
 
-    sys.stdin and sys.stdout stay None where they were closed, so that using them is refused.
+    sys.stdin and sys.stdout stay None where they were closed, so that using them is refused. What a stream's encoding
+    does not have is written as "?".
     """
     for number in range(3):
         try:
@@ -18,6 +19,9 @@ def fill_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it stays open to the end
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.warm import give_back, warm
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
+from streamattn_cli.rows.identity import check_unchanged, file_states
 from streamattn_cli.rows.open import Inputs, open_inputs
 
 ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
@@ -133,6 +134,7 @@ def compare(
     `request.audit` rows are sampled. Raises the errors of errors.py; what one method cannot do is in its trial.
     """
     with open_inputs(request.inputs) as inputs:
+        files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
         problem = _exact_problem(request, inputs)
         for note in problem.notes:
             listener(Note(note))
@@ -143,6 +145,7 @@ def compare(
             trial, zero = _trial(label, budget, settings, inputs, truth, listener, interrupts)
             trials.append(trial)
             trivial = trivial or zero
+        check_unchanged(files)
         if trivial is None:
             raise CannotMeet(f"{problem.k.tensor.name}: no method could run; the first: {trials[0].refused}")
         facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params")}

@@ -42,6 +42,7 @@ from streamattn_cli.errors import (
     StreamattnError,
     UsageError,
 )
+from streamattn_cli.rows.identity import check_unchanged, file_states
 from streamattn_cli.rows.many import absolute, open_stream
 from streamattn_cli.sketches.head import HeadAttention, allocate
 
@@ -91,6 +92,7 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
     """
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=request.inputs.q is not None))
+        files = file_states([inputs.k.tensor, inputs.v.tensor])
         problem = keys_problem(request, inputs, None)
         _check(problem)
         engine = find_engine(request.engine or "threads")
@@ -123,6 +125,7 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
                     yield [HeadAttention(problem.params, state) for state in done.states]
 
             heads = merge_heads(states(), allocate(problem.params.work_spec()))
+        check_unchanged(files)
         state = stack_heads([head.state for head in heads], "head")
         writer.commit(state, describe(facts, OPEN, problem.k.rows, {"absorbed": sources}, None))
         counts = {

@@ -213,7 +213,7 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
     """The problem of a sketch: full attention whose queries are unknown, or known only as a sample."""
     if request.method == "auto":  # which takes exact attention only where no budget was given
         request = replace(request, resident_rows=request.resident_rows or DEFAULT_ROWS)
-    q = inputs.q or absent(len(inputs.k), inputs.k.dim, inputs.k.tensor.dtype)
+    q = inputs.q or absent(len(inputs.k), inputs.k.dim, inputs.k.tensor.dtype, inputs.k.batch)
     problem = resolve(replace(request, causal=False), replace(inputs, q=q), growing=True)
     if problem.params is None:
         raise CannotMeet("--method exact keeps no sketch; use attend, or --method nystrom or poly")
@@ -250,7 +250,9 @@ def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) ->
             f"{q.tensor.name}: {len(q)} query heads of dim {q.dim} found, {file.name} has {file.heads} key heads of dim "
             f"{p.dim}; expected a multiple of that many heads of the same dim"
         )
-    k, v = absent(file.heads, p.dim, p.stored), absent(file.heads, p.value_dim, p.stored)
+    if file.heads % q.batch:
+        raise InputMalformed(f"{q.tensor.name}: {q.batch} batches do not fit the {file.heads} key heads of {file.name}")
+    k, v = (absent(file.heads, dim, p.stored, q.batch) for dim in (p.dim, p.value_dim))
     return Problem(replace(request, audit=0), q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes)
 
 

@@ -9,7 +9,7 @@ from typing import TextIO
 from streamattn_cli.report.braille import Axis, Point, scatter
 from streamattn_cli.report.outcome import facts_text, interval_text
 from streamattn_cli.report.table import plain_lines
-from streamattn_cli.report.terminal import columns
+from streamattn_cli.report.terminal import columns, shows
 from streamattn_cli.units import format_bytes, format_count, format_duration
 
 HEIGHT = 10
@@ -20,12 +20,13 @@ DROPPED = (9, 3, 8, 6, 2, 5, 7)  # columns that a narrow terminal does without, 
 
 def render_compare(found: dict, stream: TextIO, width: int | None = None) -> None:
     """Write the comparison (the dict of Comparison.to_dict) to `stream`, at most `width` columns."""
-    stream.write("\n".join(compare_lines(found, width or columns(stream))) + "\n")
+    lines = compare_lines(found, width or columns(stream), plots=shows(stream, "\u28ff\u2502"))
+    stream.write("\n".join(lines) + "\n")
     stream.flush()
 
 
-def compare_lines(found: dict, width: int) -> list[str]:
-    """The whole text as lines of at most `width` characters."""
+def compare_lines(found: dict, width: int, plots: bool = True) -> list[str]:
+    """The whole text as lines of at most `width` characters; plots are made of braille patterns."""
     trials = found["trials"]
     letters = dict(zip(range(len(trials)), string.ascii_letters + "*" * len(trials), strict=False))
     title = f"streamattn compare: {found['input']}"
@@ -43,7 +44,7 @@ def compare_lines(found: dict, width: int) -> list[str]:
     if refused:
         lines += ["", *plain_lines("not run", refused, width)]
     ran = [(letters[i], t) for i, t in enumerate(trials) if t["audit"] and t["audit"]["method"]["error"] > 0]
-    if len(ran) > 1:
+    if plots and len(ran) > 1:
         lines += _plot("error against resident memory", ran, "memory", "resident_bytes", format_bytes, width)
         lines += _plot("error against time", ran, "time", "seconds", format_duration, width)
     return lines

@@ -17,6 +17,15 @@ def is_live(stream: TextIO) -> bool:
         return False
 
 
+def shows(stream: TextIO, text: str) -> bool:
+    """Whether the stream's encoding has all characters of the text."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def columns(stream: TextIO) -> int:
     """Width to write to: $COLUMNS, else the terminal's own width, else 80."""
     if os.environ.get("COLUMNS", "").isdigit() and int(os.environ["COLUMNS"]) > 0:

@@ -34,6 +34,6 @@ class AbsentTensor:
         """Nothing is open."""
 
 
-def absent(heads: int, dim: int, dtype: str) -> Heads:
-    """Heads of which only the number and the dim are known."""
-    return Heads(AbsentTensor(dtype), (0,) * heads, (0,) * heads, dim)
+def absent(heads: int, dim: int, dtype: str, batch: int = 1) -> Heads:
+    """Heads of which only the number, of all batches, and the dim are known."""
+    return Heads(AbsentTensor(dtype), (0,) * heads, (0,) * heads, dim, batch=batch)

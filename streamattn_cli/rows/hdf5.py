@@ -5,6 +5,7 @@ This module imports h5py; import it only where an HDF5 file is about to be opene
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,11 +27,19 @@ _FILTERS = {307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bi
             32015: "zstd", 32026: "blosc2"}  # fmt: skip
 
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems on which nothing can be locked
+
+
 @contextmanager
 def opened(path: str) -> Iterator[h5py.File]:
     """The file open for reading; InputMalformed where HDF5 cannot make sense of it."""
     try:
-        file = h5py.File(path, "r")
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            file = h5py.File(path, "r", locking=False)  # nobody else can have locked it either
     except OSError as error:
         raise InputMalformed(
             f"{path}: not readable as HDF5 (damaged, truncated, or still open for writing?): {error}"

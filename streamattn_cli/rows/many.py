@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.concat import ConcatTensor
 from streamattn_cli.rows.fit import check_rows, range_notes, with_ranges
 from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.ondemand import MOST_OPEN, OpenFiles
 from streamattn_cli.rows.open import Inputs, open_inputs
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensor import RowTensor
@@ -26,7 +28,8 @@ def open_stream(spec: InputSpec, need_q: bool = False) -> Inputs:
     if len(specs) == 1:
         return open_inputs(specs[0], need_q=need_q)
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_inputs(one, need_q=need_q and one is specs[0])) for one in specs]
+        opened = _open_all(specs, need_q, stack)
+        attrs = _same_attributes(specs, opened)
         made: dict[tuple[int, ...], ConcatTensor] = {}
         heads = {part: _joined([getattr(inputs, part) for inputs in opened], made) for part in "kv"}
         if need_q:
@@ -35,7 +38,7 @@ def open_stream(spec: InputSpec, need_q: bool = False) -> Inputs:
         check_rows(heads)
         order = f"{len(specs)} files are one stream, in this order: {_named(specs)}"
         notes = dict.fromkeys([*opened[0].notes, order, *range_notes(heads.values())])
-        return Inputs(heads.get("q"), heads["k"], heads["v"], opened[0].attrs, tuple(notes), stack.pop_all())
+        return Inputs(heads.get("q"), heads["k"], heads["v"], attrs, tuple(notes), stack.pop_all())
 
 
 def single_files(spec: InputSpec) -> list[InputSpec]:
@@ -74,7 +77,7 @@ def absolute(spec: InputSpec) -> InputSpec:
 
 
 def _files(*words: str | None) -> list[str]:
-    """The words with every pattern replaced by the names that fit it, sorted; FILE:DATASET patterns keep :DATASET."""
+    """The words with every pattern replaced by the names that fit it, dump-2 before dump-10; :DATASET stays."""
     found: list[str] = []
     for word in words:
         if word is None:
@@ -83,11 +86,47 @@ def _files(*words: str | None) -> list[str]:
             found.append(word)
             continue
         pattern, colon, inside = word.partition(":")
-        names = sorted(glob.glob(pattern))
+        names = sorted(glob.glob(pattern), key=_by_number)
         if not names:
             raise InputMissing(f"{word}: no file has such a name; check the pattern and the folder")
         found += [name + colon + inside for name in names]
     return found
+
+
+def _by_number(name: str) -> tuple:
+    """Digits count as numbers where names are sorted."""
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)), name
+
+
+def _open_all(specs: list[InputSpec], need_q: bool, stack: ExitStack) -> list[Inputs]:
+    """Every file as it is opened; of more than MOST_OPEN files only a few at a time."""
+    pool = OpenFiles(MOST_OPEN) if len(specs) > MOST_OPEN else None
+    if pool:
+        stack.callback(pool.close)
+    found = []
+    for at, one in enumerate(specs):
+        keep = pool is None or (need_q and at == 0)  # queries are not read in order
+        inputs = open_inputs(one, need_q=need_q and at == 0)
+        if keep:
+            stack.enter_context(inputs)
+        else:
+            inputs = pool.put_away(one, inputs, len(specs))
+        found.append(inputs)
+    return found
+
+
+def _same_attributes(specs: list[InputSpec], opened: list[Inputs]) -> dict:
+    """What the files say about themselves; InputMalformed where two of them say different things."""
+    told: dict[str, tuple[object, str]] = {}
+    for spec, inputs in zip(specs, opened, strict=True):
+        name = spec.input or spec.k
+        for key, value in inputs.attrs.items():
+            before, where = told.setdefault(key, (value, name))
+            if before != value:
+                raise InputMalformed(
+                    f"{name}: {key} is {value}, and {before} in {where}; files of one stream must be alike"
+                )
+    return {key: value for key, (value, _) in told.items()}
 
 
 def _joined(parts: list[Heads], made: dict[tuple[int, ...], ConcatTensor]) -> Heads:
