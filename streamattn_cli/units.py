@@ -76,6 +76,11 @@ def format_duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def is_timed(seconds: float) -> bool:
+    """Whether a time is long enough to be shown as more than 0.00 s, and to divide by."""
+    return seconds >= 0.005
+
+
 def format_clock(seconds: float) -> str:
     """'0:42', '3:05', '2:03:00': short, for a bar."""
     whole = round(seconds)

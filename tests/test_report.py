@@ -160,6 +160,29 @@ def test_plain_line_words():
     assert "ETA" not in progress_line(ENDLESS) and "budget" not in progress_line(ENDLESS)
 
 
+def test_rates_count_no_row_of_an_earlier_run():
+    resumed = replace(PROGRESS, rows_before=1_000_000, bytes=1 << 20)
+    assert eta_seconds(resumed) == pytest.approx(7.5)
+    line = progress_line(resumed)
+    assert "rows 1250000 of 2000000 (62.5%), 100000 rows/s, 410 KiB/s, elapsed 2.50 s, ETA 7.50 s" in line
+    screen = " ".join(_screen(resumed, 200))
+    assert "62%" in screen and "100 k rows/s" in screen and "ETA 0:08" in screen
+    outcome = dict(outcome_rows(replace(OUTCOME, rows_before=4000)))
+    assert outcome["rows"].startswith("4096, of which 96 in 2.00 s (48 rows/s, ")
+    nothing = dict(outcome_rows(replace(OUTCOME, rows_before=4096, seconds=0.0, bytes_read=0)))
+    assert nothing["rows"].startswith("4096, of which 0 in 0.00 s (0 rows/s, ")
+
+
+def test_no_rate_is_told_of_a_time_that_is_shown_as_none():
+    early = replace(PROGRESS, seconds=0.004)
+    text = (
+        progress_line(early)
+        + " ".join(_screen(early, 200))
+        + dict(outcome_rows(replace(OUTCOME, seconds=0.004)))["rows"]
+    )
+    assert "/s" not in text and "ETA" not in text and "62" in text
+
+
 def _feed(mode, every):
     stream = io.StringIO()
     with make_listener(mode, every, stream) as listener:
@@ -171,6 +194,18 @@ def _feed(mode, every):
 def test_plain_listener_keeps_to_its_interval():
     assert _feed("auto", 3600) == ["note: layout THD"]
     assert _feed("auto", 0) == ["note: layout THD", progress_line(PROGRESS), progress_line(ENDLESS)]
+
+
+@pytest.mark.parametrize("mode", ["auto", "json"])
+def test_the_first_line_comes_an_interval_after_the_first_rows(mode, monkeypatch):
+    """Not after the start, which may take as long as it takes."""
+    now = 100.0
+    monkeypatch.setattr("streamattn_cli.report.progress.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    listener = make_listener(mode, 10, stream)
+    for now, lines in ((1000.0, 0), (1009.0, 0), (1010.0, 1), (1019.0, 1), (1021.0, 2)):  # noqa: B007 - the clock
+        listener(PROGRESS)
+        assert len(stream.getvalue().splitlines()) == lines
 
 
 def test_quiet_listener_says_nothing_but_answers():

@@ -2,8 +2,10 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 from io import BytesIO
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from streamattn_cli.checkpoint.commit import save
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.attend import attend
 from streamattn_cli.engine.events import Progress
+from streamattn_cli.engine.lanes import Lane
+from streamattn_cli.engine.pump import pump
 from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.engine.sketchfile import open_sketch_file, sketch
@@ -31,7 +35,7 @@ NAMES = ("out.npy", "out.npy.json", "c.sattn")
 
 
 class Stops(Interrupts):
-    """Stops a run after so many blocks, as a signal would. Passes of an audit, which begin anew, do not count."""
+    """Stops a run when it has taken so many blocks, as a signal would. Passes of an audit, which begin anew, do not count."""
 
     def __init__(self, blocks):
         super().__init__()
@@ -42,9 +46,15 @@ class Stops(Interrupts):
         if self.left <= 0:
             raise Interrupted(15)
 
-    def hear(self, event):
-        """A listener that counts blocks."""
-        self.left -= isinstance(event, Progress) and not event.phase.startswith("audit")
+    def pump(self, blocks, take, watch, tell, passed=None):
+        """See engine/pump.py; counts blocks."""
+
+        def counted(block):
+            in_work = take(block)
+            self.left -= not tell.phase.startswith("audit")
+            return in_work
+
+        return pump(blocks, counted, watch, tell, passed)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,8 @@ def _once(run, request, blocks, *more):
     """True when the run came to its end within so many blocks."""
     stops = Stops(blocks)
     try:
-        run(request, stops.hear, stops, *more)
+        with mock.patch("streamattn_cli.engine.run.pump", stops.pump):
+            run(request, lambda event: None, stops, *more)
     except Interrupted:
         return False
     return True
@@ -270,6 +281,76 @@ def test_dropped_rows_are_counted_once_over_all_parts(tmp_path):
             pass
         assert _files(tmp_path / mode / "parts") == _files(tmp_path / mode / "whole")
         assert json.loads((tmp_path / mode / "parts" / "out.npy.json").read_text())["counts"]["dropped_keys"] == 3
+
+
+# --- what is told
+
+
+def _heard(run, request, *more):
+    """The Progress events of a run that comes to its end, and its outcome."""
+    heard = []
+    outcome = run(request, heard.append, Interrupts(), *more)
+    return [event for event in heard if isinstance(event, Progress)], outcome
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_of_before_are_in_the_share_and_in_no_rate(stream, tmp_path, mode, threads):
+    request = _request(stream, tmp_path, MODES[mode], block_rows=40, threads=threads, resume=True, **POLY)
+    assert not _once(attend, request, 3 if mode == "causal" else 10)  # of 7 blocks, full: of keys, then of queries
+    done = 120
+    told, outcome = _heard(attend, request)
+    assert [(event.rows, event.rows_before, event.total) for event in told] == [
+        (rows, done, N) for rows in (160, 200, 240, N)
+    ]
+    row = sum(array.nbytes for array in map(np.load, [stream.q] + [stream.k, stream.v] * (mode == "causal"))) // N
+    assert [event.bytes for event in told] == [(event.rows - done) * row for event in told]
+    assert (outcome.rows, outcome.rows_before) == (N, done)
+    told, outcome = _heard(attend, request)
+    assert told == [] and (outcome.rows, outcome.rows_before) == (N, N)
+
+
+def test_answers_are_all_of_a_run_that_began_with_the_keys_of_another(stream, tmp_path):
+    request = _request(stream, tmp_path, False, block_rows=40, resume=True, **POLY)
+    assert not _once(attend, request, 3)
+    told, outcome = _heard(attend, request)
+    assert [(event.phase, event.rows_before) for event in told] == 4 * [("keys", 120)] + 7 * [("queries", 0)]
+    assert (outcome.rows, outcome.rows_before) == (N, 0)
+
+
+def test_a_sketch_tells_the_same_of_rows_that_were_there(stream, tmp_path):
+    spec, path = keys_only(stream), str(tmp_path / "c.sattn")
+    request = AttendRequest(replace(spec, rows=(0, 200)), checkpoint=path, block_rows=40, resume=True, **POLY)
+    assert not _once(sketch, request, 2)
+    told, outcome = _heard(sketch, request)
+    assert [(event.rows, event.rows_before) for event in told] == [(120, 80), (160, 80), (200, 80)]
+    assert (outcome.rows, outcome.rows_before) == (200, 80)
+    more = AttendRequest(replace(spec, rows=(200, None)), checkpoint=path, block_rows=40, **POLY)
+    told, outcome = _heard(sketch, more, path)
+    assert [(event.rows, event.rows_before, event.total) for event in told] == [(40, 0, 57), (57, 0, 57)]
+    assert (outcome.rows, outcome.rows_before) == (N, 200)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_blocks_are_told_when_they_are_finished(stream, tmp_path, mode, threads, monkeypatch):
+    answered, put = [0, 0], Lane.put
+
+    def slow(lane, out, doubt, answers, a, b, work):
+        time.sleep(0.005)
+        put(lane, out, doubt, answers, a, b, work)
+        answered[lane.index] += b - a
+
+    monkeypatch.setattr(Lane, "put", slow)
+    told = []
+
+    def hear(event):
+        if isinstance(event, Progress) and event.phase != "keys":
+            told.append((event.rows, min(answered)))
+
+    attend(_request(stream, tmp_path, MODES[mode], block_rows=40, threads=threads, **POLY), hear, Interrupts())
+    assert [rows for rows, _ in told] == [40, 80, 120, 160, 200, 240, N]
+    assert all(rows <= finished for rows, finished in told)
 
 
 # --- what is refused

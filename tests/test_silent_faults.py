@@ -253,3 +253,37 @@ def test_logits_beyond_the_range_of_floats_are_5(tmp_path):
     np.save(tmp_path / "q.npy", rows(0) * np.float32(1e30))
     np.save(tmp_path / "k.npy", rows(1) * np.float32(1e30))
     refused("attend", *FILES, "--full", "--method", "exact", "-o", "o.npy", code=5, words=["not finite"], cwd=tmp_path)
+
+
+BEYOND = {"window": ("--method", "window", "--window", "600"), "exact": ("--method", "exact")}
+
+
+@pytest.mark.parametrize("method", sorted(BEYOND))
+def test_logits_beyond_floats_leave_queries_unanswered_and_end_the_run(tmp_path, method):
+    for seed, name in enumerate("qkv"):
+        np.save(tmp_path / f"{name}.npy", rows(seed) * np.float32(1 if name == "v" else 1e30))
+    files = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--full")
+    refused("attend", *files, *BEYOND[method], "-o", "o.npy", cwd=tmp_path, code=5, words=["answers are not finite"])
+    assert not (tmp_path / "o.npy").exists()
+
+
+def test_an_audit_that_knows_no_exact_answer_says_so(tmp_path):
+    for seed, name in enumerate("qkv"):
+        np.save(tmp_path / f"{name}.npy", rows(seed) * np.float32(1 if name == "v" else 1e30))
+    files = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--full", "--resident-rows", "96", "--audit", "32")
+    done = run("attend", *files, "-o", "o.npy", "--json", cwd=tmp_path)
+    assert done.document["audit"]["method"]["error"] is None and done.document["counts"]["doubted_answers"] == ROWS
+
+
+@pytest.mark.parametrize("factor", [1e38, 3e37])
+@pytest.mark.parametrize("method", ["nystrom", "window", "evict", "sample", "balance", "wildcat", "poly"])
+def test_no_warning_of_a_library_leaks(tmp_path, method, factor):
+    for seed, name in enumerate("qkv"):
+        np.save(tmp_path / f"{name}.npy", rows(seed) * np.float32(factor if name == "v" else 1))
+    files = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--causal", "--audit", "32", "-o", "o.npy")
+    budget = ("--resident-rows", "96") if method != "poly" else ("--max-error", "inf")
+    done = subprocess.run(
+        [sys.executable, "-m", "streamattn_cli", "attend", *files, "--method", method, *budget],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode in (0, 5, 11) and "Warning" not in done.stderr, done.stderr

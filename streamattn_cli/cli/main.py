@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 
 # One BLAS thread per worker thread: the engine shares out the work itself, and results must not depend on BLAS's split.
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -85,6 +86,7 @@ def common(
 def main() -> None:
     """Run the command line and end the process with the code of README's table."""
     fill_standard_streams()
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # what is not finite is counted and told by us
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Until a run owns its signals, Ctrl-C ends us as it ends any program: no traceback, nothing to clean up yet.
         signal.signal(signal.SIGINT, signal.SIG_DFL)

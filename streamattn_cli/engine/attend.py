@@ -123,6 +123,7 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
             audit_reason=reason,
             output=request.output,
             notes=problem.notes,
+            rows_before=run.answered,
             series=watch.series.to_dict(),
         )
     listener(Finished(outcome))
@@ -155,6 +156,7 @@ def _already_done(plan: Plan, saved: Saved, listener: Listener) -> Outcome:
         bytes_read=0,
         memory={"allowed": plan.allowed, "projected": plan.projected},
         audit_reason="this run was complete already",
+        rows_before=saved.done,
         output=plan.problem.request.output,
     )
     listener(Finished(outcome))

@@ -246,16 +246,19 @@ def compare_answers(
     """The audit of answers (rows, heads, dv), NaN where a query was dropped; or the reason why there is none.
 
     shares (rows, heads): of the exact attention, what falls on the history. flagged (rows,): those that the method does
-    not answer for, `flagged_rows` in all. An answer that is infinite is infinitely wrong.
+    not answer for, `flagged_rows` in all. An answer that is infinite, or whose exact one is unknown, is infinitely
+    wrong.
     """
     good = ~np.isnan(approx).any(axis=(1, 2))
     if not good.any():
         return None, "every sampled query was dropped"
     design, weight = design.only(good), 1 / design.chances[good]
     exact, trivial, approx = exact[good], trivial[good], approx[good]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         size = (exact**2).sum(axis=2)
         wrong, nothing = (((other - exact) ** 2).sum(axis=2) for other in (approx, trivial))
+        wrong, nothing = (np.where(np.isnan(squares), np.inf, squares) for squares in (wrong, nothing))
+        size = np.nan_to_num(size, nan=0.0, posinf=0.0)
     together = size.sum(axis=1)
     method, zero, *heads = estimate(
         np.column_stack([wrong.sum(axis=1), nothing.sum(axis=1), wrong]), np.column_stack([together, together, size]),

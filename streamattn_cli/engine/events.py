@@ -16,19 +16,20 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a pass is. Emitted after every block; listeners decide how often to show it."""
+    """Where a pass is. Emitted whenever a block is finished; listeners decide how often to show it."""
 
     phase: str  # "keys", "queries", "rows" (causal), "audit", "generate", "scan"
-    rows: int  # rows done in this phase
+    rows: int  # rows done in this phase, also by a run that is gone on with
     total: int | None  # rows of this phase, None when the stream does not say
-    bytes: int  # input bytes read in this phase
-    seconds: float  # since the phase began
+    bytes: int  # input bytes of the rows that this run did in this phase
+    seconds: float  # since this run began with the phase
     sketch_bytes: int = 0
     memory_now: int = 0  # anonymous bytes above the baseline
     memory_peak: int = 0
     memory_allowed: int | None = None
     unsaved_seconds: float | None = None  # since the last checkpoint, or the start; None without checkpoints
     error: float | None = None  # relative error of the audited rows that are complete, as far as that can be told
+    rows_before: int = 0  # of `rows`, done before this run: no rate counts them
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Outcome:
     audit_reason: str | None = None  # why there is no audit
     output: str | None = None
     notes: tuple[str, ...] = ()
+    rows_before: int = 0  # of `rows`, done by the run that was gone on with, or there before: no rate counts them
     series: dict = field(default_factory=dict)  # seconds, phase, rows, memory: lists, see engine/series.py
 
     def to_dict(self) -> dict:

@@ -52,7 +52,8 @@ class ExactRows:
 
     def answers(self, work: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """All keys have been seen: the exact and the trivial answers, both (n, heads, dv) float64, and which share of the
-        exact attention falls on the history (n, heads); None if nobody knows where that ends.
+        exact attention falls on the history (n, heads), None if nobody knows where that ends. Exact answers are NaN where
+        logits are beyond the range of floats.
 
         What has been gathered stays as it is: a checkpoint that is written afterwards asks once more when it is resumed.
         """
@@ -63,10 +64,14 @@ class ExactRows:
             means = self.means[at : at + 1]
             gathered = [(array, array.copy()) for part in (truth, *means) for array in part.state.values()]
             truth.finish(work)
-            truth.outputs(out := np.empty((self.problem.group, *exact.shape[::2])))
-            exact[:, lane.query_heads] = out.transpose(1, 0, 2)
             for mean in means:
                 mean.finish()
+            truth.outputs(out := np.empty((self.problem.group, *exact.shape[::2])))
+            if means:  # tokens were seen and none has a weight: their logits are beyond the range of floats
+                seen = means[0].sums[:, -1] > 0
+                out[(truth.y[:, :, -1] == 0) & seen] = np.nan
+            exact[:, lane.query_heads] = out.transpose(1, 0, 2)
+            for mean in means:
                 trivial[:, lane.query_heads] = mean.outputs()[:, None]
             if shares is not None:
                 shares[:, lane.query_heads] = truth.shares().T

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from streamattn_cli.engine.events import Listener, Note
-from streamattn_cli.engine.pump import Watch, pump
+from streamattn_cli.engine.pump import Teller, Watch, pump
 from streamattn_cli.engine.scale import scale_value
 from streamattn_cli.engine.signals import Interrupts
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
@@ -111,10 +111,8 @@ def _scan(tensor: RowTensor, watch: Watch) -> tuple[int, int]:
             lost += _not_finite(flat[a : a + PIECE], tensor.dtype)
 
     block_rows = max(1, BLOCK_BYTES // row_bytes(tensor))
-    rows = pump(
-        ReadAhead([tensor], 0, tensor.rows, block_rows, check=watch.interrupts.check), take, watch, "scan", tensor.rows
-    )
-    return rows, lost
+    blocks = ReadAhead([tensor], 0, tensor.rows, block_rows, check=watch.interrupts.check)
+    return pump(blocks, take, watch, Teller(watch, blocks, "scan", tensor.rows)), lost
 
 
 def _not_finite(items: np.ndarray, dtype: str) -> int:

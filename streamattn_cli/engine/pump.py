@@ -29,44 +29,59 @@ class Watch:
     error: Callable[[], float | None] = lambda: None  # of the rows audited so far
 
 
+class Teller:
+    """Tells the listener where a pass over blocks is, whenever one of them is finished (which may be after the next ones
+    were begun)."""
+
+    def __init__(self, watch: Watch, blocks: ReadAhead, phase: str, total: int | None, start: int = 0):
+        self.watch, self.blocks, self.phase, self.total, self.start = watch, blocks, phase, total, start
+        self.began = time.monotonic()
+
+    def __call__(self, block: Block) -> None:
+        """All rows up to the end of this block are done."""
+        watch, rows = self.watch, block.start + block.rows
+        memory_now = watch.meter.now() if watch.meter else 0
+        watch.series.add(self.phase, rows, memory_now)
+        watch.listener(
+            Progress(
+                phase=self.phase,
+                rows=rows,
+                total=self.total,
+                bytes=(rows - self.start) * self.blocks.row_bytes,
+                seconds=time.monotonic() - self.began,
+                sketch_bytes=watch.sketch_bytes,
+                memory_now=memory_now,
+                memory_peak=watch.meter.peak() if watch.meter else 0,
+                memory_allowed=watch.allowed,
+                unsaved_seconds=watch.unsaved(),
+                error=watch.error(),
+                rows_before=self.start,
+            )
+        )
+
+
 def pump(
     blocks: ReadAhead,
-    take: Callable[[Block], None],
+    take: Callable[[Block], bool | None],
     watch: Watch,
-    phase: str,
-    total: int | None,
+    tell: Teller,
     passed: Callable[[str, int], None] | None = None,
 ) -> int:
     """Feed every block to `take`, in order; returns the number of rows. Stops between blocks when a signal asks.
 
-    After each block `passed` is told the phase and the global row that has been reached.
+    After each block `passed` is told the phase and the global row that has been reached; then `tell` is, unless `take` says
+    (True) that the block is still in work and will be told later.
     """
-    began = time.monotonic()
     rows = 0
     with blocks:
         for block in blocks:
             watch.interrupts.check()
-            take(block)
+            in_work = take(block)
             rows += block.rows
             if passed:
-                passed(phase, block.start + block.rows)
-            memory_now = watch.meter.now() if watch.meter else 0
-            watch.series.add(phase, rows, memory_now)
-            watch.listener(
-                Progress(
-                    phase=phase,
-                    rows=rows,
-                    total=total,
-                    bytes=blocks.bytes_read,
-                    seconds=time.monotonic() - began,
-                    sketch_bytes=watch.sketch_bytes,
-                    memory_now=memory_now,
-                    memory_peak=watch.meter.peak() if watch.meter else 0,
-                    memory_allowed=watch.allowed,
-                    unsaved_seconds=watch.unsaved(),
-                    error=watch.error(),
-                )
-            )
+                passed(tell.phase, block.start + block.rows)
+            if not in_work:
+                tell(block)
         watch.interrupts.check()
     watch.wait_seconds += blocks.wait_seconds
     watch.bytes_read += blocks.bytes_read

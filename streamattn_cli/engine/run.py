@@ -17,7 +17,7 @@ from streamattn_cli.engine.meter import trim
 from streamattn_cli.engine.modelfile import model_queries
 from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pool import Batch, Workers
-from streamattn_cli.engine.pump import Watch, pump
+from streamattn_cli.engine.pump import Teller, Watch, pump
 from streamattn_cli.engine.repair import Repairs
 from streamattn_cli.engine.resume import Saved
 from streamattn_cli.engine.saver import stack_heads, unstack_heads
@@ -38,6 +38,7 @@ class Run:
         self.plan, self.watch, self.writer = plan, watch, writer
         self.passed: Callable[[str, int], None] | None = None  # told after every block that could be gone on from
         self.phase, self.done = "", 0  # where to go on: the phase, and how many of its rows are done
+        self.answered = 0  # rows that the run which is gone on with has answered
         self.problem = problem = plan.problem
         self.lanes = [Lane(problem, i) for i in range(len(problem.k))]
         self._k, self._v = (Part(name, getattr(problem, name), 0, len(self.lanes), False) for name in "kv")
@@ -47,7 +48,8 @@ class Run:
         shape = OUTPUTS, rows, len(problem.q)
         room = allocate({"rows": ((*shape, problem.v.dim), problem.precision), "doubt": (shape, "f4")})
         self._outputs = deque(map(Answers, room["rows"], room["doubt"]))
-        self._flying: deque[tuple[Batch, Callable[[], None] | None]] = deque()  # blocks in work, and what follows them
+        # blocks in work, and what follows them
+        self._flying: deque[tuple[Block, Batch, Callable[[], None] | None]] = deque()
         self._pen, self._written = ThreadPoolExecutor(1, "streamattn-writer"), None
         self.doubts: Writer | None = None  # --doubt
         self.repairs = Repairs(plan.repair_rows) if plan.repair_rows else None
@@ -105,6 +107,7 @@ class Run:
     def go_on(self, saved: Saved) -> None:
         """Take up the state of a checkpoint, before `go`."""
         self.phase, self.done = saved.phase, saved.done
+        self.answered = saved.done if saved.phase in ("queries", "rows", "exact") else 0
         self.load(saved.state, saved.name)
         saved.state.clear()  # it is held twice no longer than that
 
@@ -255,7 +258,7 @@ class Run:
         """
         p = self.problem
 
-        def take(block: Block) -> None:
+        def take(block: Block) -> bool:
             k, v = block.arrays
 
             def step_task(item: tuple, work: dict) -> None:
@@ -263,8 +266,7 @@ class Run:
                 use(lane, *lane.keys(k, v, a, b, block.start + a, work), work)
 
             done = leap(block) if leap else 0
-            if done < block.rows:
-                self._fly(step_task, self._steps(block, done))
+            return done < block.rows and self._fly(block, step_task, self._steps(block, done))
 
         for work in self.workers.works if start == 0 else ():
             work["lane.dropped"][0] = 0  # the last pass over the keys sees all of them: each is counted once
@@ -300,7 +302,7 @@ class Run:
         """The pass over the queries of full attention: answer, write, audit."""
         p = self.problem
 
-        def take(block: Block) -> None:
+        def take(block: Block) -> bool:
             (q,) = block.arrays
             answers = self._next_output(block)
 
@@ -315,7 +317,7 @@ class Run:
                 self._write_behind(block.start, answers, q)
 
             apart = [[step] for chain in self._steps(block) for step in chain]
-            self._fly(step_task, apart, landed)
+            return self._fly(block, step_task, apart, landed)
 
         size = self.plan.query_block_rows
         rows = self.done + self._pump([p.q.tensor], take, "queries", p.q.rows, self.done, size, self.passed)
@@ -326,7 +328,7 @@ class Run:
         """The pass over q, k and v together."""
         p = self.problem
 
-        def take(block: Block) -> None:
+        def take(block: Block) -> bool:
             q, k, v = block.arrays
             answers = self._next_output(block)
 
@@ -341,7 +343,7 @@ class Run:
                 if self.auditor:
                     self.auditor.see(lane, keys, values, work)
 
-            self._fly(step_task, self._steps(block), lambda: self._write_behind(block.start, answers))
+            return self._fly(block, step_task, self._steps(block), lambda: self._write_behind(block.start, answers))
 
         stop = p.k.rows if p.q.rows is None else p.q.rows
         tensors = [p.q.tensor, p.k.tensor, p.v.tensor]
@@ -398,7 +400,7 @@ class Run:
     def _pump(
         self,
         tensors: list,
-        take: Callable[[Block], None],
+        take: Callable[[Block], bool | None],
         phase: str,
         stop: int | None,
         start: int = 0,
@@ -406,9 +408,9 @@ class Run:
         passed: Callable[[str, int], None] | None = None,
     ) -> int:
         size = block_rows or self.plan.block_rows
-        total = None if stop is None else stop - start
         self._blocks = ReadAhead(tensors, start, stop, size, SLOTS, self.watch.interrupts.check, LENT)
-        rows = pump(self._blocks, take, self.watch, phase, total, passed)
+        self._teller = Teller(self.watch, self._blocks, phase, stop, start)
+        rows = pump(self._blocks, take, self.watch, self._teller, passed)
         self._land()
         del self._blocks
         trim()  # the next phase may take what this one took
@@ -419,22 +421,25 @@ class Run:
         cuts = [(lane, lane.steps(block.start + first, block.rows - first)) for lane in self.lanes]
         return [[(lane, first + a, first + b) for a, b in steps] for lane, steps in cuts]
 
-    def _fly(self, task: Callable, chains: list, landed: Callable[[], None] | None = None) -> None:
+    def _fly(self, block: Block, task: Callable, chains: list, landed: Callable[[], None] | None = None) -> bool:
         """Begin with the steps of a block, and end with the block before it: a lane that is early need not wait for the
-        others. `landed` is called when all its steps are done. Where the input is late, end with this block, too: who
-        sends it may be waiting for answers."""
-        self._flying.append((self.workers.start(task, chains), landed))
+        others. `landed` is called when all its steps are done; then it is told. Where the input is late, end with this
+        block, too: who sends it may be waiting for answers. Returns True: the block is in work."""
+        batch = self.workers.start(task, chains)
+        self._flying.append((block, batch, landed))
         self._land(1)
-        if not self._blocks.ready:
+        if batch.done.is_set() or not self._blocks.ready:
             self._land()
+        return True
 
     def _land(self, left: int = 0) -> None:
         """Wait for all blocks in work but the last `left`, in order; raises what went wrong."""
         while len(self._flying) > left:
-            batch, landed = self._flying.popleft()
+            block, batch, landed = self._flying.popleft()
             batch.wait()
             if landed:
                 landed()
+            self._teller(block)
 
     def _next_output(self, block: Block) -> Answers:
         """Room for the answers to a block."""

@@ -57,8 +57,8 @@ def open_doubt(problem: Problem, saved: tuple[str, int] | None, tag: str | None)
 def check_finite(counts: dict[str, int], request: AttendRequest) -> None:
     """Refuse (NonFinite) to write answers that are not finite, unless --nan-policy drop allows it."""
     count = counts.get("not_finite_answers", 0)
-    if "guarded_queries" not in counts:  # exact: a query that saw no token had no finite logit
-        count += counts.get("unanswered_queries", 0)
+    if not counts.get("dropped_keys"):  # a query that saw no token, and was not guarded, had no finite logit
+        count += max(0, counts.get("unanswered_queries", 0) - counts.get("guarded_queries", 0))
     if count and request.nan_policy != "drop":
         piped = request.output == "-"
         written = "those before the end were written already" if piped else "nothing was written"

@@ -44,6 +44,8 @@ class SketchedRun(Run):
         steps = [order.replace("v", "")[0] + "v", "q"] if shared and "kv" in order else list(order)
         phases = ["keys and values" if step == "v" and self.sketching.kind == "phi" else PHASES[step] for step in steps]
         resumed = phases.index(self.phase) if self.phase else 0
+        if "queries" in phases[:resumed]:
+            self.answered = self.problem.q.rows or 0
         for at, (step, phase) in enumerate(zip(steps, phases, strict=True)):
             done = self.done if at == resumed else 0
             if step == "q" and self.sketching.heaps:

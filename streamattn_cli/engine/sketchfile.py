@@ -123,6 +123,7 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
             check_unchanged(files)
             writer.commit(run.save_sketch(), describe(facts, OPEN, rows, {"absorbed": sources}, None))
         outcome = outcome_of("sketch", plan, run.counts(), watch, meter, rows, began, request.checkpoint)
+        outcome = replace(outcome, rows_before=before.rows if before else saved.done if saved else 0)
     listener(Finished(outcome))
     return outcome
 

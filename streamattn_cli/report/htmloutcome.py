@@ -17,7 +17,7 @@ from streamattn_cli.report.page import (
     table,
 )
 from streamattn_cli.report.svg import heat_map, interval_plot, line_plot
-from streamattn_cli.units import format_bytes, format_count, format_duration
+from streamattn_cli.units import format_bytes, format_count, format_duration, is_timed
 
 MOST_HEADS = 64  # shown one by one; of more, the worst
 FOLD = 12  # lines of a table above which it is folded
@@ -59,10 +59,11 @@ def _keys(found: dict) -> list[tuple[str, str, str]]:
         entries.append(("95% of rows below", percent(e["p95_row"]), f"median row {percent(e['median_row'])}"))
         if mass := audit.get("history_mass"):
             entries.append(("History mass", percent(sum(mass) / len(mass)), "attention outside sinks and window"))
-    rate = found["rows"] / max(found["seconds"], 1e-9)
-    entries.append(
-        ("Speed", f"{format_count(rate)} rows/s", f"{found['rows']} rows in {format_duration(found['seconds'])}")
-    )
+    done, seconds = found["rows"] - found.get("rows_before", 0), found["seconds"]
+    if done and is_timed(seconds):
+        entries.append(
+            ("Speed", f"{format_count(done / seconds)} rows/s", f"{done} rows in {format_duration(seconds)}")
+        )
     memory = found["memory"]
     if memory.get("peak") is not None:
         entries.append(("Peak memory", format_bytes(memory["peak"]), f"projected {format_bytes(memory['projected'])}"))

@@ -14,7 +14,7 @@ from streamattn_cli.engine.events import Event, Finished, Note, Progress
 from streamattn_cli.engine.series import Series
 from streamattn_cli.report.memoryline import memory_line
 from streamattn_cli.report.progress import Quiet, eta_seconds, progress_line
-from streamattn_cli.units import format_bytes, format_clock, format_count
+from streamattn_cli.units import format_bytes, format_clock, format_count, is_timed
 
 LINES = 2  # of figures; memory has a line of its own
 GAP = "  "
@@ -85,7 +85,7 @@ class LiveBar(Quiet):
 
 def figures(event: Progress) -> list[tuple[tuple[str, ...], str]]:
     """(spellings, style) of every figure of an event: the most important figure and the longest spelling first."""
-    seconds = max(event.seconds, 1e-9)
+    timed = is_timed(event.seconds)
     share = f"{100 * event.rows / max(1, event.total):.0f}%" if event.total is not None else format_clock(event.seconds)
     eta = eta_seconds(event)
     rows = format_count(event.rows) + ("" if event.total is None else f" of {format_count(event.total)}")
@@ -93,11 +93,11 @@ def figures(event: Progress) -> list[tuple[tuple[str, ...], str]]:
         ((event.phase,), "bold"),
         ((share,), "magenta"),
         ((f"ETA {format_clock(eta)}",) if eta is not None else (), "cyan"),
-        ((f"{format_count(event.rows / seconds)} rows/s",), ""),
+        ((f"{format_count((event.rows - event.rows_before) / event.seconds)} rows/s",) if timed else (), ""),
         ((f"error so far {event.error:.3g}", f"error {event.error:.3g}") if event.error is not None else (), "yellow"),
         (saved_words(event), ""),
         ((f"{rows} rows",), ""),
-        ((f"{format_bytes(event.bytes / seconds)}/s",), ""),
+        ((f"{format_bytes(event.bytes / event.seconds)}/s",) if timed else (), ""),
         ((f"sketch {format_bytes(event.sketch_bytes)}",) if event.sketch_bytes else (), ""),
     ]
     return [(spellings, style) for spellings, style in entries if spellings]

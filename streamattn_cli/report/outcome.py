@@ -10,7 +10,7 @@ from typing import TextIO
 
 from streamattn_cli.engine.events import Audit, ErrorEstimate, Flagged, Outcome
 from streamattn_cli.report.table import Rows, print_rows
-from streamattn_cli.units import format_bytes, format_count, format_duration
+from streamattn_cli.units import format_bytes, format_count, format_duration, is_timed
 
 MEMORY_WORDS = ("allowed", "reserved", "projected", "peak")
 WORST = 3  # rows named
@@ -77,12 +77,14 @@ def _fact(name: str, value: object) -> str:
 
 
 def _speed(outcome: Outcome) -> str:
-    seconds = max(outcome.seconds, 1e-9)
-    text = (
-        f"{outcome.rows} in {format_duration(outcome.seconds)}"
-        f" ({format_count(outcome.rows / seconds)} rows/s, {format_bytes(outcome.bytes_read / seconds)}/s)"
-    )
-    return text + f", {100 * min(1.0, outcome.wait_seconds / seconds):.0f}% of it waiting for input"
+    done, seconds = outcome.rows - outcome.rows_before, max(outcome.seconds, 1e-9)
+    text = f"{done} in {format_duration(outcome.seconds)}"
+    if outcome.rows_before:
+        text = f"{outcome.rows}, of which {text}"
+    if is_timed(outcome.seconds) or not done:
+        text += f" ({format_count(done / seconds)} rows/s, {format_bytes(outcome.bytes_read / seconds)}/s)"
+        text += f", {100 * min(1.0, outcome.wait_seconds / seconds):.0f}% of it waiting for input"
+    return text
 
 
 def _memory(memory: dict) -> str:

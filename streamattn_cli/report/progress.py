@@ -15,7 +15,7 @@ from streamattn_cli.engine.events import Event, Finished, Note, Progress, Starte
 from streamattn_cli.errors import UsageError
 from streamattn_cli.report.jsontext import json_line
 from streamattn_cli.report.terminal import is_live
-from streamattn_cli.units import format_bytes, format_duration
+from streamattn_cli.units import format_bytes, format_duration, is_timed
 
 MODES = ("auto", "quiet", "json")
 
@@ -77,15 +77,17 @@ class Quiet:
 
 
 class _Interval(Quiet):
-    """Lets a progress event pass once per interval; the clock starts with the first event."""
+    """Lets a progress event pass once per interval; the clock starts with the first one."""
 
     def __init__(self, stream: TextIO, every: float):
         super().__init__(stream)
         self.every = every
-        self._shown = time.monotonic()
+        self._shown: float | None = None
 
     def due(self) -> bool:
         now = time.monotonic()
+        if self._shown is None:
+            self._shown = now
         if now - self._shown < self.every:
             return False
         self._shown = now
@@ -123,19 +125,22 @@ class JsonLines(_Interval):
 
 
 def eta_seconds(event: Progress) -> float | None:
-    """Seconds to the end of this phase at its mean rate so far; None when it cannot be known."""
-    if event.total is None or event.rows <= 0 or event.seconds <= 0:
+    """Seconds to the end of this phase at this run's mean rate so far; None when it cannot be known."""
+    done = event.rows - event.rows_before
+    if event.total is None or done <= 0 or not is_timed(event.seconds):
         return None
-    return max(0, event.total - event.rows) * event.seconds / event.rows
+    return max(0, event.total - event.rows) * event.seconds / done
 
 
 def progress_line(event: Progress) -> str:
     """One plain line; its words (rows, rows/s, ETA, sketch, memory now, peak, budget) are stable."""
-    seconds = max(event.seconds, 1e-9)
     rows = f"rows {event.rows}"
     if event.total is not None:
         rows += f" of {event.total} ({100 * event.rows / max(1, event.total):.1f}%)"
-    parts = [rows, f"{event.rows / seconds:.0f} rows/s", f"{format_bytes(event.bytes / seconds)}/s"]
+    parts = [rows]
+    if is_timed(event.seconds):
+        rate = (event.rows - event.rows_before) / event.seconds
+        parts += [f"{rate:.0f} rows/s", f"{format_bytes(event.bytes / event.seconds)}/s"]
     eta = eta_seconds(event)
     parts.append(f"elapsed {format_duration(event.seconds)}")
     if eta is not None:

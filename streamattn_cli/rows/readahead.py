@@ -66,7 +66,7 @@ class ReadAhead:
         self._order = [position[id(tensor)] for tensor in tensors]
         self._start, self._stop, self._block_rows = start, stop, block_rows
         self._check = check
-        self._row_bytes = sum(row_bytes(tensor) for tensor in self._distinct)
+        self.row_bytes = sum(row_bytes(tensor) for tensor in self._distinct)
         self._slots = self._buffers(slots)
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[int, int, int] | BaseException | None] = queue.SimpleQueue()
@@ -148,7 +148,7 @@ class ReadAhead:
             raise item or StopIteration
         slot, start, rows = item
         self._lent.append(slot)
-        self.bytes_read += rows * self._row_bytes
+        self.bytes_read += rows * self.row_bytes
         pairs = zip(self._distinct, self._slots[slot], strict=True)
         arrays = [_shaped(flat, tensor, rows) for tensor, flat in pairs]
         return Block(start, rows, tuple(arrays[i] for i in self._order))
