@@ -1,4 +1,4 @@
-"""How much memory the process holds, sampled while it works, and how much the machine or container would give it.
+"""How much memory the process holds and has held at most, and how much the machine or container would give it.
 
 Anonymous memory (resident minus file-backed pages) is what a budget is about: file pages come and go as the kernel
 likes, and ru_maxrss counts them and never falls.
@@ -8,33 +8,43 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 
+_SIZES = re.compile(rb"^(\w+):\s+(\d+) kB$", re.MULTILINE)
+CLEAR = "/proc/self/clear_refs"  # 5 begins VmHWM anew
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number near 2^63
 
 
 class Meter:
     """Anonymous memory of this process above what it was when the meter started.
 
-    A context manager: entering takes the baseline and starts a daemon thread that looks every `interval` seconds.
-    All figures are bytes. Off Linux the figure is the peak resident size, which never falls.
+    A context manager: entering takes the baseline and starts a daemon thread that looks every `interval` seconds. No peak
+    between two looks is missed: the kernel keeps the highest resident size (VmHWM), and file pages, which it counts as well,
+    are taken off as the larger number of the two looks. All figures are bytes. Where the kernel cannot begin its record anew
+    (/proc/self/clear_refs), only what is seen counts; off Linux the figure is the peak resident size, which never falls.
     """
 
     def __init__(self, interval: float = 0.01):
         self.interval = interval
         self.baseline = 0
         self._peak = 0
+        self._shared = 0  # file and shared pages at the last look
         self._stop = threading.Event()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._statm: int | None = None
+        self._status: int | None = None
+        self._clear: int | None = None
 
     def __enter__(self) -> Meter:
-        self._statm = _open_statm()
-        self.baseline = self._read()
+        self._status = _open("/proc/self/status", os.O_RDONLY)
+        self._clear = _open(CLEAR, os.O_WRONLY)
+        self._begin_anew()
+        self.baseline = self._look()
         self._peak = self.baseline
         self._stop.clear()
         self._thread = threading.Thread(target=self._sample, name="memory-meter", daemon=True)
@@ -47,16 +57,17 @@ class Meter:
             self._thread.join()
             self._thread = None
         self._look()
-        if self._statm is not None:
-            os.close(self._statm)
-            self._statm = None
+        for file in (self._status, self._clear):
+            if file is not None:
+                os.close(file)
+        self._status = self._clear = None
 
     def now(self) -> int:
         """Bytes above the baseline at this moment, never below 0; counts towards the peak. Only while entered."""
         return max(0, self._look() - self.baseline)
 
     def peak(self) -> int:
-        """The most bytes above the baseline seen so far; still there after the meter has stopped."""
+        """The most bytes above the baseline until the last look; still there after the meter has stopped."""
         return max(0, self._peak - self.baseline)
 
     def _sample(self) -> None:
@@ -64,27 +75,39 @@ class Meter:
             self._look()
 
     def _look(self) -> int:
-        held = self._read()
-        # Two threads may meet here and one sample may be lost; the next is `interval` away.
-        if held > self._peak:
-            self._peak = held
-        return held
+        """Anonymous bytes now; the peak since the last look is taken down."""
+        if self._status is None:
+            self._peak = max(self._peak, held := _peak_resident())
+            return held
+        with self._lock:
+            sizes = _sizes(os.pread(self._status, 4096, 0))
+            held, shared = sizes["RssAnon"], sizes["RssFile"] + sizes["RssShmem"]
+            highest = 0 if self._clear is None else sizes["VmHWM"] - max(shared, self._shared)
+            self._peak = max(self._peak, held, highest)
+            if shared != self._shared:  # the record so far belongs to other file pages
+                self._begin_anew()
+            self._shared = shared
+            return held
 
-    def _read(self) -> int:
-        if self._statm is None:
-            return _peak_resident()
-        return _anonymous(os.pread(self._statm, 128, 0))
+    def _begin_anew(self) -> None:
+        """Let the kernel's highest resident size be the present one."""
+        if self._clear is not None:
+            try:
+                os.pwrite(self._clear, b"5", 0)
+            except OSError:
+                os.close(self._clear)
+                self._clear = None
 
 
 def anonymous_memory() -> int:
     """Anonymous resident bytes of this process now (off Linux: its peak resident size)."""
-    statm = _open_statm()
-    if statm is None:
+    status = _open("/proc/self/status", os.O_RDONLY)
+    if status is None:
         return _peak_resident()
     try:
-        return _anonymous(os.pread(statm, 128, 0))
+        return _sizes(os.pread(status, 4096, 0))["RssAnon"]
     finally:
-        os.close(statm)
+        os.close(status)
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -101,16 +124,16 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _open_statm() -> int | None:
+def _open(path: str, mode: int) -> int | None:
     try:
-        return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, mode | os.O_CLOEXEC)
     except OSError:
         return None
 
 
-def _anonymous(statm: bytes) -> int:
-    _size, resident, shared = statm.split()[:3]
-    return (int(resident) - int(shared)) * resource.getpagesize()
+def _sizes(status: bytes) -> dict[str, int]:
+    """The sizes in /proc/self/status by name, in bytes."""
+    return {name.decode(): int(size) * 1024 for name, size in _SIZES.findall(status)}
 
 
 def _peak_resident() -> int:

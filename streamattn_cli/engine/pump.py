@@ -34,7 +34,8 @@ class Teller:
     were begun)."""
 
     def __init__(self, watch: Watch, blocks: ReadAhead, phase: str, total: int | None, start: int = 0):
-        self.watch, self.blocks, self.phase, self.total, self.start = watch, blocks, phase, total, start
+        self.watch, self.phase, self.total, self.start = watch, phase, total, start
+        self.row_bytes = blocks.row_bytes  # not the blocks themselves, whose buffers must go when the pass is over
         self.began = time.monotonic()
 
     def __call__(self, block: Block) -> None:
@@ -47,7 +48,7 @@ class Teller:
                 phase=self.phase,
                 rows=rows,
                 total=self.total,
-                bytes=(rows - self.start) * self.blocks.row_bytes,
+                bytes=(rows - self.start) * self.row_bytes,
                 seconds=time.monotonic() - self.began,
                 sketch_bytes=watch.sketch_bytes,
                 memory_now=memory_now,

@@ -110,8 +110,13 @@ class NystromHistory:
 
     @staticmethod
     def transient_bytes(params: NystromParams, dim: int, value_dim: int, group: int, queries: int) -> int:
-        """Bound on the bytes held for a while: the exact rows, when they become atoms."""
-        return 16 * params.atoms * (dim + value_dim + 1)
+        """Bound on the bytes held for a while: the exact rows widened and centred, when they become atoms."""
+        rows = (
+            params.atoms
+            * atom_bytes(dim, value_dim, params.bits)
+            // ((dim + value_dim) * np.dtype(HOLDER[params.storage]).itemsize)
+        )
+        return rows * (4 * (2 * dim + value_dim + 1) + 1)
 
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
         """Take the queries q (r, d) of full attention as the model of all queries."""

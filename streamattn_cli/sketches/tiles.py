@@ -60,6 +60,7 @@ class QueryTile:
     def place(self, q: np.ndarray, at: int, scale: float, high: int, slope: int, window: int) -> None:
         """Lay in q (heads, n, d) from row `at` of a group on; query i sees the last `window` tokens before high + slope i."""
         scale = self.queries.dtype.type(scale)
+        q = np.ascontiguousarray(q)  # so that there is one kernel of it, not another for parts of a block
         dense.place(q, self.group, at, scale, high, slope, window, self.queries, self.scaled, *self.bounds)
 
     def add_history(self, range_: np.ndarray) -> int:
