@@ -4,6 +4,7 @@ import h5py
 import naive_nystrom as naive
 import numpy as np
 import pytest
+from clirun import refused, run
 from test_nystrom import HEAD, HEADS, causal, compress, relative, sample_head
 
 from streamattn_cli.kernels import compress as module
@@ -147,3 +148,57 @@ def test_positions_pay_on_a_real_head(rows, effort):
 def test_what_is_no_rotation(theta, pairs):
     with pytest.raises(ValueError):
         rope_word(theta, pairs)
+
+
+# --- the option and the attributes
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """The sample's first rows in files that say everything about their rotation, half of it, and nonsense."""
+    folder = tmp_path_factory.mktemp("rope")
+    with h5py.File(HEADS) as file:
+        arrays = {name: file[name][:1200] for name in "qkv"}
+    for name, pairs in (("told", "interleaved"), ("half_told", None), ("wrong", "sideways")):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            for part, rows in arrays.items():
+                file[part] = rows
+            file.attrs.update({"layout": "THD", "rope_theta": 1e5} | ({"rope_pairs": pairs} if pairs else {}))
+    return folder
+
+
+def answers(told, name, *words):
+    """The bytes of the answers, and what was said."""
+    out = told / "out.npy"
+    done = run("attend", told / f"{name}.h5", "--causal", "--resident-rows", 96, *words, "-o", out)
+    return out.read_bytes(), done.err
+
+
+def test_the_file_or_the_option_says_how_positions_turn(told):
+    by_file, said = answers(told, "told")
+    assert "rope 100000:interleaved is taken from the file" in said
+    by_option, _ = answers(told, "half_told", "--rope", "1e5:interleaved")
+    without, _ = answers(told, "told", "--rope", "none")
+    unsaid, said = answers(told, "half_told")
+    assert "rope_pairs" in said and "--rope 100000.0:half" in said
+    assert by_file == by_option != without == unsaid
+    assert answers(told, "told", "--block-rows", 33, "--threads", 2)[0] == by_file
+
+
+@pytest.mark.parametrize("word", ["1", "nan", "ten", "1e4:both", "1e4:", ":half", "none:half"])
+def test_words_of_rope_that_say_nothing_are_2(told, word):
+    refused("attend", told / "told.h5", "--causal", f"--rope={word}", "-o", told / "no.npy", code=2, words=["--rope", "THETA"])
+
+
+def test_attributes_that_are_no_rotation_are_4(told):
+    words = ("attend", told / "wrong.h5", "--causal", "--resident-rows", 96, "-o", told / "no.npy")
+    refused(*words, code=4, words=["rope_pairs", "sideways", "interleaved"])
+    run(*words, "--rope", "none")
+
+
+@pytest.mark.parametrize("words, said", [
+    (("--full",), "full attention"), (("--causal", "--method", "window"), "--method window"),
+])  # fmt: skip
+def test_where_a_rotation_has_no_meaning_that_is_said(told, words, said):
+    done = run("attend", told / "told.h5", *words, "--resident-rows", 96, "--rope", "1e4", "-o", told / "out.npy")
+    assert "--rope has no meaning" in done.err and said in done.err

@@ -16,6 +16,14 @@ def rope_word(theta: float, pairs: str) -> str:
     return f"{float(theta)!r}:{pairs}"
 
 
+def read_rope(word: str) -> str:
+    """'THETA', 'THETA:PAIRS' or 'none' as `rope_word` gives it, empty for none; ValueError for anything else."""
+    if word == "none":
+        return ""
+    theta, _, pairs = word.partition(":")
+    return rope_word(float(theta), pairs if ":" in word else PAIRS[0])
+
+
 def rotation(word: str, dim: int) -> tuple[np.ndarray, int, int]:
     """Frequencies (dim / 2,) float64, step and gap (see kernels.rotary.turn); no frequencies for an empty word."""
     if not word:
