@@ -43,12 +43,38 @@ def kernel(keys, mean, covariance, scale, alpha, temper):
     return h, np.array(e)
 
 
-def compress(keys, coefs, mean, covariance, scale, temper, keep, alpha, ridge):
+def turned(row, position, theta, pairs):
+    """A query or key (d,) as rotary embedding puts it at a position, plane by plane."""
+    d, out = len(row), np.array(row, np.float64)
+    for j in range(d // 2):
+        a, b = (2 * j, 2 * j + 1) if pairs == "interleaved" else (j, j + d // 2)
+        angle = position * theta ** (-2 * j / d)
+        out[a] = row[a] * math.cos(angle) - row[b] * math.sin(angle)
+        out[b] = row[a] * math.sin(angle) + row[b] * math.cos(angle)
+    return out
+
+
+def mixed_kernel(keys, mean, covariance, scale, alpha, temper, positions, theta, pairs):
+    """`kernel` for queries at several positions, mean and covariance being those of queries turned back to 0: the sum of
+    the kernels at each, the largest diagonal of each being 1 (METHODS.md (N18))."""
+    total = np.zeros((len(keys), len(keys)))
+    for position in positions:
+        there = np.stack([turned(column, position, theta, pairs) for column in np.eye(len(mean))], axis=1)
+        h, e = kernel(keys, there @ mean, there @ covariance @ there.T, scale, alpha, temper)
+        root = np.exp(e - e.max())
+        total += h * np.outer(root, root)
+    root = np.sqrt(np.diag(total))
+    return total / np.outer(root, root), np.log(root)
+
+
+def compress(keys, coefs, mean, covariance, scale, temper, keep, alpha, ridge, turning=None):
     """Remove the atom whose removal costs least, solving the ridge least squares anew; (indices, coefs).
 
-    The cost is |W_i|^2 / G_ii; of four removals in turn, the last three take |W_i|^2 from before the first.
+    The cost is |W_i|^2 / G_ii; of four removals in turn, the last three take |W_i|^2 from before the first. turning:
+    positions, theta and pairs of `mixed_kernel`.
     """
-    h, e = kernel(keys, mean, covariance, scale, alpha, temper)
+    make = (lambda *words: mixed_kernel(*words, *turning)) if turning else kernel
+    h, e = make(keys, mean, covariance, scale, alpha, temper)
     root = np.exp(e - e.max())
     wanted = coefs * root[:, None]
     regular = h + ridge * np.eye(len(keys))

@@ -64,6 +64,11 @@ ATOMS = {
     for dtype, bits in (("f4", 8), ("f4", 16), ("f8", 8))
 }
 
+ATOMS["rotary positions"] = SketchCase(
+    head("f4", NystromParams(24, 16, storage="f4", rope="100.0:half", turns=2), sinks=3, window=17), rows=150, step_rows=16,
+    slack=0.05,
+)  # fmt: skip
+
 
 @pytest.mark.parametrize("law", LEARNING_LAWS, ids=name)
 @pytest.mark.parametrize("case", ATOMS.values(), ids=ATOMS)

@@ -25,6 +25,7 @@ from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, sp
 from streamattn_cli.sketches.nystrom import NystromHistory, NystromParams, insert_size
 from streamattn_cli.sketches.querymodel import QueryModel
 from streamattn_cli.sketches.registry import HISTORIES
+from streamattn_cli.sketches.rope import rotation
 from streamattn_cli.testing.streams import Stream, attention
 
 HEADS = Path(__file__).parent.parent / "sample_data" / "heads.h5"
@@ -57,14 +58,15 @@ def full(params, stream, pieces=1):
     return out, shards[0], work
 
 
-def compress(keys, coefs, mean, covariance, scale, temper, keep, dtype="f8"):
+def compress(keys, coefs, mean, covariance, scale, temper, keep, dtype="f8", rope="", turns=0, now=0.0, draw=0):
     """(indices of the survivors, their coefficients)."""
     (n, d), width = keys.shape, coefs.shape[1]
-    scratch, alive = np.full(insert_size(n, d, width, n - keep), np.nan, dtype), np.zeros(n, bool)
+    scratch, alive = np.full(insert_size(n, d, width, n - keep, rope), np.nan, dtype), np.zeros(n, bool)
     factor = np.linalg.cholesky(covariance).T.astype(dtype, order="C")
     direction = np.linalg.solve(factor.T, mean).astype(dtype)
     x, w = keys.astype(dtype), coefs.astype(dtype)
-    module.compress(blas.address(dtype), x, w, factor, direction, scale, temper, keep, scratch, alive)
+    turning = (*rotation(rope, d), turns), now, np.uint32(draw)
+    module.compress(blas.address(dtype), x, w, factor, direction, scale, temper, keep, *turning, scratch, alive)
     return np.flatnonzero(alive), w[alive]
 
 
@@ -146,7 +148,8 @@ def test_keys_beyond_all_measure_lose_the_smallest(spoil):
     w = np.arange(1, n + 1, dtype="f4")[:, None] * np.ones((1, 2), "f4")
     alive = np.zeros(n, bool)
     scratch = np.zeros(insert_size(n, d, 2, 4), "f4")
-    module.compress(blas.address("f4"), x, w, np.eye(d, dtype="f4"), np.zeros(d, "f4"), 1.0, 0.8, n - 4, scratch, alive)
+    numbers = 1.0, 0.8, n - 4, (*rotation("", d), 0), 0.0, np.uint32(0)
+    module.compress(blas.address("f4"), x, w, np.eye(d, dtype="f4"), np.zeros(d, "f4"), *numbers, scratch, alive)
     assert alive.sum() == n - 4 and np.isfinite(w[alive]).all()
 
 

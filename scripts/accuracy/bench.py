@@ -57,7 +57,7 @@ def params_of(head: Head, method: str, rows: int, causal: bool) -> HeadParams:
     if method in KEEPERS:
         return keeper_params(base, method, rows, None, None, None, causal, 0)
     effort = method.partition(" ")[2] or "default"
-    return nystrom_params(base, rows, effort, causal=causal, stream=head.rows)
+    return nystrom_params(base, rows, effort, causal=causal, stream=head.rows, rope=head.rope)
 
 
 def answers(head: Head, params: HeadParams, causal: bool) -> tuple[np.ndarray, int]:

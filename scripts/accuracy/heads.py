@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from streamattn_cli.sketches.rope import rope_word
+
 
 @dataclass
 class Head:
@@ -19,6 +21,7 @@ class Head:
     scale: float
     storage: str
     needles: np.ndarray | None = None  # rows whose query needs one rare key
+    rope: str = ""  # rotary positions, see sketches.rope.rope_word
 
     @property
     def rows(self) -> int:
@@ -46,8 +49,11 @@ def load(name: str) -> Head:
         group = file["q"].shape[1] // file["k"].shape[1]
         q = file["q"][:, h * group : (h + 1) * group].astype("f4").transpose(1, 0, 2)
         k, v = file["k"][:, h].astype("f4"), file["v"][:, h].astype("f4")
-        scale = float(file.attrs["scale"])
-    return Head(f"{Path(path).stem}:{h}", np.ascontiguousarray(q), k, _weighed(v), scale, "f2")
+        scale, theta, pairs = (file.attrs.get(name) for name in ("scale", "rope_theta", "rope_pairs"))
+    if theta and not pairs and "smollm2" in Path(path).stem.lower():
+        pairs = "interleaved"  # in files that do not say so
+    rope = rope_word(float(theta), pairs) if theta and pairs else ""
+    return Head(f"{Path(path).stem}:{h}", np.ascontiguousarray(q), k, _weighed(v), float(scale), "f2", rope=rope)
 
 
 def drift(rows: int = 8192, dim: int = 64, topics: int = 24, seed: int = 1) -> Head:

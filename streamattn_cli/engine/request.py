@@ -16,6 +16,7 @@ from streamattn_cli.rows.ranges import RangeTensor
 from streamattn_cli.sketches.budget import KEEPERS, keeper_params, nystrom_params, row_bytes, window_params
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
 from streamattn_cli.sketches.poly import MAX_DEGREE, PolyParams
+from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
 if TYPE_CHECKING:
     from streamattn_cli.engine.sketching import Sketching
@@ -117,6 +118,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         request, why = decided(request, inputs, head, causal)
         notes.append(why)
         method = request.method
+    request = replace(request, rope=_rope(request, inputs, method, causal, notes))
     params = None if method == "exact" else head_params(request, method, head, causal, k.rows)
     whole = not growing and k.rows is not None and _all_fit(request, k.rows)
     if params and method in ("nystrom", "window", *KEEPERS) and whole:
@@ -136,7 +138,7 @@ def head_params(request: AttendRequest, method: str, head: HeadParams, causal: b
     rows = request.resident_rows or DEFAULT_ROWS
     if method == "nystrom":
         settings = (request.effort, request.window, request.buffer, request.atoms)
-        return nystrom_params(head, rows, *settings, causal, stream)
+        return nystrom_params(head, rows, *settings, causal, stream, request.rope or "")
     if method in KEEPERS:
         return keeper_params(head, method, rows, request.window, request.buffer, request.atoms, causal, request.seed)
     if request.window is None:
@@ -151,7 +153,7 @@ def unused(request: AttendRequest, method: str) -> list[str]:
     sized = ("nystrom", "window", *KEEPERS)
     belongs = {
         "degree": ("poly",), "polynomial": ("poly",), "beta": ("poly",), "max_error": ("poly",),
-        "effort": ("nystrom",), "query_model": ("nystrom",), "resident_rows": sized,
+        "effort": ("nystrom",), "query_model": ("nystrom",), "rope": ("nystrom",), "resident_rows": sized,
         "atoms": ("nystrom", *KEEPERS), "buffer": ("nystrom", *KEEPERS),
         "window": (*sized, "poly"), "sinks": (*sized, "poly"),
     }  # fmt: skip
@@ -205,6 +207,49 @@ def _scale(word: str | None, inputs: Inputs, dim: int, notes: list[str]) -> floa
         else:
             word = "sqrt"
     return scale_value(word, dim)
+
+
+def _rope(request: AttendRequest, inputs: Inputs, method: str, causal: bool, notes: list[str]) -> str | None:
+    """Rotary positions as one word (see rope_word), None where there are none or they are of no use."""
+    word = None
+    if request.rope is not None:
+        try:
+            word = read_rope(request.rope)
+        except ValueError:
+            raise UsageError(
+                f"--rope {request.rope}: it must be THETA:half or THETA:interleaved, THETA a number above 1 such as 10000, "
+                "or none"
+            ) from None
+    if method != "nystrom":
+        return None  # `unused` has said so
+    learns = causal and not request.query_model
+    if word and not learns:
+        why = "with --query-model" if causal else "for full attention"
+        notes.append(f"--rope has no meaning {why}: the queries are known beforehand")
+    if not learns:
+        return None
+    return (_rope_of_file(inputs, notes) if word is None else word) or None
+
+
+def _rope_of_file(inputs: Inputs, notes: list[str]) -> str | None:
+    theta, pairs = inputs.attrs.get("rope_theta"), inputs.attrs.get("rope_pairs")
+    if theta is None:
+        return None
+    if pairs is None:
+        notes.append(
+            f"the file says rope_theta, but not rope_pairs: with --rope {theta}:half or :interleaved, whichever is "
+            "true of it, nystrom errs by less"
+        )
+        return None
+    try:
+        word = rope_word(float(theta), str(pairs))
+    except (TypeError, ValueError):
+        raise InputMalformed(
+            f"{inputs.k.tensor.name}: attributes rope_theta {theta!r} and rope_pairs {pairs!r} are no rotation; expected a "
+            f"number above 1 and {' or '.join(PAIRS)}; correct them, or say --rope"
+        ) from None
+    notes.append(f"rope {float(theta):g}:{pairs} is taken from the file")
+    return word
 
 
 def _check_streams(method: str, causal: bool, q: Heads, k: Heads, v: Heads) -> None:

@@ -69,6 +69,13 @@ class MethodSettings:
         shown="learnt on the way; full attention: of --q",
         decides=True,
     )
+    rope: str | None = attention(
+        None,
+        "nystrom, causal: rotary positions of q and k, THETA:half, THETA:interleaved (THETA alone: half) or none.",
+        metavar="WORD",
+        shown="of the file",
+        decides=True,
+    )
     sinks: int | None = attention(None, "First rows that stay exact.", shown="4, poly 0", decides=True)
     window: int | None = attention(
         None, "Recent rows that stay exact.", shown="by --resident-rows, poly 0", decides=True

@@ -26,6 +26,7 @@ from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
 from streamattn_cli.sketches.nystrom import NystromParams, insert_size
 from streamattn_cli.sketches.poly import PolyParams
 from streamattn_cli.sketches.querymodel import QueryModel
+from streamattn_cli.sketches.rope import rotation
 
 ROWS = 600  # more than a tile, more than two groups, and not a multiple of either
 
@@ -81,7 +82,8 @@ def compile_compression() -> None:
     """Compile what `nystrom` compresses with."""
     x, w, square = np.zeros((8, 4), "f4"), np.ones((8, 3), "f4"), np.eye(4, dtype="f4")
     scratch, alive = np.zeros(insert_size(8, 4, 3, 2), "f4"), np.zeros(8, bool)
-    compress.compress(blas.address("f4"), x, w, square, square[0], 1.0, 0.8, 6, scratch, alive)
+    turning = (*rotation("", 4), 0), 0.0, np.uint32(0)
+    compress.compress(blas.address("f4"), x, w, square, square[0], 1.0, 0.8, 6, *turning, scratch, alive)
 
 
 def compile_others(given: HeadParams) -> None:

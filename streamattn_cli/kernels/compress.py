@@ -13,20 +13,24 @@ from streamattn_cli.kernels.blas import LEFT, PLAIN, product
 from streamattn_cli.kernels.dense import exp
 from streamattn_cli.kernels.jit import kernel
 from streamattn_cli.kernels.linear import BLOCK, FAST, LANE, invert_factor, largest, smallest, transpose
+from streamattn_cli.kernels.rotary import ahead, turn
 
 ALPHA = 1.0  # exponent of the normaliser model p_q(k) = e^(s q.x) / e^(alpha/2 s^2 q^T Sk q)
+ALPHA_TURNED = 0.5  # the same where queries are turned to their future positions
 RIDGE = 1e-5  # of the unit diagonal; in single precision less would not always be enough
 LOWEST = -40.0  # of the log diagonal below its maximum, so that squares of what is below stay above 0
 
 
 @kernel(cache=True, fastmath=FAST)
-def compress(gemm, x, w, factor, direction, scale, temper, keep, scratch, alive):
+def compress(gemm, x, w, factor, direction, scale, temper, keep, rope, now, draw, scratch, alive):
     """Choose `keep` of n atoms so that sum_a e^(s q.k_a) C_a changes least for q ~ N(mean, R R^T), in place.
 
     gemm: `blas.address` of the dtype. x (n, d): keys, spoilt. w (n, c): coefficients; those of the survivors become the
     new ones. factor (d, d) upper: R^T. direction (d,): R^-1 mean. temper (0..1] flattens the log diagonal of the kernel,
-    for a model of the queries that over-trusts keys far out. scratch: 2 (n (n + d + 1) + d d + b b) + n (n - keep + 3 + c) +
-    4 (c - 1) numbers of the same dtype, b = min(max(n, d), BLOCK). alive (n,) bool: who survives.
+    for a model of the queries that over-trusts keys far out. rope: see rotary.turn; with frequencies the queries' model is one
+    of queries turned back, `now` is the position that the stream has reached, and `draw` chooses the positions ahead of it
+    that atoms are fitted for. scratch: 2 (n (n + d + 1) + d d + b b) + n (n - keep + 3 + c) + 4 (c - 1) numbers of the same
+    dtype, b = min(max(n, d), BLOCK), and (n + 2) d more with a rotation. alive (n,) bool: who survives.
     """
     n, d = x.shape
     at = 0
@@ -39,10 +43,19 @@ def compress(gemm, x, w, factor, direction, scale, temper, keep, scratch, alive)
     half, root, at = scratch[at : at + n], scratch[at + n : at + 2 * n], at + 2 * n
     small = 2 * min(max(n, d), BLOCK) ** 2
     blocks, at = scratch[at : at + small], at + small
-    sane = whiten(gemm, x, factor, direction, scale, temper, other, turned, square, square2, half, root, blocks)
-    ridge = RIDGE
+    rotates, sane, ridge = rope[0].shape[0] > 0, True, RIDGE
+    extra = (n + 2) * d if rotates else 0
+    there, at = scratch[at : at + extra], at + extra
+    if not rotates:
+        sane = whiten(gemm, x, factor, direction, scale, temper, ALPHA, other, turned, square, square2, half, root, blocks)
     while sane:
-        unit_kernel(gemm, turned, half, ridge, kernel)
+        if rotates:
+            work = there, other, turned, square, square2, half, blocks
+            sane = mixture(gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, work, inverse, root, kernel)
+            if not sane:
+                break
+        else:
+            unit_kernel(gemm, turned, half, ridge, kernel)
         if invert_factor(gemm, kernel, 0.1 * ridge, inverse, blocks):
             break
         ridge *= 10
@@ -70,7 +83,7 @@ def compress(gemm, x, w, factor, direction, scale, temper, keep, scratch, alive)
 
 
 @kernel(fastmath=FAST)
-def whiten(gemm, x, factor, direction, scale, temper, other, turned, square, square2, half, root, blocks):
+def whiten(gemm, x, factor, direction, scale, temper, alpha, other, turned, square, square2, half, root, blocks):
     """turned (d, n) = z^T of keys x (n, d), which are spoilt; half (n,) = |z|^2 / 2; root (n,): of the kernel's diagonal, the largest 1.
 
     other (n, d), square and square2 (d, d), blocks: scratch. False when the numbers are too large for all that.
@@ -97,7 +110,7 @@ def whiten(gemm, x, factor, direction, scale, temper, other, turned, square, squ
     for i in range(d):
         row = square[i, i:]
         for j in range(row.shape[0]):
-            row[j] *= kind(2 * ALPHA / n)
+            row[j] *= kind(2 * alpha / n)
         square[i, i] += kind(1)
     if not invert_factor(gemm, square, 0.5, square2, blocks):
         square2[:] = 0
@@ -125,6 +138,43 @@ def whiten(gemm, x, factor, direction, scale, temper, other, turned, square, squ
             return False
     for i in range(n):
         root[i] = exp(max(root[i] - highest, kind(LOWEST)))
+    return True
+
+
+@kernel(fastmath=FAST)
+def mixture(gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, work, part, root, out):
+    """As `whiten` and `unit_kernel`, for queries at the positions ahead: out is the sum of their kernels, at unit diagonal.
+
+    To turn the queries forward or all keys x (n, d) back is the same, and keeps one factor. x stays as it is. part (n, n),
+    work: scratch.
+    """
+    there, other, turned, square, square2, half, blocks = work
+    (n, d), kind = x.shape, x.dtype.type
+    keys, tables = there[: n * d].reshape(n, d), there[n * d :]
+    for t in range(rope[3]):
+        for i in range(n):
+            for j in range(d):
+                keys[i, j] = x[i, j]
+        turn(keys, rope, -(now + ahead(draw, t, rope[3])), 0.0, tables)
+        if not whiten(
+            gemm, keys, factor, direction, scale, temper, ALPHA_TURNED, other, turned, square, square2, half, root, blocks
+        ):
+            return False
+        unit_kernel(gemm, turned, half, kind(0), part)
+        for i in range(n):
+            first = i - i % LANE
+            row, theirs, more, mine = out[i, first:], root[first:], part[i, first:], root[i]
+            for j in range(row.shape[0]):
+                row[j] = (row[j] if t else kind(0)) + more[j] * (mine * theirs[j])
+    for i in range(n):
+        root[i] = math.sqrt(out[i, i])
+        half[i] = kind(1) / root[i]
+    for i in range(n):
+        first = i - i % LANE
+        row, theirs, mine = out[i, first:], half[first:], half[i]
+        for j in range(row.shape[0]):
+            row[j] = row[j] * mine * theirs[j]
+        out[i, i] = 1 + ridge
     return True
 
 

@@ -19,6 +19,7 @@ from streamattn_cli.kernels.dense import (
 )
 from streamattn_cli.kernels.jit import kernel
 from streamattn_cli.kernels.queries import factor, learn
+from streamattn_cli.kernels.rotary import turn
 from streamattn_cli.kernels.rowstore import load as load_rows
 from streamattn_cli.kernels.rowstore import store as store_rows
 
@@ -30,12 +31,12 @@ USUAL, CANCELLED = (
 
 
 @kernel(cache=True, inline="always")
-def insert(gemm, k, c, active, scale, temper, held, centre, bank, model, scratch, alive):
+def insert(gemm, k, c, active, scale, temper, rope, held, centre, bank, model, scratch, alive):
     """Make atoms of new rows k (n, d), c (n, dv + 1); where there is no room, compress them with a slice of `active` atoms.
 
     held (4,) int64: atoms, -, first of the next slice, stores so far. bank: keys, coefficients, scales and weights of all
-    atoms (see atoms.load), keys relative to centre (d,). model: that of the queries (see queries.learn). scratch
-    (insert_size(...),) and alive (active + n,) bool.
+    atoms (see atoms.load), keys relative to centre (d,). model: that of the queries (see queries.learn), and their number
+    (1,) int64 of rows. rope: see rotary.turn. scratch (insert_size(...),) and alive (active + n,) bool.
     """
     (new, d), width = k.shape, c.shape[1]
     count, most = held[0], bank[3].shape[0]
@@ -51,7 +52,8 @@ def insert(gemm, k, c, active, scale, temper, held, centre, bank, model, scratch
     if taken:
         held[2] = (first + active) % most
         factor(model[0], model[1], model[2], model[3], root, direction)
-        compress(gemm, x, w, root, direction, scale, temper, taken + most - count, scratch[at:], alive)
+        keep, now, draw = taken + most - count, np.float64(model[4][0]), np.uint32(held[3])
+        compress(gemm, x, w, root, direction, scale, temper, keep, rope, now, draw, scratch[at:], alive)
     store(added, w, alive, first, taken, count, np.uint64(held[3]), bank[0], bank[1], bank[2], bank[3])
     held[3] += 1
     held[0] = min(count + new, most)
@@ -128,7 +130,7 @@ def live(k, c):
 
 @kernel(cache=True)
 def step(
-    gemm, narrow, sizes, numbers, nan, fallback, start, q, k, c, out, doubts,
+    gemm, narrow, sizes, numbers, rope, nan, fallback, start, q, k, c, out, doubts,
     counts, head, held, centre, bank, rows, model, tile, fit,
     alive,
 ):  # fmt: skip
@@ -137,7 +139,7 @@ def step(
     Returns the row before which the rows in the bank must become atoms, or n.
 
     gemm, narrow: `blas.address` of the rows' dtype and of float32. sizes: rows of a group, window, query heads of a tile,
-    active atoms, KIND of the stored rows. numbers: scale, temper, forget of one row, lookback. nan: what a dropped row is
+    active atoms, KIND of the stored rows. numbers: scale, temper, forget of one row, lookback. rope: see rotary.turn. nan: what a dropped row is
     stored as. head: the head's counters, sinks, recent rows and range. tile: the scratch of tiles.tile_spec, and `everything`.
     fit, alive: that of `insert`. counts (3,): how many queries had z <= 0 is added to counts[1], how many saw nothing to
     counts[2]. The rest as in `answer`.
@@ -161,7 +163,7 @@ def step(
             counters[2] += extend_range(tile_c[:group], span[0], span[1])
             n = live(tile_k[:group], tile_c[:group])
             if held[1]:
-                insert(narrow, tile_k[:n], tile_c[:n], active, scale, temper, held, centre, bank, model, fit, alive)
+                insert(narrow, tile_k[:n], tile_c[:n], active, scale, temper, rope, held, centre, bank, model, fit, alive)
             else:
                 store_rows(tile_k[:n], tile_c[:n], kind, nan, rows[held[0] : held[0] + n])
                 held[0] += n
@@ -203,6 +205,8 @@ def step(
                     for j in range(d):
                         raw[seen, j] = raw[i, j]
                     seen += 1
+            for i in range(0, seen if rope[0].shape[0] else 0, b - a):  # one query head's rows
+                turn(raw[i : i + b - a], rope, -np.float64(model[4][0]), -1.0, fit)
             forget = math.exp(fading * (b - a) * some / heads)
             learn(narrow, raw[:seen], share[:seen], forget, model[0], model[1], model[2], model[3], fit)
             for i in range(some):
@@ -210,4 +214,5 @@ def step(
                 for j in range(b - a):
                     doubts[h + i, a + j] = doubt[i * group + j]
                 counts[2] += finish(ours[0][mine], ours[1][mine], fallback, out[h + i, a:b])
+        model[4][0] += b - a
     return k.shape[0]

@@ -20,6 +20,8 @@ WINDOW_SHARE = 0.15  # of the rows, exact recent ones
 LONG = 48  # rows of a stream per resident row above which coefficients take sixteen bits
 TEMPER = 0.8  # of a model of the queries that was learnt on the way
 ACTIVE = {"fast": 64, "default": 192, "best": 512}  # atoms that take part in one compression
+ACTIVE_TURNED = {**ACTIVE, "default": 144}  # the same with rotary positions, whose turns take the time of the others
+TURNS = {"fast": 1, "default": 2, "best": 4}  # positions of the future that one compression looks at
 KEEPERS = ("balance", "evict", "sample", "wildcat")  # methods that choose which rows to keep
 KEEPER_WINDOW = {"balance": 0.35, "evict": 0.15, "sample": 0.5, "wildcat": 0.6}  # WINDOW_SHARE of each, tuned alike
 PROBES = 32  # queries that `evict` holds for full attention
@@ -43,7 +45,7 @@ def window_params(params: HeadParams, rows: int) -> HeadParams:
 
 def nystrom_params(
     params: HeadParams, rows: int, effort: str, window: int | None = None, buffer: int | None = None,
-    atoms: int | None = None, causal: bool = True, stream: int | None = None,
+    atoms: int | None = None, causal: bool = True, stream: int | None = None, rope: str = "",
 ) -> HeadParams:  # fmt: skip
     """The `nystrom` method within `rows` rows: sinks, window and buffer exact, atoms and statistics in the rest.
 
@@ -53,13 +55,15 @@ def nystrom_params(
     0.99), in 5% less time at 512 rows, 30% less at 256.
     """
     short = stream is not None and stream <= LONG * rows
-    active, group = ACTIVE[effort], buffer or _group(rows)
+    rope = rope if causal else ""
+    active, group = (ACTIVE_TURNED if rope else ACTIVE)[effort], buffer or _group(rows)
     if effort == "fast" and causal and not short:
         active, group = min(8 * (5 + rows // 128), ACTIVE["default"]), buffer or _group(rows, 8, 64)
     _check_buffer(group)
     if window is None:
         window = 1 + max(1, round(WINDOW_SHARE * rows / group)) * group if causal else 1
-    history = NystromParams(0, active, 8 if short else 16, TEMPER if causal else 1.0, params.stored)
+    history = NystromParams(0, active, 8 if short else 16, TEMPER if causal else 1.0, params.stored, rope)
+    history = replace(history, turns=TURNS[effort]) if rope else history
     params = replace(params, group=group, window=max(window, 1), history=history)
     if atoms is None:
         free = rows * row_bytes(params) - spec_bytes(params.state_spec())

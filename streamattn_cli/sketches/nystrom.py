@@ -1,4 +1,4 @@
-"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N16); our own method).
+"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N19); our own method).
 
 The history is a set of atoms (k_a, C_a), C_a = [y_a, w_a]; a query's partial answer is sum_a e^(s q.k_a) C_a. Rows that
 leave the window become atoms with C = [v, 1]. When there are too many, a slice of them that moves round the set is
@@ -17,7 +17,8 @@ from streamattn_cli.kernels import atoms, blas
 from streamattn_cli.kernels import nystrom as kernel
 from streamattn_cli.sketches.bank import live
 from streamattn_cli.sketches.partial import Partial
-from streamattn_cli.sketches.querymodel import FORGET, LOOKBACK, QueryModel
+from streamattn_cli.sketches.querymodel import FORGET, FORGET_TURNED, LOOKBACK, QueryModel
+from streamattn_cli.sketches.rope import rotation
 from streamattn_cli.sketches.rowstore import HOLDER, dropped, get, kind, put
 
 ONE = np.float32(1)
@@ -50,10 +51,12 @@ class NystromParams:
     bits: int = 8  # of a coefficient, 8 or 16
     temper: float = 0.8  # see compress; 1 where the queries are known beforehand
     storage: str = "f4"  # dtype of the exact rows that the bank holds at first
+    rope: str = ""  # rotary positions of queries and keys (rope.rope_word), where they are known
+    turns: int = 0  # with these, how many positions of the future one compression fits its atoms to
 
     def to_dict(self) -> dict:
         """JSON-able form."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value or name not in ("rope", "turns")}
 
 
 def atom_bytes(dim: int, value_dim: int, bits: int) -> int:
@@ -61,11 +64,11 @@ def atom_bytes(dim: int, value_dim: int, bits: int) -> int:
     return dim + value_dim * bits // 8 + 2 * 2 + 4
 
 
-def insert_size(atoms: int, dim: int, width: int, new: int) -> int:
+def insert_size(atoms: int, dim: int, width: int, new: int, rope: str = "") -> int:
     """Numbers of scratch for compressing up to `atoms` atoms, of which up to `new` are new and go; width = dv + 1."""
     fixed = 2 * (atoms * (atoms + dim + 1) + dim * dim + min(max(atoms, dim), BLOCK) ** 2)
     inside = fixed + (new + 3 + width) * atoms + 4 * (width - 1)
-    return dim * (dim + 1) + new * dim + atoms * (dim + width) + inside
+    return dim * (dim + 1) + new * dim + atoms * (dim + width) + inside + ((atoms + 2) * dim if rope else 0)
 
 
 class NystromHistory:
@@ -76,7 +79,8 @@ class NystromHistory:
 
     def __init__(self, params: NystromParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         self.params, self.dim, self.value_dim, self.scale, self.state = params, dim, value_dim, scale, state
-        self.queries = QueryModel(state)
+        self.rope = (*rotation(params.rope, dim), params.turns)
+        self.queries = QueryModel(state, self.rope)
         m, bank = params.atoms, state["bank"]
         self.weights = bank[: 4 * m].view(np.float32)
         self.scales = bank[4 * m : 8 * m].view(np.uint16).reshape(m, 2)
@@ -99,13 +103,13 @@ class NystromHistory:
                 "i8",
             ),  # atoms (or exact rows), 1 once they are atoms, first of the next slice, stores so far
             "centre": ((dim,), "f4"),
-        } | QueryModel.state_spec(dim)
+        } | QueryModel.state_spec(dim, bool(params.rope))
 
     @staticmethod
     def work_spec(params: NystromParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
         """Name -> (shape, dtype) of the scratch arrays of one thread."""
         atoms = params.active + group
-        size = max(insert_size(atoms, dim, value_dim + 1, group), QueryModel.scratch_size(dim, queries))
+        size = max(insert_size(atoms, dim, value_dim + 1, group, params.rope), QueryModel.scratch_size(dim, queries))
         return {"everything": ((2, queries), "i8"), "fit": ((size,), "f4"), "alive": ((atoms,), "?")}
 
     @staticmethod
@@ -149,7 +153,7 @@ class NystromHistory:
         if not mine[1]:
             self._become_atoms()
         most = MERGE_ACTIVE + MERGE_ROWS
-        scratch = np.empty(insert_size(most, self.dim, self.value_dim + 1, MERGE_ROWS), "f4")
+        scratch = np.empty(insert_size(most, self.dim, self.value_dim + 1, MERGE_ROWS, self.params.rope), "f4")
         alive = np.empty(most, bool)
         k, c = other._atoms()
         for first in range(0, b, MERGE_ROWS):
@@ -165,7 +169,9 @@ class NystromHistory:
             blas.address("f4"),
             (p.group, p.window, p.stack, self.params.active, kind(p.stored)),
         )
-        given += (self.scale, self.params.temper, -1 / FORGET, LOOKBACK), dropped(p.stored), self.mean_value()
+        forget = FORGET_TURNED if self.params.rope else FORGET
+        numbers = self.scale, self.params.temper, -1 / forget, LOOKBACK
+        given += numbers, self.rope, dropped(p.stored), self.mean_value()
         rows = np.ascontiguousarray(q), k, c, answers, doubt, work["counts"]
         held = tuple(s[name] for name in ("counters", "sinks", "recent", "range")), *self._arrays(), self.queries.arrays
         scratch = tuple(work[name] for name in SCRATCH), work["fit"], work["alive"]
@@ -208,7 +214,7 @@ class NystromHistory:
     def _insert(self, k: np.ndarray, c: np.ndarray, active: int, scratch: np.ndarray, alive: np.ndarray) -> None:
         """Make atoms of new rows; where there is no room, compress them with the next slice of `active` atoms."""
         held, centre, bank, _ = self._arrays()
-        numbers = active, self.scale, self.params.temper
+        numbers = active, self.scale, self.params.temper, self.rope
         with np.errstate(over="ignore"):
             kernel.insert(blas.address("f4"), k, c, *numbers, held, centre, bank, self.queries.arrays, scratch, alive)
 

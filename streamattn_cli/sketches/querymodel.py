@@ -8,29 +8,35 @@ import numpy as np
 
 from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import queries as kernel
+from streamattn_cli.kernels import rotary
 
 FORGET = 256.0  # rows after which a query counts 1/e
+FORGET_TURNED = 512.0  # the same of queries that are turned back by their positions
 LOOKBACK = 0.003  # weight of a query that never looks at the history: u = share^2 + LOOKBACK
 
 
 class QueryModel:
     """Weighted mean, standard deviations (float32) and correlations (int16, upper triangle) of queries.
 
-    State arrays as in `state_spec`; each is updated in place.
+    State arrays as in `state_spec`; each is updated in place. With a rotation it is the model of queries turned back by
+    their positions (METHODS.md (N17)).
     """
 
-    def __init__(self, state: dict[str, np.ndarray]):
-        self.arrays = tuple(state[f"query.{name}"] for name in ("weight", "mean", "std", "corr"))
+    def __init__(self, state: dict[str, np.ndarray], rope: tuple | None = None):
+        self.rope = rope
+        at = state.get("query.at", np.zeros(1, np.int64))
+        self.arrays = (*(state[f"query.{name}"] for name in ("weight", "mean", "std", "corr")), at)
 
     @staticmethod
-    def state_spec(dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    def state_spec(dim: int, rotates: bool = False) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype)."""
-        return {
+        spec = {
             "query.weight": ((1,), "f8"),
             "query.mean": ((dim,), "f4"),
             "query.std": ((dim,), "f4"),
             "query.corr": ((dim * (dim - 1) // 2,), "i2"),
         }
+        return spec | ({"query.at": ((1,), "i8")} if rotates else {})  # rows whose queries have passed
 
     @staticmethod
     def scratch_size(dim: int, queries: int) -> int:
@@ -40,16 +46,18 @@ class QueryModel:
     def learn(self, q: np.ndarray, share: np.ndarray, rows: float, scratch: np.ndarray) -> None:
         """Take in queries q (r, d) of `rows` rows; share (r,) is the part of their mass that fell on the history."""
         weights, forget = share * share + LOOKBACK, math.exp(-rows / FORGET)
-        kernel.learn(blas.address("f4"), q, weights, forget, *self.arrays, scratch)
+        kernel.learn(blas.address("f4"), q, weights, forget, *self.arrays[:4], scratch)
 
     def merge(self, other: QueryModel) -> None:
-        """Become the model of the queries of both."""
-        (weight, mean, std, corr), (new, their_mean, *_) = self.arrays, other.arrays
-        old, new = float(weight[0]), float(new[0])
+        """Become the model of the queries of both; the other's rows follow this one's."""
+        (weight, mean, std, corr, at), (new, *_, passed) = self.arrays, other.arrays
+        old, new, before = float(weight[0]), float(new[0]), int(at[0])
+        at += passed
         if new == 0:
             return
-        step = their_mean.astype(np.float64) - mean
-        covariance = (old * self.covariance() + new * other.covariance()) / (old + new)
+        their_mean, theirs = other._moments(-before)
+        step = their_mean - mean
+        covariance = (old * self.covariance() + new * theirs) / (old + new)
         covariance += (old * new / (old + new) ** 2) * np.outer(step, step)
         weight[0] = old + new
         mean += step * (new / (old + new))
@@ -57,11 +65,22 @@ class QueryModel:
 
     def factor(self, out: np.ndarray, direction: np.ndarray) -> None:
         """U upper (d, d) with U^T U the regularised covariance, and direction (d,) = U^-T mean. No query: the unit Gaussian."""
-        kernel.factor(*self.arrays, out, direction)
+        kernel.factor(*self.arrays[:4], out, direction)
 
     def covariance(self) -> np.ndarray:
         """The plain covariance (d, d), float64."""
-        _, mean, std, corr = self.arrays
+        _, mean, std, corr, _ = self.arrays
         upper = np.empty((len(mean), len(mean)))
         kernel.unpack(std, corr, 1.0, upper)
         return upper + np.triu(upper, 1).T
+
+    def _moments(self, by: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (d,) and covariance (d, d), float64, of the queries turned by so many positions."""
+        mean, covariance = self.arrays[1].astype(np.float64), self.covariance()
+        if self.rope and len(self.rope[0]) and by:
+            scratch = np.empty(4 * len(self.rope[0]))
+            rotary.turn(mean[None], self.rope, float(by), 0.0, scratch)
+            for _ in range(2):
+                rotary.turn(covariance, self.rope, float(by), 0.0, scratch)
+                covariance = np.ascontiguousarray(covariance.T)
+        return mean, covariance
