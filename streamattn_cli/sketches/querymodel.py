@@ -6,9 +6,8 @@ import math
 
 import numpy as np
 
-from streamattn_cli.kernels import blas
+from streamattn_cli.kernels import blas, rotary
 from streamattn_cli.kernels import queries as kernel
-from streamattn_cli.kernels import rotary
 
 FORGET = 256.0  # rows after which a query counts 1/e
 FORGET_TURNED = 512.0  # the same of queries that are turned back by their positions
