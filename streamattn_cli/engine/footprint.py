@@ -5,6 +5,7 @@ A phase gives back what it took before the next begins, so the bound is what sta
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streamattn_cli.engine.audit import Auditor
@@ -126,9 +127,22 @@ def _compression(problem: Problem, threads: int) -> int:
     p = problem.params
     if not p or not p.history or isinstance(p.history, PolyParams):
         return 0
+    history, kind = p.history, HISTORIES[type(p.history)]
+    room = getattr(history, "rows", None)
+    if None not in (room, problem.k.rows) and problem.rows_before + problem.k.rows <= room:  # it never gets full
+        if not kind.learns:
+            return 0
+        history = replace(history, rows=problem.rows_before + problem.k.rows)
     queries = p.group * p.stack if problem.causal else 0
-    one = HISTORIES[type(p.history)].transient_bytes(p.history, p.dim, p.value_dim, p.group, queries)
+    one = kind.transient_bytes(history, p.dim, p.value_dim, p.group, queries)
     return min(threads, len(problem.k)) * one
+
+
+def merging_bytes(problem: Problem) -> int:
+    """What is held while the sketch of one head is merged into another."""
+    p = problem.params
+    merging = getattr(HISTORIES[type(p.history)], "merging_bytes", None) if p.history else None
+    return _compression(problem, 1) + (merging(p.history, p.dim, p.value_dim) if merging else 0)
 
 
 def _answering(plan: Plan) -> dict[str, int]:

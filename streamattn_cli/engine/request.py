@@ -40,6 +40,7 @@ class Problem:
     params: HeadParams | None  # None for `exact`
     notes: tuple[str, ...]
     sketches: Sketching | None = None  # see engine/sketching.py
+    rows_before: int = 0  # of the sketch that this one is appended to
 
     @property
     def group(self) -> int:

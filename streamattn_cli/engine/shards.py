@@ -22,6 +22,7 @@ import numpy as np
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.engine.events import Finished, Listener, Note, Outcome, Progress, Started
 from streamattn_cli.engine.executors import Engine, find_engine, stop_asked
+from streamattn_cli.engine.footprint import merging_bytes
 from streamattn_cli.engine.mergefiles import merge_heads
 from streamattn_cli.engine.meter import Meter
 from streamattn_cli.engine.plan import Plan, make_plan
@@ -246,6 +247,7 @@ def _plan(problem: Problem, shards: int, engine: Engine) -> tuple[Plan, int | No
     workers = min(engine.workers(request.threads), shards)
     while True:
         held = (shards.bit_length() + 2 * workers) * whole.sketch_bytes  # in the tree, and on their way to it
+        held += merging_bytes(problem)
         share = None if whole.allowed is None else max(1, (whole.allowed - held) // workers)
         try:
             one = (

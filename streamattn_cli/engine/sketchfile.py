@@ -239,7 +239,7 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
         )
     return replace(
         problem, params=before.params, scale=before.params.scale, method=before.facts["method"],
-        precision=before.params.dtype, notes=notes,
+        precision=before.params.dtype, notes=notes, rows_before=before.rows,
     )  # fmt: skip
 
 

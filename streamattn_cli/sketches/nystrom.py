@@ -122,6 +122,12 @@ class NystromHistory:
         )
         return rows * (4 * (2 * dim + value_dim + 1) + 1)
 
+    @staticmethod
+    def merging_bytes(params: NystromParams, dim: int, value_dim: int) -> int:
+        """Bound on the bytes held while another history is merged in: its atoms, and scratch to compress them with ours."""
+        scratch = insert_size(MERGE_ACTIVE + MERGE_ROWS, dim, value_dim + 1, MERGE_ROWS)
+        return 4 * (scratch + params.atoms * (dim + value_dim + 1))
+
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
         """Take the queries q (r, d) of full attention as the model of all queries."""
         if q is not None:
