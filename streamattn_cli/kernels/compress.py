@@ -47,11 +47,15 @@ def compress(gemm, x, w, factor, direction, scale, temper, keep, rope, now, draw
     extra = (n + 2) * d if rotates else 0
     there, at = scratch[at : at + extra], at + extra
     if not rotates:
-        sane = whiten(gemm, x, factor, direction, scale, temper, ALPHA, other, turned, square, square2, half, root, blocks)
+        sane = whiten(
+            gemm, x, factor, direction, scale, temper, ALPHA, other, turned, square, square2, half, root, blocks
+        )
     while sane:
         if rotates:
             work = there, other, turned, square, square2, half, blocks
-            sane = mixture(gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, work, inverse, root, kernel)
+            sane = mixture(
+                gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, work, inverse, root, kernel
+            )
             if not sane:
                 break
         else:
@@ -157,8 +161,9 @@ def mixture(gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, w
                 keys[i, j] = x[i, j]
         turn(keys, rope, -(now + ahead(draw, t, rope[3])), 0.0, tables)
         if not whiten(
-            gemm, keys, factor, direction, scale, temper, ALPHA_TURNED, other, turned, square, square2, half, root, blocks
-        ):
+            gemm, keys, factor, direction, scale, temper, ALPHA_TURNED, other, turned, square, square2, half, root,
+            blocks,
+        ):  # fmt: skip
             return False
         unit_kernel(gemm, turned, half, kind(0), part)
         for i in range(n):

@@ -163,7 +163,9 @@ def step(
             counters[2] += extend_range(tile_c[:group], span[0], span[1])
             n = live(tile_k[:group], tile_c[:group])
             if held[1]:
-                insert(narrow, tile_k[:n], tile_c[:n], active, scale, temper, rope, held, centre, bank, model, fit, alive)
+                insert(
+                    narrow, tile_k[:n], tile_c[:n], active, scale, temper, rope, held, centre, bank, model, fit, alive
+                )
             else:
                 store_rows(tile_k[:n], tile_c[:n], kind, nan, rows[held[0] : held[0] + n])
                 held[0] += n
