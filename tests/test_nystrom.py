@@ -283,15 +283,15 @@ HOSTILE = {  # what happens to q, k, v; the largest allowed relative error at R 
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("storage", ["f4", "bf16"])
-def test_hostile_streams(rng, name, storage):
+@pytest.mark.parametrize("storage, rope", [("f4", ""), ("bf16", ""), ("f4", "1e4:half")])
+def test_hostile_streams(rng, name, storage, rope):
     """Finite, within the range of the values, nothing guarded beyond a few, and no worse than the problem is hard."""
     change, bound = HOSTILE[name]
     q, k, v = (np.ascontiguousarray(x, "f4") for x in change(*noise(rng)))
     if storage == "bf16":
         k, v = ((x.view("u4") & np.uint32(0xFFFF0000)).view("f4") for x in (k, v))
     stream = Stream(q, k, np.concatenate([v, np.ones((len(v), 1), "f4")], axis=1))
-    params = nystrom_params(replace(HEAD, storage=storage), 192, "default", stream=1500)
+    params = nystrom_params(replace(HEAD, storage=storage), 192, "default", stream=1500, rope=rope)
     out, _, work = causal(params, stream)
     assert np.isfinite(out).all()
     slack = 1e-4 * np.abs(v).max()
@@ -310,8 +310,9 @@ def test_float16_extremes(rng):
     q, k, v = noise(rng)
     k, v = (np.clip(x, -65504, 65504).astype("f2").astype("f4") for x in (3e4 * k, 6e4 * v))
     stream = Stream(np.ascontiguousarray(100 * q, "f4"), k, np.concatenate([v, np.ones((len(v), 1), "f4")], axis=1))
-    out, _, _ = causal(nystrom_params(HEAD, 192, "default", stream=1500), stream)
-    assert np.isfinite(out).all() and np.abs(out).max() <= 65504 * 1.001
+    for rope in ("", "1e4:interleaved"):
+        out, _, _ = causal(nystrom_params(HEAD, 192, "default", stream=1500, rope=rope), stream)
+        assert np.isfinite(out).all() and np.abs(out).max() <= 65504 * 1.001
 
 
 def test_wide_heads(rng):

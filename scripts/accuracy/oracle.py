@@ -91,9 +91,10 @@ def nystrom_knowing(head: Head, truth: Truth, params: HeadParams) -> np.ndarray:
         kernel.reshape(-1)[:: count + 1] = 1 + RIDGE
         root /= root.max()
         w = coefs * root[:, None]
-        scratch = np.empty((count - keep + 3) * count + w.shape[1])
-        eliminate(np.linalg.inv(np.linalg.cholesky(kernel)), w, count - keep, scratch, alive)
-        coefs[:] = w / root[:, None]
+        scratch = np.empty((count - keep + 3) * count + 4 * w.shape[1])
+        values, weights = np.ascontiguousarray(w[:, :-1]), w[:, -1].copy()
+        eliminate(np.linalg.inv(np.linalg.cholesky(kernel)), values, weights, count - keep, scratch, alive)
+        coefs[:] = np.concatenate([values, weights[:, None]], axis=1) / root[:, None]
 
     # group by group, so that the future moves on; nothing is learnt
     with mock.patch.multiple(NystromHistory, _insert=insert, step=None, learns=False):

@@ -161,21 +161,9 @@ def mixture(gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, w
                 keys[i, j] = x[i, j]
         turn(keys, rope, -(now + ahead(draw, t, rope[3])), 0.0, tables)
         if not whiten(
-            gemm,
-            keys,
-            factor,
-            direction,
-            scale,
-            temper,
-            ALPHA_TURNED,
-            other,
-            turned,
-            square,
-            square2,
-            half,
-            root,
+            gemm, keys, factor, direction, scale, temper, ALPHA_TURNED, other, turned, square, square2, half, root,
             blocks,
-        ):
+        ):  # fmt: skip
             return False
         unit_kernel(gemm, turned, half, kind(0), part)
         for i in range(n):
