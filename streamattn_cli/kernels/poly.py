@@ -229,7 +229,7 @@ def polynomials(sums, taylor, work, spare):
             doubt[r] = math.exp(min(reach, 80.0)) - 1 - (reach if levels > 1 else 0.0)
             continue
         centre_at = sums[1, last, r] / count
-        central(sums, last, r, centre_at, moments, error)
+        central(sums, last, r, centre_at, moments, error, rest)
         if not moments[2] > 4 * error[2]:
             continue  # all logits are the same
         missed = taylor_remainder(sums, last, r, reach) if taylor else gaussian_remainder(moments, error)

@@ -10,20 +10,23 @@ SPARE = (11, ORDER + 2)  # scratch of one query: its moments, their errors, and 
 
 
 @kernel()
-def central(sums, column, r, mean, out, error):
+def central(sums, column, r, mean, out, error, work):
     """out (g + 1,): central moments of query r's logits from its power sums (g + 1, w, G), as shares of the number of tokens.
 
-    error (g + 1,): a bound on the rounding of each.
+    error (g + 1,): a bound on the rounding of each. By E[x^j (x - mean)^l] = E[x^(j+1) (x - mean)^(l-1)] - mean times that
+    of j, from l = 0 on, and the same of the sizes; work (2, g + 1 or more) is scratch.
     """
-    levels, count, unit = sums.shape[0], float(sums[0, column, r]), 2.4e-7 if sums.itemsize == 4 else 4.4e-16
+    levels, share, unit = sums.shape[0], 1 / float(sums[0, column, r]), 2.4e-7 if sums.itemsize == 4 else 4.4e-16
+    mixed, sizes, far = work[0], work[1], abs(mean)
     for level in range(levels):
-        total, size, factor = 0.0, 0.0, 1.0  # factor: (level over i) (-mean)^(level - i)
-        for i in range(level, -1, -1):
-            term = factor * sums[i, column, r] / count
-            total += term
-            size += abs(term)
-            factor *= -mean * i / (level - i + 1)
-        out[level], error[level] = total, unit * size
+        mixed[level] = sums[level, column, r] * share
+        sizes[level] = abs(mixed[level])
+    out[0], error[0] = mixed[0], unit * sizes[0]
+    for level in range(1, levels):
+        for j in range(levels - level):
+            mixed[j] = mixed[j + 1] - mean * mixed[j]
+            sizes[j] = sizes[j + 1] + far * sizes[j]
+        out[level], error[level] = mixed[0], unit * sizes[0]
 
 
 @kernel()
