@@ -22,7 +22,7 @@ def resident():
 
 if sys.argv[1].endswith(".h5"):
     import h5py
-with open_inputs(InputSpec(sys.argv[1]), need_q=False) as inputs:
+with open_inputs(InputSpec(sys.argv[1], record="kv" if sys.argv[1].endswith(".npy") else None), need_q=False) as inputs:
     before, peak, rows = resident(), 0, 0
     with ReadAhead([inputs.k.tensor, inputs.v.tensor], block_rows=4096) as ahead:
         for block in ahead:
