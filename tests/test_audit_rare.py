@@ -170,3 +170,21 @@ def test_weighted_quantiles_are_those_of_rows_that_are_repeated():
     heavy = np.ones(9)
     heavy[values[:, 0].argmax()] = 1000.0
     assert weighted_quantile(values[:, :1], heavy, 0.95)[0] == values[:, 0].max()
+
+
+@pytest.mark.parametrize("rows", [600, 2500])
+def test_an_audit_of_many_rows_stays_within_its_projection(tmp_path, rows):
+    words = (
+        "attend",
+        SAMPLE / "heads.h5",
+        "--rows",
+        "0:2500",
+        "--resident-rows",
+        "128",
+        "--audit",
+        str(rows),
+        "--json",
+    )
+    run(*words, "-o", tmp_path / "o.npy")  # kernels are compiled
+    memory = run(*words, "-o", tmp_path / "o.npy").document["memory"]
+    assert 0.5 * memory["projected"] <= memory["peak"] <= memory["projected"]

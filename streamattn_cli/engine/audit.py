@@ -101,9 +101,9 @@ class Auditor:
 
     @staticmethod
     def comparing_bytes(problem: Problem, rows: int) -> int:
-        """Bytes that `estimate` takes beside them: five arrays like the answers, and what is made of them."""
+        """Bytes that `estimate` takes beside them: arrays like the answers, and what is made of them."""
         heads = len(problem.q)
-        return rows * 8 * (6 * heads * problem.v.dim + 4 * (heads + 3)) + estimate_bytes(rows, heads + 3)
+        return rows * 8 * (7 * heads * problem.v.dim + 4 * (heads + 3)) + estimate_bytes(rows, heads + 3)
 
     @property
     def heard(self) -> int:
@@ -186,15 +186,15 @@ class Auditor:
             found.append((self._chosen(), *second.answers(work)))
         rows = np.concatenate([heard.rows for heard, *_ in found])
         order = np.argsort(rows)
-        exact, trivial, approx, facts = (
-            np.concatenate(parts)[order]
-            for parts in zip(*((e, t, heard.approx, heard.facts) for heard, e, t, _ in found), strict=True)
-        )
-        shares = None if found[0][3] is None else np.concatenate([s for *_, s in found])[order]
+        parts = [(e, t, heard.approx, heard.facts, s) for heard, e, t, s in found]
+        found.clear()
+        exact, trivial, approx, facts, shares = (_merged(list(part), order) for part in zip(*parts, strict=True))
+        del parts
         design = Design(rows[order], self._chances(rows[order], facts), self.problem.q.rows or self.heard)
         told = shares, facts[:, FLAGGED] > 0, int(self.tally[1])
         audit, reason = compare_answers(exact, trivial, approx, design, *told)
         if audit and repaired:
+            approx = approx.copy()
             for row, written in self.exactly.items():
                 approx[np.searchsorted(design.rows, row)] = written
             after, _ = compare_answers(exact, trivial, approx, design, *told)
@@ -227,6 +227,18 @@ class Auditor:
         return np.clip(1 - missed, 1e-12, 1.0)
 
 
+def _merged(parts: list[np.ndarray | None], order: np.ndarray) -> np.ndarray | None:
+    """The rows of all parts, in order; one part is in order already. None where there are none."""
+    if parts[0] is None or len(parts) == 1:
+        return parts[0]
+    merged = np.empty((len(order), *parts[0].shape[1:]))
+    place, at = np.argsort(order), 0
+    for part in parts:
+        merged[place[at : at + len(part)]] = part
+        at += len(part)
+    return merged
+
+
 def size_share(problem: Problem, rows: int) -> int:
     """How many of `rows` audited rows are chosen by each of the two sizes."""
     again = problem.k.tensor.seekable and problem.v.tensor.seekable
@@ -253,7 +265,8 @@ def compare_answers(
     if not good.any():
         return None, "every sampled query was dropped"
     design, weight = design.only(good), 1 / design.chances[good]
-    exact, trivial, approx = exact[good], trivial[good], approx[good]
+    if not good.all():
+        exact, trivial, approx = exact[good], trivial[good], approx[good]
     with np.errstate(over="ignore", invalid="ignore"):
         size = (exact**2).sum(axis=2)
         wrong, nothing = (((other - exact) ** 2).sum(axis=2) for other in (approx, trivial))
