@@ -10,6 +10,7 @@ with the share of trials that said "not enough rows to tell" (they count as cove
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def main() -> None:
         "--resident", type=lambda text: [int(word) for word in text.split(",")], help="or their numbers"
     )
     parser.add_argument("--single", action="store_true", help="every query head is a case of its own")
-    parser.add_argument("--folder", default="/tmp", help="for outputs that are thrown away")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="for outputs that are thrown away")
     words = parser.parse_args()
     print("case | audited rows: coverage (too high, too low, told unknown; median high / low)")
     least: dict[int, float] = {}
