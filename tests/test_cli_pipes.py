@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import threading
@@ -139,3 +140,23 @@ def test_a_terminal_as_input_is_refused(folder, terminal):
 def test_a_terminal_as_output_is_refused(folder, terminal, command):
     words = ["standard output is a terminal", "binary"]
     refused(*command, code=2, words=words, stdout=terminal, folder=folder, cwd=folder)
+
+
+def test_answers_in_a_pipe_go_on_where_the_checkpoint_left_them(tmp_path):
+    """Whoever reads them goes away in the middle; what is resumed is the rest of the same rows."""
+    rng = np.random.default_rng(0)
+    for name in "qkv":
+        np.save(tmp_path / f"{name}.npy", rng.standard_normal((3000, 4)).astype("f4"))
+    words = ["attend", *FILES, "--causal", "--resident-rows", "64", "--block-rows", "64", "-o", "-"]
+    run(*words[:-1], "whole.npy", cwd=tmp_path)
+    saved = ["--checkpoint", "c.sattn", "--checkpoint-every", "64rows"]
+    program = subprocess.Popen(
+        [*COMMAND, *words, *saved], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    program.stdout.read(5000)
+    program.stdout.close()
+    assert program.wait(TIMEOUT) == -signal.SIGPIPE
+    rest = run(*words, *saved, "--resume", cwd=tmp_path)
+    done = int(re.search(r"standard output begins with row (\d+);", rest.err)[1])
+    whole = np.load(tmp_path / "whole.npy")
+    assert 0 < done < 3000 and (np.concatenate(records(rest.out)).reshape(-1, 4) == whole[done:]).all()

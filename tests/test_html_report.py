@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from clirun import SAMPLE, refused, run
 
@@ -249,3 +250,19 @@ def test_the_map_keeps_its_shades_for_errors_that_matter():
     assert ">up to 0.01<" in drawn and drawn.count('class="s6" x="') == 4  # three cells, and the legend's
     whole = heat_map("t", "d", [[0.5, 1.0]], ["a"], [0, 1, 2], "row", str)
     assert ">0.5<" in whole and "up to " not in whole
+
+
+def test_infinite_errors_and_flagged_rows_are_on_the_page(tmp_path):
+    for seed, name in enumerate("qkv"):
+        rows = np.random.default_rng(seed).standard_normal((300, 8)).astype("f4")
+        np.save(tmp_path / f"{name}.npy", rows * np.float32(1 if name == "v" else 1e30))
+    files = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--full", "--resident-rows", "96", "--audit", "32")
+    (tmp_path / "run.json").write_bytes(run("attend", *files, "-o", "o.npy", "--json", cwd=tmp_path).out)
+    run("report", "run.json", "-o", "run.html", cwd=tmp_path)
+    page = (tmp_path / "run.html").read_text()
+    assert "infinite" in page and "Flagged rows" in page and not re.search(r"\b(nan|inf)\b", page)
+    files = files[:7]
+    text = run(
+        "compare", *files, "--methods", "window,evict", "--resident-rows", "96", "--audit", "32", cwd=tmp_path
+    ).out
+    assert b"inf" in text

@@ -1,12 +1,22 @@
 """`--repair`: the most doubtful rows are answered exactly and written; `--doubt`: how far each answer is to be trusted."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
-from clirun import FILES, SAMPLE, refused, run, save_heads
+from clirun import FILES, SAMPLE, listing, refused, run, save_heads
 
+from streamattn_cli.checkpoint.commit import CheckpointWriter
+from streamattn_cli.engine.attend import attend
+from streamattn_cli.engine.events import Progress
 from streamattn_cli.engine.lanes import Answers
 from streamattn_cli.engine.repair import Repairs
+from streamattn_cli.engine.settings import AttendRequest
+from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.errors import Interrupted
+from streamattn_cli.rows.npyout import NpyFormat
+from streamattn_cli.rows.spec import InputSpec
 
 HEADS = (SAMPLE / "heads.h5", "--rows", "0:2500")
 WORDS = ("attend", *HEADS, "--resident-rows", "128")
@@ -168,3 +178,125 @@ def test_the_heap_holds_the_most_doubtful_rows_of_any_blocks(blocks):
     few.offer(0, Answers(rows, doubt))
     score = np.nan_to_num(((rows.astype("f8") ** 2).sum(axis=2) * doubt.astype("f8") ** 2).sum(axis=1))
     assert (next(few.batches(9)) == np.sort(np.argsort(-score)[:5])).all()
+
+
+class StopsIn(Interrupts):
+    """Stops a run in a phase, as Ctrl-C would."""
+
+    def __init__(self, phase):
+        super().__init__()
+        self.phase, self.seen = phase, False
+
+    def check(self):
+        """See Interrupts."""
+        if self.seen:
+            raise Interrupted(2)
+
+    def hear(self, event):
+        """A listener that waits for the phase."""
+        self.seen |= isinstance(event, Progress) and event.phase == self.phase
+
+
+def request(folder, name, **words):
+    """A run that audits and repairs, of blocks so short that every phase has several."""
+    files = {part: str(folder / f"{part}.npy") for part in "qkv"}
+    kept = {
+        "audit": 64,
+        "repair": "40",
+        "resident_rows": 64,
+        "block_rows": 64,
+        "memory": 1 << 27,
+        "causal": True,
+    } | words
+    return AttendRequest(InputSpec(**files), str(folder / f"{name}.npy"), doubt=str(folder / f"{name}.d.npy"), **kept)
+
+
+def same(folder, *names):
+    """Whether the answers and the doubts under all these names are equal, and nothing unfinished is left."""
+    answers, doubts = ({(folder / (name + end)).read_bytes() for name in names} for end in (".npy", ".d.npy"))
+    return len(answers) == len(doubts) == 1 and not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("phase", ["rows", "audit", "repair"])
+def test_a_run_that_is_stopped_in_any_phase_is_resumed_to_the_same_bytes(tmp_path, phase):
+    save_heads(tmp_path, rows=900, dim=4, value_dim=4)
+    attend(request(tmp_path, "whole"), lambda event: None, Interrupts())
+    saved, stops = {"checkpoint": str(tmp_path / "c.sattn")}, StopsIn(phase)
+    with pytest.raises(Interrupted):
+        attend(request(tmp_path, "parts", **saved), stops.hear, stops)
+    outcome = attend(request(tmp_path, "parts", resume=True, **saved), lambda event: None, Interrupts())
+    assert same(tmp_path, "whole", "parts") and outcome.counts["repaired_rows"] == 40
+
+
+@pytest.mark.parametrize("phase", ["audit", "repair"])
+def test_a_run_that_is_stopped_without_a_checkpoint_leaves_nothing(tmp_path, phase):
+    save_heads(tmp_path, rows=900, dim=4, value_dim=4)
+    before, stops = listing(tmp_path), StopsIn(phase)
+    with pytest.raises(Interrupted):
+        attend(request(tmp_path, "parts"), stops.hear, stops)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("commit", [1, 2])
+def test_a_run_that_ends_between_its_last_steps(tmp_path, monkeypatch, commit):
+    """The doubts are there and the answers are not, or both are and the checkpoint does not know."""
+    save_heads(tmp_path, rows=900, dim=4, value_dim=4)
+    attend(request(tmp_path, "whole"), lambda event: None, Interrupts())
+    saved, left, finish = {"checkpoint": str(tmp_path / "c.sattn")}, [commit], NpyFormat.finish
+
+    def fails(self, *words):
+        if not left[0]:
+            raise MemoryError
+        left[0] -= 1
+        finish(self, *words)
+
+    write = CheckpointWriter.commit
+
+    def fails_when_done(self, state, meta):
+        if meta["phase"] == "done":
+            raise MemoryError
+        write(self, state, meta)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NpyFormat, "finish", fails)
+        patch.setattr(CheckpointWriter, "commit", fails_when_done)
+        with pytest.raises(MemoryError):
+            attend(request(tmp_path, "parts", **saved), lambda event: None, Interrupts())
+    assert (tmp_path / "parts.d.npy").exists() and (tmp_path / "parts.npy").exists() == (commit == 2)
+    attend(request(tmp_path, "parts", resume=True, **saved), lambda event: None, Interrupts())
+    assert same(tmp_path, "whole", "parts")
+
+
+def test_doubts_beside_answers_that_cannot_be_read_back_are_resumed(tmp_path):
+    save_heads(tmp_path, rows=900, dim=4, value_dim=4)
+    device = {"output": "/dev/null", "repair": None}
+    attend(replace(request(tmp_path, "whole"), **device), lambda event: None, Interrupts())
+    saved, stops = {"checkpoint": str(tmp_path / "c.sattn")}, StopsIn("rows")
+    with pytest.raises(Interrupted):
+        attend(replace(request(tmp_path, "parts", **saved), **device), stops.hear, stops)
+    attend(replace(request(tmp_path, "parts", resume=True, **saved), **device), lambda event: None, Interrupts())
+    assert (tmp_path / "whole.d.npy").read_bytes() == (tmp_path / "parts.d.npy").read_bytes()
+
+
+def test_an_output_that_cannot_be_opened_leaves_the_other_one_neither(tmp_path):
+    save_heads(tmp_path, rows=300, dim=4, value_dim=4)
+    before = listing(tmp_path)
+    words = ("attend", *FILES, "--full", "-o", "o.npy", "--doubt", "none/d.npy")
+    refused(*words, cwd=tmp_path, code=10, words=["none/d.npy", "mkdir"])
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("more", [(), ("--audit", "64"), ("--audit", "64", "--repair", "20"), ("--repair", "20")])
+def test_dropped_keys_are_counted_once_whatever_reads_them_again(tmp_path, more):
+    arrays = save_heads(tmp_path, rows=900, dim=4, value_dim=4)
+    arrays["k"][[5, 300, 890, 899]] = np.nan
+    np.save(tmp_path / "k.npy", arrays["k"])
+    words = ("attend", *FILES, "--causal", "--resident-rows", "64", "--nan-policy", "drop", "--json", "-o", "o.npy")
+    assert run(*words, *more, cwd=tmp_path).document["counts"]["dropped_keys"] == 4
+
+
+def test_repairing_every_row_stays_within_its_projection(tmp_path):
+    words = (*WORDS, "--memory", "1GiB", "--repair", "100%", "--json", "-o", tmp_path / "o.npy")
+    run(*words)  # kernels are compiled
+    memory = run(*words).document["memory"]
+    assert 0.5 * memory["projected"] <= memory["peak"] <= memory["projected"]

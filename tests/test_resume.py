@@ -431,7 +431,7 @@ def test_a_causal_state_answers_no_other_queries(stopped, tmp_path):
 
 
 def test_a_checkpoint_is_not_overwritten_unasked(stopped, tmp_path):
-    with pytest.raises(UsageError, match="go on with it by --resume"):
+    with pytest.raises(UsageError, match="continue with --resume"):
         attend(_request(stopped, tmp_path, True, **POLY), lambda event: None, Interrupts())
 
 

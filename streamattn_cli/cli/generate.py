@@ -51,7 +51,7 @@ def generate(
         ),
     ] = "-",
 ) -> None:
-    """Make up rows with known properties: any number of them, in constant memory.
+    """Generate rows with known properties: any number of them, in constant memory.
 
     An entry depends only on the seed, the tensor, its row and its column.
 

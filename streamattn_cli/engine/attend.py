@@ -12,7 +12,7 @@ from streamattn_cli.engine.events import Audit, Finished, Listener, Note, Outcom
 from streamattn_cli.engine.meter import Meter
 from streamattn_cli.engine.plan import Plan, make_plan
 from streamattn_cli.engine.pump import Watch
-from streamattn_cli.engine.request import resolve
+from streamattn_cli.engine.request import Problem, resolve
 from streamattn_cli.engine.resume import (
     DONE,
     Saved,
@@ -24,7 +24,7 @@ from streamattn_cli.engine.resume import (
     part_tag,
     sources_of,
 )
-from streamattn_cli.engine.run import Run
+from streamattn_cli.engine.run import ANSWERING, Run
 from streamattn_cli.engine.runs import check_finite, check_output, make_run, open_doubt, open_sparse
 from streamattn_cli.engine.saver import Saver, describe
 from streamattn_cli.engine.settings import AttendRequest
@@ -34,7 +34,7 @@ from streamattn_cli.errors import Interrupted
 from streamattn_cli.rows.identity import check_unchanged, file_states
 from streamattn_cli.rows.open import open_inputs
 from streamattn_cli.rows.recordout import waits
-from streamattn_cli.rows.writers import open_writer
+from streamattn_cli.rows.writers import Writer, open_writer
 
 
 def plan_attend(request: AttendRequest) -> Plan:
@@ -59,30 +59,22 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
         if saved:
             plan = replace(plan, problem=continued(problem, saved))
         listener(Started(plan.to_dict()))
-        for note in (*problem.notes, *([f"going on after row {saved.done} ({saved.phase})"] if saved else [])):
+        for note in (*problem.notes, *(_resumed(saved, request.output) if saved else ())):
             listener(Note(note))
         if saved and saved.phase == DONE:
             if saved.meta["phase"] != DONE:  # the last step was still to come
                 checkpoint.commit(saved.state, describe(facts, DONE, saved.done, sources, None))
             return _already_done(plan, saved, listener)
         tag = checkpoint and part_tag(checkpoint)
-        with interrupts.at_once(waits(request.output)):
-            writer = open_sparse(problem, tag) if request.top_k else open_writer(
-                request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
-                problem.q.batch, going_on=saved.part if saved else None, tag=tag,
-            )  # fmt: skip
-        doubts = open_doubt(problem, saved.doubt if saved else None, tag)
-        for each in filter(None, (writer, doubts)):
-            stack.callback(each.abort)
-            stack.callback(interrupts.on_abort(each.abort))
+        writer, doubts = _open_outputs(problem, saved, tag, stack, interrupts)
         if checkpoint:
             check_saveable(writer)
+            check_saveable(doubts)
         warm(plan, listener)
         began = time.monotonic()
         with Meter() as meter:
             watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
-            run = make_run(plan, watch, writer)
-            run.doubts = doubts
+            run = make_run(plan, watch, writer, doubts)
             saver = checkpoint and make_saver(checkpoint, run, writer, facts, sources, request.checkpoint_every)
             try:
                 if saved:
@@ -130,6 +122,35 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
     return outcome
 
 
+def _resumed(saved: Saved, output: str) -> list[str]:
+    """What to know of a run that is resumed."""
+    notes = [f"going on after row {saved.done} ({saved.phase})"]
+    if saved.phase in ANSWERING and not saved.part:
+        where = "standard output" if output == "-" else output
+        notes.append(f"{where} begins with row {saved.done}; those before it were written earlier")
+    return notes
+
+
+def _open_outputs(
+    problem: Problem, saved: Saved | None, tag: str | None, stack: ExitStack, interrupts: Interrupts
+) -> tuple[Writer, Writer | None]:
+    """The writers of the answers and of --doubt; whatever ends the run early leaves neither behind."""
+
+    def guarded(writer: Writer | None) -> Writer | None:
+        if writer:
+            stack.callback(writer.abort)
+            stack.callback(interrupts.on_abort(writer.abort))
+        return writer
+
+    r, q = problem.request, problem.q
+    with interrupts.at_once(waits(r.output)):
+        writer = guarded(open_sparse(problem, tag) if r.top_k else open_writer(
+            r.output, q.rows, len(q), problem.v.dim, problem.out_dtype, q.layout, q.batch,
+            going_on=saved.part if saved else None, tag=tag,
+        ))  # fmt: skip
+    return writer, guarded(open_doubt(problem, saved, tag))
+
+
 def _saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None]:
     """The whole run, saved as it goes on: also when a signal stops it, and when all rows are answered."""
     if saver is None:
@@ -139,7 +160,7 @@ def _saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | Non
         result = run.go()
     except Interrupted as stop:
         saver.save()
-        stop.consequence = f"the checkpoint {saver.writer.path} was saved; go on with --resume"
+        stop.consequence = f"the checkpoint {saver.writer.path} was saved; continue with --resume"
         raise
     saver.save()
     return result

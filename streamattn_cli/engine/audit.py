@@ -112,24 +112,25 @@ class Auditor:
 
     def save(self) -> dict:
         """Everything gathered so far, as named arrays (or lists of one array per lane)."""
-        held = {"approx": self.approx, "facts": self.facts, "tally": self.tally}
-        for by, sample in self.samples.items():
-            held |= {f"by{by}.{name}": array for name, array in sample.state.items()}
-        return {f"audit.{name}": array for name, array in held.items()} | (self.drawn.save() if self.drawn else {})
+        return self._heard_so_far() | (self.drawn.save() if self.drawn else {})
 
     def load(self, state: dict, name: str) -> None:
         """Take back what `save` gave; `name` is the checkpoint's, for messages."""
-        drawn, self.drawn = self.drawn, None
-        for key, array in self.save().items():
+        for key, array in self._heard_so_far().items():
             if key not in state or state[key].shape != array.shape:
                 raise CheckpointIncompatible(
                     f"{name}: its audit is of another version of streamattn; resume with that version, or start again "
                     "without --resume"
                 )
             array[...] = state[key]
-        self.drawn = drawn
-        if drawn:
-            drawn.load(state, name)
+        if self.drawn:
+            self.drawn.load(state, name)
+
+    def _heard_so_far(self) -> dict[str, np.ndarray]:
+        held = {"approx": self.approx, "facts": self.facts, "tally": self.tally}
+        for by, sample in self.samples.items():
+            held |= {f"by{by}.{name}": array for name, array in sample.state.items()}
+        return {f"audit.{name}": array for name, array in held.items()}
 
     def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, work: dict) -> None:
         """Show the next keys (n, d) and values (n, dv + 1) of a lane, in the first pass."""

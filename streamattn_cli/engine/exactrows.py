@@ -50,6 +50,14 @@ class ExactRows:
         unstack_heads(state, [t.state for t in self.truth], "audit.truth", name)
         unstack_heads(state, [m.state for m in self.means], "audit.means", name)
 
+    def finish(self, work: dict) -> np.ndarray:
+        """All keys have been seen, and nothing more is to be gathered: the exact answers (n, heads, dv)."""
+        exact = np.empty((len(self.problem.q), len(self.rows), self.problem.v.dim), self.problem.precision)
+        for lane, truth in zip(self.lanes, self.truth, strict=True):
+            truth.finish(work)
+            truth.outputs(exact[lane.query_heads])
+        return exact.transpose(1, 0, 2)
+
     def answers(self, work: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """All keys have been seen: the exact and the trivial answers, both (n, heads, dv) float64, and which share of the
         exact attention falls on the history (n, heads), None if nobody knows where that ends. Exact answers are NaN where
@@ -58,21 +66,17 @@ class ExactRows:
         What has been gathered stays as it is: a checkpoint that is written afterwards asks once more when it is resumed.
         """
         exact = np.empty((len(self.rows), len(self.problem.q), self.problem.v.dim))
-        trivial = np.zeros_like(exact)
+        trivial = np.empty_like(exact)
         shares = np.empty(exact.shape[:2]) if self.truth[0].history else None
-        for at, (lane, truth) in enumerate(zip(self.lanes, self.truth, strict=True)):
-            means = self.means[at : at + 1]
-            gathered = [(array, array.copy()) for part in (truth, *means) for array in part.state.values()]
+        for lane, truth, means in zip(self.lanes, self.truth, self.means, strict=True):
+            gathered = [(array, array.copy()) for part in (truth, means) for array in part.state.values()]
             truth.finish(work)
-            for mean in means:
-                mean.finish()
+            means.finish()
             truth.outputs(out := np.empty((self.problem.group, *exact.shape[::2])))
-            if means:  # tokens were seen and none has a weight: their logits are beyond the range of floats
-                seen = means[0].sums[:, -1] > 0
-                out[(truth.y[:, :, -1] == 0) & seen] = np.nan
+            # tokens were seen and none has a weight: their logits are beyond the range of floats
+            out[(truth.y[:, :, -1] == 0) & (means.sums[:, -1] > 0)] = np.nan
             exact[:, lane.query_heads] = out.transpose(1, 0, 2)
-            for mean in means:
-                trivial[:, lane.query_heads] = mean.outputs()[:, None]
+            trivial[:, lane.query_heads] = means.outputs()[:, None]
             if shares is not None:
                 shares[:, lane.query_heads] = truth.shares().T
             for array, before in gathered:

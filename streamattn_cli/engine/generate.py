@@ -1,4 +1,4 @@
-"""Make up rows and write them: the pass behind `streamattn generate`."""
+"""Generate rows and write them: the pass behind `streamattn generate`."""
 
 from __future__ import annotations
 

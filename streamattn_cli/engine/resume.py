@@ -36,7 +36,7 @@ class Saved:
     phase: str
     done: int
     part: tuple[str, int] | None  # file name beside the output, and how many of its rows count
-    doubt: tuple[str, int] | None  # the same of --doubt
+    doubt: tuple[str, int] | None  # the same of --doubt; None when that is complete
     meta: dict[str, str]
 
 
@@ -83,15 +83,21 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
     if not os.path.exists(name):
         return None
     if not request.resume:
-        raise UsageError(f"{name}: there is a checkpoint already; go on with it by --resume, or remove it first")
+        raise UsageError(f"{name}: there is a checkpoint already; continue with --resume, or remove it first")
     state, meta = read(name, request.memory or available_memory())
     check_facts(name, meta, facts)
     check_sources(name, meta, sources)
-    output = json.loads(meta["output"]) if "output" in meta else None
-    part = (output["part"], output["rows"]) if output else None
-    doubt = (output["doubt"], output["rows"]) if output and "doubt" in output else None
+    output = json.loads(meta["output"]) if "output" in meta else {}
+    part, doubt = ((output[key], output["rows"]) if key in output else None for key in ("part", "doubt"))
     phase, done = meta["phase"], int(meta["rows"])
-    if part and not os.path.exists(os.path.join(os.path.dirname(os.path.realpath(request.output)), part[0])):
+    if doubt and not _beside(request.doubt, doubt[0]):
+        if not os.path.exists(request.doubt) or done != sources_rows(sources):
+            raise CheckpointIncompatible(
+                f"{name}: the unfinished file {doubt[0]} beside {request.doubt} is gone; put it back, or start again "
+                "without --resume"
+            )
+        doubt = None  # the run ended between its last steps
+    if part and not _beside(request.output, part[0]):
         if os.path.exists(request.output) and done == sources_rows(sources):
             recover(request.output + ".json", part[0].split(".")[-2])
             return Saved(name, state, DONE, done, None, None, meta)  # it ended between its last two steps
@@ -100,6 +106,11 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
             "without --resume"
         )
     return Saved(name, state, phase, done, part, doubt, meta)
+
+
+def _beside(output: str, part: str) -> bool:
+    """Whether the unfinished file is there, in the folder of the output."""
+    return os.path.exists(os.path.join(os.path.dirname(os.path.realpath(output)), part))
 
 
 def part_tag(writer: CheckpointWriter) -> str:
@@ -143,22 +154,19 @@ def make_saver(
     """A Saver of a run whose output is made durable before each commit, and then outlives a failure of the run."""
 
     def snapshot(phase: str, done: int) -> tuple[dict, dict]:
-        place = None
+        place = {}
         run.settle()
-        if output is not None and hasattr(output, "part"):
-            output.sync()
-            output.lasting = True
-            place = {"part": output.part, "rows": output.rows_written}
-            if run.doubts:
-                run.doubts.sync()
-                run.doubts.lasting = True
-                place["doubt"] = run.doubts.part
+        for key, file in (("part", output), ("doubt", run.doubts)):
+            if file is not None and hasattr(file, "part"):
+                file.sync()
+                file.lasting = True
+                place |= {key: file.part, "rows": file.rows_written}
         return run.save(), describe(facts, phase, done, sources, place)
 
     return Saver(writer, parse_every(every) if every else Every(), snapshot)
 
 
-def check_saveable(output: Writer) -> None:
+def check_saveable(output: Writer | None) -> None:
     """Refuse outputs that cannot be gone on with."""
     if type(output).__name__ == "GrowingHdf5Writer":
-        raise UsageError(f"{output.name}: an .h5 output of unknown length cannot be gone on with; use .npy")
+        raise UsageError(f"{output.name}: an .h5 output of unknown length cannot be resumed; use .npy")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -30,12 +31,14 @@ from streamattn_cli.rows.writers import Writer
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import HeadAttention, allocate
 
+ANSWERING = ("queries", "rows", "exact")  # phases whose rows are answered
+
 
 class Run:
     """The passes of one run and what they work on."""
 
-    def __init__(self, plan: Plan, watch: Watch, writer: Writer):
-        self.plan, self.watch, self.writer = plan, watch, writer
+    def __init__(self, plan: Plan, watch: Watch, writer: Writer, doubts: Writer | None = None):
+        self.plan, self.watch, self.writer, self.doubts = plan, watch, writer, doubts
         self.passed: Callable[[str, int], None] | None = None  # told after every block that could be gone on from
         self.phase, self.done = "", 0  # where to go on: the phase, and how many of its rows are done
         self.answered = 0  # rows that the run which is gone on with has answered
@@ -51,7 +54,6 @@ class Run:
         # blocks in work, and what follows them
         self._flying: deque[tuple[Block, Batch, Callable[[], None] | None]] = deque()
         self._pen, self._written = ThreadPoolExecutor(1, "streamattn-writer"), None
-        self.doubts: Writer | None = None  # --doubt
         self.repairs = Repairs(plan.repair_rows) if plan.repair_rows else None
         self.repaired = 0
         self.auditor = None
@@ -87,15 +89,29 @@ class Run:
         """The pass over the keys for what the audit has still to answer exactly."""
         second = self.auditor.second()
         if second:
-            self._keys(second.see, "audit", int(second.rows[-1]) + 1 if self.problem.causal else None)
+            self._keys_again(second, "audit")
         return second
+
+    def _keys_again(self, held: ExactRows, phase: str) -> None:
+        """A pass over the keys that some rows see. What it drops was counted before."""
+        with self._uncounted("lane.dropped"):
+            self._keys(held.see, phase, int(held.rows[-1]) + 1 if self.problem.causal else None)
+
+    @contextmanager
+    def _uncounted(self, *names: str) -> Iterator[None]:
+        """Inside, these tallies do not grow."""
+        counts = [work[name] for work in self.workers.works for name in names]
+        before = [count.copy() for count in counts]
+        yield
+        for count, old in zip(counts, before, strict=True):
+            count[:] = old
 
     def _repair(self) -> None:
         """Answer the most doubtful rows exactly and write them once more, a batch with each pass over the keys."""
         for rows in self.repairs.batches(repair_batch(self.plan)):
             held = ExactRows(self.problem, self.lanes, rows, read_queries(self.problem, self.lanes, rows), means=False)
-            self._keys(held.see, "repair", int(rows[-1]) + 1 if self.problem.causal else None)
-            answers = held.answers(self.workers.works[0])[0].astype(self.problem.precision)
+            self._keys_again(held, "repair")
+            answers = held.finish(self.workers.works[0])
             for row, answer in zip(rows, answers, strict=True):
                 self.writer.patch(int(row), answer[None])
                 if self.doubts:
@@ -107,7 +123,7 @@ class Run:
     def go_on(self, saved: Saved) -> None:
         """Take up the state of a checkpoint, before `go`."""
         self.phase, self.done = saved.phase, saved.done
-        self.answered = saved.done if saved.phase in ("queries", "rows", "exact") else 0
+        self.answered = saved.done if saved.phase in ANSWERING else 0
         self.load(saved.state, saved.name)
         saved.state.clear()  # it is held twice no longer than that
 
@@ -130,7 +146,7 @@ class Run:
             at += len(counts)
         unstack_heads(state, [best.state() for best in self._heaps()], "best", name)
         unstack_heads(state, [self.repairs.state] if self.repairs else [], "repair", name)
-        if self._heaps() and self.phase in ("queries", "rows", "exact"):
+        if (self._heaps() or not hasattr(self.writer, "part")) and self.phase in ANSWERING:
             self.writer.rows_written = self.done
         if self.auditor:
             self.auditor.load(state, name)

@@ -7,6 +7,7 @@ import os
 from streamattn_cli.engine.plan import Plan
 from streamattn_cli.engine.pump import Watch
 from streamattn_cli.engine.request import Problem
+from streamattn_cli.engine.resume import Saved
 from streamattn_cli.engine.run import Run
 from streamattn_cli.engine.settings import AttendRequest
 from streamattn_cli.engine.sketched import SketchedRun
@@ -15,9 +16,9 @@ from streamattn_cli.rows.identity import refuse_inputs
 from streamattn_cli.rows.writers import Writer, check_target, open_writer
 
 
-def make_run(plan: Plan, watch: Watch, writer: Writer) -> Run:
-    """The Run of a plan."""
-    return (SketchedRun if plan.problem.sketches else Run)(plan, watch, writer)
+def make_run(plan: Plan, watch: Watch, writer: Writer, doubts: Writer | None = None) -> Run:
+    """The Run of a plan; doubts: the writer of --doubt."""
+    return SketchedRun(plan, watch, writer) if plan.problem.sketches else Run(plan, watch, writer, doubts)
 
 
 def check_output(request: AttendRequest, *sketches: str) -> None:
@@ -48,10 +49,14 @@ def _check_doubt(request: AttendRequest) -> None:
         raise UsageError(f"--doubt {request.doubt}: is the output itself; give another name")
 
 
-def open_doubt(problem: Problem, saved: tuple[str, int] | None, tag: str | None) -> Writer | None:
-    """The writer of --doubt: rows x heads in float16; see open_writer."""
+def open_doubt(problem: Problem, saved: Saved | None, tag: str | None) -> Writer | None:
+    """The writer of --doubt: rows x heads in float16; None where none was asked for, or it is complete. See open_writer."""
     name = problem.request.doubt
-    return open_writer(name, problem.q.rows, 1, len(problem.q), "f2", "TD", 1, None, saved, tag) if name else None
+    if not name or (saved and not saved.doubt):
+        return None
+    return open_writer(
+        name, problem.q.rows, 1, len(problem.q), "f2", "TD", going_on=saved.doubt if saved else None, tag=tag
+    )
 
 
 def check_finite(counts: dict[str, int], request: AttendRequest) -> None:

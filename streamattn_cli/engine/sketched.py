@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from streamattn_cli.rows.writers import Writer
 from streamattn_cli.sketches.ranges import row_count
 from streamattn_cli.sketches.sketched import SketchedHead, require_psi
 
+PRODUCED = ("sk.counts", "lane.answers")  # tallies of rows that are produced
 PHASES = {"k": "keys", "v": "values", "q": "queries", "kv": "keys and values"}
 
 
@@ -83,15 +83,6 @@ class SketchedRun(Run):
         super().load_sketch(state, name)
         unstack_heads(state, [head.state for head in self.heads], "sketch", name)
 
-    @contextmanager
-    def _uncounted(self) -> Iterator[None]:
-        """Inside, queries are not counted: probes, and those that have been counted before."""
-        counts = [work[name] for work in self.workers.works for name in ("sk.counts", "lane.answers")]
-        before = [count.copy() for count in counts]
-        yield
-        for count, old in zip(counts, before, strict=True):
-            count[:] = old
-
     def _tallies(self) -> list[str]:
         return [*super()._tallies(), "sk.counts"]
 
@@ -142,7 +133,7 @@ class SketchedRun(Run):
 
     def _complete(self) -> None:
         """All keys and values are in: join them, and refuse a Psi that is drowned by its own noise."""
-        with self._uncounted():
+        with self._uncounted(*PRODUCED):
             self._join()
 
     def _join(self) -> None:
@@ -233,7 +224,7 @@ class SketchedRun(Run):
             if self.auditor:
                 self.auditor.hear(start, answers)
 
-        with self._uncounted():
+        with self._uncounted(*PRODUCED):
             self._answer(compare, "audit of recovery")
         writer.results = [
             exact_norms(s, taken, best, head) for head, (s, taken) in enumerate(zip(results, held, strict=True))

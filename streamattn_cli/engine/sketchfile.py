@@ -205,7 +205,7 @@ def _absorb(run: Run, before: SketchFile | None, saved: Saved | None, saver: Sav
     except Interrupted as stop:
         if not before:
             saver.save()
-            stop.consequence = f"the sketch {saver.writer.path} was saved; go on with --resume"
+            stop.consequence = f"the sketch {saver.writer.path} was saved; continue with --resume"
         raise
     return run.sketches[0].rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import textwrap
+from math import inf
 from typing import TextIO
 
 from streamattn_cli.report.braille import Axis, Point, scatter
@@ -43,7 +44,7 @@ def compare_lines(found: dict, width: int, plots: bool = True) -> list[str]:
     refused = [(t["label"], f"at {t['budget']} rows: {t['refused']}") for t in trials if not t["audit"]]
     if refused:
         lines += ["", *plain_lines("not run", refused, width)]
-    ran = [(letters[i], t) for i, t in enumerate(trials) if t["audit"] and t["audit"]["method"]["error"] > 0]
+    ran = [(letters[i], t) for i, t in enumerate(trials) if t["audit"] and 0 < t["audit"]["method"]["error"] < inf]
     if plots and len(ran) > 1:
         lines += _plot("error against resident memory", ran, "memory", "resident_bytes", format_bytes, width)
         lines += _plot("error against time", ran, "time", "seconds", format_duration, width)
@@ -75,7 +76,7 @@ def _cells(letter: str, trial: dict) -> tuple[str, ...]:
         format_bytes(trial["resident_bytes"]),
         f"{trial['params'].get('resident_rows', 0):.0f}",
         f"{e['error']:.3g}",
-        interval_text(e["low"], e["high"]),
+        interval_text(e["low"], e["high"]) if e["enough"] else "too few rows",
         f"{e['p95_row']:.3g}",
         format_count(trial["rows"] / max(trial["seconds"], 1e-9)),
         format_bytes(trial["peak"]),

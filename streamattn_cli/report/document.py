@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from math import inf
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.temporary import Temporary, failing_as_output
@@ -38,9 +39,20 @@ def read_document(name: str) -> dict:
         except ValueError:
             continue
         if isinstance(found, dict) and all(key in found for key in KINDS.get(found.get("type"), ("no such type",))):
-            return found
+            return _with_infinities(found)
     raise InputMalformed(f"{'standard input' if name == '-' else name}: no outcome or comparison found; make one with "
                          "attend or compare, --json > run.json (the file beside an output is not enough)")  # fmt: skip
+
+
+def _with_infinities(found: object) -> object:
+    """The document with errors that are infinite, which JSON has as null, as numbers again."""
+    if isinstance(found, list):
+        return [_with_infinities(entry) for entry in found]
+    if not isinstance(found, dict):
+        return found
+    infinite = "median_row" in found or found.keys() == {"row", "head", "error"}  # an estimate, or a row of the worst
+    errors = ("error", "median_row", "p95_row") if infinite else ()
+    return {key: inf if value is None and key in errors else _with_infinities(value) for key, value in found.items()}
 
 
 def save_page(page: str, name: str) -> None:

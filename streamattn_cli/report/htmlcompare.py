@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from html import escape
+from math import inf
 
 from streamattn_cli.report.outcome import facts_text
 from streamattn_cli.report.page import figure, heading, keys, listed, page, pair, pairs_table, paragraph, percent, table
@@ -32,7 +33,7 @@ def comparison_page(found: dict) -> str:
     body += [keys(_keys(found, ran)), heading("Error and cost"), _table(ran)]
     if refused := [(t["label"], f"at {t['budget']} rows: {t['refused']}") for t in trials if not t["audit"]]:
         body.append(pairs_table("Not run", refused))
-    drawn = [(letter, t) for letter, t in ran if t["audit"]["method"]["error"] > 0]
+    drawn = [(letter, t) for letter, t in ran if 0 < t["audit"]["method"]["error"] < inf]
     if len(drawn) > 1:
         body.append(
             pair(
@@ -71,7 +72,11 @@ def _table(ran: list) -> str:
     rows = []
     for letter, t in ran:
         e = t["audit"]["method"]
-        limits = "unknown" if e["high"] is None else f"{percent(e['low'])} to {percent(e['high'])}"
+        limits = (
+            "unknown"
+            if e["high"] is None or not e.get("enough", True)
+            else f"{percent(e['low'])} to {percent(e['high'])}"
+        )
         degree = t["params"].get("degree")
         label = t["label"] + (f" degree {degree}" if degree and "degree" not in t["label"] else "")
         rows.append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from streamattn_cli.report.outcome import facts_text, sparse_rows
 from streamattn_cli.report.page import (
     figure,
@@ -56,6 +58,13 @@ def _keys(found: dict) -> list[tuple[str, str, str]]:
     if audit := found.get("audit"):
         e = audit["method"]
         entries.append(("Error", percent(e["error"]), f"95%: {_interval(e)}"))
+        if before := audit.get("before"):
+            entries.append(("Before --repair", percent(before["error"]), f"95%: {_interval(before)}"))
+        if flagged := audit.get("flagged"):
+            error = percent(flagged["error"]["error"]) if flagged["error"] else "unknown"
+            entries.append(
+                ("Flagged rows", str(flagged["rows"]), f"the method does not answer for them; error {error}")
+            )
         entries.append(("95% of rows below", percent(e["p95_row"]), f"median row {percent(e['median_row'])}"))
         if mass := audit.get("history_mass"):
             entries.append(("History mass", percent(sum(mass) / len(mass)), "attention outside sinks and window"))
@@ -71,7 +80,7 @@ def _keys(found: dict) -> list[tuple[str, str, str]]:
 
 
 def _interval(e: dict) -> str:
-    if e["high"] is None:
+    if e["high"] is None or not e.get("enough", True):
         return "too few rows to tell"
     return f"{percent(e['low'])} to {percent(e['high'])}"
 
@@ -81,7 +90,7 @@ def _verdict(found: dict) -> str:
     if not audit:
         return f"The error was not measured: {found.get('audit_reason') or 'nobody asked'}."
     e, trivial = audit["method"], audit["trivial"]["error"]
-    worth = f"{trivial / e['error']:.3g} times less than" if e["error"] else "against"
+    worth = f"{trivial / e['error']:.3g} times less than" if 0 < e["error"] < inf else "against"
     return (
         f"Measured against exact attention on {audit['rows']} sampled rows, all heads: {percent(e['error'])}, {worth} the "
         f"{percent(trivial)} of answering with the mean of the values."
@@ -95,7 +104,9 @@ def _error_section(audit: dict) -> list[str]:
     if len(heads) > len(shown):
         body.append(paragraph(f"The {len(shown)} worst of {len(heads)} query heads are shown.", "dim"))
     drawn = [
-        (f"head {i}", e["error"], e["low"] or e["error"], e["high"] or e["error"]) for i, e in shown if e["error"] > 0
+        (f"head {i}", e["error"], e["low"] or e["error"], e["high"] or e["error"])
+        for i, e in shown
+        if 0 < e["error"] < inf
     ]
     figures = []
     if drawn:

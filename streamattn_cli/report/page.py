@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from math import isinf
 
 from streamattn_cli.report.style import STYLE
 
@@ -81,4 +82,6 @@ def listed(entries: Sequence[str]) -> str:
 
 def percent(value: float | None) -> str:
     """'1.23%', '0.0456%', '12.3%': three digits of a share."""
+    if value is not None and isinf(value):
+        return "infinite"
     return "unknown" if value is None else f"{100 * value:.3g}%"
