@@ -6,6 +6,7 @@ import pytest
 from streamattn_cli.engine.meter import Meter, anonymous_memory, available_memory
 
 MIB = 1 << 20
+GIVEN_BACK = 4 * MIB  # the interpreter may give arenas of 1 MiB back to the system after the baseline was taken
 
 
 def test_memory_that_is_gone_before_anyone_looks_is_seen():
@@ -13,10 +14,10 @@ def test_memory_that_is_gone_before_anyone_looks_is_seen():
         held = np.ones(48 * MIB, np.uint8)
         del held
         now, peak = meter.now(), meter.peak()
-        assert 47 * MIB <= peak < 56 * MIB and now < 24 * MIB
+        assert 48 * MIB - GIVEN_BACK <= peak < 56 * MIB and now < 24 * MIB
         held = np.ones(96 * MIB, np.uint8)
         del held
-    assert 95 * MIB <= meter.peak() < 104 * MIB  # still answers after the end
+    assert 96 * MIB - GIVEN_BACK <= meter.peak() < 104 * MIB  # still answers after the end
 
 
 def test_a_peak_of_file_pages_is_none(tmp_path):
@@ -28,7 +29,7 @@ def test_a_peak_of_file_pages_is_none(tmp_path):
         held = np.ones(16 * MIB, np.uint8)
         meter.now()
         del held
-    assert 15 * MIB <= meter.peak() < 32 * MIB
+    assert 16 * MIB - GIVEN_BACK <= meter.peak() < 32 * MIB
 
 
 def test_what_was_held_before_is_no_peak():
@@ -45,7 +46,7 @@ def test_where_the_kernel_keeps_no_record_the_looks_count(monkeypatch):
         held = np.ones(48 * MIB, np.uint8)
         meter.now()
         del held
-    assert 47 * MIB <= meter.peak() < 56 * MIB
+    assert 48 * MIB - GIVEN_BACK <= meter.peak() < 56 * MIB
 
 
 def test_file_pages_do_not_count(tmp_path):
