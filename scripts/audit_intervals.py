@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from streamattn_cli.engine.attend import attend
-from streamattn_cli.engine.audit import ANSWER, DOUBT, FACTS, facts_of_rows
-from streamattn_cli.engine.estimate import Design, Strata, estimate
-from streamattn_cli.engine.run import Run
-from streamattn_cli.engine.sample import SizeSample
-from streamattn_cli.engine.settings import AttendRequest
-from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.audit.audit import ANSWER, DOUBT, FACTS, facts_of_rows
+from streamattn_cli.engine.audit.estimate import Design, Strata, estimate
+from streamattn_cli.engine.audit.sample import SizeSample
+from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 

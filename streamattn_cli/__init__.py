@@ -1,6 +1,6 @@
 """streamattn: attention over token streams far longer than memory.
 
-From Python: `from streamattn_cli import open_sketch, AttentionSketch` (see engine/door.py).
+From Python: `from streamattn_cli import open_sketch, AttentionSketch` (see api.py).
 """
 
 import hashlib
@@ -29,9 +29,9 @@ os.environ["NUMBA_CACHE_DIR"] = _kernel_cache()
 
 
 def __getattr__(name: str) -> object:
-    """The door for programs, opened only when it is asked for: it needs numpy and numba, `import streamattn_cli` not."""
+    """The Python interface, imported when it is first used: it needs NumPy and Numba, `import streamattn_cli` does not."""
     if name in ("AttentionSketch", "open_sketch"):
-        from streamattn_cli.engine import door
+        from streamattn_cli import api
 
-        return getattr(door, name)
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

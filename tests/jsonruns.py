@@ -10,12 +10,12 @@ from clirun import SAMPLE, run, save_heads
 from typer.testing import CliRunner
 
 from streamattn_cli.cli.main import app
-from streamattn_cli.engine.attend import attend
-from streamattn_cli.engine.events import Progress
-from streamattn_cli.engine.settings import AttendRequest
-from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.events import Progress
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
-from streamattn_cli.report.progress import make_listener
+from streamattn_cli.report.live.progress import make_listener
 from streamattn_cli.rows.spec import InputSpec
 
 TINY, HEADS = SAMPLE / "tiny.h5", SAMPLE / "heads.h5"

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from streamattn_cli.checkpoint.container import read
-from streamattn_cli.engine.attend import attend
-from streamattn_cli.engine.settings import AttendRequest
-from streamattn_cli.engine.shards import sketch_shards
-from streamattn_cli.engine.signals import Interrupts
-from streamattn_cli.engine.sketchfile import query, sketch
+from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.jobs.shards import sketch_shards
+from streamattn_cli.engine.jobs.sketch import query, sketch
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
 
 POLY = {"method": "poly", "degree": 2, "max_error": float("inf")}
@@ -26,8 +26,8 @@ METHODS = {
 @pytest.fixture
 def not_warmed(monkeypatch):
     """Kernels are compiled when they are needed: these tests make many short runs, and measure no memory."""
-    for room in ("attend", "shards", "sketchfile"):
-        monkeypatch.setattr(f"streamattn_cli.engine.{room}.warm", lambda plan, listener: None)
+    for job in ("attend", "shards", "sketch"):
+        monkeypatch.setattr(f"streamattn_cli.engine.jobs.{job}.warm", lambda plan, listener: None)
 
 
 def silent(_event):

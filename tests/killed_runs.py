@@ -14,10 +14,10 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 
 from keptruns import METHODS, keys_only, save_stream  # noqa: E402
 
-from streamattn_cli.engine import attend as attending  # noqa: E402
-from streamattn_cli.engine import sketchfile  # noqa: E402
-from streamattn_cli.engine.settings import AttendRequest  # noqa: E402
-from streamattn_cli.engine.signals import Interrupts  # noqa: E402
+from streamattn_cli.engine.jobs import attend as attending  # noqa: E402
+from streamattn_cli.engine.jobs import sketch as sketchfile  # noqa: E402
+from streamattn_cli.engine.request.settings import AttendRequest  # noqa: E402
+from streamattn_cli.engine.watch.signals import Interrupts  # noqa: E402
 
 ROWS = 640
 WORDS = {

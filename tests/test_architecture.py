@@ -8,7 +8,7 @@ import pytest
 from typer.main import get_command
 
 from streamattn_cli.cli.main import app
-from streamattn_cli.engine.settings import METHODS
+from streamattn_cli.engine.request.settings import METHODS
 
 TOP = Path(__file__).resolve().parent.parent
 PACKAGE = TOP / "streamattn_cli"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from streamattn_cli.kernels import atoms, blas, linear
-from streamattn_cli.sketches import nystrom
-from streamattn_cli.sketches.rowstore import get as get_rows
-from streamattn_cli.sketches.rowstore import put as put_rows
+from streamattn_cli.sketches.coding.rowstore import get as get_rows
+from streamattn_cli.sketches.coding.rowstore import put as put_rows
+from streamattn_cli.sketches.histories import nystrom
 
 SIZES = [1, 2, 3, 5, 15, 16, 17, 33, 50]
 

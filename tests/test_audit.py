@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from clirun import FILES, SAMPLE, run, save_heads
 
-from streamattn_cli.engine.estimate import (
+from streamattn_cli.engine.audit.estimate import (
     Design,
     Strata,
     by_position,

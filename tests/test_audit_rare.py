@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from clirun import FILES, SAMPLE, run, save_heads
 
-from streamattn_cli.engine.audit import ANSWER, DOUBT, FACTS, compare_answers, facts_of_rows
-from streamattn_cli.engine.estimate import Design, draw_rows, estimate, weighted_quantile
-from streamattn_cli.engine.sample import SizeSample, uniform
+from streamattn_cli.engine.audit.audit import ANSWER, DOUBT, FACTS, compare_answers, facts_of_rows
+from streamattn_cli.engine.audit.estimate import Design, draw_rows, estimate, weighted_quantile
+from streamattn_cli.engine.audit.sample import SizeSample, uniform
 
 ROWS = 4000
 

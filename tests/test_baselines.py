@@ -7,20 +7,20 @@ import h5py
 import numpy as np
 import pytest
 
-from streamattn_cli.engine.attend import attend
-from streamattn_cli.engine.settings import AttendRequest
-from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.sketches.balance import BalanceParams
 from streamattn_cli.sketches.budget import KEEPERS, keeper_params, row_bytes, window_params
-from streamattn_cli.sketches.evict import EvictParams
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
-from streamattn_cli.sketches.levels import LEVELS, level_of, level_to_halve, segment
-from streamattn_cli.sketches.sample import SampleParams
+from streamattn_cli.sketches.histories.balance import BalanceParams
+from streamattn_cli.sketches.histories.evict import EvictParams
+from streamattn_cli.sketches.histories.levels import LEVELS, level_of, level_to_halve, segment
+from streamattn_cli.sketches.histories.sample import SampleParams
+from streamattn_cli.sketches.histories.wildcat import WildcatParams, halve
 from streamattn_cli.sketches.tiles import QueryTile
-from streamattn_cli.sketches.wildcat import WildcatParams, halve
 from streamattn_cli.testing.sketch import LEARNING_LAWS, SKETCH_LAWS, SketchCase
 from streamattn_cli.testing.streams import Stream, attention, make_stream
 

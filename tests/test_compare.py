@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from clirun import SAMPLE, refused, run, save_heads
 
-from streamattn_cli.engine.candidates import parse_candidates
-from streamattn_cli.engine.estimate import draw_rows
+from streamattn_cli.engine.audit.estimate import draw_rows
+from streamattn_cli.engine.jobs.candidates import parse_candidates
 from streamattn_cli.errors import UsageError
-from streamattn_cli.report.braille import Axis, Point, scatter
+from streamattn_cli.report.text.braille import Axis, Point, scatter
 
 HEADS = SAMPLE / "heads.h5"
 

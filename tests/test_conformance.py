@@ -12,8 +12,8 @@ from streamattn_cli.rows.open import InputSpec, open_inputs
 from streamattn_cli.rows.rawout import open_raw
 from streamattn_cli.rows.writers import open_writer
 from streamattn_cli.sketches.head import HeadParams
-from streamattn_cli.sketches.nystrom import NystromParams
-from streamattn_cli.sketches.poly import PolyParams
+from streamattn_cli.sketches.histories.nystrom import NystromParams
+from streamattn_cli.sketches.histories.poly import PolyParams
 from streamattn_cli.testing.dual import DUAL_LAWS, DualCase
 from streamattn_cli.testing.sink import ROWS, SINK_LAWS, SinkCase
 from streamattn_cli.testing.sketch import LEARNING_LAWS, SKETCH_LAWS, SketchCase

@@ -65,7 +65,7 @@ def _kill_one(cluster, killed, done):
 
 
 def test_a_scheduler_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamattn_cli.engine.executors.CONNECT", "1s")
+    monkeypatch.setattr("streamattn_cli.engine.jobs.executors.CONNECT", "1s")
     spec = keys_only(save_stream(tmp_path, 600))
     with pytest.raises(InputMissing, match="no scheduler answers there"):
         make_sketch(spec, tmp_path / "x.sattn", shards=2, engine="dask=tcp://127.0.0.1:1", **POLY)

@@ -15,9 +15,9 @@ from keptruns import METHODS, make_sketch, not_warmed, state_of  # noqa: F401
 import streamattn_cli
 from streamattn_cli import AttentionSketch, open_sketch
 from streamattn_cli.checkpoint.container import read_header
-from streamattn_cli.engine.settings import AttendRequest
-from streamattn_cli.engine.signals import Interrupts
-from streamattn_cli.engine.sketchfile import query
+from streamattn_cli.engine.jobs.sketch import query
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import (
     CannotMeet,
     CheckpointIncompatible,
@@ -139,7 +139,7 @@ def test_cuts_questions_and_saving_change_nothing(tmp_path_factory, borders, ask
 
 
 def test_merge_is_that_of_the_command(tmp_path):
-    from streamattn_cli.engine.mergefiles import merge
+    from streamattn_cli.engine.jobs.merge import merge
 
     k, v = _arrays()
     parts = [slice(0, 1100), slice(1100, 2000), slice(2000, ROWS)]

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from streamattn_cli.engine.scale import scale_value
+from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.synthetic import SyntheticSpec, SyntheticTensor
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from clirun import SAMPLE, refused, run
 
-from streamattn_cli.engine.events import Audit, ErrorEstimate, WorstRow
-from streamattn_cli.report.htmlcompare import comparison_page
-from streamattn_cli.report.htmloutcome import outcome_page
-from streamattn_cli.report.style import STYLE
-from streamattn_cli.report.svg import Scale, heat_map, shade
+from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, WorstRow
+from streamattn_cli.report.html.compare import comparison_page
+from streamattn_cli.report.html.outcome import outcome_page
+from streamattn_cli.report.html.style import STYLE
+from streamattn_cli.report.html.svg import Scale, heat_map, shade
 
 VOID = {"meta"}
 

@@ -10,6 +10,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "streamattn_cli"
 TOWER = ["kernels", "rows", "checkpoint", "sketches", "engine", "report", "cli"]  # from the ground up
+FLOORS = {  # rooms within a room, from the ground up; files beside them may be anywhere, as long as there is no circle
+    "sketches": ["coding", "histories", "paper"],
+    "engine": ["watch", "request", "saving", "workers", "audit", "planning", "passes", "jobs"],
+    "report": ["text", "live", "html"],
+}
 GROUND = ("errors", "options", "units")  # usable by every room but kernels
 # importlib to import the others later; ctypes and llvmlite, which is half of numba, to find and call NumPy's BLAS
 KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib", "functools", "ctypes", "llvmlite"}
@@ -67,10 +72,47 @@ def complaint(room, target, module):
     if room == "testing" or room == "__main__":
         return None
     if room == "__init__":
-        return None if target == "engine" else "the package opens only the engine's door"
+        return None if target == "api" else "the package imports api.py alone"
+    if room == "api":
+        return "api.py is above the engine, and below nothing else" if target in ("report", "cli") else None
+    if target == "api":
+        return None if room == "cli" else "api.py is above the engine"
     if target not in TOWER:
         return f"{target or 'the package itself'} is no room"
     return f"{room} is below {target}" if TOWER.index(target) > TOWER.index(room) else None
+
+
+def floor_complaint(path, module, package):
+    """Why a file must not import `module` from another room within its room; None if it may."""
+    here, there = path.relative_to(package).parts, module.split(".")[1:]
+    floors = FLOORS.get(here[0], [])
+    if len(here) < 3 or there[:1] != [here[0]] or len(there) < 2 or there[1] not in floors:
+        return None
+    if here[1] not in floors:
+        return f"{here[1]} is no room of {here[0]}"
+    return f"{here[1]} is below {there[1]}" if floors.index(there[1]) > floors.index(here[1]) else None
+
+
+def circles(package):
+    """Groups of files that import one another, each as the names of its modules."""
+    paths = {".".join(path.relative_to(package.parent).with_suffix("").parts): path for path in package.rglob("*.py")}
+    graph = {}
+    for name, path in paths.items():
+        found = {target for _, target, _ in imports(path, package)}
+        found = {target if target in paths else target.rpartition(".")[0] for target in found}
+        graph[name] = (found & set(paths)) - {name}
+
+    def reached(start):
+        seen, waiting = set(), [start]
+        while waiting:
+            for name in graph[waiting.pop()] - seen:
+                seen.add(name)
+                waiting.append(name)
+        return seen
+
+    within = {name: reached(name) for name in graph}
+    found = {frozenset(n for n in within[name] if name in within[n]) for name in graph if name in within[name]}
+    return [sorted(group) for group in found]
 
 
 def lazily(room, path, module, top):
@@ -89,7 +131,9 @@ def arrows_up(package):
     for path in sorted(package.rglob("*.py")):
         room = path.relative_to(package).parts[0].removesuffix(".py")
         for line, module, top in imports(path, package):
-            why = complaint(room, room_of(module, package.name), module) or lazily(room, path, module, top)
+            target = room_of(module, package.name)
+            why = complaint(room, target, module) or floor_complaint(path, module, package)
+            why = why or lazily(room, path, module, top)
             if why:
                 found.append(f"{path.relative_to(package)}:{line} imports {module}: {why}")
     return found
@@ -97,6 +141,30 @@ def arrows_up(package):
 
 def test_no_arrow_points_up():
     assert arrows_up(PACKAGE) == []
+
+
+def test_no_files_import_one_another_in_a_circle():
+    assert circles(PACKAGE) == []
+
+
+def test_every_folder_of_a_room_with_floors_is_a_floor():
+    for room, floors in FLOORS.items():
+        assert {path.parent.name for path in (PACKAGE / room).glob("*/*.py")} == set(floors)
+
+
+@pytest.mark.parametrize("late", ["", "def f():\n    "])
+def test_a_planted_circle_is_found(tmp_path, late):
+    package = tmp_path / "streamattn_cli"
+    for name, line in {
+        "engine/jobs/a": "from streamattn_cli.engine.jobs.b import x",
+        "engine/jobs/b": "from streamattn_cli.engine.jobs import c",
+        "engine/jobs/c": f"{late}from streamattn_cli.engine.jobs.a import y",
+        "engine/jobs/d": "from streamattn_cli.engine.jobs import a",
+    }.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / f"{name}.py").write_text(line)
+    (package / "engine" / "jobs" / "__init__.py").touch()
+    assert circles(package) == [[f"streamattn_cli.engine.jobs.{name}" for name in "abc"]]
 
 
 def test_every_folder_is_a_room():
@@ -108,15 +176,21 @@ def test_every_folder_is_a_room():
     ("kernels/a.py", "from streamattn_cli.rows.tensor import Storage", "kernels import numba, numpy and math only"),
     ("kernels/a.py", "from streamattn_cli.errors import UsageError", "kernels import numba, numpy and math only"),
     ("kernels/a.py", "import h5py", "kernels import numba, numpy and math only"),
-    ("__init__.py", "def f():\n    from streamattn_cli.report import table", "the package opens only the engine's door"),
-    ("__init__.py", "from streamattn_cli.engine import door", "import it inside a function"),
-    ("rows/a.py", "import streamattn_cli.sketches.poly", "rows is below sketches"),
+    ("__init__.py", "def f():\n    from streamattn_cli.report import table", "the package imports api.py alone"),
+    ("__init__.py", "from streamattn_cli import api", "import it inside a function"),
+    ("rows/a.py", "import streamattn_cli.sketches.histories.poly", "rows is below sketches"),
     ("rows/a.py", "def f():\n    from ..engine import plan", "rows is below engine"),
     ("rows/a.py", "from .. import report", "rows is below report"),
     ("sketches/a.py", "from streamattn_cli import engine", "sketches is below engine"),
     ("checkpoint/a.py", "from streamattn_cli.sketches.head import HeadParams", "checkpoint is below sketches"),
-    ("engine/a.py", "from streamattn_cli.report.table import rows", "engine is below report"),
+    ("engine/a.py", "from streamattn_cli.report.text.table import rows", "engine is below report"),
     ("report/a.py", "if True:\n    from streamattn_cli.cli.main import app", "report is below cli"),
+    ("api.py", "from streamattn_cli.report.text import table", "api.py is above the engine"),
+    ("engine/audit/a.py", "from streamattn_cli.engine.jobs.attend import attend", "audit is below jobs"),
+    ("engine/watch/a.py", "def f():\n    from streamattn_cli.engine import passes", "watch is below passes"),
+    ("engine/attic/a.py", "from streamattn_cli.engine.jobs.attend import attend", "attic is no room of engine"),
+    ("sketches/coding/a.py", "from streamattn_cli.sketches.histories.poly import x", "coding is below histories"),
+    ("report/text/a.py", "from streamattn_cli.report.html.svg import x", "text is below html"),
     ("cli/a.py", "from streamattn_cli.testing.sketch import SKETCH_LAWS", "testing is for tests"),
     ("cli/a.py", "import click", "typer carries its own click"),
     ("cli/a.py", "def f():\n    from click.testing import CliRunner", "typer carries its own click"),
@@ -141,9 +215,12 @@ def test_a_planted_violation_is_found(tmp_path, place, line, expected):
     ("kernels/a.py", "from streamattn_cli.kernels.dense import exp"),
     ("rows/a.py", "import os\nfrom streamattn_cli.errors import UsageError\ndef f():\n    import h5py"),
     ("rows/hdf5x.py", "import h5py\nfrom streamattn_cli.rows.hdf5types import file_storage"),
-    ("cli/a.py", "import typer\nfrom streamattn_cli.report.table import rows\nfrom . import b"),
+    ("cli/a.py", "import typer\nfrom streamattn_cli.report.text.table import rows\nfrom . import b"),
     ("testing/a.py", "from streamattn_cli.cli.main import app"),
     ("units.py", "from streamattn_cli.errors import UsageError"),
+    ("engine/jobs/a.py", "from streamattn_cli.engine.audit.audit import Auditor"),
+    ("cli/a.py", "from streamattn_cli.api import open_sketch"),
+    ("sketches/histories/a.py", "from streamattn_cli.sketches.partial import Partial"),
     ("sketches/a.py", "from streamattn_cli.kernels import dense\ndef f():\n    from streamattn_cli.kernels.dense import exp"),
 ])  # fmt: skip
 def test_what_is_allowed_is_not_complained_about(tmp_path, place, line):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from clirun import run
 
-from streamattn_cli.engine.inspect import _not_finite, inspect, predicted_poly_error
-from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.jobs.inspect import _not_finite, inspect
+from streamattn_cli.engine.planning.adviser import predicted_poly_error
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.synthetic import SyntheticSpec, SyntheticTensor
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from subprocess import Popen
 from types import SimpleNamespace
 
-from streamattn_cli.engine import warm
+from streamattn_cli.engine.passes import warm
 from streamattn_cli.sketches.head import HeadParams
-from streamattn_cli.sketches.nystrom import NystromParams
+from streamattn_cli.sketches.histories.nystrom import NystromParams
 
 PACKAGE = Path(__file__).parent.parent / "streamattn_cli"
 PROGRAM = """

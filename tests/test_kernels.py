@@ -15,7 +15,7 @@ import streamattn_cli.kernels.dense as dense  # itself: the compiler cannot look
 from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import poly as kernel
 from streamattn_cli.kernels.quadrature import SPARE
-from streamattn_cli.sketches.monomials import feature_count, low_count, table
+from streamattn_cli.sketches.histories.monomials import feature_count, low_count, table
 
 COMPILED = not numba.config.DISABLE_JIT
 EPS = {"f4": 2.0**-23, "f8": 2.0**-52}

@@ -5,14 +5,14 @@ import threading
 import numpy as np
 import pytest
 
-from streamattn_cli.engine.meter import Meter, anonymous_memory, available_memory
+from streamattn_cli.engine.watch.meter import Meter, anonymous_memory, available_memory
 
 MIB = 1 << 20
 
 
 def alone(program, *words):
     """The numbers that a program of its own prints: in a test runner the interpreter gives memory back at any time."""
-    start = "import sys, numpy as np\nfrom streamattn_cli.engine import meter\nMIB = 1 << 20\n"
+    start = "import sys, numpy as np\nfrom streamattn_cli.engine.watch import meter\nMIB = 1 << 20\n"
     done = subprocess.run(
         [sys.executable, "-c", start + program, *map(str, words)], capture_output=True, check=True, text=True
     )

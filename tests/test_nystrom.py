@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamattn_cli.engine.attend import attend
-from streamattn_cli.engine.settings import AttendRequest
-from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
 from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import compress as module
 from streamattn_cli.kernels import queries as query_kernel
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.sketches import querymodel
 from streamattn_cli.sketches.budget import nystrom_params, row_bytes, window_params
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
-from streamattn_cli.sketches.nystrom import NystromHistory, NystromParams, insert_size
-from streamattn_cli.sketches.querymodel import QueryModel
+from streamattn_cli.sketches.histories import querymodel
+from streamattn_cli.sketches.histories.nystrom import NystromHistory, NystromParams, insert_size
+from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.registry import HISTORIES
 from streamattn_cli.sketches.rope import rotation
 from streamattn_cli.testing.streams import Stream, attention

@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from streamattn_cli.cli.main import app
-from streamattn_cli.engine.plan import make_plan
-from streamattn_cli.engine.request import resolve
-from streamattn_cli.engine.resume import facts_of
-from streamattn_cli.engine.settings import AttendRequest
+from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.resume import facts_of
 from streamattn_cli.errors import UsageError
 from streamattn_cli.options import options_of
 from streamattn_cli.rows.open import open_inputs

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from streamattn_cli.errors import CheckpointIncompatible
-from streamattn_cli.sketches.countsketch import (
+from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.histories.poly import PolyParams
+from streamattn_cli.sketches.paper.countsketch import (
     PHI,
     PeelSketch,
     ScanSketch,
@@ -15,9 +17,7 @@ from streamattn_cli.sketches.countsketch import (
     scan_sketch,
     sketch_rows,
 )
-from streamattn_cli.sketches.head import allocate
-from streamattn_cli.sketches.poly import PolyParams
-from streamattn_cli.sketches.sketched import SketchedHead, SketchParams
+from streamattn_cli.sketches.paper.sketched import SketchedHead, SketchParams
 
 N, K = 1 << 20, 64
 

@@ -5,7 +5,7 @@ import pytest
 
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
-from streamattn_cli.sketches.poly import PolyParams
+from streamattn_cli.sketches.histories.poly import PolyParams
 
 KEYS, QUERIES, DIM, VALUE_DIM, STD = 1 << 14, 256, 8, 8, 0.7
 

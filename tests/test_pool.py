@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from streamattn_cli.engine.pool import Workers
+from streamattn_cli.engine.workers.pool import Workers
 
 SPEC = {"mine": ((1,), "i8")}
 PATIENCE = 60  # seconds: only there so that a hang fails

@@ -14,7 +14,7 @@ SEEDS = range(3 * len(METHODS) if PROFILE == "ci" else 10 * len(METHODS))
 COMPILED_LATE = """
 import sys
 from numba.core.dispatcher import Dispatcher
-import streamattn_cli.engine.attend as attending
+import streamattn_cli.engine.jobs.attend as attending
 
 warm, compiled, warmed = attending.warm, Dispatcher.compile, []
 

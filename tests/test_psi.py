@@ -6,8 +6,8 @@ import pytest
 
 from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed
 from streamattn_cli.sketches.head import allocate
-from streamattn_cli.sketches.poly import PolyHistory, PolyParams
-from streamattn_cli.sketches.sketched import SketchedHead, SketchParams, require_psi
+from streamattn_cli.sketches.histories.poly import PolyHistory, PolyParams
+from streamattn_cli.sketches.paper.sketched import SketchedHead, SketchParams, require_psi
 
 SMALL = SketchParams(3, 2, 0.5, PolyParams(3, max_error=np.inf), m1=16, seed=5)
 

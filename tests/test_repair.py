@@ -8,12 +8,12 @@ import pytest
 from clirun import FILES, SAMPLE, listing, refused, run, save_heads
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
-from streamattn_cli.engine.attend import attend
-from streamattn_cli.engine.events import Progress
-from streamattn_cli.engine.lanes import Answers
-from streamattn_cli.engine.repair import Repairs
-from streamattn_cli.engine.settings import AttendRequest
-from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.audit.repair import Repairs
+from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.events import Progress
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.engine.workers.lanes import Answers
 from streamattn_cli.errors import Interrupted
 from streamattn_cli.rows.npyout import NpyFormat
 from streamattn_cli.rows.spec import InputSpec

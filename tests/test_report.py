@@ -13,15 +13,16 @@ import pytest
 from clirun import SAMPLE, run
 from rich.console import Console
 
-from streamattn_cli.engine.estimate import draw_rows
-from streamattn_cli.engine.events import Audit, ErrorEstimate, Finished, Note, Outcome, Progress, Started
+from streamattn_cli.engine.audit.estimate import draw_rows
+from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Finished, Note, Outcome, Progress, Started
 from streamattn_cli.errors import UsageError
 from streamattn_cli.report.jsontext import json_line
-from streamattn_cli.report.livebar import LiveBar
-from streamattn_cli.report.memoryline import budget_bar, memory_line, sparkline
-from streamattn_cli.report.outcome import outcome_rows, render_outcome
-from streamattn_cli.report.plan import plan_rows, render_plan
-from streamattn_cli.report.progress import eta_seconds, make_listener, progress_line
+from streamattn_cli.report.live.lines import eta_seconds, progress_line
+from streamattn_cli.report.live.livebar import LiveBar
+from streamattn_cli.report.live.memoryline import budget_bar, memory_line, sparkline
+from streamattn_cli.report.live.progress import make_listener
+from streamattn_cli.report.text.outcome import outcome_rows, render_outcome
+from streamattn_cli.report.text.plan import plan_rows, render_plan
 
 PROGRESS = Progress("keys", 1_250_000, 2_000_000, 1 << 26, 2.5, 12 << 20, 33 << 20, 40 << 20, 64 << 20)
 ENDLESS = Progress("keys", 1_250_000, None, 1 << 26, 2.5)
@@ -200,7 +201,7 @@ def test_plain_listener_keeps_to_its_interval():
 def test_the_first_line_comes_an_interval_after_the_first_rows(mode, monkeypatch):
     """Not after the start, which may take as long as it takes."""
     now = 100.0
-    monkeypatch.setattr("streamattn_cli.report.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("streamattn_cli.report.live.progress.time.monotonic", lambda: now)
     stream = io.StringIO()
     listener = make_listener(mode, 10, stream)
     for now, lines in ((1000.0, 0), (1009.0, 0), (1010.0, 1), (1019.0, 1), (1021.0, 2)):  # noqa: B007 - the clock

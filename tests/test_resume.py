@@ -16,13 +16,13 @@ from keptruns import METHODS, POLY, answers, keys_only, make_sketch, not_warmed,
 
 from streamattn_cli.checkpoint.commit import save
 from streamattn_cli.checkpoint.container import read
-from streamattn_cli.engine.attend import attend
-from streamattn_cli.engine.events import Progress
-from streamattn_cli.engine.lanes import Lane
-from streamattn_cli.engine.pump import pump
-from streamattn_cli.engine.settings import AttendRequest
-from streamattn_cli.engine.signals import Interrupts
-from streamattn_cli.engine.sketchfile import open_sketch_file, sketch
+from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.jobs.sketch import open_sketch_file, sketch
+from streamattn_cli.engine.passes.pump import pump
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.events import Progress
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.engine.workers.lanes import Lane
 from streamattn_cli.errors import CheckpointIncompatible, Interrupted, SourceChanged, UsageError
 from streamattn_cli.rows.spec import InputSpec
 
@@ -47,7 +47,7 @@ class Stops(Interrupts):
             raise Interrupted(15)
 
     def pump(self, blocks, take, watch, tell, passed=None):
-        """See engine/pump.py; counts blocks."""
+        """See engine/passes/pump.py; counts blocks."""
 
         def counted(block):
             in_work = take(block)
@@ -67,7 +67,7 @@ def _once(run, request, blocks, *more):
     """True when the run came to its end within so many blocks."""
     stops = Stops(blocks)
     try:
-        with mock.patch("streamattn_cli.engine.run.pump", stops.pump):
+        with mock.patch("streamattn_cli.engine.passes.passes.pump", stops.pump):
             run(request, lambda event: None, stops, *more)
     except Interrupted:
         return False
@@ -140,7 +140,7 @@ def test_resumed_anywhere_with_other_blocks_and_threads(stream, tmp_path_factory
 
 @pytest.mark.parametrize("mode", MODES)
 def test_exact_goes_on_with_the_next_queries(tmp_path, mode, monkeypatch):
-    monkeypatch.setattr("streamattn_cli.engine.plan.EXACT_BYTES", 1)  # 512 queries at a time
+    monkeypatch.setattr("streamattn_cli.engine.planning.sizing.EXACT_BYTES", 1)  # 512 queries at a time
     spec = save_stream(tmp_path, 2100)
     words = {"method": "exact", "block_rows": 300}
     for sub in ("whole", "parts"):
@@ -224,7 +224,7 @@ def test_sketches_and_heaps_resumed_at_every_row(stream, tmp_path, name):
 
 def test_heaps_of_exact_attention_go_on(tmp_path, monkeypatch):
     """With the next queries, of which there are several portions."""
-    monkeypatch.setattr("streamattn_cli.engine.plan.EXACT_BYTES", 1)  # 512 queries at a time
+    monkeypatch.setattr("streamattn_cli.engine.planning.sizing.EXACT_BYTES", 1)  # 512 queries at a time
     spec, paths = save_stream(tmp_path, 1300), [tmp_path / name for name in ("whole.h5", "parts.h5", "c.sattn")]
     words = {"method": "exact", "causal": False, "block_rows": 300, "top_k": 3}
     attend(AttendRequest(spec, str(paths[0]), **words), lambda event: None, Interrupts())
@@ -242,7 +242,7 @@ def test_a_sparse_run_that_ended_between_its_last_two_steps(stream, tmp_path, na
         (tmp_path / sub).mkdir()
     attend(_sparse(stream, tmp_path / "whole", name), lambda event: None, Interrupts())
     with monkeypatch.context() as patch:
-        patch.setattr("streamattn_cli.engine.attend.describe", None)
+        patch.setattr("streamattn_cli.engine.jobs.attend.describe", None)
         with pytest.raises(TypeError):
             attend(_sparse(stream, tmp_path / "parts", name), lambda event: None, Interrupts())
     assert read(str(tmp_path / "parts" / "c.sattn"))[1]["phase"] != "done"

@@ -11,8 +11,8 @@ from streamattn_cli.kernels import compress as module
 from streamattn_cli.kernels import rotary
 from streamattn_cli.sketches.budget import nystrom_params
 from streamattn_cli.sketches.head import HeadParams, allocate, spec_bytes
-from streamattn_cli.sketches.nystrom import NystromParams
-from streamattn_cli.sketches.querymodel import FORGET_TURNED, LOOKBACK, QueryModel
+from streamattn_cli.sketches.histories.nystrom import NystromParams
+from streamattn_cli.sketches.histories.querymodel import FORGET_TURNED, LOOKBACK, QueryModel
 from streamattn_cli.sketches.rope import PAIRS, rope_word, rotation
 from streamattn_cli.testing.streams import Stream, attention
 

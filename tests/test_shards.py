@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keptruns import METHODS, POLY, answers, keys_only, make_sketch, not_warmed, save_stream, state_of  # noqa: F401
 
-from streamattn_cli.engine.executors import find_engine
-from streamattn_cli.engine.shards import ALIGN, cut
+from streamattn_cli.engine.jobs.executors import find_engine
+from streamattn_cli.engine.jobs.shards import ALIGN, cut
 from streamattn_cli.errors import CannotMeet, InputMissing, MemoryBudget, SourceChanged, StreamattnError, UsageError
 from streamattn_cli.rows.spec import InputSpec
 
@@ -103,7 +103,7 @@ def test_processes_give_the_bytes_of_threads(short, tmp_path):
 
 
 def test_a_worker_that_cannot_read_is_named(short, tmp_path, monkeypatch):
-    from streamattn_cli.engine import shards
+    from streamattn_cli.engine.jobs import shards
 
     def elsewhere(request):
         return replace(request, k=str(tmp_path / "not-here.npy"))
@@ -115,7 +115,7 @@ def test_a_worker_that_cannot_read_is_named(short, tmp_path, monkeypatch):
 
 
 def test_a_worker_that_sees_another_file_is_refused(short, tmp_path, monkeypatch):
-    from streamattn_cli.engine import shards
+    from streamattn_cli.engine.jobs import shards
 
     other = save_stream(tmp_path, 5000, heads=2, seed=5)
     monkeypatch.setattr(shards, "absolute", lambda spec: replace(spec, k=other.k))
@@ -124,7 +124,7 @@ def test_a_worker_that_sees_another_file_is_refused(short, tmp_path, monkeypatch
 
 
 def test_a_worker_that_is_killed_is_reported(short, tmp_path, monkeypatch):
-    from streamattn_cli.engine import shards
+    from streamattn_cli.engine.jobs import shards
 
     monkeypatch.setattr(shards, "absorb_shard", _die)
     with pytest.raises(MemoryBudget, match="a worker ended without a word"):
@@ -194,7 +194,7 @@ def test_files_in_order_are_one_stream(short, tmp_path, name, shards):
 
 
 def test_rows_of_a_file_among_several_count_once(short, tmp_path):
-    from streamattn_cli.engine.mergefiles import merge
+    from streamattn_cli.engine.jobs.merge import merge
     from streamattn_cli.errors import CheckpointIncompatible
 
     pattern = _pieces(short, tmp_path, [0, 2000, 5000])

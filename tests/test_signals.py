@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
 
 HEAD = """

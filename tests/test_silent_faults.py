@@ -206,8 +206,8 @@ def test_an_output_that_is_an_input_is_refused(tmp_path, words):
 PROGRAM = """
 import sys
 import numpy as np
-from streamattn_cli.engine import attend as module
-from streamattn_cli.engine import run as passes
+from streamattn_cli.engine.jobs import attend as module
+from streamattn_cli.engine.passes import passes
 
 write = passes.Run._write
 def changing(self, start, answers):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from streamattn_cli.errors import CannotMeet
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, pieces, spec_bytes
+from streamattn_cli.sketches.histories.poly import PolyHistory, PolyParams, query_limit
 from streamattn_cli.sketches.partial import Partial
-from streamattn_cli.sketches.poly import PolyHistory, PolyParams, query_limit
 from streamattn_cli.sketches.tiles import TILE
 from streamattn_cli.testing.sketch import SketchCase, Trial, causal, full
 from streamattn_cli.testing.streams import Stream, attention, make_stream

@@ -15,11 +15,11 @@ from keptruns import METHODS, POLY, answers, keys_only, make_sketch, not_warmed,
 
 from streamattn_cli.checkpoint.commit import save
 from streamattn_cli.checkpoint.container import read
-from streamattn_cli.engine.mergefiles import heads_of, merge
-from streamattn_cli.engine.sketchfile import open_sketch_file
+from streamattn_cli.engine.jobs.merge import heads_of, merge
+from streamattn_cli.engine.jobs.sketch import open_sketch_file
 from streamattn_cli.errors import CheckpointIncompatible, InputMissing, MemoryBudget, OutputFailed, UsageError
 from streamattn_cli.sketches.head import allocate
-from streamattn_cli.sketches.monomials import recentre, table
+from streamattn_cli.sketches.histories.monomials import recentre, table
 
 pytestmark = pytest.mark.usefixtures("not_warmed")
 ROWS = 2300

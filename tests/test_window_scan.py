@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from keptruns import keys_only, make_sketch, not_warmed, save_stream, silent, state_of  # noqa: F401
 
-from streamattn_cli.engine.lanes import Lane, Part
-from streamattn_cli.engine.plan import make_plan
-from streamattn_cli.engine.run import Run
-from streamattn_cli.engine.settings import AttendRequest
-from streamattn_cli.engine.sketchfile import keys_problem
-from streamattn_cli.engine.warm import warm
+from streamattn_cli.engine.jobs.sketch import keys_problem
+from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.passes.warm import warm
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.workers.lanes import Lane, Part
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.memory import MemoryTensor
 from streamattn_cli.rows.open import Inputs
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.sketches.rowstore import kernel
+from streamattn_cli.sketches.coding.rowstore import kernel
 
 WINDOW = {"method": "window", "resident_rows": 64}
 

@@ -7,10 +7,10 @@ from results import figure, keep
 from streams import BLOCK, attention, block, fresh_head
 from svgplot import Figure
 
-from streamattn_cli.sketches.countsketch import scan_sketch, sketch_rows
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
-from streamattn_cli.sketches.poly import PolyParams
-from streamattn_cli.sketches.sketched import SketchParams
+from streamattn_cli.sketches.histories.poly import PolyParams
+from streamattn_cli.sketches.paper.countsketch import scan_sketch, sketch_rows
+from streamattn_cli.sketches.paper.sketched import SketchParams
 
 SPREAD, M1, M2, K, QUERIES = 0.7, 1024, 10_240, 64, 64
 MEAN = 2.0
@@ -179,7 +179,7 @@ def speed() -> list[tuple]:
 
     from streamattn_cli.kernels import blas
     from streamattn_cli.kernels import poly as kernel
-    from streamattn_cli.sketches.monomials import table
+    from streamattn_cli.sketches.histories.monomials import table
 
     rng, t, group = np.random.default_rng(0), table(8, 4), 256
     k, c = rng.standard_normal((group, 8)).astype("f4"), np.ones((group, 9), "f4")

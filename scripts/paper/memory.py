@@ -12,8 +12,8 @@ from pathlib import Path
 from results import figure, keep
 from svgplot import Figure
 
-from streamattn_cli.sketches.countsketch import scan_sketch
-from streamattn_cli.sketches.monomials import feature_count
+from streamattn_cli.sketches.histories.monomials import feature_count
+from streamattn_cli.sketches.paper.countsketch import scan_sketch
 
 COMMAND = [sys.executable, "-m", "streamattn_cli"]
 

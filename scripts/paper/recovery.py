@@ -10,9 +10,15 @@ from results import figure, keep
 from streams import attention, fresh_head
 from svgplot import Figure
 
-from streamattn_cli.sketches.countsketch import least_counters, peel_sketch, scan_sketch, sketch_rows, usual_counters
-from streamattn_cli.sketches.poly import PolyParams
-from streamattn_cli.sketches.sketched import SketchParams
+from streamattn_cli.sketches.histories.poly import PolyParams
+from streamattn_cli.sketches.paper.countsketch import (
+    least_counters,
+    peel_sketch,
+    scan_sketch,
+    sketch_rows,
+    usual_counters,
+)
+from streamattn_cli.sketches.paper.sketched import SketchParams
 
 N, K, COLUMNS = 1 << 16, 64, 4
 BITS = int(log2(N))

@@ -17,13 +17,13 @@ import numpy as np
 from machine import COMMAND, FOLDER, THREADS, TRIES, best, dump, exponent, facts, gemm_rate, run
 from peers import elu_features, linear, numpy_exact, sketched_features, torch_seconds
 
-from streamattn_cli.engine.inspect import inspect
-from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.jobs.inspect import inspect
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches.budget import KEEPERS, keeper_params, nystrom_params, window_params
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
-from streamattn_cli.sketches.monomials import feature_count
-from streamattn_cli.sketches.poly import PolyParams
+from streamattn_cli.sketches.histories.monomials import feature_count
+from streamattn_cli.sketches.histories.poly import PolyParams
 
 RUNS = Path(__file__).parents[1] / "bench_runs"
 TOP = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from typing import Annotated
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.cli.options import option
-from streamattn_cli.engine.settings import (
+from streamattn_cli.engine.request.settings import (
     AnswerSettings,
     AttentionSettings,
     CheckpointSettings,
@@ -34,9 +34,9 @@ def attend(
     """
     from streamattn_cli.cli.streams import refuse_terminal
     from streamattn_cli.cli.words import attend_request, run_and_render, show_json
-    from streamattn_cli.engine.attend import attend as run
-    from streamattn_cli.engine.attend import plan_attend
-    from streamattn_cli.report.plan import render_plan
+    from streamattn_cli.engine.jobs.attend import attend as run
+    from streamattn_cli.engine.jobs.attend import plan_attend
+    from streamattn_cli.report.text.plan import render_plan
 
     if not dry_run:
         refuse_terminal(output, words["json"])

@@ -7,7 +7,7 @@ from typing import Annotated
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.cli.options import option
-from streamattn_cli.engine.settings import AttentionSettings, MethodSettings, RunSettings
+from streamattn_cli.engine.request.settings import AttentionSettings, MethodSettings, RunSettings
 from streamattn_cli.options import ATTENTION, BUDGET
 from streamattn_cli.rows.spec import InputSpec
 
@@ -50,12 +50,12 @@ def compare(
 
     from streamattn_cli.cli.streams import printing
     from streamattn_cli.cli.words import attend_request, show_json
-    from streamattn_cli.engine.candidates import parse_candidates
-    from streamattn_cli.engine.compare import compare as run
-    from streamattn_cli.engine.signals import Interrupts
+    from streamattn_cli.engine.jobs.candidates import parse_candidates
+    from streamattn_cli.engine.jobs.compare import compare as run
+    from streamattn_cli.engine.watch.signals import Interrupts
     from streamattn_cli.errors import UsageError
-    from streamattn_cli.report.compare import render_compare
-    from streamattn_cli.report.progress import make_listener
+    from streamattn_cli.report.live.progress import make_listener
+    from streamattn_cli.report.text.compare import render_compare
 
     memory, quiet, log_json = words["memory"], words["quiet"], words["log_json"]
     if memory and "," in memory:

@@ -58,8 +58,8 @@ def generate(
         streamattn generate --rows 2000 --dim 8 --logit-std 0.7 --heads 2 made_up.h5
     """
     from streamattn_cli.cli.words import run_and_render, settings
-    from streamattn_cli.engine.generate import GenerateRequest, run_generate
-    from streamattn_cli.engine.scale import scale_value
+    from streamattn_cli.engine.jobs.generate import GenerateRequest, run_generate
+    from streamattn_cli.engine.request.scale import scale_value
     from streamattn_cli.errors import UsageError
     from streamattn_cli.rows.synthetic import SyntheticSpec
     from streamattn_cli.rows.tensor import storage_word

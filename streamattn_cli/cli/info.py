@@ -22,7 +22,7 @@ def info(
     from streamattn_cli.checkpoint.container import read_header
     from streamattn_cli.cli.streams import printing
     from streamattn_cli.cli.words import show_json
-    from streamattn_cli.report.info import render_info
+    from streamattn_cli.report.text.info import render_info
 
     found = _describe(checkpoint, read_header(checkpoint))
     if json:

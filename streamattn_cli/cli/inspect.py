@@ -9,7 +9,7 @@ from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.cli.options import option
 from streamattn_cli.cli.streams import printing
-from streamattn_cli.engine.settings import AttentionSettings
+from streamattn_cli.engine.request.settings import AttentionSettings
 from streamattn_cli.rows.spec import InputSpec
 
 
@@ -26,11 +26,11 @@ def inspect(
     streamattn inspect heads.h5
     """
     from streamattn_cli.cli.words import settings
-    from streamattn_cli.engine.inspect import inspect as look
-    from streamattn_cli.engine.signals import Interrupts
-    from streamattn_cli.report.inspection import render_inspection
+    from streamattn_cli.engine.jobs.inspect import inspect as look
+    from streamattn_cli.engine.watch.signals import Interrupts
     from streamattn_cli.report.jsontext import json_line
-    from streamattn_cli.report.progress import make_listener
+    from streamattn_cli.report.live.progress import make_listener
+    from streamattn_cli.report.text.inspection import render_inspection
 
     spec = InputSpec(**settings(InputSpec, words))
     with (

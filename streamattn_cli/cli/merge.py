@@ -22,7 +22,7 @@ def merge(
     streamattn merge shard0.sattn shard1.sattn -o all.sattn
     """
     from streamattn_cli.cli.words import show_json
-    from streamattn_cli.engine.mergefiles import merge as run
+    from streamattn_cli.engine.jobs.merge import merge as run
 
     result = run(sketches, output, pool_queries)
     if json:

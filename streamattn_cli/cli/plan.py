@@ -7,7 +7,7 @@ from typing import Annotated
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Words, takes
 from streamattn_cli.cli.options import option
-from streamattn_cli.engine.settings import AttentionSettings, MethodSettings, RunSettings
+from streamattn_cli.engine.request.settings import AttentionSettings, MethodSettings, RunSettings
 from streamattn_cli.options import INPUT, options_of
 from streamattn_cli.rows.spec import InputSpec
 
@@ -47,13 +47,13 @@ def plan(
     exists = any(words[name] is not None for name in ("input", "q", "k", "v"))
     if exists:
         request = attend_request(words)
-        from streamattn_cli.engine.forecast import forecast
+        from streamattn_cli.engine.jobs.forecast import forecast
     else:
         if rows is None or dim is None:
             raise UsageError("no input: name a file, or give numbers: --rows 1e9 --dim 128 --heads 32")
         count = parse_count(rows, "--rows")
         request = attend_request(words, rows=None, heads=None, kv_heads=None, dim=None, value_dim=None, dtype=None)
-        from streamattn_cli.engine.forecast import Numbers, forecast
+        from streamattn_cli.engine.jobs.forecast import Numbers, forecast
         from streamattn_cli.rows.tensor import storage_word
 
         numbers = Numbers(
@@ -64,7 +64,7 @@ def plan(
             words["value_dim"],
             storage_word(dtype or "f16", "--dtype"),
         )
-    from streamattn_cli.report.forecast import render_forecast
+    from streamattn_cli.report.text.forecast import render_forecast
 
     found = forecast(request, numbers, _input_words(words) if exists else [])
     if json:

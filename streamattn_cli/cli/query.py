@@ -8,7 +8,7 @@ import typer
 
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
-from streamattn_cli.engine.settings import AnswerSettings, RunSettings
+from streamattn_cli.engine.request.settings import AnswerSettings, RunSettings
 from streamattn_cli.rows.spec import InputSpec
 
 
@@ -30,7 +30,7 @@ def query(
     """
     from streamattn_cli.cli.streams import refuse_terminal
     from streamattn_cli.cli.words import attend_request, run_and_render
-    from streamattn_cli.engine.sketchfile import query as run
+    from streamattn_cli.engine.jobs.sketch import query as run
 
     refuse_terminal(output, words["json"])
     run_and_render(run, attend_request(words), words)

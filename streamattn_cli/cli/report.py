@@ -27,8 +27,8 @@ def report(
     from streamattn_cli.cli.streams import printing
     from streamattn_cli.errors import UsageError
     from streamattn_cli.report.document import read_document, save_page
-    from streamattn_cli.report.htmlcompare import comparison_page
-    from streamattn_cli.report.htmloutcome import outcome_page
+    from streamattn_cli.report.html.compare import comparison_page
+    from streamattn_cli.report.html.outcome import outcome_page
 
     if document == "-" and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal: give the file that --json was written to, or pipe it in")

@@ -8,7 +8,7 @@ import typer
 
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.cli.options import option
-from streamattn_cli.engine.settings import (
+from streamattn_cli.engine.request.settings import (
     AttentionSettings,
     MethodSettings,
     ResumeSettings,
@@ -49,9 +49,9 @@ def sketch(
     shards = words["shards"]
     _check_target(output, append, resume)
     if shards is None:
-        from streamattn_cli.engine.sketchfile import sketch as run
+        from streamattn_cli.engine.jobs.sketch import sketch as run
     else:
-        from streamattn_cli.engine.shards import sketch_shards as run
+        from streamattn_cli.engine.jobs.shards import sketch_shards as run
     if shards is not None and append:
         raise UsageError(
             f"--shards with --append: make a sketch of the new rows alone, by the same settings, and merge the two: "

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from streamattn_cli.cli.arguments import Words
-from streamattn_cli.engine.settings import AttendRequest
+from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.options import options_of
 from streamattn_cli.rows.spec import InputSpec
 
@@ -32,9 +32,9 @@ def settings(group: type, words: Words) -> Words:
 
 def run_and_render(run: Callable, request: AttendRequest, words: Words) -> None:
     """Run a request while progress is shown, then show its outcome, as the words json, quiet, log_json ... say."""
-    from streamattn_cli.engine.signals import Interrupts
-    from streamattn_cli.report.outcome import render_outcome
-    from streamattn_cli.report.progress import make_listener
+    from streamattn_cli.engine.watch.signals import Interrupts
+    from streamattn_cli.report.live.progress import make_listener
+    from streamattn_cli.report.text.outcome import render_outcome
 
     mode = "json" if words["log_json"] else "quiet" if words["quiet"] else "auto"
     with make_listener(mode, words["progress_every"]) as listener, Interrupts(status=listener.status) as interrupts:

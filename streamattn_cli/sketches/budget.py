@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.sketches.balance import BalanceParams
-from streamattn_cli.sketches.evict import EvictParams
+from streamattn_cli.sketches.coding.rowstore import HOLDER
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
-from streamattn_cli.sketches.nystrom import NystromParams, atom_bytes
+from streamattn_cli.sketches.histories.balance import BalanceParams
+from streamattn_cli.sketches.histories.evict import EvictParams
+from streamattn_cli.sketches.histories.nystrom import NystromParams, atom_bytes
+from streamattn_cli.sketches.histories.sample import SampleParams
+from streamattn_cli.sketches.histories.wildcat import WildcatParams
 from streamattn_cli.sketches.registry import HistoryParams
-from streamattn_cli.sketches.rowstore import HOLDER
-from streamattn_cli.sketches.sample import SampleParams
-from streamattn_cli.sketches.wildcat import WildcatParams
 
 WINDOW_SHARE = 0.15  # of the rows, exact recent ones
 LONG = 48  # rows of a stream per resident row above which coefficients take sixteen bits

@@ -16,8 +16,8 @@ import numpy as np
 
 from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import blas, dense
+from streamattn_cli.sketches.coding.rowstore import HOLDER, get, kind, put
 from streamattn_cli.sketches.registry import HISTORIES, HistoryParams
-from streamattn_cli.sketches.rowstore import HOLDER, get, kind, put
 from streamattn_cli.sketches.tiles import ALL, TILE_QUERIES, QueryTile, tile_spec
 
 LINE = 64  # bytes of a cache line

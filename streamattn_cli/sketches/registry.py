@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from streamattn_cli.sketches.balance import BalanceHistory, BalanceParams
-from streamattn_cli.sketches.evict import EvictHistory, EvictParams
-from streamattn_cli.sketches.nystrom import NystromHistory, NystromParams
-from streamattn_cli.sketches.poly import PolyHistory, PolyParams
-from streamattn_cli.sketches.sample import SampleHistory, SampleParams
-from streamattn_cli.sketches.wildcat import WildcatHistory, WildcatParams
+from streamattn_cli.sketches.histories.balance import BalanceHistory, BalanceParams
+from streamattn_cli.sketches.histories.evict import EvictHistory, EvictParams
+from streamattn_cli.sketches.histories.nystrom import NystromHistory, NystromParams
+from streamattn_cli.sketches.histories.poly import PolyHistory, PolyParams
+from streamattn_cli.sketches.histories.sample import SampleHistory, SampleParams
+from streamattn_cli.sketches.histories.wildcat import WildcatHistory, WildcatParams
 
 HISTORIES = {
     BalanceParams: BalanceHistory,

@@ -1,0 +1,286 @@
+"""Sketches for Python programs and notebooks: the classes and files of the command, fed with arrays."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from operator import index
+from typing import get_args, get_type_hints
+
+import numpy as np
+
+from streamattn_cli.checkpoint.commit import save
+from streamattn_cli.engine.jobs.merge import heads_of, merge_files, packed
+from streamattn_cli.engine.jobs.sketch import (
+    OPEN,
+    SketchFile,
+    answer,
+    keys_problem,
+    open_sketch_file,
+    queries_problem,
+    sketch_facts,
+)
+from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.planning.footprint import FIRST_ROWS
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.scale import scale_value
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.saver import stack_heads
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.engine.workers.lanes import STEP
+from streamattn_cli.errors import InputMalformed, UsageError
+from streamattn_cli.options import options_of
+from streamattn_cli.rows.continued import ContinuedTensor
+from streamattn_cli.rows.heads import Heads, whole
+from streamattn_cli.rows.identity import identity
+from streamattn_cli.rows.memory import MemoryTensor
+from streamattn_cli.rows.open import Inputs
+from streamattn_cli.rows.spec import InputSpec
+
+SETTINGS = (
+    "method", "scale", "resident_rows", "effort", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta",
+    "max_error", "memory", "seed", "threads", "block_rows", "nan_policy",
+)  # fmt: skip
+DTYPES = ("<f2", "<f4", "<f8", "<u2", "|V2", "<V2")
+
+
+class WrongSetting(UsageError, ValueError):
+    """A setting that there is not, or a value that it cannot have."""
+
+
+class WrongDtype(InputMalformed, TypeError):
+    """An array of numbers that are not taken for floats."""
+
+
+def open_sketch(path: str | os.PathLike) -> AttentionSketch:
+    """The sketch in a file of `streamattn sketch`, `merge` or `AttentionSketch.save`.
+
+    Raises InputMissing, CheckpointCorrupt, CheckpointIncompatible, MemoryBudget (streamattn_cli.errors).
+    """
+    sketch = AttentionSketch()
+    sketch._file = open_sketch_file(os.fspath(path))
+    return sketch
+
+
+class AttentionSketch:
+    """A sketch of keys and values of any number, of constant size, that answers attention queries.
+
+        sketch = AttentionSketch(method="nystrom", resident_rows=512)
+        for k, v in blocks:                  # (rows, heads, dim) or (rows, dim)
+            sketch.absorb(k, v)
+        out = sketch.query(q)                # (queries, query heads, dim) -> the same with value_dim
+        sketch.save("all.sattn")             # what `streamattn query`, `merge` and `info` read
+
+    Settings are the options of `streamattn sketch` with underscores, `scale` a number, "sqrt" or "d", `memory` a number of
+    bytes or "512MiB"; values that they cannot have are refused at once (WrongSetting, a ValueError). float16, float32
+    and float64 arrays are taken as they are, uint16 as bfloat16 bit patterns; dtypes must not change on the way. Rows
+    are absorbed as the command absorbs those of a pipe: how they are cut into blocks changes nothing, and the first
+    1024 wait until all of them are there, because settings are chosen by them. Other dtypes are refused (WrongDtype, a
+    TypeError). Errors are those of streamattn_cli.errors, with the messages of the command.
+    """
+
+    def __init__(self, queries: np.ndarray | None = None, **settings: object):
+        """`queries`: some typical ones, (n, query heads, dim) or (n, dim), for the methods that learn from them."""
+        self._request = _request(settings)
+        self._queries = None if queries is None else _heads(queries, "queries")
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []  # the first rows, until there are enough of them
+        self._run: Run | None = None
+        self._file: SketchFile | None = None
+        self._kind: tuple | None = None  # shapes and dtypes of a row of k and v
+
+    @property
+    def rows(self) -> int:
+        """Rows absorbed, dropped ones included."""
+        waiting = sum(len(k) for k, _ in self._waiting)
+        if self._run:
+            return self._run.done + waiting
+        return (self._file.rows if self._file else 0) + waiting
+
+    def absorb(self, k: np.ndarray, v: np.ndarray) -> None:
+        """Take in the next rows: k (n, key heads, dim) or (n, dim), v (n, key heads, value_dim) or (n, value_dim).
+
+        Raises InputMalformed where they do not fit each other or the rows before, NonFinite, and CannotMeet where the
+        method cannot serve such rows; then the sketch is as it was before.
+        """
+        k, v = np.asarray(k), np.asarray(v)
+        kind = self._check(k, v)
+        if self._run is None and self._file is None and self.rows + len(k) < FIRST_ROWS:
+            self._waiting.append((k.copy(), v.copy()))  # the caller may use its arrays again
+        elif len(k):
+            if self._waiting:
+                k, v = (np.concatenate(parts) for parts in zip(*self._waiting, (k, v), strict=True))
+            self._absorb(k, v)
+            self._waiting = []
+        self._kind = kind
+
+    def query(self, q: np.ndarray) -> np.ndarray:
+        """Attention over all rows absorbed: q (n, query heads, dim) or (n, dim) -> (n, query heads, value_dim) or (n,
+        value_dim), float32, float64 for float64 keys and values. More rows may be absorbed afterwards.
+
+        Query head h looks at key head h // (query heads / key heads).
+        """
+        file, given = self._current(), np.asarray(q)
+        inputs = Inputs(_heads(given, "q"), None, None)
+        plan = make_plan(queries_problem(replace(self._request, output="-"), file, inputs))
+        out = np.empty((len(given), len(plan.problem.q), plan.problem.v.dim), plan.problem.out_dtype)
+        answer(file, plan, _unwatched(plan), _Into(out))
+        return out if given.ndim == 3 else out[:, 0]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the sketch to a file, atomically and durably. Raises OutputFailed."""
+        save(os.fspath(path), *packed(self._current()))
+
+    def merge(self, *others: AttentionSketch) -> None:
+        """Take in sketches of other rows, in order, as `streamattn merge` does; they stay as they are.
+
+        Raises CheckpointIncompatible for other settings and for rows that two of them share.
+        """
+        files = [self._copied(), *(other._copied() for other in others)]
+        self._file = replace(merge_files(files), name="merged sketch")
+        self._close()
+
+    def _absorb(self, k: np.ndarray, v: np.ndarray) -> None:
+        """Absorb rows through the pass of the command, as a pipe that begins where the last rows ended."""
+        done = self._run.done if self._run else self._file.rows if self._file else 0
+        parts = {name: _heads(array, name, done) for name, array in (("k", k), ("v", v))}
+        if self._run is None:
+            self._begin(parts)
+        run = self._run
+        before = [{name: array.copy() for name, array in sketch.state.items()} for sketch in run.sketches]
+        run.problem = replace(run.problem, **parts)
+        run.plan = replace(run.plan, block_rows=min(self._block_rows, -(-len(k) // STEP) * STEP))
+        try:
+            if not done:
+                run.first_rows()
+            run.absorb_keys()
+        except BaseException:
+            for sketch, saved in zip(run.sketches, before, strict=True):
+                for name, array in saved.items():
+                    sketch.state[name][...] = array
+            if not done:
+                self._close()
+            raise
+        run.done = done + len(k)
+
+    def _check(self, k: np.ndarray, v: np.ndarray) -> list[tuple]:
+        """Whether k and v fit each other and the rows before; returns shapes and dtypes of their rows."""
+        _check_dtype(k, "k")
+        _check_dtype(v, "v")
+        if len(k) != len(v) or k.ndim != v.ndim or k.ndim not in (2, 3) or k.shape[1:-1] != v.shape[1:-1]:
+            raise InputMalformed(f"absorb: k {k.shape} and v {v.shape} found, expected (n, heads, dim) and (n, heads, "
+                                 "value_dim), or (n, dim) and (n, value_dim)")  # fmt: skip
+        kind = [(array.shape[1:], array.dtype.str) for array in (k, v)]
+        if self._kind not in (None, kind):
+            raise InputMalformed(f"absorb: rows of k and v like {kind} found, expected {self._kind} as before")
+        return kind
+
+    def _begin(self, parts: dict[str, Heads]) -> None:
+        """Decide everything that the first rows decide, and make the empty state."""
+        inputs = Inputs(self._queries, parts["k"], parts["v"])
+        problem = keys_problem(self._request, inputs, self._file)
+        plan = make_plan(problem)
+        self._run, self._block_rows = Run(plan, _unwatched(plan), None), plan.block_rows
+        source = {name: identity(getattr(problem, name).tensor) for name in "kv"}
+        self._facts, self._sources = sketch_facts(problem), [*(self._file.sources if self._file else []), source]
+        if self._file:
+            self._run.load_sketch(self._file.state, self._file.name)
+            self._run.done = self._file.rows
+            self._file = None
+
+    def _current(self) -> SketchFile:
+        """The sketch as it is now, over its living arrays."""
+        if self._waiting:
+            self._absorb(*(np.concatenate(parts) for parts in zip(*self._waiting, strict=True)))
+            self._waiting = []
+        if self._file:
+            return self._file
+        run = self._run
+        if run is None:
+            raise UsageError("the sketch is empty: absorb keys and values first")
+        state = stack_heads([sketch.state for sketch in run.sketches], "head")
+        return SketchFile(
+            "sketch", run.problem.params, len(run.lanes), state, OPEN, run.done, self._facts, self._sources
+        )
+
+    def _copied(self) -> SketchFile:
+        file = self._current()
+        return replace(file, state=stack_heads([head.state for head in heads_of(file)], "head"))
+
+    def _close(self) -> None:
+        if self._run:
+            self._run.close()
+            self._run = None
+
+
+class _Into:
+    """A writer of answers into an array."""
+
+    def __init__(self, out: np.ndarray):
+        self.out = out
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        """See rows/writers.Writer."""
+        self.out[start : start + len(block)] = block
+
+
+def _heads(array: np.ndarray, name: str, start: int | None = None) -> Heads:
+    """Heads over an array (n, heads, dim) or (n, dim); from global row `start` on, as of a pipe, if that is given."""
+    array = np.asarray(array)
+    _check_dtype(array, name)
+    if array.ndim not in (2, 3):
+        raise InputMalformed(f"{name}: shape {array.shape} found, expected (rows, heads, dim) or (rows, dim)")
+    tensor = MemoryTensor(array, "THD" if array.ndim == 3 else "TD", name)
+    heads = whole(tensor, tensor.extent)
+    return heads if start is None else replace(heads, tensor=ContinuedTensor(tensor, start))
+
+
+def _check_dtype(array: np.ndarray, name: str) -> None:
+    if array.dtype.str not in DTYPES:
+        raise WrongDtype(
+            f"{name}: dtype {array.dtype} found, expected float16, float32 or float64 (uint16: bfloat16 bit patterns); "
+            "convert it with array.astype('float32')"
+        )
+
+
+def _request(settings: dict[str, object]) -> AttendRequest:
+    """The request of these settings. Raises WrongSetting."""
+    unknown = sorted(settings.keys() - set(SETTINGS))
+    if unknown:
+        raise WrongSetting(f"AttentionSketch: unknown setting {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
+    if settings.get("scale") is not None:
+        settings = {**settings, "scale": str(settings["scale"])}
+    hints = get_type_hints(AttendRequest)
+    reads = {name: described.read for name, _, described in options_of(AttendRequest)}
+    try:
+        read = {
+            name: reads[name](value) if reads[name] and isinstance(value, str) else _typed(name, value, hints[name])
+            for name, value in settings.items()
+        }
+        if read.get("scale") is not None:
+            scale_value(read["scale"], dim=1)
+        return AttendRequest(InputSpec(), **read)
+    except UsageError as error:
+        raise WrongSetting(f"AttentionSketch: {error}") from None
+
+
+def _typed(name: str, value: object, hint: type) -> object:
+    """The value as one of the types of a hint such as `int | None`; UsageError where it is none of them."""
+    kinds = get_args(hint) or (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    try:
+        if kind is str and isinstance(value, str):
+            return value
+        if kind is not str and not isinstance(value, (str, bool, np.bool_)):
+            return index(value) if kind is int else kind(value)
+    except (TypeError, ValueError):
+        pass
+    words = {int: "a whole number", float: "a number", str: "a word"}[kind]
+    raise UsageError(f"{name}={value!r} found, expected {words}" + (" or None" if type(None) in kinds else ""))
+
+
+def _unwatched(plan: Plan) -> Watch:
+    return Watch(lambda event: None, Interrupts(), allowed=plan.allowed)

@@ -1,0 +1,42 @@
+"""How wrong a run has been so far, for whoever watches it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamattn_cli.engine.audit.audit import Auditor
+from streamattn_cli.sketches.tiles import TILE
+
+
+class ErrorSoFar:
+    """The relative error of the audited rows whose exact answers are complete, kept up as they come.
+
+    Only causal attention has any before the end: row t is complete when the tile of keys that holds t has passed.
+    """
+
+    def __init__(self, auditor: Auditor):
+        self.auditor = auditor
+        self.rows = 0  # compared
+        self.wrong = self.size = 0.0  # squared norms of their errors and of their exact answers
+
+    def __call__(self) -> float | None:
+        """|answer - exact| / |exact| over all rows compared and all heads; None while there are none."""
+        if self.auditor.problem.causal and self.auditor.drawn:
+            self._go_on()
+        return float(np.sqrt(self.wrong / self.size)) if self.size else None
+
+    def _go_on(self) -> None:
+        """Compare the rows that have become complete since the last time."""
+        a = self.auditor
+        complete = a.heard // TILE * TILE  # lanes may be beyond that
+        rows = slice(self.rows, int(np.searchsorted(a.rows, complete)))
+        if rows.stop <= rows.start:
+            return
+        for lane, truth in zip(a.lanes, a.drawn.truth, strict=True):
+            answers = a.approx[rows, lane.query_heads].transpose(1, 0, 2)
+            exact = np.empty(answers.shape)
+            truth.outputs(exact, rows)
+            answered = np.isfinite(answers).all(axis=2)
+            self.wrong += ((answers - exact)[answered] ** 2).sum()
+            self.size += (exact[answered] ** 2).sum()
+        self.rows = rows.stop

@@ -1,0 +1,186 @@
+"""The main job: q, k and v in, attention outputs out, in constant memory."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.metadata import version
+
+from streamattn_cli.checkpoint.commit import CheckpointWriter
+from streamattn_cli.engine.passes.open_run import check_finite, check_output, make_run, open_doubt, open_sparse
+from streamattn_cli.engine.passes.passes import ANSWERING, Run
+from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.warm import warm
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.resume import (
+    DONE,
+    Saved,
+    check_saveable,
+    continued,
+    facts_of,
+    find_saved,
+    make_saver,
+    part_tag,
+    sources_of,
+)
+from streamattn_cli.engine.saving.saver import Saver, describe
+from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, Outcome, Started
+from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import Interrupted
+from streamattn_cli.rows.identity import check_unchanged, file_states
+from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.recordout import waits
+from streamattn_cli.rows.writers import Writer, open_writer
+
+
+def plan_attend(request: AttendRequest) -> Plan:
+    """The plan of a run, from headers alone (of a pipe: its first record's). Refuses what `attend` would refuse."""
+    check_output(request)
+    with open_inputs(request.inputs) as inputs:
+        return make_plan(resolve(request, inputs))
+
+
+def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
+    """Run a request to its end. Raises the errors of errors.py; then nothing is left under the output's name."""
+    check_output(request)
+    with ExitStack() as stack:
+        with interrupts.at_once():
+            inputs = stack.enter_context(open_inputs(request.inputs))
+            files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
+            plan = make_plan(resolve(request, inputs))
+        problem = plan.problem
+        facts, sources = facts_of(problem, plan.audit_rows), sources_of(problem) if request.checkpoint else {}
+        checkpoint = stack.enter_context(CheckpointWriter(request.checkpoint)) if request.checkpoint else None
+        saved = find_saved(request, facts, sources)
+        if saved:
+            plan = replace(plan, problem=continued(problem, saved))
+        listener(Started(plan.to_dict()))
+        for note in (*problem.notes, *(_resumed(saved, request.output) if saved else ())):
+            listener(Note(note))
+        if saved and saved.phase == DONE:
+            if saved.meta["phase"] != DONE:  # the last step was still to come
+                checkpoint.commit(saved.state, describe(facts, DONE, saved.done, sources, None))
+            return _already_done(plan, saved, listener)
+        tag = checkpoint and part_tag(checkpoint)
+        writer, doubts = _open_outputs(problem, saved, tag, stack, interrupts)
+        if checkpoint:
+            check_saveable(writer)
+            check_saveable(doubts)
+        warm(plan, listener)
+        began = time.monotonic()
+        with Meter() as meter:
+            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
+            run = make_run(plan, watch, writer, doubts)
+            saver = checkpoint and make_saver(checkpoint, run, writer, facts, sources, request.checkpoint_every)
+            try:
+                if saved:
+                    run.go_on(saved)
+                rows, audit, reason = _saving(run, saver)
+            finally:
+                run.close()
+            check_unchanged(files)
+            check_finite(run.counts(), request)
+        written = {
+            **problem.facts(),
+            "versions": {name: version(name) for name in ("streamattn-cli", "numpy", "numba")},
+        }
+        if request.top_k:
+            written["top_k"] = writer.finish()
+        counts = run.counts()
+        told = {**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason}
+        if doubts:
+            doubts.commit(told)
+        writer.commit(told)
+        if checkpoint:
+            checkpoint.commit(run.save(), describe(facts, DONE, rows, sources, None))
+        outcome = Outcome(
+            command="attend",
+            facts=written | {"threads": plan.threads},
+            rows=rows,
+            seconds=time.monotonic() - began,
+            wait_seconds=watch.wait_seconds,
+            bytes_read=watch.bytes_read,
+            memory={
+                "allowed": plan.allowed,
+                "reserved": meter.baseline,
+                "projected": plan.projected,
+                "peak": meter.peak(),
+            },
+            counts=counts | ({"checkpoints": saver.commits} if saver else {}),
+            audit=audit,
+            audit_reason=reason,
+            output=request.output,
+            notes=problem.notes,
+            rows_before=run.answered,
+            series=watch.series.to_dict(),
+        )
+    listener(Finished(outcome))
+    return outcome
+
+
+def _resumed(saved: Saved, output: str) -> list[str]:
+    """What to know of a run that is resumed."""
+    notes = [f"going on after row {saved.done} ({saved.phase})"]
+    if saved.phase in ANSWERING and not saved.part:
+        where = "standard output" if output == "-" else output
+        notes.append(f"{where} begins with row {saved.done}; those before it were written earlier")
+    return notes
+
+
+def _open_outputs(
+    problem: Problem, saved: Saved | None, tag: str | None, stack: ExitStack, interrupts: Interrupts
+) -> tuple[Writer, Writer | None]:
+    """The writers of the answers and of --doubt; whatever ends the run early leaves neither behind."""
+
+    def guarded(writer: Writer | None) -> Writer | None:
+        if writer:
+            stack.callback(writer.abort)
+            stack.callback(interrupts.on_abort(writer.abort))
+        return writer
+
+    r, q = problem.request, problem.q
+    with interrupts.at_once(waits(r.output)):
+        writer = guarded(open_sparse(problem, tag) if r.top_k else open_writer(
+            r.output, q.rows, len(q), problem.v.dim, problem.out_dtype, q.layout, q.batch,
+            going_on=saved.part if saved else None, tag=tag,
+        ))  # fmt: skip
+    return writer, guarded(open_doubt(problem, saved, tag))
+
+
+def _saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None]:
+    """The whole run, saved as it goes on: also when a signal stops it, and when all rows are answered."""
+    if saver is None:
+        return run.go()
+    run.passed, run.watch.unsaved = saver.passed, saver.unsaved
+    try:
+        result = run.go()
+    except Interrupted as stop:
+        saver.save()
+        stop.consequence = f"the checkpoint {saver.writer.path} was saved; continue with --resume"
+        raise
+    saver.save()
+    return result
+
+
+def _already_done(plan: Plan, saved: Saved, listener: Listener) -> Outcome:
+    """The outcome of a run that had come to its end before: nothing is done again."""
+    outcome = Outcome(
+        command="attend",
+        facts=plan.problem.facts(),
+        rows=saved.done,
+        seconds=0.0,
+        wait_seconds=0.0,
+        bytes_read=0,
+        memory={"allowed": plan.allowed, "projected": plan.projected},
+        audit_reason="this run was complete already",
+        rows_before=saved.done,
+        output=plan.problem.request.output,
+    )
+    listener(Finished(outcome))
+    return outcome

@@ -1,0 +1,258 @@
+"""Several methods at equal resident bytes on one input, against one exact truth on the same sampled rows."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+
+from streamattn_cli.engine.audit.audit import compare_answers
+from streamattn_cli.engine.audit.estimate import Design, draw_rows
+from streamattn_cli.engine.audit.exactrows import ExactRows, read_queries
+from streamattn_cli.engine.jobs.candidates import Candidate, requests
+from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.warm import give_back, warm
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Finished, Listener, Note, Started
+from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.engine.workers.lanes import Answers
+from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
+from streamattn_cli.rows.identity import check_unchanged, file_states
+from streamattn_cli.rows.open import Inputs, open_inputs
+
+ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method with one setting: what it cost and how wrong it was, or why it was refused.
+
+    resident_bytes: the state of all key heads, everything counted. peak: bytes the whole run added to the process,
+    read buffers included. front: whether no other trial is better in error and in `memory`, or in error and in `time`.
+    """
+
+    label: str
+    method: str
+    budget: int  # --resident-rows
+    settings: dict
+    params: dict = field(default_factory=dict)
+    resident_bytes: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    projected: int = 0
+    peak: int = 0
+    audit: Audit | None = None
+    refused: str | None = None
+    front: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All trials on one input. `to_dict` is the stable JSON interface."""
+
+    input: str
+    facts: dict  # mode, scale, shapes, seed, precision, threads
+    audited: int
+    truth_seconds: float
+    trivial: ErrorEstimate
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict:
+        """JSON-able form, keys in a fixed order."""
+        return {"type": "comparison", "command": "compare", **asdict(self)}
+
+
+class _Nowhere:
+    """A writer that forgets."""
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        pass
+
+
+class _Listening:
+    """An auditor for whom the truth is known already: it only hears what the method answers."""
+
+    drawn = None
+
+    def __init__(self, truth: Truth):
+        self.truth = truth
+        self.approx = np.full_like(truth.exact, np.nan)
+
+    def see(self, *_rows: object) -> None:
+        """Keys are of no interest any more."""
+
+    def hear(self, start: int, answers: Answers, _q: object = None) -> None:
+        rows = self.truth.design.rows
+        a, b = np.searchsorted(rows, [start, start + len(answers.rows)])
+        self.approx[a:b] = answers.rows[rows[a:b] - start]
+
+    def second(self) -> None:
+        """Everything is known."""
+
+    def estimate(self, _second: None, _work: dict, _repaired: bool) -> tuple[Audit | None, str | None]:
+        return compare_answers(self.truth.exact, self.truth.trivial, self.approx, self.truth.design)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Exact and trivial answers (rows, heads, dv) to the sampled rows of `design`."""
+
+    design: Design
+    exact: np.ndarray
+    trivial: np.ndarray
+    seconds: float
+
+
+class _TruthRun(Run):
+    """A pass over the keys that only the audit sees."""
+
+    def truth(self, rows: int) -> Truth:
+        began = time.monotonic()
+        design = draw_rows(self.problem.q.rows, rows, self.problem.request.seed)
+        held = ExactRows(self.problem, self.lanes, design.rows, read_queries(self.problem, self.lanes, design.rows))
+        self._keys(held.see, "truth", int(design.rows[-1]) + 1 if self.problem.causal else None)
+        exact, trivial, _ = held.answers(self.workers.works[0])
+        return Truth(design, exact, trivial, time.monotonic() - began)
+
+
+def compare(
+    request: AttendRequest,
+    candidates: list[Candidate],
+    budgets: list[int],
+    by_bytes: bool,
+    listener: Listener,
+    interrupts: Interrupts,
+) -> Comparison:
+    """Run every candidate within every budget of resident rows (by_bytes: bytes of all key heads together).
+
+    `request.audit` rows are sampled. Raises the errors of errors.py; what one method cannot do is in its trial.
+    """
+    with open_inputs(request.inputs) as inputs:
+        files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
+        problem = _exact_problem(request, inputs)
+        for note in problem.notes:
+            listener(Note(note))
+        plan = make_plan(problem)
+        truth = _truth(plan, min(request.audit, problem.q.rows), listener, interrupts)
+        trials, trivial = [], None
+        for label, budget, settings in requests(request, candidates, budgets, by_bytes, problem):
+            trial, zero = _trial(label, budget, settings, inputs, truth, listener, interrupts)
+            trials.append(trial)
+            trivial = trivial or zero
+        check_unchanged(files)
+        if trivial is None:
+            raise CannotMeet(f"{problem.k.tensor.name}: no method could run; the first: {trials[0].refused}")
+        facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params")}
+        comparison = Comparison(
+            problem.k.tensor.name,
+            facts | {"threads": plan.threads},
+            len(truth.design.rows),
+            truth.seconds,
+            trivial,
+            _fronts(trials),
+            problem.notes,
+        )
+    listener(Finished(comparison))
+    return comparison
+
+
+def _exact_problem(request: AttendRequest, inputs: Inputs) -> Problem:
+    for heads in (inputs.q, inputs.k, inputs.v):
+        if not heads.tensor.seekable:
+            raise CannotMeet(
+                f"{heads.tensor.name}: compare reads its input once per method, and a pipe passes once; write "
+                "the rows to a file first"
+            )
+    if request.audit < 1:
+        raise UsageError(f"--audit {request.audit}: compare needs rows to measure errors on, 1 or more")
+    return resolve(replace(request, method="exact", audit=0), inputs)
+
+
+def _truth(plan: Plan, rows: int, listener: Listener, interrupts: Interrupts) -> Truth:
+    warm(plan, listener)
+    run = _TruthRun(plan, Watch(listener, interrupts), _Nowhere())
+    try:
+        return run.truth(rows)
+    finally:
+        run.close()
+
+
+def _trial(
+    label: str,
+    budget: int,
+    settings: AttendRequest | str,
+    inputs: Inputs,
+    truth: Truth,
+    listener: Listener,
+    interrupts: Interrupts,
+) -> tuple[Trial, ErrorEstimate | None]:
+    """One trial, and the error of the trivial answer."""
+    method = label.partition(":")[0]
+    if isinstance(settings, str):
+        return Trial(label, method, budget, {}, refused=settings), None
+    try:
+        plan = make_plan(resolve(settings, inputs))
+        listener(Started(plan.to_dict()))
+        warm(plan, lambda event: None)
+        give_back()
+        with Meter() as meter:
+            began = time.monotonic()
+            run = Run(plan, Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes), _Nowhere())
+            run.auditor = _Listening(truth)
+            try:
+                rows, audit, reason = run.go()
+            finally:
+                run.close()
+            seconds = time.monotonic() - began
+    except (UsageError, CannotMeet, MemoryBudget) as error:
+        return Trial(label, method, budget, {}, refused=str(error)), None
+    facts = plan.problem.facts()
+    trial = Trial(
+        label,
+        method,
+        budget,
+        _changed(settings),
+        facts["params"],
+        plan.sketch_bytes,
+        rows,
+        seconds,
+        plan.projected,
+        meter.peak(),
+        audit,
+        reason,
+    )
+    return trial, audit.trivial if audit else None
+
+
+def _changed(request: AttendRequest) -> dict:
+    """What of a request decides its method, as options of `attend`."""
+    plain = AttendRequest(request.inputs)
+    names = ("method", "resident_rows", "effort", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta")
+    values = {name: getattr(request, name) for name in names}
+    return {name: value for name, value in values.items() if value != getattr(plain, name)}
+
+
+def _fronts(trials: list[Trial]) -> tuple[Trial, ...]:
+    """The trials with their places on the two Pareto fronts: error against resident bytes, and against seconds."""
+    ran = [t for t in trials if t.audit]
+    fronts = {"memory": lambda t: t.resident_bytes, "time": lambda t: t.seconds}
+
+    def best(trial: Trial, cost) -> bool:
+        error, own = trial.audit.method.error, cost(trial)
+        return not any(
+            (t.audit.method.error < error and cost(t) <= own * ALIKE)
+            or (t.audit.method.error == error and cost(t) < own / ALIKE)
+            for t in ran
+        )
+
+    return tuple(
+        replace(t, front=tuple(name for name, cost in fronts.items() if t.audit and best(t, cost))) for t in trials
+    )

@@ -1,0 +1,110 @@
+"""The workers of a sharded run, all behind concurrent.futures.Executor: threads, processes, a Dask cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from streamattn_cli.engine.workers.pool import default_threads
+from streamattn_cli.errors import InputMissing, UsageError
+
+CONNECT = "10s"  # how long to wait for a scheduler
+RETRIES = 3  # times that a cluster may lose the worker of a shard
+
+_stop = None  # in a worker process: the event by which the main process asks it to stop
+
+Opened = tuple[Executor, threading.Event, int]  # workers, what tells them to stop, shards under way or waiting
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where shards are absorbed. `apart`: in other processes; `remote`: perhaps on other machines."""
+
+    word: str
+    apart: bool
+    remote: bool
+    address: str | None = None
+
+    def workers(self, asked: int | None) -> int:
+        """How many workers to have."""
+        return asked or default_threads()
+
+    @contextmanager
+    def open(self, workers: int) -> Iterator[Opened]:
+        """The executor, while it is needed."""
+        opener = _dask if self.remote else _processes if self.apart else _threads
+        with opener(self, workers) as opened:
+            yield opened
+
+
+def find_engine(word: str) -> Engine:
+    """The engine that an --engine word names. Raises UsageError."""
+    if word in ("threads", "processes"):
+        return Engine(word, apart=word == "processes", remote=False)
+    name, equals, address = word.partition("=")
+    if name != "dask":
+        raise UsageError(f"--engine {word}: use threads, processes, dask=ADDRESS or dask=local")
+    address = address or os.environ.get("DASK_SCHEDULER_ADDRESS", "")
+    if not address:
+        raise UsageError("--engine dask: which cluster? Give dask=tcp://HOST:8786, set DASK_SCHEDULER_ADDRESS, or use "
+                         "dask=local for one on this machine")  # fmt: skip
+    return Engine("dask", apart=True, remote=True, address=address)
+
+
+def stop_asked() -> threading.Event | None:
+    """In a worker process, what tells it to stop; None elsewhere."""
+    return _stop
+
+
+@contextmanager
+def _threads(_engine: Engine, workers: int) -> Iterator[Opened]:
+    with ThreadPoolExecutor(workers, "streamattn-shard") as executor:
+        yield executor, threading.Event(), workers + 1
+
+
+@contextmanager
+def _processes(_engine: Engine, workers: int) -> Iterator[Opened]:
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of ours hold
+    stop = context.Event()
+    with ProcessPoolExecutor(workers, context, _begin_process, (stop,)) as executor:
+        yield executor, stop, workers + 1
+
+
+def _begin_process(stop: threading.Event) -> None:
+    """Ctrl-C reaches the whole process group: the main process decides what it means."""
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _dask(engine: Engine, workers: int) -> Iterator[Opened]:
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise UsageError("--engine dask needs the package distributed: pip install 'streamattn-cli[dask]'") from None
+    with ExitStack() as stack:
+        where = engine.address
+        if where == "local":
+            where = stack.enter_context(
+                LocalCluster(workers, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=50)
+            )
+        try:
+            client = stack.enter_context(Client(where, timeout=CONNECT, set_as_default=False))
+        except OSError as error:
+            raise InputMissing(
+                f"--engine dask={engine.address}: no scheduler answers there ({error}); check the address"
+            ) from None
+        slots = sum(client.nthreads().values())
+        if not slots:
+            raise InputMissing(
+                f"--engine dask={engine.address}: the cluster has no workers; start some (dask worker ADDRESS)"
+            )
+        executor = stack.enter_context(client.get_executor(retries=RETRIES, pure=False))
+        yield executor, threading.Event(), slots + 1

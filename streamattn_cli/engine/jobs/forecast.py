@@ -1,0 +1,178 @@
+"""`plan`: what each method would need for an input, or for numbers alone, and which one to take."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+
+from streamattn_cli.engine.planning.adviser import predicted_poly_error
+from streamattn_cli.engine.planning.choose import choose, poly_degree, spread_of
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.planning.speed import calibrate, expected_seconds
+from streamattn_cli.engine.request.problem import DEFAULT_ROWS, Problem
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
+from streamattn_cli.rows.imagined import imagined
+from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.sketches.budget import row_bytes
+from streamattn_cli.sketches.head import HeadParams
+
+LADDER = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)  # resident rows
+AUDIT = 64  # rows, on the recommended command line
+SHOWN = ("nystrom", "poly", "exact", "window", "evict", "sample", "balance", "wildcat")
+CLASSES = ((0.01, "below 1%"), (0.05, "1% to 5%"), (0.25, "5% to 25%"), (math.inf, "above 25%"))
+
+
+@dataclass(frozen=True)
+class Option:
+    """One method with the largest setting that fits, or why none does. seconds: None where rows are not known."""
+
+    method: str
+    settings: dict
+    resident_bytes: int = 0
+    projected: int = 0
+    seconds: float | None = None
+    error: str = "unknown"
+    audit: int = 0  # rows that can be audited within the budget
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """An input that does not exist yet."""
+
+    rows: int
+    dim: int
+    heads: int = 1
+    kv_heads: int | None = None
+    value_dim: int | None = None
+    dtype: str = "f2"
+
+
+def forecast(request: AttendRequest, numbers: Numbers | None, words: list[str]) -> dict:
+    """A JSON-able plan with `options` and `recommended`; `words` are the input's on the recommended command line."""
+    if numbers:
+        return _forecast(request, _imagined(numbers), words or ["dump.h5"])
+    with open_inputs(request.inputs) as inputs:
+        return _forecast(request, inputs, words)
+
+
+def _imagined(n: Numbers) -> Inputs:
+    for name in ("rows", "dim", "heads", "kv_heads", "value_dim"):
+        value = getattr(n, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    kv_heads = n.kv_heads or n.heads
+    parts = [imagined(n.dtype, n.rows, *shape) for shape in ((n.heads, n.dim), (kv_heads, n.dim),
+                                                             (kv_heads, n.value_dim or n.dim))]  # fmt: skip
+    return Inputs(*parts)
+
+
+def _forecast(request: AttendRequest, inputs: Inputs, words: list[str]) -> dict:
+    problem = resolve(replace(request, method="window"), inputs)  # for mode, scale and shapes, the same for all
+    head = replace(problem.params, sinks=0, window=0, group=256)
+    spread = spread_of(inputs, problem.scale, problem.causal)
+    factor = calibrate()
+    budget = (request.resident_rows or DEFAULT_ROWS) * row_bytes(head)
+    degree = poly_degree(request, head, budget, spread["row_std_rms"] if spread else 1.0)
+    options = [_option(method, request, inputs, spread, degree, factor) for method in SHOWN]
+    chosen = _choice(request, problem, head, spread, options)
+    facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params", "seed")}
+    return {
+        "type": "forecast",
+        "input": problem.k.tensor.name,
+        **facts,
+        "memory": request.memory,
+        "logits": spread,
+        "speed_factor": round(factor, 2),
+        "options": [asdict(o) for o in options],
+        "recommended": chosen | {"command": _command(request, problem, chosen, words)},
+        "notes": list(inputs.notes),
+    }
+
+
+def _choice(
+    request: AttendRequest, problem: Problem, head: HeadParams, spread: dict | None, options: list[Option]
+) -> dict:  # fmt: skip
+    seekable = all(h.tensor.seekable for h in (problem.q, problem.k, problem.v))
+    found = choose(request, head, problem.k.rows, seekable, spread)
+    by_name = {o.method: o for o in options}
+    if by_name[found.method].refused:
+        fits = next((o for o in sorted(options, key=lambda o: o.method == "exact") if not o.refused), None)
+        if fits is None:
+            raise MemoryBudget(f"{problem.k.tensor.name}: no method fits; nystrom: {by_name['nystrom'].refused}")
+        return {"method": fits.method, "settings": fits.settings, "audit": fits.audit,
+                "reason": f"{found.method} does not fit ({by_name[found.method].refused})"}  # fmt: skip
+    settings = dict(by_name[found.method].settings)
+    if found.degree:
+        settings["degree"] = found.degree
+    audit = by_name[found.method].audit
+    return {"method": found.method, "settings": settings, "audit": audit, "reason": found.reason}
+
+
+def _option(
+    method: str, request: AttendRequest, inputs: Inputs, spread: dict | None, degree: int | None, factor: float
+) -> Option:  # fmt: skip
+    """The setting of a method for the budget: the largest on the ladder, or the usual one where no budget was given."""
+    tried: str | None = None
+    for audit, settings in product((AUDIT, 0), _settings(method, request, degree)):
+        try:
+            wanted = replace(request, method=method, audit=audit, max_error=math.inf, **settings)
+            plan = make_plan(resolve(wanted, inputs))
+        except (MemoryBudget, UsageError, CannotMeet) as error:
+            tried = tried or str(error)
+            continue
+        error = _error_class(method, plan, spread)
+        seconds = expected_seconds(plan, factor)
+        return Option(method, settings, plan.sketch_bytes, plan.projected, seconds, error, plan.audit_rows)
+    return Option(method, {}, refused=tried)
+
+
+def _settings(method: str, request: AttendRequest, degree: int | None) -> list[dict]:
+    """What to try, the most wanted first."""
+    if method == "exact":
+        return [{}]
+    if method == "poly":
+        return [{"degree": degree} for degree in reversed(range(1, (degree or 1) + 1))]
+    if request.resident_rows:
+        return [{"resident_rows": request.resident_rows}]
+    if request.memory is None:
+        return [{"resident_rows": DEFAULT_ROWS}]
+    return [{"resident_rows": rows} for rows in reversed(LADDER)]
+
+
+def _error_class(method: str, plan: Plan, spread: dict | None) -> str:
+    """In words: poly by its formula for values without structure, the others as where they were measured."""
+    problem = plan.problem
+    if method == "exact" or (problem.params and problem.k.rows is not None and problem.params.window >= problem.k.rows):
+        return "none"
+    if spread is None or not spread["row_std"]:
+        return "unknown"
+    std = spread["row_std_rms"]
+    if method == "poly":
+        error = predicted_poly_error(problem.request.degree, std)
+        return next(words for limit, words in CLASSES if error < limit)
+    if method == "nystrom":
+        return "1% to 10%" if std > 0.5 else "1% to 3%"
+    return "5% to 50%" if problem.causal else "above 25%"
+
+
+def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list[str]) -> str:
+    """The command line to paste."""
+    line = ["streamattn", "attend", *words]
+    line += ["--causal" if problem.causal else "--full", "--method", chosen["method"]]
+    if request.scale:
+        line += ["--scale", request.scale]
+    for name, value in chosen["settings"].items():
+        line += [f"--{name.replace('_', '-')}", str(value)]
+    if request.memory:
+        whole, rest = divmod(request.memory, 1 << 20)
+        line += ["--memory", str(request.memory) if rest else f"{whole}MiB"]
+    line += ["-o", "out.npy"]
+    if chosen["audit"]:
+        line += ["--audit", str(chosen["audit"])]
+    return shlex.join(line)

@@ -1,0 +1,154 @@
+"""What is in an input: arrays, layouts, finite or not, how far the logits spread, and which method that suits.
+
+Works in NumPy alone: no kernels are compiled or loaded for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamattn_cli.engine.passes.pump import Teller, Watch, pump
+from streamattn_cli.engine.planning.adviser import SHORT, logit_spread, predicted_poly_error, sample_rows
+from streamattn_cli.engine.request.scale import scale_value
+from streamattn_cli.engine.watch.events import Listener, Note
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.rows.arrays import array_names, single
+from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.rows.paths import Place, find
+from streamattn_cli.rows.readahead import Block, ReadAhead, distinct
+from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensor import RowTensor, row_bytes
+from streamattn_cli.sketches.histories.monomials import feature_count
+
+BLOCK_BYTES = 4 << 20
+PIECE = 1 << 18  # items of a block that are looked at together
+EXPONENT = {"f2": 0x7C00, "bf16": 0x7F80, "f4": 0x7F800000, "f8": 0x7FF0000000000000}
+DEGREES = (2, 4, 6, 8)
+GOOD_ERROR = 0.05  # predicted error up to which poly is recommended
+GOOD_BYTES = 64 << 20  # and the most that its state may take
+
+
+def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: Interrupts) -> dict:
+    """Look at an input: a JSON-able report with `arrays`, `tensors`, `logits`, `methods`, `advice` and `notes`.
+
+    Every row of q, k and v is read once, to see whether all values are finite. Raises the errors of opening.
+    """
+    report: dict = {"type": "inspection", "arrays": _arrays(spec), "tensors": [], "notes": []}
+    with interrupts.at_once():
+        inputs = _open(spec, report["notes"])
+    if inputs is None:
+        return report
+    with inputs:
+        report["notes"] += inputs.notes
+        report["attributes"] = inputs.attrs
+        parts = {name: heads for name in ("q", "k", "v") if (heads := getattr(inputs, name)) is not None}
+        with interrupts.at_once():
+            sample = sample_rows(inputs)
+        watch = Watch(listener, interrupts)
+        scans = {id(t): _scan(t, watch) for t in distinct(h.tensor for h in parts.values())}
+        for name, heads in parts.items():
+            report["tensors"].append(_describe(name, heads, *scans[id(heads.tensor)]))
+        if sample is not None:
+            factor = scale_value(str(scale or inputs.attrs.get("scale", "sqrt")), inputs.k.dim)
+            report["logits"] = logit_spread(*sample, factor, bool(inputs.attrs.get("causal", False)))
+            report |= _methods(report["logits"], inputs, max(rows for rows, _ in scans.values()))
+    for text in report["notes"]:
+        listener(Note(text))
+    return report
+
+
+def _arrays(spec: InputSpec) -> list[dict]:
+    """Every array of the files named, from headers alone."""
+    found = []
+    for word in dict.fromkeys(w for w in (spec.input, spec.q, spec.k, spec.v) if w not in (None, "-")):
+        place = find(word, raw=spec.raw is not None)
+        if place.kind in ("pipe", "raw"):
+            continue
+        for inside in [place.inside] if place.inside else array_names(place):
+            try:
+                stored = single(Place(place.path, inside or None, place.kind), word, None, spec.dtype)
+            except InputMalformed as error:
+                found.append({"name": f"{place.path}:{inside}", "error": str(error)})
+            else:
+                found.append({"name": stored.name, "shape": list(stored.shape), "dtype": stored.dtype})
+    return found
+
+
+def _open(spec: InputSpec, notes: list[str]) -> Inputs | None:
+    """q, k, v of the input, or k and v, or nothing where one array stands alone."""
+    words = [w for w in (spec.input, spec.q, spec.k, spec.v) if w is not None]
+    alone = len(words) == 1 and spec.record is None and spec.raw is None and words[0] != "-"
+    if alone and find(words[0]).kind == "npy":
+        notes.append(
+            f"{words[0]}: one array; say what it holds with --record qkv or kv, or name all with --q, --k, --v"
+        )
+        return None
+    try:
+        return open_inputs(spec)
+    except (UsageError, InputMissing) as error:
+        try:
+            inputs = open_inputs(spec, need_q=False)
+        except (UsageError, InputMissing):
+            raise error from None
+        notes.append(f"no queries: {error}")
+        return inputs
+
+
+def _scan(tensor: RowTensor, watch: Watch) -> tuple[int, int]:
+    """(rows, items that are not finite) of a whole tensor."""
+    lost = 0
+
+    def take(block: Block) -> None:
+        nonlocal lost
+        flat = block.arrays[0].reshape(-1)
+        for a in range(0, flat.size, PIECE):
+            lost += _not_finite(flat[a : a + PIECE], tensor.dtype)
+
+    block_rows = max(1, BLOCK_BYTES // row_bytes(tensor))
+    blocks = ReadAhead([tensor], 0, tensor.rows, block_rows, check=watch.interrupts.check)
+    return pump(blocks, take, watch, Teller(watch, blocks, "scan", tensor.rows)), lost
+
+
+def _not_finite(items: np.ndarray, dtype: str) -> int:
+    """How many have all bits of the exponent set: infinities and NaN."""
+    bits, signed = (items.view(f"{kind}{items.itemsize}") for kind in "ui")
+    exponent = EXPONENT[dtype]
+    sign = 1 << (8 * items.itemsize - 1)
+    # two maxima take half the time of a count: that of the numbers with a sign, and that of those without
+    if int(bits.max(initial=0)) < exponent | sign and int(signed.max(initial=0)) < exponent:
+        return 0
+    mask = bits.dtype.type(exponent)
+    return int(np.count_nonzero((bits & mask) == mask))
+
+
+def _describe(name: str, heads: Heads, rows: int, lost: int) -> dict:
+    return {
+        "part": name,
+        "name": heads.tensor.name,
+        "rows": rows,
+        "heads": len(heads),
+        "dim": heads.dim,
+        "dtype": heads.tensor.dtype,
+        "layout": heads.layout,
+        "not_finite": lost,
+    }
+
+
+def _methods(logits: dict, inputs: Inputs, rows: int) -> dict:
+    """What each method would do here, and which one to take."""
+    std = logits["row_std_p95"]
+    table = []
+    for degree in DEGREES:
+        size = len(inputs.k) * feature_count(inputs.k.dim, degree) * (inputs.v.dim + 1) * 8
+        error = predicted_poly_error(degree, std)
+        table.append({"method": "poly", "degree": degree, "state_bytes": size, "predicted_error": error})
+    fitting = [m for m in table if m["predicted_error"] <= GOOD_ERROR and m["state_bytes"] <= GOOD_BYTES]
+    if fitting:
+        advice = f"--method poly --degree {fitting[0]['degree']}: the logits are close enough together for a polynomial"
+    elif rows <= SHORT:
+        advice = f"--method exact: {rows} rows are few enough, and the logits spread too far for poly"
+    else:
+        advice = "--method nystrom: the logits spread too far for poly; measure the error with --audit 64"
+    return {"methods": table, "advice": advice}

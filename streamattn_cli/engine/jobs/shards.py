@@ -1,0 +1,279 @@
+"""A sketch made in shards: ranges of rows absorbed side by side, by threads, processes or a Dask cluster, then merged.
+
+Shards are cut by the number asked for alone and merged in a fixed tree, so that neither the engine nor the number of
+workers changes a byte. All of them see the same first rows, and so choose the same settings.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+
+from streamattn_cli.checkpoint.commit import CheckpointWriter
+from streamattn_cli.engine.jobs.executors import Engine, find_engine, stop_asked
+from streamattn_cli.engine.jobs.merge import merge_heads
+from streamattn_cli.engine.jobs.sketch import OPEN, keys_problem, outcome_of, sketch_facts
+from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.warm import warm
+from streamattn_cli.engine.planning.footprint import merging_bytes
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.saver import describe, stack_heads
+from streamattn_cli.engine.saving.sources import check_same, key_sources
+from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Progress, Started
+from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import (
+    CannotMeet,
+    CheckpointIncompatible,
+    Interrupted,
+    MemoryBudget,
+    StreamattnError,
+    UsageError,
+)
+from streamattn_cli.rows.identity import check_unchanged, file_states
+from streamattn_cli.rows.many import absolute, open_stream
+from streamattn_cli.sketches.head import HeadAttention, allocate
+
+ALIGN = 512  # rows: shards begin where tiles and groups begin
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a worker is told: which rows of which files, and how. Small, and holds no array."""
+
+    request: AttendRequest
+    number: int
+    first: int
+    stop: int
+    sources: tuple[dict, ...]  # what the files must be, also where the worker sees them
+    version: str
+    engine: str
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """What a worker returns: the state arrays of every key head, and the rows it dropped."""
+
+    states: list[dict[str, np.ndarray]]
+    dropped: int
+    bytes_read: int
+
+
+def cut(rows: int, shards: int) -> list[tuple[int, int]]:
+    """Ranges of about equal length whose borders are multiples of ALIGN; fewer than `shards` of a short stream."""
+    borders = sorted({min(rows, -(-rows * i // (shards * ALIGN)) * ALIGN) for i in range(shards + 1)})
+    return list(zip(borders, borders[1:], strict=False))
+
+
+def absorb_shard(shard: Shard, stop: threading.Event | None = None) -> Absorbed:
+    """Absorb one shard's rows; runs in a worker. Errors name the worker."""
+    try:
+        return _absorb(shard, stop or stop_asked())
+    except StreamattnError as error:
+        raise type(error)(f"{_worker(shard)}shard {shard.number} (rows {shard.first}:{shard.stop}): {error}") from None
+
+
+def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
+    """Absorb keys and values into the sketch file `request.checkpoint` in `request.shards` shards.
+
+    Raises what `sketch` does; UsageError for an unknown engine; CannotMeet for a pipe, which cannot be cut.
+    """
+    with ExitStack() as stack:
+        inputs = stack.enter_context(open_stream(request.inputs, need_q=request.inputs.q is not None))
+        files = file_states([inputs.k.tensor, inputs.v.tensor])
+        problem = keys_problem(request, inputs, None)
+        _check(problem)
+        engine = find_engine(request.engine or "threads")
+        ranges = cut(problem.k.rows, request.shards)
+        facts, sources = sketch_facts(problem), key_sources(problem)
+        plan, share = _plan(problem, len(ranges), engine)
+        workers = plan.threads
+        listener(Started(plan.to_dict() | {"shards": len(ranges), "workers": workers, "engine": engine.word}))
+        few = [f"{problem.k.rows} rows make only {len(ranges)} shards"] if len(ranges) < request.shards else []
+        for note in (*problem.notes, *few):
+            listener(Note(note))
+        writer = stack.enter_context(CheckpointWriter(request.checkpoint))
+        warm(plan, listener)
+        began = time.monotonic()
+        told = replace(request, inputs=absolute(request.inputs), memory=share, threads=1, checkpoint=None, resume=False)
+        shards = [
+            Shard(told, i, a, b, tuple(sources), version("streamattn-cli"), engine.word)
+            for i, (a, b) in enumerate(ranges)
+        ]
+        dropped = [0]
+        with Meter() as meter, engine.open(workers) as (executor, stop, width):
+            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
+            task = absorb_shard if engine.apart else _with(stop)
+
+            def states() -> Iterator[list[HeadAttention]]:
+                for shard, done in zip(shards, _in_order(executor, task, shards, width, stop, interrupts), strict=True):
+                    dropped[0] += done.dropped
+                    watch.bytes_read += done.bytes_read
+                    listener(_progress(shard, problem, watch, began))
+                    yield [HeadAttention(problem.params, state) for state in done.states]
+
+            heads = merge_heads(states(), allocate(problem.params.work_spec()))
+        check_unchanged(files)
+        state = stack_heads([head.state for head in heads], "head")
+        writer.commit(state, describe(facts, OPEN, problem.k.rows, {"absorbed": sources}, None))
+        counts = {
+            "dropped_keys": dropped[0],
+            "clipped_keys": sum(int(head.state["counters"][3]) for head in heads),
+            "shards": len(shards),
+        }
+        outcome = outcome_of("sketch", plan, counts, watch, meter, problem.k.rows, began, request.checkpoint)
+    listener(Finished(outcome))
+    return outcome
+
+
+def _absorb(shard: Shard, stop: threading.Event | None) -> Absorbed:
+    if shard.version != version("streamattn-cli"):
+        raise CheckpointIncompatible(
+            f"streamattn-cli {version('streamattn-cli')} found, expected {shard.version}; install the same everywhere"
+        )
+    with open_stream(shard.request.inputs, need_q=shard.request.inputs.q is not None) as inputs:
+        problem = keys_problem(shard.request, inputs, None)
+        here = [{part: _portable(one) for part, one in source.items()} for source in key_sources(problem)]
+        check_same(
+            problem.k.tensor.name, shard.sources, here, "every worker must see the same files under the same paths"
+        )
+        watch = Watch(lambda event: None, _Stop(stop))
+        run = Run(make_plan(problem), watch, None)
+        try:
+            run.first_rows()
+            dropped = run.absorb_range(shard.first, shard.stop)
+        finally:
+            run.close()
+        return Absorbed([sketch.state for sketch in run.sketches], dropped, watch.bytes_read)
+
+
+def _portable(identity: dict) -> dict:
+    """An identity without the time of modification, which a copy of the file on another machine need not share."""
+    return {key: value for key, value in identity.items() if key != "modified_ns"}
+
+
+class _Stop(Interrupts):
+    """What a worker asks whether it should stop: the run's own wish instead of signals."""
+
+    def __init__(self, stop: threading.Event | None):
+        super().__init__()
+        self._wish = stop
+
+    def check(self) -> None:
+        """Raise Interrupted when the run is over for all workers."""
+        if self._wish is not None and self._wish.is_set():
+            raise Interrupted(0)
+
+
+def _with(stop: threading.Event) -> Callable[[Shard], Absorbed]:
+    return lambda shard: absorb_shard(shard, stop)
+
+
+def _in_order(
+    executor: Executor,
+    task: Callable,
+    shards: Sequence[Shard],
+    width: int,
+    stop: threading.Event,
+    interrupts: Interrupts,
+) -> Iterator[Absorbed]:
+    """The results of all shards in their order, at most `width` of them under way or waiting.
+
+    When one fails, or a signal asks for an end, the others are told to stop.
+    """
+    waiting: deque[Future] = deque()
+    try:
+        for shard in shards:
+            if len(waiting) == width:
+                yield _result(waiting.popleft(), interrupts)
+            waiting.append(executor.submit(task, shard))
+        while waiting:
+            yield _result(waiting.popleft(), interrupts)
+    except BaseException:
+        stop.set()
+        for future in waiting:
+            future.cancel()
+        raise
+
+
+def _result(future: Future, interrupts: Interrupts) -> Absorbed:
+    while True:
+        interrupts.check()
+        if wait([future], timeout=0.1).done:
+            break
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if not isinstance(error, BrokenExecutor) and type(error).__name__ != "KilledWorker":  # the latter is Dask's
+        raise error
+    raise MemoryBudget(
+        f"a worker ended without a word ({type(error).__name__}: {error}); systems that run out of memory kill: allow "
+        "fewer workers (--threads) or less memory, and look at the workers' log"
+    ) from error
+
+
+def _check(problem: Problem) -> None:
+    request = problem.request
+    if request.shards < 1:
+        raise UsageError(f"--shards {request.shards}: must be at least 1")
+    for heads in (problem.k, problem.v, problem.q):
+        if not heads.tensor.seekable:
+            raise CannotMeet(
+                f"{heads.tensor.name}: a pipe passes once and cannot be cut into shards; omit --shards, or write the "
+                "rows to a file first"
+            )
+
+
+def _plan(problem: Problem, shards: int, engine: Engine) -> tuple[Plan, int | None]:
+    """The plan of all workers together, as many as asked for whose plans fit the budget; and the budget of one.
+
+    Workers of a cluster see to their own memory: only what waits here to be merged counts.
+    """
+    request = problem.request
+    whole = make_plan(replace(problem, request=replace(request, threads=1)))  # refuses what not even one worker can do
+    workers = min(engine.workers(request.threads), shards)
+    while True:
+        held = (shards.bit_length() + 2 * workers) * whole.sketch_bytes  # in the tree, and on their way to it
+        held += merging_bytes(problem)
+        share = None if whole.allowed is None else max(1, (whole.allowed - held) // workers)
+        try:
+            one = (
+                whole
+                if engine.remote
+                else make_plan(replace(problem, request=replace(request, threads=1, memory=share)))
+            )
+            break
+        except MemoryBudget:
+            if workers == 1:
+                raise
+            workers -= 1
+    parts = {} if engine.remote else {name: size * workers for name, size in one.parts.items()}
+    plan = replace(one, threads=workers, allowed=whole.allowed, parts=parts | {"merging": held})
+    return plan, None if engine.remote else share
+
+
+def _progress(shard: Shard, problem: Problem, watch: Watch, began: float) -> Progress:
+    return Progress(
+        phase="shards", rows=shard.stop, total=problem.k.rows, bytes=watch.bytes_read, seconds=time.monotonic() - began,
+        sketch_bytes=watch.sketch_bytes, memory_now=watch.meter.now(), memory_peak=watch.meter.peak(),
+        memory_allowed=watch.allowed,
+    )  # fmt: skip
+
+
+def _worker(shard: Shard) -> str:
+    """Where this runs, for messages; nothing among the threads of one process."""
+    return "" if shard.engine == "threads" else f"worker {socket.gethostname()}, process {os.getpid()}: "

@@ -1,0 +1,288 @@
+"""Sketches as files: made from keys and values, added to, merged, and queried later."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+
+from streamattn_cli.checkpoint.commit import CheckpointWriter
+from streamattn_cli.checkpoint.container import read
+from streamattn_cli.engine.passes.open_run import check_finite, check_output
+from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.warm import warm
+from streamattn_cli.engine.planning.footprint import FIRST_ROWS
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.problem import DEFAULT_ROWS, Problem
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.resume import Saved, continued, find_saved, make_saver
+from streamattn_cli.engine.saving.saver import Saver, check_schema, describe
+from streamattn_cli.engine.saving.sources import absorbed, check_disjoint, check_same, key_sources
+from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Started
+from streamattn_cli.engine.watch.meter import Meter, available_memory
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, Interrupted
+from streamattn_cli.rows.absent import absent
+from streamattn_cli.rows.fit import check_layout
+from streamattn_cli.rows.identity import check_unchanged, file_states
+from streamattn_cli.rows.imagined import imagined
+from streamattn_cli.rows.many import open_stream
+from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.rows.recordout import waits
+from streamattn_cli.rows.writers import Writer, open_writer
+from streamattn_cli.sketches.head import HeadParams
+
+OPEN = "sketch"  # phase of a sketch whose last rows still wait: more may be appended
+
+
+@dataclass(frozen=True)
+class SketchFile:
+    """A checkpoint that can be queried: parameters of a head, the number of heads, state, and what it was made from."""
+
+    name: str
+    params: HeadParams
+    heads: int
+    state: dict[str, np.ndarray]
+    phase: str
+    rows: int
+    facts: dict
+    sources: list[dict]
+
+    @property
+    def complete(self) -> bool:
+        """Whether `finish` has been applied: such a sketch takes no more rows."""
+        return self.phase != OPEN
+
+
+def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
+    """Read a sketch (of `sketch`, `merge`, or of a full-attention `attend --checkpoint` whose keys were all absorbed).
+
+    `memory`: bytes that it may take, None for what the machine has. Raises the errors of reading (3, 6, 7, 8), and
+    CheckpointIncompatible where it cannot answer queries.
+    """
+    state, meta = read(name, memory or available_memory())
+    check_schema(name, meta)
+    facts = json.loads(meta["params"])
+    if "sketches" in facts:
+        raise CheckpointIncompatible(f"{name}: a run with --sketches {facts['sketches']['kind']}, which answers no "
+                                     "other queries than its own; go on with attend --resume")  # fmt: skip
+    if facts.get("head") is None:
+        raise CheckpointIncompatible(f"{name}: made by --method {meta['method']}, which keeps no sketch to query")
+    if facts["mode"] == "causal":
+        raise CheckpointIncompatible(f"{name}: a causal run, whose state answers only its own next rows; go on with "
+                                     "attend --resume")  # fmt: skip
+    if meta["phase"] == "keys":
+        raise CheckpointIncompatible(f"{name}: its keys were not absorbed to the end ({meta['rows']} rows); go on with "
+                                     "--resume first")  # fmt: skip
+    try:
+        params = HeadParams.from_dict(facts["head"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointIncompatible(f"{name}: parameters that this version does not know ({error}); use the version of "
+                                     f"streamattn that wrote it ({meta.get('created_by')})") from error  # fmt: skip
+    counters = state["head.counters"]
+    rows = int(counters[0][0])
+    return SketchFile(name, params, len(counters), state, meta["phase"], rows, facts, absorbed(meta))
+
+
+def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, append: str | None = None) -> Outcome:
+    """Absorb keys and values into the sketch file `request.checkpoint`, after those of `append` if it is given."""
+    check_output(request, *([append] if append else []))
+    with ExitStack() as stack:
+        inputs = stack.enter_context(open_stream(request.inputs, need_q=request.inputs.q is not None))
+        files = file_states([inputs.k.tensor, inputs.v.tensor])
+        before = open_sketch_file(append, request.memory) if append else None
+        problem = keys_problem(request, inputs, before)
+        facts, sources = sketch_facts(problem), key_sources(problem)
+        if before:
+            check_disjoint([(before.name, before.sources), (problem.k.tensor.name, sources)])
+            sources = [*before.sources, *sources]
+        writer = stack.enter_context(CheckpointWriter(request.checkpoint))
+        saved = None if append else _saved(request, facts, sources)
+        if saved:
+            problem = continued(problem, saved)
+        plan = make_plan(problem)
+        listener(Started(plan.to_dict()))
+        for note in (*problem.notes, *([f"going on after row {saved.done}"] if saved else [])):
+            listener(Note(note))
+        warm(plan, listener)
+        began = time.monotonic()
+        with Meter() as meter:
+            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
+            run = Run(plan, watch, None)
+            saver = make_saver(writer, run, None, facts, {"absorbed": sources}, request.checkpoint_every)
+            try:
+                rows = _absorb(run, before, saved, saver)
+            finally:
+                run.close()
+            check_unchanged(files)
+            writer.commit(run.save_sketch(), describe(facts, OPEN, rows, {"absorbed": sources}, None))
+        outcome = outcome_of("sketch", plan, run.counts(), watch, meter, rows, began, request.checkpoint)
+        outcome = replace(outcome, rows_before=before.rows if before else saved.done if saved else 0)
+    listener(Finished(outcome))
+    return outcome
+
+
+def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
+    """Answer the queries of `request.inputs` from the sketch file `request.checkpoint`."""
+    check_output(request, request.checkpoint)
+    with ExitStack() as stack:
+        file = open_sketch_file(request.checkpoint, request.memory)
+        spec = replace(request.inputs, kv_heads=file.heads, dim=file.params.dim)
+        inputs = stack.enter_context(open_inputs(spec, need_kv=False))
+        keys = replace(
+            imagined(file.params.stored, file.rows, file.heads, file.params.dim, file.name), batch=inputs.q.batch
+        )
+        check_layout(request.inputs, inputs.q, keys, alone=True)
+        files = file_states([inputs.q.tensor])
+        problem = queries_problem(request, file, inputs)
+        plan = make_plan(problem)
+        listener(Started(plan.to_dict()))
+        for note in problem.notes:
+            listener(Note(note))
+        with interrupts.at_once(waits(request.output)):
+            writer = open_writer(
+                request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
+                problem.q.batch,
+            )  # fmt: skip
+        stack.callback(writer.abort)
+        stack.callback(interrupts.on_abort(writer.abort))
+        warm(plan, listener)
+        began = time.monotonic()
+        with Meter() as meter:
+            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
+            rows, counts = answer(file, plan, watch, writer)
+        check_finite(counts, request)
+        check_unchanged(files)
+        writer.commit({**problem.facts(), "sketch": os.path.basename(file.name), "counts": counts})
+        outcome = outcome_of("query", plan, counts, watch, meter, rows, began, request.output)
+    listener(Finished(outcome))
+    return outcome
+
+
+def answer(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> tuple[int, dict]:
+    """Answer the queries of a plan made by `queries_problem` into `writer`; returns their number and the counts."""
+    run = Run(plan, watch, writer)
+    try:
+        run.load_sketch(file.state, file.name)
+        if not file.complete:
+            run.finish()
+        return run.answer_queries(), run.counts()
+    finally:
+        run.close()
+
+
+def _saved(request: AttendRequest, facts: dict, sources: list[dict]) -> Saved | None:
+    """The unfinished sketch to go on with, None to begin. Raises SourceChanged where the input is another one."""
+    saved = find_saved(request, facts, {})
+    if saved:
+        check_same(saved.name, absorbed(saved.meta), sources, "go on with the original input, or make another sketch")
+    return saved
+
+
+def _absorb(run: Run, before: SketchFile | None, saved: Saved | None, saver: Saver) -> int:
+    """The pass over the keys; returns all rows that the sketch holds then."""
+    if before:
+        run.load_sketch(before.state, before.name)
+        run.phase = "keys"
+    if saved:
+        if saved.phase == OPEN:
+            run.load_sketch(saved.state, saved.name)
+            return saved.done
+        run.go_on(saved)
+    if not before:  # a file that is appended to keeps what it had until the end
+        run.passed, run.watch.unsaved = saver.passed, saver.unsaved
+    try:
+        if not run.phase:
+            run.first_rows()
+            run.begin(getattr(run.problem.k.tensor, "first", 0))  # of --rows
+        run.absorb_keys()
+    except Interrupted as stop:
+        if not before:
+            saver.save()
+            stop.consequence = f"the sketch {saver.writer.path} was saved; continue with --resume"
+        raise
+    return run.sketches[0].rows
+
+
+def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | None) -> Problem:
+    """The problem of a sketch: full attention whose queries are unknown, or known only as a sample."""
+    if request.method == "auto":  # which takes exact attention only where no budget was given
+        request = replace(request, resident_rows=request.resident_rows or DEFAULT_ROWS)
+    q = inputs.q or absent(len(inputs.k), inputs.k.dim, inputs.k.tensor.dtype, inputs.k.batch)
+    problem = resolve(replace(request, causal=False), replace(inputs, q=q), growing=True)
+    if problem.params is None:
+        raise CannotMeet("--method exact keeps no sketch; use attend, or --method nystrom or poly")
+    notes = problem.notes
+    if inputs.q is None and getattr(problem.params.history, "active", None):
+        notes += ("no queries are known (--q FILE): nystrom takes any direction to be as likely as another",)
+    if problem.method == "poly" and before is None and (inputs.k.rows or FIRST_ROWS) < FIRST_ROWS:
+        notes += (
+            f"poly chooses its bounds by these {inputs.k.rows} rows alone: longer keys that follow will be shortened",
+        )
+    if before is None:
+        return replace(problem, notes=notes)
+    if before.complete:
+        raise CheckpointIncompatible(f"{before.name}: its last rows have been compressed ({before.phase}), so that none can "
+                                     "follow them; merge it with a sketch of the new rows instead")  # fmt: skip
+    here = (len(inputs.k), inputs.k.dim, inputs.v.dim)
+    there = (before.heads, before.params.dim, before.params.value_dim)
+    if here != there:
+        raise InputMalformed(
+            f"{inputs.k.tensor.name}: {here[0]} key heads of dim {here[1]} and value dim {here[2]} found, "
+            f"{before.name} has {there[0]} of {there[1]} and {there[2]}"
+        )
+    return replace(
+        problem, params=before.params, scale=before.params.scale, method=before.facts["method"],
+        precision=before.params.dtype, notes=notes, rows_before=before.rows,
+    )  # fmt: skip
+
+
+def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) -> Problem:
+    """The problem of a query: keys and values are those of the sketch."""
+    p, q = file.params, inputs.q
+    if q.dim != p.dim or len(q) % file.heads:
+        raise InputMalformed(
+            f"{q.tensor.name}: {len(q)} query heads of dim {q.dim} found, {file.name} has {file.heads} key heads of dim "
+            f"{p.dim}; expected a multiple of that many heads of the same dim"
+        )
+    if file.heads % q.batch:
+        raise InputMalformed(f"{q.tensor.name}: {q.batch} batches do not fit the {file.heads} key heads of {file.name}")
+    k, v = (absent(file.heads, dim, p.stored, q.batch) for dim in (p.dim, p.value_dim))
+    return Problem(replace(request, audit=0), q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes)
+
+
+def sketch_facts(problem: Problem) -> dict:
+    """What must be the same for a sketch to be gone on with, and what it is queried and merged by."""
+    facts = problem.facts()
+    shapes = {name: facts["shapes"][name] for name in ("kv_heads", "dim", "value_dim")}
+    kept = {name: facts[name] for name in ("method", "mode", "scale", "seed", "precision")}
+    return kept | {"shapes": shapes, "head": problem.params.to_dict(), "nan_policy": problem.request.nan_policy}
+
+
+def outcome_of(
+    command: str, plan: Plan, counts: dict, watch: Watch, meter: Meter, rows: int, began: float, output: str
+) -> Outcome:
+    """What a command on sketch files has to say when it is done."""
+    return Outcome(
+        command=command,
+        facts={**plan.problem.facts(), "threads": plan.threads, "versions": {"streamattn-cli": version("streamattn-cli")}},
+        rows=rows,
+        seconds=time.monotonic() - began,
+        wait_seconds=watch.wait_seconds,
+        bytes_read=watch.bytes_read,
+        memory={
+            "allowed": plan.allowed, "reserved": meter.baseline, "projected": plan.projected, "peak": meter.peak(),
+        },
+        counts=counts,
+        audit_reason=None if command == "sketch" else "the keys are not at hand; audit with attend",
+        output=output,
+        notes=plan.problem.notes,
+    )  # fmt: skip

@@ -1,0 +1,84 @@
+"""Which run serves a plan, and which writer its sparse output."""
+
+from __future__ import annotations
+
+import os
+
+from streamattn_cli.engine.passes.paper import SketchedRun
+from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.resume import Saved
+from streamattn_cli.errors import NonFinite, UsageError
+from streamattn_cli.rows.identity import refuse_inputs
+from streamattn_cli.rows.writers import Writer, check_target, open_writer
+
+
+def make_run(plan: Plan, watch: Watch, writer: Writer, doubts: Writer | None = None) -> Run:
+    """The Run of a plan; doubts: the writer of --doubt."""
+    return SketchedRun(plan, watch, writer) if plan.problem.sketches else Run(plan, watch, writer, doubts)
+
+
+def check_output(request: AttendRequest, *sketches: str) -> None:
+    """Refuse an output that cannot be opened, or that is an input, without touching anything. Raises UsageError and
+    OutputFailed. sketches: inputs beside those of the request."""
+    spec = request.inputs
+    side = None if request.output == "-" else request.output + ".json"
+    checkpoint = request.checkpoint if request.checkpoint not in sketches else None
+    inputs = spec.input, *spec.more, spec.q, spec.k, spec.v, request.query_model, *sketches
+    doubt_side = None if request.doubt is None else request.doubt + ".json"
+    refuse_inputs((request.output, side, checkpoint, request.doubt, doubt_side), inputs)
+    if request.doubt:
+        _check_doubt(request)
+    if request.top_k:
+        from streamattn_cli.rows.hdf5sparse import check_sparse
+
+        check_sparse(request.output)
+    if request.output != "-":
+        check_target(request.output)
+
+
+def _check_doubt(request: AttendRequest) -> None:
+    if request.doubt == "-" or check_target(request.doubt) == "special":
+        raise UsageError(f"--doubt {request.doubt}: give the name of a file in .npy or .h5")
+    if request.top_k or request.sketches:
+        raise UsageError("--doubt: rows of --top-k and --sketches are not written one by one; omit it")
+    if os.path.realpath(request.doubt) == os.path.realpath(request.output):
+        raise UsageError(f"--doubt {request.doubt}: is the output itself; give another name")
+
+
+def open_doubt(problem: Problem, saved: Saved | None, tag: str | None) -> Writer | None:
+    """The writer of --doubt: rows x heads in float16; None where none was asked for, or it is complete. See open_writer."""
+    name = problem.request.doubt
+    if not name or (saved and not saved.doubt):
+        return None
+    return open_writer(
+        name, problem.q.rows, 1, len(problem.q), "f2", "TD", going_on=saved.doubt if saved else None, tag=tag
+    )
+
+
+def check_finite(counts: dict[str, int], request: AttendRequest) -> None:
+    """Refuse (NonFinite) to write answers that are not finite, unless --nan-policy drop allows it."""
+    count = counts.get("not_finite_answers", 0)
+    if not counts.get("dropped_keys"):  # a query that saw no token, and was not guarded, had no finite logit
+        count += max(0, counts.get("unanswered_queries", 0) - counts.get("guarded_queries", 0))
+    if count and request.nan_policy != "drop":
+        piped = request.output == "-"
+        written = "those before the end were written already" if piped else "nothing was written"
+        raise NonFinite(
+            f"{'standard output' if piped else request.output}: {count} answers are not finite in the output: sums of values, "
+            f"logits or --out-dtype go beyond the range of the dtype; {written}. Use a wider --out-dtype, scale values or "
+            "logits down, or write them with --nan-policy drop"
+        )
+
+
+def open_sparse(problem: Problem, tag: str | None):
+    """The writer of --top-k; tag: see open_writer."""
+    from streamattn_cli.rows.hdf5sparse import TopKWriter
+
+    r = problem.request
+    check_output(r)
+    heaps = problem.sketches is None or problem.sketches.heaps
+    return TopKWriter(r.output, r.top_k, len(problem.q), problem.v.dim, r.deviation, heaps, tag)

@@ -1,0 +1,250 @@
+"""A run in the source paper's sketches: keys, values and queries pass on their own, in the order in which they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from streamattn_cli.engine.audit.audit import Auditor
+from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.recovery import Entries, exact_norms, sparse_of
+from streamattn_cli.engine.planning.first_rows import first_rows, peek_first
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.saving.saver import stack_heads, unstack_heads
+from streamattn_cli.engine.watch.events import Audit, Note
+from streamattn_cli.engine.workers.lanes import Answers, Lane
+from streamattn_cli.errors import CannotMeet, InputMalformed
+from streamattn_cli.rows.readahead import Block
+from streamattn_cli.rows.topk import BestRows, Sparse
+from streamattn_cli.rows.writers import Writer
+from streamattn_cli.sketches.paper.ranges import row_count
+from streamattn_cli.sketches.paper.sketched import SketchedHead, require_psi
+
+PRODUCED = ("sk.counts", "lane.answers")  # tallies of rows that are produced
+PHASES = {"k": "keys", "v": "values", "q": "queries", "kv": "keys and values"}
+
+
+class SketchedRun(Run):
+    """See attend.Run. `heads` are the sketches of the key heads, `moments` [W | prod] of each, once all rows are in."""
+
+    def __init__(self, plan: Plan, watch: Watch, writer: Writer):
+        super().__init__(plan, watch, writer)
+        self.sketching = self.problem.sketches
+        self.heads = [SketchedHead(self.sketching.params) for _ in self.lanes]
+        self.moments: list[np.ndarray] = []
+
+    def go(self) -> tuple[int, Audit | None, str | None]:
+        """All passes, in the order in which rows come."""
+        if not self.phase:
+            self._calibrate()
+        order = self.sketching.order
+        shared = self.problem.k.tensor is self.problem.v.tensor and not self.problem.k.tensor.seekable
+        steps = [order.replace("v", "")[0] + "v", "q"] if shared and "kv" in order else list(order)
+        phases = ["keys and values" if step == "v" and self.sketching.kind == "phi" else PHASES[step] for step in steps]
+        resumed = phases.index(self.phase) if self.phase else 0
+        if "queries" in phases[:resumed]:
+            self.answered = self.problem.q.rows or 0
+        for at, (step, phase) in enumerate(zip(steps, phases, strict=True)):
+            done = self.done if at == resumed else 0
+            if step == "q" and self.sketching.heaps:
+                self._complete()
+                rows = done + self._answer(self._write_answers, phase, done, self.passed)
+            elif at < resumed:
+                continue
+            elif step == "v" and self.sketching.kind == "phi":
+                self._keys(self._absorb, phase, start=done, passed=self.passed)
+            else:
+                self._absorb_parts(step, phase, done)
+        if not self.sketching.heaps:
+            self._complete()
+            self._recover()
+            rows = row_count(self.heads[0].state["query_rows"])
+        if not self.auditor:
+            return rows, None, self.plan.audit_reason
+        return rows, *self.auditor.estimate(self._second_pass(), self.workers.works[0])
+
+    def counts(self) -> dict[str, int]:
+        """What was clipped or guarded."""
+        clipped, guarded = self.workers.total("sk.counts")
+        return {
+            "clipped_keys": sum(int(head.state["clipped"][0]) for head in self.heads),
+            "clipped_queries": int(clipped),
+            "guarded_queries": int(guarded),
+        } | self.answer_counts()
+
+    def save_sketch(self) -> dict:
+        """See Run."""
+        return super().save_sketch() | stack_heads([head.state for head in self.heads], "sketch")
+
+    def load_sketch(self, state: dict, name: str) -> None:
+        """See Run."""
+        super().load_sketch(state, name)
+        unstack_heads(state, [head.state for head in self.heads], "sketch", name)
+
+    def _tallies(self) -> list[str]:
+        return [*super()._tallies(), "sk.counts"]
+
+    # --- keys, values, queries
+
+    def _calibrate(self) -> None:
+        """Centre and bounds from the first rows; values are looked at only if they are there before the queries."""
+        p = self.problem
+        values = p.v.tensor.seekable or "v" in self.sketching.order.split("q")[0]
+        with self.watch.interrupts.at_once():
+            peeked = peek_first(p, values)
+        for lane, k, c, q in first_rows(p, peeked):
+            try:
+                error = self.heads[lane.index].calibrate(k, c, q)
+            except CannotMeet as refusal:
+                raise CannotMeet(f"{p.k.tensor.name}: {refusal}") from None
+            if self.sketches:
+                for name in ("mu", "radius"):
+                    self.sketches[lane.index].state["history." + name][:] = self.heads[lane.index].state[name]
+            self.watch.listener(
+                Note(f"head {lane.index}: the polynomial alone errs by about {error:.2g} on the first rows")
+            )
+
+    def _absorb_parts(self, step: str, phase: str, done: int) -> None:
+        """A pass, from row `done` on, over one of k, v and q, or over k and v that come in the same rows of a pipe."""
+        tensors = {part: getattr(self.problem, part).tensor for part in step}
+        known = [getattr(self.problem, part).rows for part in step]
+
+        def take(block: Block) -> None:
+            def lane_task(lane: Lane, work: dict) -> None:
+                head = self.heads[lane.index]
+                for a, b in lane.steps(block.start, block.rows):
+                    row = block.start + a
+                    for part, array in zip(step, block.arrays, strict=True):
+                        if part == "q":
+                            head.absorb_queries(lane.queries(array, a, b, row, work), row, work)
+                        elif part == "k":
+                            head.absorb_keys(lane.alone(part, array, a, b, row, work), row, work)
+                        else:
+                            head.absorb_values(lane.alone(part, array, a, b, row, work), row, work)
+
+            self.workers.run(lane_task, self.lanes)
+
+        size = self.plan.query_block_rows if step == "q" else self.plan.block_rows
+        rows = done + self._pump(list(tensors.values()), take, phase, known[0], done, size, self.passed)
+        if rows == 0:
+            raise InputMalformed(f"{tensors[step[0]].name}: no rows")
+
+    def _complete(self) -> None:
+        """All keys and values are in: join them, and refuse a Psi that is drowned by its own noise."""
+        with self._uncounted(*PRODUCED):
+            self._join()
+
+    def _join(self) -> None:
+        p, work = self.problem, self.workers.works[0]
+        if self.sketching.kind == "phi":
+            self.finish()
+            for sketch, head in zip(self.sketches, self.heads, strict=True):
+                head.state["value_range"][:] = sketch.state["range"]
+            self.moments = [
+                np.column_stack([sketch.state["history.moments"][:, :-1], head.state["prod"]])
+                for sketch, head in zip(self.sketches, self.heads, strict=True)
+            ]
+            return
+        for head in self.heads:
+            head.check_values(p.k.tensor.name, p.v.tensor.name)
+            self.moments.append(head.moments())
+            error = head.psi_error(self.moments[-1], work, self._output_size(head, self.moments[-1]))
+            require_psi(error, self.sketching.params, p.request.max_error)
+            self.watch.listener(
+                Note(f"head {len(self.moments) - 1}: Psi alone errs by about {error:.2g} of the outputs")
+            )
+
+    def _output_size(self, head: SketchedHead, moments: np.ndarray) -> float | None:
+        """The mean squared norm of a row of outputs, which Phi tells also where few rows are heavy."""
+        phi = head.params.phi
+        if not phi or not row_count(head.state["query_rows"]):
+            return None
+        norms = [phi.tail(head.outputs(moments, h)[0]) for h in range(self.problem.group)]
+        return float((np.array(norms) ** 2).sum(axis=1).mean() / row_count(head.state["query_rows"]))
+
+    def _answer(
+        self, use: Callable, phase: str, done: int = 0, passed: Callable[[str, int], None] | None = None
+    ) -> int:
+        """A pass over the queries: use(start, answers (n, heads, dv), q) for every block from row `done` on; returns
+        how many rows these have."""
+        bounded = self.sketching.heaps
+
+        def take(block: Block) -> None:
+            (q,) = block.arrays
+            answers = self._next_output(block)
+
+            def step_task(item: tuple, work: dict) -> None:
+                lane, a, b = item
+                queries = lane.queries(q, a, b, block.start + a, work)
+                out, doubt = lane.answers(b - a, work)
+                moments = self.moments[lane.index]
+                self.heads[lane.index].answer(queries, block.start + a, moments, out, work, bounded, doubt)
+                lane.put(out, doubt, answers, a, b, work)
+
+            self.workers.run(
+                step_task, [(lane, a, b) for lane in self.lanes for a, b in lane.steps(block.start, block.rows)]
+            )
+            use(block.start, answers, q)
+
+        p = self.problem
+        return self._pump([p.q.tensor], take, phase, p.q.rows, done, self.plan.query_block_rows, passed)
+
+    def _write_answers(self, start: int, answers: Answers, q: np.ndarray) -> None:
+        self._write(start, answers, q)
+
+    # --- the k-sparse result, and the truth
+
+    def _recover(self) -> None:
+        """Columns from Phi T; where the queries can be read again, --audit measures the recovery exactly."""
+        p, sketching = self.problem, self.sketching
+        n = row_count(self.heads[0].state["query_rows"])
+        results = []
+        for query_head in range(len(p.q)):
+            lane = query_head // p.group
+            z, mean = self.heads[lane].outputs(self.moments[lane], query_head % p.group)
+            reference = mean if p.request.deviation else None
+            if reference is not None:
+                z -= np.outer(self.heads[lane].state["sk_one"], mean)
+            results.append(sparse_of(sketching, z, n, p.request.top_k, reference))
+        self._tell(results)
+        writer = self.writer
+        writer.results, writer.by, writer.joint = results, sketching.decoder, not sketching.per_column and p.v.dim > 1
+        writer.rows_written, writer.measured = n, False
+        if not p.request.audit or not p.q.tensor.seekable:
+            return
+        best = BestRows(p.request.top_k, len(p.q), p.v.dim, p.request.deviation)
+        held = [Entries(sparse) for sparse in results]
+
+        def compare(start: int, answers: Answers, q: np.ndarray) -> None:
+            best.offer(start, answers.rows)
+            for head, taken in enumerate(held):
+                taken.see(start, answers.rows[:, head])
+            if self.auditor:
+                self.auditor.hear(start, answers)
+
+        with self._uncounted(*PRODUCED):
+            self._answer(compare, "audit of recovery")
+        writer.results = [
+            exact_norms(s, taken, best, head) for head, (s, taken) in enumerate(zip(results, held, strict=True))
+        ]
+        writer.measured = True
+
+    def _tell(self, results: list[Sparse]) -> None:
+        """Say so where the sketch is too small, or the outputs too flat, for what was asked."""
+        found = sum(len(sparse.rows) for sparse in results)
+        sure = sum(int(sparse.significant.sum()) for sparse in results)
+        if sure < found:
+            self.watch.listener(
+                Note(
+                    f"only {sure} of {found} entries stand above the noise of Phi "
+                    f"({self.sketching.params.phi.counters} counters), the others may be noise: outputs without heavy "
+                    "rows are served as well by nothing at all, or try --deviation; heavy rows that are "
+                    "there need a larger --m2"
+                )
+            )
+
+    def _make_auditor(self) -> Auditor:
+        """Keys and values may pass apart, and rows be produced at the end: all exact answers wait for the second pass."""
+        return Auditor(self.problem, self.lanes, self.plan.audit_rows, again=False, postponed=True)

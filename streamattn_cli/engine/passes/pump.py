@@ -1,0 +1,89 @@
+"""The one place that loops over blocks, and what watches it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from streamattn_cli.engine.watch.events import Listener, Progress
+from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.series import Series
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.rows.readahead import Block, ReadAhead
+
+
+@dataclass
+class Watch:
+    """Who is told about a run, who may stop it, and what it has cost so far (over all its passes)."""
+
+    listener: Listener
+    interrupts: Interrupts
+    meter: Meter | None = None
+    allowed: int | None = None
+    sketch_bytes: int = 0
+    wait_seconds: float = 0.0
+    bytes_read: int = 0
+    series: Series = field(default_factory=Series)
+    unsaved: Callable[[], float | None] = lambda: None  # seconds
+    error: Callable[[], float | None] = lambda: None  # of the rows audited so far
+
+
+class Teller:
+    """Tells the listener where a pass over blocks is, whenever one of them is finished (which may be after the next ones
+    were begun)."""
+
+    def __init__(self, watch: Watch, blocks: ReadAhead, phase: str, total: int | None, start: int = 0):
+        self.watch, self.phase, self.total, self.start = watch, phase, total, start
+        self.row_bytes = blocks.row_bytes  # not the blocks themselves, whose buffers must go when the pass is over
+        self.began = time.monotonic()
+
+    def __call__(self, block: Block) -> None:
+        """All rows up to the end of this block are done."""
+        watch, rows = self.watch, block.start + block.rows
+        memory_now = watch.meter.now() if watch.meter else 0
+        watch.series.add(self.phase, rows, memory_now)
+        watch.listener(
+            Progress(
+                phase=self.phase,
+                rows=rows,
+                total=self.total,
+                bytes=(rows - self.start) * self.row_bytes,
+                seconds=time.monotonic() - self.began,
+                sketch_bytes=watch.sketch_bytes,
+                memory_now=memory_now,
+                memory_peak=watch.meter.peak() if watch.meter else 0,
+                memory_allowed=watch.allowed,
+                unsaved_seconds=watch.unsaved(),
+                error=watch.error(),
+                rows_before=self.start,
+            )
+        )
+
+
+def pump(
+    blocks: ReadAhead,
+    take: Callable[[Block], bool | None],
+    watch: Watch,
+    tell: Teller,
+    passed: Callable[[str, int], None] | None = None,
+) -> int:
+    """Feed every block to `take`, in order; returns the number of rows. Stops between blocks when a signal asks.
+
+    After each block `passed` is told the phase and the global row that has been reached; then `tell` is, unless `take` says
+    (True) that the block is still in work and will be told later.
+    """
+    rows = 0
+    with blocks:
+        for block in blocks:
+            watch.interrupts.check()
+            in_work = take(block)
+            rows += block.rows
+            if passed:
+                passed(tell.phase, block.start + block.rows)
+            if not in_work:
+                tell(block)
+        watch.interrupts.check()
+    watch.wait_seconds += blocks.wait_seconds
+    watch.bytes_read += blocks.bytes_read
+    return rows

@@ -1,0 +1,138 @@
+"""Compile and load every kernel that a run will use before its memory is measured: a miniature of the run itself."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from streamattn_cli.engine.passes.open_run import make_run
+from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.watch.events import Listener, Note
+from streamattn_cli.engine.watch.meter import trim
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.engine.workers.pool import default_threads
+from streamattn_cli.kernels import atoms, blas, compress, nystrom
+from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.memory import MemoryTensor
+from streamattn_cli.rows.topk import BestRows
+from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.sketches.histories.nystrom import NystromParams, insert_size
+from streamattn_cli.sketches.histories.poly import PolyParams
+from streamattn_cli.sketches.histories.querymodel import QueryModel
+from streamattn_cli.sketches.rope import rotation
+
+ROWS = 600  # more than a tile, more than two groups, and not a multiple of either
+
+
+class _Nowhere:
+    """A writer that forgets, when it has done what the real one will do with a row."""
+
+    def __init__(self, problem: Problem):
+        self.best = BestRows(4, len(problem.q), problem.v.dim, False) if problem.request.top_k else None
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        if self.best:
+            self.best.offer(start, block)
+
+    def patch(self, row: int, block: np.ndarray) -> None:
+        pass
+
+
+def warm(plan: Plan, listener: Listener) -> None:
+    """Run the plan's methods on a few made-up rows of the same dtypes."""
+    problem = plan.problem
+    if not _compiled():
+        listener(Note("compiling kernels for this machine (only the first run of this version does)"))
+        _on_two_processors(problem)
+    small = {part: _made_up(getattr(problem, part)) for part in ("q", "k", "v")}
+    params = problem.params
+    if params:
+        params = replace(params, window=min(params.window, 300), sinks=min(params.sinks, 4))
+    if params and isinstance(params.history, PolyParams):
+        params = replace(params, history=replace(params.history, max_error=float("inf")))
+    if params and isinstance(params.history, NystromParams):
+        params = replace(params, group=32, window=33, history=replace(params.history, atoms=64, active=32))
+    elif params and params.history and not isinstance(params.history, PolyParams):
+        params = replace(params, group=32, window=min(params.window, 33), history=replace(params.history, rows=64))
+    request = replace(problem.request, audit=min(problem.request.audit, 8), max_error=float("inf"))
+    if params and not params.history:  # finite rows of a window are kept without being widened
+        request, small["v"] = replace(request, nan_policy="drop"), _made_up(problem.v, np.inf)
+    if problem.sketches:
+        small["sketches"] = problem.sketches.tolerant()
+    problem = replace(problem, request=request, params=params, **small)
+    plan = replace(
+        plan, problem=problem, threads=1, block_rows=ROWS, query_block_rows=ROWS, query_rows=512 if plan.query_rows else 0,
+        audit_rows=min(plan.audit_rows, 8), repair_rows=min(plan.repair_rows, 8),
+    )  # fmt: skip
+    run = make_run(plan, Watch(lambda event: None, Interrupts()), _Nowhere(problem))
+    run.go()
+    run.close()
+    del run  # or its arrays would be free only after the measuring has begun, and used again unseen
+    give_back()
+
+
+def compile_compression() -> None:
+    """Compile what `nystrom` compresses with."""
+    x, w, square = np.zeros((8, 4), "f4"), np.ones((8, 3), "f4"), np.eye(4, dtype="f4")
+    scratch, alive = np.zeros(insert_size(8, 4, 3, 2), "f4"), np.zeros(8, bool)
+    turning = (*rotation("", 4), 0), 0.0, np.uint32(0)
+    compress.compress(blas.address("f4"), x, w, square, square[0], 1.0, 0.8, 6, *turning, scratch, alive)
+
+
+def compile_others(given: HeadParams) -> None:
+    """Compile other kernels that are a part of `nystrom`: those of `window`, the model of the queries, and the atoms."""
+    history = replace(given.history, atoms=16, active=4)
+    params = HeadParams(8, 8, 1.0, given.dtype, sinks=1, window=9, group=8, storage=given.storage)
+    rows, c, work = np.zeros((1, 40, 8), given.dtype), np.ones((40, 9), given.dtype), allocate(params.work_spec())
+    HeadAttention(params).step(rows, rows[0], c, np.empty_like(rows), work)
+    held = HeadAttention(replace(params, history=history)).history
+    held.queries.learn(rows[0, :8], c[:8, 0].copy(), 1.0, np.empty(QueryModel.scratch_size(8, 8), "f4"))
+    held.queries.factor(np.empty((8, 8), "f4"), np.empty(8, "f4"))
+    k, c, w, alive = rows[0, :8], c[:8], np.ones((8, 9), "f4"), np.zeros(8, bool)
+    new, x = np.zeros((8, 8), "f4"), np.zeros((8, 8), "f4")
+    nystrom.live(k, c)
+    atoms.gather(*held.bank, held.state["centre"], 0, 8, k, c, x, w, new, alive)
+    atoms.store(new, w, alive, 0, 0, 0, np.uint64(0), *held.bank)
+
+
+def _on_two_processors(problem: Problem) -> None:
+    """Compile the parts of `nystrom` in two processes at once: each finds in the cache what the other has done."""
+    p = problem.params
+    if not (p and isinstance(p.history, NystromParams) and sys.executable and default_threads() > 1):
+        return
+    program, nowhere = f"from {__name__} import compile_compression as go; go()", subprocess.DEVNULL
+    # -P: what lies in the user's folder is not for us to import
+    other = subprocess.Popen([sys.executable, "-P", "-c", program], stdin=nowhere, stdout=nowhere, stderr=nowhere)
+    compile_others(p)
+    other.wait()
+
+
+def give_back() -> None:
+    """Return freed memory to the system, so that what a run takes afterwards is seen as taken."""
+    gc.collect()
+    trim()
+
+
+def _made_up(heads: Heads, last: float = 0.0) -> Heads:
+    """One head of small numbers and a row of `last`, in the storage dtype of `heads`."""
+    values = np.random.default_rng(0).standard_normal((ROWS, heads.dim)).astype("f4") * np.float32(0.1)
+    values[-1] = last
+    kind = heads.tensor.dtype
+    stored = (values.view("u4") >> 16).astype("u2") if kind == "bf16" else values.astype(kind)
+    return Heads(MemoryTensor(stored, name="made up"), (0,), (0,), heads.dim)
+
+
+def _compiled() -> bool:
+    """Whether kernels of this version have been compiled here before."""
+    folder = os.environ.get("NUMBA_CACHE_DIR", "")
+    if not os.path.isdir(folder):
+        return False
+    with os.scandir(folder) as entries:
+        return any(entries)

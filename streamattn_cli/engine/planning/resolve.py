@@ -1,0 +1,156 @@
+"""What the user asked for, in plain words; and what that means for the input at hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from streamattn_cli.engine.planning.parameters import head_params, unused
+from streamattn_cli.engine.request.problem import DEFAULT_ROWS, Problem
+from streamattn_cli.engine.request.scale import scale_value
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
+from streamattn_cli.rows.fit import range_notes
+from streamattn_cli.rows.heads import Heads, group_size
+from streamattn_cli.rows.open import Inputs
+from streamattn_cli.rows.ranges import RangeTensor
+from streamattn_cli.sketches.budget import KEEPERS
+from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
+
+if TYPE_CHECKING:
+    pass
+
+
+def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Problem:
+    """Decide mode, method, scale and parameters. Raises UsageError (2), InputMalformed (4) or CannotMeet (11).
+
+    `growing`: more rows may follow, or be merged in, so that a few rows are not simply kept whole.
+    """
+    if request.seed < 0:
+        raise UsageError(f"--seed {request.seed}: must be 0 or more")
+    q, k, v = inputs.q, inputs.k, inputs.v
+    group_size(q, k)
+    notes = list(inputs.notes)
+    causal = _causal(request, inputs, notes)
+    scale = _scale(request.scale, inputs, k.dim, notes)
+    method = request.method or ("poly" if request.sketches or request.eps else "nystrom")
+    if not request.method:
+        notes.append(f"--method {method} is the default; inspect tells whether poly suits this input")
+    notes += unused(request, method)
+    _check_streams(method, causal, q, k, v)
+    if causal and request.inputs.rows and not request.inputs.q_rows and q.tensor is not k.tensor:
+        q = replace(q, tensor=RangeTensor(q.tensor, *request.inputs.rows))
+        notes += range_notes([q])
+    if causal and None not in (q.rows, k.rows) and q.rows != k.rows:
+        raise InputMalformed(
+            f"{q.tensor.name} has {q.rows} rows and {k.tensor.name} {k.rows}; causal attention needs one query per key "
+            "(use --full, or --rows and --q-rows to choose equal ranges)"
+        )
+    precision = "f8" if "f8" in (h.tensor.dtype for h in (q, k, v)) else "f4"
+    head = HeadParams(k.dim, v.dim, scale, precision, storage=_storage(k.tensor.dtype, v.tensor.dtype, precision))
+    if method == "auto":
+        from streamattn_cli.engine.planning.choose import decided  # which builds on this module
+
+        request, why = decided(request, inputs, head, causal)
+        notes.append(why)
+        method = request.method
+    request = replace(request, rope=_rope(request, inputs, method, causal, notes))
+    params = None if method == "exact" else head_params(request, method, head, causal, k.rows)
+    whole = not growing and k.rows is not None and _all_fit(request, k.rows)
+    if params and method in ("nystrom", "window", *KEEPERS) and whole:
+        params = replace(head, sinks=0, window=k.rows, group=8)
+        notes.append(f"all {k.rows} rows fit into --resident-rows: the answers are exact")
+    return Problem(request, q, k, v, causal, scale, method, precision, params, tuple(notes))
+
+
+def _all_fit(request: AttendRequest, rows: int) -> bool:
+    """Whether the budget holds every row, and no part of it was chosen by hand."""
+    by_hand = (request.window, request.atoms, request.buffer)
+    return by_hand == (None, None, None) and rows <= (request.resident_rows or DEFAULT_ROWS)
+
+
+def _storage(k: str, v: str, precision: str) -> str:
+    """Storage dtype of rows that are kept exactly: that of the input where k and v agree."""
+    return k if k == v else precision
+
+
+def _causal(request: AttendRequest, inputs: Inputs, notes: list[str]) -> bool:
+    if request.causal is not None:
+        return request.causal
+    said = inputs.attrs.get("causal")
+    interleaved = not inputs.q.tensor.seekable and inputs.q.tensor is inputs.k.tensor
+    causal = bool(said) if said is not None else interleaved
+    why = "the file says so" if said is not None else "q, k and v come row by row" if causal else "the default"
+    notes.append(f"attention is {'causal' if causal else 'full'} ({why}; --causal or --full decides)")
+    return causal
+
+
+def _scale(word: str | None, inputs: Inputs, dim: int, notes: list[str]) -> float:
+    if word is None:
+        if "scale" in inputs.attrs:
+            notes.append(f"scale {inputs.attrs['scale']:g} is taken from the file")
+            word = str(inputs.attrs["scale"])
+        else:
+            word = "sqrt"
+    return scale_value(word, dim)
+
+
+def _rope(request: AttendRequest, inputs: Inputs, method: str, causal: bool, notes: list[str]) -> str | None:
+    """Rotary positions as one word (see rope_word), None where there are none or they are of no use."""
+    word = None
+    if request.rope is not None:
+        try:
+            word = read_rope(request.rope)
+        except ValueError:
+            raise UsageError(
+                f"--rope {request.rope}: it must be THETA:half or THETA:interleaved, THETA a number above 1 such as 10000, "
+                "or none"
+            ) from None
+    if method != "nystrom":
+        return None  # `unused` has said so
+    learns = causal and not request.query_model
+    if word and not learns:
+        why = "with --query-model" if causal else "for full attention"
+        notes.append(f"--rope has no meaning {why}: the queries are known beforehand")
+    if not learns:
+        return None
+    return (_rope_of_file(inputs, notes) if word is None else word) or None
+
+
+def _rope_of_file(inputs: Inputs, notes: list[str]) -> str | None:
+    theta, pairs = inputs.attrs.get("rope_theta"), inputs.attrs.get("rope_pairs")
+    if theta is None:
+        return None
+    if pairs is None:
+        notes.append(
+            f"the file says rope_theta, but not rope_pairs: with --rope {theta}:half or :interleaved, whichever is "
+            "true of it, nystrom errs by less"
+        )
+        return None
+    try:
+        word = rope_word(float(theta), str(pairs))
+    except (TypeError, ValueError):
+        raise InputMalformed(
+            f"{inputs.k.tensor.name}: attributes rope_theta {theta!r} and rope_pairs {pairs!r} are no rotation; expected a "
+            f"number above 1 and {' or '.join(PAIRS)}; correct them, or say --rope"
+        ) from None
+    notes.append(f"rope {float(theta):g}:{pairs} is taken from the file")
+    return word
+
+
+def _check_streams(method: str, causal: bool, q: Heads, k: Heads, v: Heads) -> None:
+    """Refuse what a pipe, which passes once, cannot serve."""
+    piped = [h.tensor for h in (q, k, v) if not h.tensor.seekable]
+    if not piped:
+        return
+    if not causal and any(q.tensor is h.tensor for h in (k, v)):
+        raise CannotMeet(
+            f"{q.tensor.name}: q comes interleaved with k and v, and full attention needs all keys before the first "
+            "query is answered: the normaliser D is not known when q passes. Use --causal, or give q as a file (--q FILE)"
+        )
+    if method == "exact" and (causal or not q.tensor.seekable):
+        raise CannotMeet(
+            f"{piped[0].name}: exact {'causal ' if causal else ''}attention reads keys and values several times, and a "
+            "pipe passes once. Write the rows to a file first, or use --method nystrom"
+        )

@@ -1,0 +1,78 @@
+"""What the headers of an input decide about a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.rows.heads import Heads
+from streamattn_cli.sketches.budget import row_bytes
+from streamattn_cli.sketches.head import HeadParams, spec_bytes
+
+if TYPE_CHECKING:
+    from streamattn_cli.engine.request.sketching import Sketching
+
+
+DEFAULT_ROWS = 1024  # --resident-rows
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A request with everything decided that the headers of the input decide."""
+
+    request: AttendRequest
+    q: Heads
+    k: Heads
+    v: Heads
+    causal: bool
+    scale: float
+    method: str
+    precision: str  # of the arithmetic: float64 only for float64 input
+    params: HeadParams | None  # None for `exact`
+    notes: tuple[str, ...]
+    sketches: Sketching | None = None  # see engine/planning/sketches.py
+    rows_before: int = 0  # of the sketch that this one is appended to
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head."""
+        return len(self.q) // len(self.k)
+
+    @property
+    def out_dtype(self) -> str:
+        """Dtype of the output."""
+        return self.request.out_dtype or self.precision
+
+    @property
+    def shapes(self) -> dict:
+        """Sizes by their names, for plans and outcomes."""
+        return {
+            "queries": self.q.rows,
+            "keys": self.k.rows,
+            "heads": len(self.q),
+            "kv_heads": len(self.k),
+            "dim": self.k.dim,
+            "value_dim": self.v.dim,
+        }
+
+    def facts(self) -> dict:
+        """Everything that identifies the result, JSON-able."""
+        r = self.request
+        params = {}
+        if self.params:
+            params = {"sinks": self.params.sinks, "window": self.params.window, "group": self.params.group}
+            if self.params.history:
+                params |= self.params.history.to_dict()
+            resident = spec_bytes(self.params.state_spec())
+            params["resident_bytes"] = resident
+            params["resident_rows"] = round(resident / row_bytes(self.params), 1)
+        return {
+            "method": self.method,
+            "mode": "causal" if self.causal else "full",
+            "params": params | (self.sketches.to_dict() if self.sketches else {}),
+            "scale": self.scale,
+            "shapes": self.shapes,
+            "seed": r.seed,
+            "precision": self.precision,
+        }

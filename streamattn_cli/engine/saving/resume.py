@@ -1,0 +1,172 @@
+"""Going on with a run: what its checkpoint must agree with, and where its inputs and its output are taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from streamattn_cli.checkpoint.commit import CheckpointWriter
+from streamattn_cli.checkpoint.container import read
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.saver import Every, Saver, check_facts, check_sources, describe, parse_every
+from streamattn_cli.engine.watch.meter import available_memory
+from streamattn_cli.errors import CheckpointIncompatible, UsageError
+from streamattn_cli.rows.continued import ContinuedTensor
+from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.identity import identity
+from streamattn_cli.rows.ranges import RangeTensor
+from streamattn_cli.rows.temporary import recover
+from streamattn_cli.rows.writers import Writer
+
+DONE = "done"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read: after row `done` of a phase, with the unfinished output if there is one."""
+
+    name: str
+    state: dict[str, np.ndarray]
+    phase: str
+    done: int
+    part: tuple[str, int] | None  # file name beside the output, and how many of its rows count
+    doubt: tuple[str, int] | None  # the same of --doubt; None when that is complete
+    meta: dict[str, str]
+
+
+def facts_of(problem: Problem, audit_rows: int) -> dict:
+    """What must be the same for a run to be gone on with; block sizes, threads and budgets may change."""
+    facts = problem.facts()
+    if problem.params:
+        facts["head"] = problem.params.to_dict()
+    if problem.sketches:
+        facts["sketches"] = {"kind": problem.sketches.kind, "poly": problem.sketches.params.poly.to_dict()}
+    r = problem.request
+    if r.top_k:
+        facts["top_k"] = [r.top_k, r.deviation]
+    return (
+        facts
+        | {
+            "audit_rows": audit_rows,
+            "out_dtype": problem.out_dtype,
+            "layout": problem.q.layout,
+            "nan_policy": r.nan_policy,
+            "query_model": r.query_model,
+            "select": list(r.inputs.select or ()),
+        }
+        | ({"missing": r.inputs.missing} if r.inputs.missing != "error" else {})
+        | {name: word for name, word in (("repair", r.repair), ("doubt", r.doubt and True)) if word}
+    )
+
+
+def sources_of(problem: Problem) -> dict[str, dict]:
+    """Identities of the inputs."""
+    parts = {"q": problem.q, "k": problem.k, "v": problem.v}
+    return {name: identity(heads.tensor, problem.request.fingerprint) for name, heads in parts.items()}
+
+
+def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dict]) -> Saved | None:
+    """The checkpoint to go on with, None to begin. Raises UsageError, and the errors of a checkpoint that does not fit."""
+    name = request.checkpoint
+    if name is None:
+        if request.resume:
+            raise UsageError("--resume needs --checkpoint FILE")
+        if request.checkpoint_every != AttendRequest.checkpoint_every:
+            raise UsageError(f"--checkpoint-every {request.checkpoint_every} needs --checkpoint FILE")
+        return None
+    if not os.path.exists(name):
+        return None
+    if not request.resume:
+        raise UsageError(f"{name}: there is a checkpoint already; continue with --resume, or remove it first")
+    state, meta = read(name, request.memory or available_memory())
+    check_facts(name, meta, facts)
+    check_sources(name, meta, sources)
+    output = json.loads(meta["output"]) if "output" in meta else {}
+    part, doubt = ((output[key], output["rows"]) if key in output else None for key in ("part", "doubt"))
+    phase, done = meta["phase"], int(meta["rows"])
+    if doubt and not _beside(request.doubt, doubt[0]):
+        if not os.path.exists(request.doubt) or done != sources_rows(sources):
+            raise CheckpointIncompatible(
+                f"{name}: the unfinished file {doubt[0]} beside {request.doubt} is gone; put it back, or start again "
+                "without --resume"
+            )
+        doubt = None  # the run ended between its last steps
+    if part and not _beside(request.output, part[0]):
+        if os.path.exists(request.output) and done == sources_rows(sources):
+            recover(request.output + ".json", part[0].split(".")[-2])
+            return Saved(name, state, DONE, done, None, None, meta)  # it ended between its last two steps
+        raise CheckpointIncompatible(
+            f"{name}: the unfinished output {part[0]} beside {request.output} is gone; put it back, or start again "
+            "without --resume"
+        )
+    return Saved(name, state, phase, done, part, doubt, meta)
+
+
+def _beside(output: str, part: str) -> bool:
+    """Whether the unfinished file is there, in the folder of the output."""
+    return os.path.exists(os.path.join(os.path.dirname(os.path.realpath(output)), part))
+
+
+def part_tag(writer: CheckpointWriter) -> str:
+    """What marks the unfinished output of runs that are saved in this checkpoint: its lock lets only one run at a time
+    write it, and the next one overwrites what a killed one left."""
+    return hashlib.sha256(os.fsencode(writer.path)).hexdigest()[:8]
+
+
+def sources_rows(sources: Mapping[str, dict]) -> int | None:
+    """Rows of the queries, None for a pipe."""
+    rows = sources["q"].get("rows")
+    return None if rows is None else int(rows)
+
+
+def continued(problem: Problem, saved: Saved) -> Problem:
+    """The problem with its pipes taken up where the checkpoint left them.
+
+    A pipe is expected to begin again with its first row, and what has been done is dropped, unless --skip-rows says
+    how many rows to drop (0: the pipe goes on by itself).
+    """
+    parts = {"keys": "kv", "rows": "qkv", "queries": "q"}
+    if problem.sketches:  # keys and values pass apart
+        parts |= {"keys": "k", "values": "v", "keys and values": "kv"}
+    wrapped: dict[int, ContinuedTensor] = {}
+
+    def wrap(heads: Heads) -> Heads:
+        tensor = heads.tensor
+        if tensor.seekable:
+            return heads
+        skip = saved.done if problem.request.skip_rows is None else problem.request.skip_rows
+        if id(tensor) not in wrapped:
+            wrapped[id(tensor)] = ContinuedTensor(RangeTensor(tensor, skip, None) if skip else tensor, saved.done)
+        return replace(heads, tensor=wrapped[id(tensor)])
+
+    return replace(problem, **{part: wrap(getattr(problem, part)) for part in parts.get(saved.phase, "")})
+
+
+def make_saver(
+    writer: CheckpointWriter, run, output: Writer | None, facts: Mapping, sources: Mapping, every: str
+) -> Saver:
+    """A Saver of a run whose output is made durable before each commit, and then outlives a failure of the run."""
+
+    def snapshot(phase: str, done: int) -> tuple[dict, dict]:
+        place = {}
+        run.settle()
+        for key, file in (("part", output), ("doubt", run.doubts)):
+            if file is not None and hasattr(file, "part"):
+                file.sync()
+                file.lasting = True
+                place |= {key: file.part, "rows": file.rows_written}
+        return run.save(), describe(facts, phase, done, sources, place)
+
+    return Saver(writer, parse_every(every) if every else Every(), snapshot)
+
+
+def check_saveable(output: Writer | None) -> None:
+    """Refuse outputs that cannot be gone on with."""
+    if type(output).__name__ == "GrowingHdf5Writer":
+        raise UsageError(f"{output.name}: an .h5 output of unknown length cannot be resumed; use .npy")

@@ -1,0 +1,140 @@
+"""What a run tells whoever watches it. The engine emits these; report/ renders them; nothing here prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run begins: the plan as a JSON-able dict (see engine/planning/sizing.py)."""
+
+    plan: dict
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a pass is. Emitted whenever a block is finished; listeners decide how often to show it."""
+
+    phase: str  # "keys", "queries", "rows" (causal), "audit", "generate", "scan"
+    rows: int  # rows done in this phase, also by a run that is gone on with
+    total: int | None  # rows of this phase, None when the stream does not say
+    bytes: int  # input bytes of the rows that this run did in this phase
+    seconds: float  # since this run began with the phase
+    sketch_bytes: int = 0
+    memory_now: int = 0  # anonymous bytes above the baseline
+    memory_peak: int = 0
+    memory_allowed: int | None = None
+    unsaved_seconds: float | None = None  # since the last checkpoint, or the start; None without checkpoints
+    error: float | None = None  # relative error of the audited rows that are complete, as far as that can be told
+    rows_before: int = 0  # of `rows`, done before this run: no rate counts them
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line the user should know: an inference made, a fallback taken."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ErrorEstimate:
+    """Relative Frobenius error, its 95% interval, and row errors (all relative, no unit).
+
+    enough: whether the audited rows suffice for the interval; where one of them stands for much of a total, they do not.
+    """
+
+    error: float
+    low: float
+    high: float
+    median_row: float
+    p95_row: float
+    enough: bool = True
+
+
+@dataclass(frozen=True)
+class WorstRow:
+    """A row and head that was answered badly, with its error relative to its own exact answer."""
+
+    row: int
+    head: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Flagged:
+    """Rows that the method itself does not answer for (doubt of 1 or more): how many there are, how many of them were
+    audited, and their error; None where none was."""
+
+    rows: int
+    audited: int
+    error: ErrorEstimate | None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The answer to 'how wrong is it?': `method` against exact attention, `trivial` is the mean of the values.
+
+    heads: the same by query head. edges (pieces + 1) cut the stream into pieces; by_position[head][piece] is the error
+    there, None where no row was audited. worst: the worst rows, worst first. history_mass: by query head, the mean share
+    of the audited rows' exact attention that falls on rows which are neither sinks nor recent: what only the history
+    answers, and `window` not at all. Empty where that is not known. flagged: rows that the method does not answer for.
+    before: the error before --repair.
+    """
+
+    rows: int
+    method: ErrorEstimate
+    trivial: ErrorEstimate
+    heads: tuple[ErrorEstimate, ...] = ()
+    edges: tuple[int, ...] = ()
+    by_position: tuple[tuple[float | None, ...], ...] = ()
+    worst: tuple[WorstRow, ...] = ()
+    history_mass: tuple[float, ...] = ()
+    flagged: Flagged | None = None
+    before: ErrorEstimate | None = None
+
+    def summary(self) -> dict:
+        """What is kept beside an output: the figures without their division by head and position; strict JSON."""
+        figures = {"method": asdict(self.method), "trivial": asdict(self.trivial)}
+        if self.flagged and self.flagged.error:
+            figures["flagged"] = {"rows": self.flagged.rows, **asdict(self.flagged.error)}
+        plain = {name: {k: v if isfinite(v) else None for k, v in f.items()} for name, f in figures.items()}
+        mass = {"history_mass": sum(self.history_mass) / len(self.history_mass)} if self.history_mass else {}
+        return {"rows": self.rows, **plain, **mass}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything a finished run has to say. `to_dict` is the stable JSON interface."""
+
+    command: str
+    facts: dict  # method, params, mode, scale, shapes, seed, threads, versions
+    rows: int
+    seconds: float
+    wait_seconds: float  # the engine waiting on input
+    bytes_read: int
+    memory: dict  # allowed, reserved, projected, peak (bytes)
+    counts: dict = field(default_factory=dict)  # clipped_keys, clipped_queries, guarded_rows, dropped_rows, ...
+    audit: Audit | None = None
+    audit_reason: str | None = None  # why there is no audit
+    output: str | None = None
+    notes: tuple[str, ...] = ()
+    rows_before: int = 0  # of `rows`, done by the run that was gone on with, or there before: no rate counts them
+    series: dict = field(default_factory=dict)  # seconds, phase, rows, memory: lists, see engine/watch/series.py
+
+    def to_dict(self) -> dict:
+        """JSON-able form, keys in a fixed order."""
+        return {"type": "outcome", **asdict(self), "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over."""
+
+    outcome: Outcome
+
+
+Event = Started | Progress | Note | Finished
+Listener = Callable[[Event], None]

@@ -1,0 +1,128 @@
+"""The page of a comparison: what each method costs and how wrong it is, and which nothing beats."""
+
+from __future__ import annotations
+
+import string
+from html import escape
+from math import inf
+
+from streamattn_cli.report.html.page import (
+    figure,
+    heading,
+    keys,
+    listed,
+    page,
+    pair,
+    pairs_table,
+    paragraph,
+    percent,
+    table,
+)
+from streamattn_cli.report.html.svg import scatter_plot
+from streamattn_cli.report.text.outcome import facts_text
+from streamattn_cli.units import format_bytes, format_count, format_duration
+
+READING = (
+    "All methods answered the same rows, and were measured against the same exact answers on the same sample.",
+    "Resident memory is the state of all key heads with everything counted: kept rows, weights, statistics, "
+    "buffers. The peak is that of the whole run, read buffers included.",
+    "The vertical line through a point is its 95% interval. Two methods whose intervals overlap widely cannot "
+    "be told apart by this sample; ask for a larger --audit.",
+    "A line joins the methods that nothing else on the picture beats in both directions. Both axes are "
+    "logarithmic: down is less error, left is less cost.",
+    "Times were measured one after the other on this machine, answers to all rows included, and vary by some "
+    "tens of percent.",
+)
+
+
+def comparison_page(found: dict) -> str:
+    """The page of a comparison (the dict of Comparison.to_dict)."""
+    trials = found["trials"]
+    letters = string.ascii_letters + "*" * len(trials)
+    ran = [(letter, t) for letter, t in zip(letters, trials, strict=False) if t["audit"]]
+    body = [f"<h1>streamattn compare: {escape(found['input'])}</h1>", paragraph(facts_text(found["facts"]), "dim")]
+    body += [keys(_keys(found, ran)), heading("Error and cost"), _table(ran)]
+    if refused := [(t["label"], f"at {t['budget']} rows: {t['refused']}") for t in trials if not t["audit"]]:
+        body.append(pairs_table("Not run", refused))
+    drawn = [(letter, t) for letter, t in ran if 0 < t["audit"]["method"]["error"] < inf]
+    if len(drawn) > 1:
+        body.append(
+            pair(
+                _picture(
+                    "Error against resident memory", drawn, "memory", "resident_bytes", format_bytes, "resident memory"
+                ),
+                _picture("Error against time", drawn, "time", "seconds", format_duration, "time for all rows"),
+            )
+        )
+    body += [heading("How to read this"), listed(READING)]
+    return page(f"streamattn compare: {found['input']}", body)
+
+
+def _keys(found: dict, ran: list) -> list[tuple[str, str, str]]:
+    _, best = min(ran, key=lambda entry: entry[1]["audit"]["method"]["error"])
+    e = best["audit"]["method"]
+    entries = [("Least error", percent(e["error"]), f"{best['label']}, {format_bytes(best['resident_bytes'])}")]
+    entries.append(
+        ("Rows measured", str(found["audited"]), f"answered exactly in {format_duration(found['truth_seconds'])}")
+    )
+    return [*entries, ("Trivial answer", percent(found["trivial"]["error"]), "the mean of the values")]
+
+
+def _table(ran: list) -> str:
+    names = [
+        "mark",
+        "method",
+        "resident",
+        "error",
+        "95% interval",
+        "95% of rows below",
+        "rows/s",
+        "peak",
+        "not beaten in",
+    ]
+    rows = []
+    for letter, t in ran:
+        e = t["audit"]["method"]
+        limits = (
+            "unknown"
+            if e["high"] is None or not e.get("enough", True)
+            else f"{percent(e['low'])} to {percent(e['high'])}"
+        )
+        degree = t["params"].get("degree")
+        label = t["label"] + (f" degree {degree}" if degree and "degree" not in t["label"] else "")
+        rows.append(
+            [
+                letter,
+                label,
+                format_bytes(t["resident_bytes"]),
+                percent(e["error"]),
+                limits,
+                percent(e["p95_row"]),
+                format_count(t["rows"] / max(t["seconds"], 1e-9)),
+                format_bytes(t["peak"]),
+                ", ".join(t["front"]),
+            ]
+        )
+    best = [i for i, (_, t) in enumerate(ran) if t["front"]]
+    return table("Methods at equal resident memory", names, rows, words=2, best=best)
+
+
+def _picture(title: str, drawn: list, front: str, cost: str, words, name: str) -> str:
+    points, unbeaten = [], []
+    for letter, t in drawn:
+        e = t["audit"]["method"]
+        points.append(
+            (
+                max(t[cost], 1e-9),
+                e["error"],
+                e["low"] or e["error"],
+                e["high"] or e["error"],
+                letter,
+                front in t["front"],
+            )
+        )
+        if front in t["front"]:
+            unbeaten.append(f"{letter} ({t['label']}, {words(t[cost])}, {percent(e['error'])})")
+    told = f"{len(points)} methods; not beaten: {', '.join(unbeaten)}."
+    svg = scatter_plot(title, told, points, words, percent, name, binary=cost == "resident_bytes")
+    return figure(title, "letters as in the table; filled in colour: not beaten", svg)

@@ -1,0 +1,111 @@
+"""A comparison as text: a table, and two plots of error against what it costs."""
+
+from __future__ import annotations
+
+import string
+import textwrap
+from math import inf
+from typing import TextIO
+
+from streamattn_cli.report.text.braille import Axis, Point, scatter
+from streamattn_cli.report.text.outcome import facts_text, interval_text
+from streamattn_cli.report.text.table import plain_lines
+from streamattn_cli.report.text.terminal import columns, shows
+from streamattn_cli.units import format_bytes, format_count, format_duration
+
+HEIGHT = 10
+WIDEST = 100
+COLUMNS = ("", "method", "resident", "rows kept", "error", "95% interval", "row p95", "rows/s", "peak", "best in")
+DROPPED = (9, 3, 8, 6, 2, 5, 7)  # columns that a narrow terminal does without, in this order
+
+
+def render_compare(found: dict, stream: TextIO, width: int | None = None) -> None:
+    """Write the comparison (the dict of Comparison.to_dict) to `stream`, at most `width` columns."""
+    lines = compare_lines(found, width or columns(stream), plots=shows(stream, "\u28ff\u2502"))
+    stream.write("\n".join(lines) + "\n")
+    stream.flush()
+
+
+def compare_lines(found: dict, width: int, plots: bool = True) -> list[str]:
+    """The whole text as lines of at most `width` characters; plots are made of braille patterns."""
+    trials = found["trials"]
+    letters = dict(zip(range(len(trials)), string.ascii_letters + "*" * len(trials), strict=False))
+    title = f"streamattn compare: {found['input']}"
+    trivial = found["trivial"]
+    rows = [
+        ("ran", facts_text(found["facts"])),
+        (
+            "truth",
+            f"{found['audited']} rows answered exactly in {format_duration(found['truth_seconds'])}, the same for all",
+        ),
+        ("trivial", f"{trivial['error']:.3g} (the error of the mean of the values)"),
+    ]
+    lines = [*plain_lines(title, rows, width), "", *table_lines(trials, letters, width)]
+    refused = [(t["label"], f"at {t['budget']} rows: {t['refused']}") for t in trials if not t["audit"]]
+    if refused:
+        lines += ["", *plain_lines("not run", refused, width)]
+    ran = [(letters[i], t) for i, t in enumerate(trials) if t["audit"] and 0 < t["audit"]["method"]["error"] < inf]
+    if plots and len(ran) > 1:
+        lines += _plot("error against resident memory", ran, "memory", "resident_bytes", format_bytes, width)
+        lines += _plot("error against time", ran, "time", "seconds", format_duration, width)
+    return lines
+
+
+def table_lines(trials: list[dict], letters: dict[int, str], width: int) -> list[str]:
+    """The table of the trials that ran; columns of less importance go where the terminal is narrow."""
+    table = [COLUMNS] + [_cells(letters[i], t) for i, t in enumerate(trials) if t["audit"]]
+    kept = list(range(len(COLUMNS)))
+    for dropped in (*DROPPED, None):
+        wide = [max(len(row[c]) for row in table) for c in kept]
+        if sum(wide) + 2 * len(wide) <= width or dropped is None:
+            break
+        kept.remove(dropped)
+    left = {1, 9}
+    lines = []
+    for row in table:
+        cells = [row[c].ljust(w) if c in left else row[c].rjust(w) for c, w in zip(kept, wide, strict=True)]
+        lines.append(("  ".join(cells)).rstrip()[:width])
+    return lines
+
+
+def _cells(letter: str, trial: dict) -> tuple[str, ...]:
+    e = trial["audit"]["method"]
+    return (
+        letter,
+        trial["label"] + _degree(trial),
+        format_bytes(trial["resident_bytes"]),
+        f"{trial['params'].get('resident_rows', 0):.0f}",
+        f"{e['error']:.3g}",
+        interval_text(e["low"], e["high"]) if e["enough"] else "too few rows",
+        f"{e['p95_row']:.3g}",
+        format_count(trial["rows"] / max(trial["seconds"], 1e-9)),
+        format_bytes(trial["peak"]),
+        ", ".join(trial["front"]),
+    )
+
+
+def _degree(trial: dict) -> str:
+    degree = trial["params"].get("degree")
+    return f" degree {degree}" if degree and "degree" not in trial["label"] else ""
+
+
+def _plot(title: str, ran: list[tuple[str, dict]], front: str, cost: str, text, width: int) -> list[str]:
+    points = [
+        Point(max(t[cost], 1e-9), t["audit"]["method"]["error"], letter, front in t["front"]) for letter, t in ran
+    ]
+    width = min(width, WIDEST)
+    up = Axis.over([p.y for p in points], HEIGHT)
+    across = Axis.over([p.x for p in points], width)
+    ends = [f"{up.high:.2g}", f"{up.low:.2g}"]
+    margin = max(map(len, ends)) + 1
+    lines = scatter(points, max(8, width - margin - 1), HEIGHT)
+    labels = [ends[0], *[""] * (HEIGHT - 2), ends[1]]
+    body = [f"{label:>{margin - 1}} │{line}".rstrip() for label, line in zip(labels, lines, strict=True)]
+    low, high = text(across.low), text(across.high)
+    gap = max(1, width - margin - 1 - len(low) - len(high))
+    return [
+        "",
+        *textwrap.wrap(f"{title} (logarithmic; the line joins the best)", width),
+        *body,
+        " " * (margin + 1) + low + " " * gap + high,
+    ]

@@ -1,0 +1,61 @@
+"""What `plan` found, as text: a line per method and the command to paste."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from streamattn_cli.report.text.outcome import facts_text
+from streamattn_cli.report.text.table import plain_lines
+from streamattn_cli.report.text.terminal import columns
+from streamattn_cli.units import format_bytes, format_duration
+
+COLUMNS = ("method", "settings", "resident", "memory", "time", "expected error")
+GUESS = "The expected error is a guess: a formula for poly, else as on other heads. compare and --audit measure it."
+DROPPED = (2, 3, 4)  # columns that a narrow terminal does without, in this order
+
+
+def render_forecast(found: dict, stream: TextIO, width: int | None = None) -> None:
+    """Write the plan (the dict of engine/jobs/forecast.py) to `stream`, at most `width` columns but for the command."""
+    stream.write("\n".join(forecast_lines(found, width or columns(stream))) + "\n")
+    stream.flush()
+
+
+def forecast_lines(found: dict, width: int) -> list[str]:
+    """The plan as lines; only the command line, which is to be pasted, may be longer than `width`."""
+    logits = found["logits"]
+    rows = [
+        ("for", facts_text(found)),
+        ("budget", format_bytes(found["memory"]) if found["memory"] else "none given (--memory): the usual settings"),
+    ]
+    if logits and logits["row_std"]:
+        rms, p95 = logits["row_std_rms"], logits["row_std_p95"]
+        rows.append(("logits", f"of a row: standard deviation {rms:.2g}; 95% of rows below {p95:.2g}"))
+    best = found["recommended"]
+    title = f"streamattn plan: {found['input']}"
+    lines = [*plain_lines(title, rows, width), "", *_table(found["options"], width), ""]
+    lines += [*plain_lines(GUESS, [], width), ""]
+    refused = [(o["method"], o["refused"]) for o in found["options"] if o["refused"]]
+    if refused:
+        lines += [*plain_lines("do not fit", refused, width), ""]
+    lines += plain_lines("recommended", [(best["method"], best["reason"])], width)
+    return [*lines, "", f"    {best['command']}"]
+
+
+def _table(options: list[dict], width: int) -> list[str]:
+    rows = [COLUMNS] + [_cells(o) for o in options if not o["refused"]]
+    kept = list(range(len(COLUMNS)))
+    for dropped in (*DROPPED, None):
+        wide = [max(len(row[c]) for row in rows) for c in kept]
+        if sum(wide) + 2 * len(wide) <= width or dropped is None:
+            break
+        kept.remove(dropped)
+    return ["  ".join(row[c].ljust(w) for c, w in zip(kept, wide, strict=True)).rstrip()[:width] for row in rows]
+
+
+def _cells(option: dict) -> tuple[str, ...]:
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in option["settings"].items())
+    seconds = option["seconds"]
+    return (
+        option["method"], settings, format_bytes(option["resident_bytes"]) if option["resident_bytes"] else "",
+        format_bytes(option["projected"]), "unknown" if seconds is None else format_duration(seconds), option["error"],
+    )  # fmt: skip

@@ -1,0 +1,42 @@
+"""What `inspect` found, as a short text."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from streamattn_cli.report.text.table import Rows, print_rows
+from streamattn_cli.units import format_bytes
+
+
+def render_inspection(report: dict, stream: TextIO, width: int | None = None) -> None:
+    """Write the report to `stream`, at most `width` columns (default: the terminal's)."""
+    print_rows("streamattn inspect", inspection_rows(report), stream, width)
+
+
+def inspection_rows(report: dict) -> Rows:
+    """The report as (label, text) rows."""
+    rows = [("array", _array(entry)) for entry in report["arrays"]]
+    rows += [(t["part"], _tensor(t)) for t in report["tensors"]]
+    attributes = ", ".join(f"{name} {value}" for name, value in report.get("attributes", {}).items())
+    rows.append(("attributes", attributes))
+    if logits := report.get("logits"):
+        spread = ", ".join(f"{s:.2f}" for s in logits["row_std"])
+        rows.append(("logits", f"scale {logits['scale']:.4g}, {'causal' if logits['causal'] else 'full'}: "
+                               f"{logits['lowest']:.1f} to {logits['highest']:.1f} in the sample"))  # fmt: skip
+        rows.append(("row std", f"{spread} (median by query head); 95% of rows below {logits['row_std_p95']:.2f}"))
+    for m in report.get("methods", []):
+        rows.append((f"poly {m['degree']}", f"state {format_bytes(m['state_bytes'])}, predicted error "
+                                            f"{m['predicted_error']:.2g} (values without structure)"))  # fmt: skip
+    rows.append(("advice", report.get("advice", "")))
+    return [(label, text) for label, text in rows if text]
+
+
+def _array(entry: dict) -> str:
+    if "error" in entry:
+        return entry["error"]
+    return f"{entry['name']}, {' x '.join(str(n) for n in entry['shape'])}, {entry['dtype']}"
+
+
+def _tensor(t: dict) -> str:
+    finite = "all finite" if not t["not_finite"] else f"{t['not_finite']} items of the tensor are not finite"
+    return f"{t['rows']} rows, {t['heads']} heads of {t['dim']}, {t['dtype']}, layout {t['layout']}, {finite}"

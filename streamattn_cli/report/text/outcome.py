@@ -1,0 +1,151 @@
+"""A finished run as a short text: what ran, how fast, in what memory, and how wrong the result is."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TextIO
+
+from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, Outcome
+from streamattn_cli.report.text.table import Rows, print_rows
+from streamattn_cli.units import format_bytes, format_count, format_duration, is_timed
+
+MEMORY_WORDS = ("allowed", "reserved", "projected", "peak")
+WORST = 3  # rows named
+SHOWN_FACTS = ("method", "mode", "params", "scale", "shapes", "seed", "threads")
+
+
+def render_outcome(outcome: Outcome, stream: TextIO | None = None, width: int | None = None) -> None:
+    """Write the outcome to `stream` (default stderr), at most `width` columns (default: the terminal's).
+
+    A reader that has gone is no failure: the run is over and its result is where it should be.
+    """
+    with suppress(OSError):
+        print_rows(
+            f"streamattn {outcome.command}", outcome_rows(outcome), sys.stderr if stream is None else stream, width
+        )
+
+
+def outcome_rows(outcome: Outcome) -> Rows:
+    """The outcome as (label, text) rows. Its notes are left out: the listener has shown each when it arose."""
+    rows = [("ran", facts_text(outcome.facts)), ("rows", _speed(outcome)), ("memory", _memory(outcome.memory))]
+    counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in outcome.counts.items() if count)
+    rows.append(("counts", counts))
+    rows += _errors(outcome.audit, outcome.audit_reason)
+    if "top_k" in outcome.facts:
+        rows += sparse_rows(outcome.facts["top_k"])
+    rows.append(("output", outcome.output or ""))
+    return [(label, text) for label, text in rows if text]
+
+
+def sparse_rows(top: dict) -> Rows:
+    """What --top-k kept and who found it, and how it compares with keeping nothing at all."""
+    who = "heaps over the produced rows: exact" if top["by"] == "heaps" else f"Phi, decoded by {top['by']}"
+    how = ", jointly over columns" if top["joint"] else ""
+    about = " of the deviations from the mean output" if top["deviation"] else ""
+    sure = "" if top["by"] == "heaps" else f", {top['significant']} of them above the sketch's noise"
+    kept = f"{top['k']} entries a column{about}, by {who}{how}; {top['entries']} in all{sure}"
+    measured = (
+        "measured on the produced rows" if top["measured"] else "as the sketch itself shows; --audit N measures it"
+    )
+    ratios = (
+        f"{top['recovery_ratio']['median']:.4g} (worst column {top['recovery_ratio']['worst']:.4g}) times the error of the best "
+        f"{top['k']}; nothing at all: {top['zero_ratio']['median']:.4g} (worst {top['zero_ratio']['worst']:.4g}); {measured}"
+    )
+    return [("top-k", kept), ("recovery", ratios)]
+
+
+def facts_text(facts: dict) -> str:
+    """'poly, full, degree 4, scale 0.354, seed 1': the facts a reader wants, in a fixed order."""
+    return ", ".join(entry for name in SHOWN_FACTS if name in facts for entry in [_fact(name, facts[name])] if entry)
+
+
+def _fact(name: str, value: object) -> str:
+    if value is None or value == {}:
+        return ""
+    if name in ("method", "mode"):
+        return str(value)
+    if isinstance(value, dict):
+        return ", ".join(filter(None, (_fact(str(key).replace("_", " "), entry) for key, entry in value.items())))
+    if isinstance(value, float):
+        return f"{name} {value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return f"{name} " + " x ".join(str(entry) for entry in value)
+    return f"{name} {value}"
+
+
+def _speed(outcome: Outcome) -> str:
+    done, seconds = outcome.rows - outcome.rows_before, max(outcome.seconds, 1e-9)
+    text = f"{done} in {format_duration(outcome.seconds)}"
+    if outcome.rows_before:
+        text = f"{outcome.rows}, of which {text}"
+    if is_timed(outcome.seconds) or not done:
+        text += f" ({format_count(done / seconds)} rows/s, {format_bytes(outcome.bytes_read / seconds)}/s)"
+        text += f", {100 * min(1.0, outcome.wait_seconds / seconds):.0f}% of it waiting for input"
+    return text
+
+
+def _memory(memory: dict) -> str:
+    known = [(word, memory[word]) for word in MEMORY_WORDS if memory.get(word) is not None]
+    return ", ".join(f"{word} {format_bytes(count)}" for word, count in known)
+
+
+def _errors(audit: Audit | None, reason: str | None) -> Rows:
+    if audit is None:
+        return [("error", f"not measured: {reason}" if reason else "")]
+    return [
+        ("error", f"{_estimate(audit.method, audit.rows)} ({audit.rows} rows audited)"),
+        ("before", f"{_estimate(audit.before)} (before --repair)" if audit.before else ""),
+        ("flagged", flagged_text(audit.flagged)),
+        ("trivial", f"{_estimate(audit.trivial)} (the same for the mean of the values)"),
+        ("heads", _heads(audit.heads)),
+        ("history", history_text(audit.history_mass)),
+        ("worst", ", ".join(f"row {w.row} head {w.head} {w.error:.3g}" for w in audit.worst[:WORST] if w.error)),
+    ]
+
+
+def _heads(heads: tuple[ErrorEstimate, ...]) -> str:
+    """The best and the worst query head, where there are several."""
+    if len(heads) < 2:
+        return ""
+    order = sorted(range(len(heads)), key=lambda i: heads[i].error)
+    shown = [f"{heads[i].error:.3g} (head {i})" for i in (order[0], order[-1])]
+    return f"{shown[0]} to {shown[1]}, median {heads[order[len(order) // 2]].error:.3g}"
+
+
+def history_text(mass: Sequence[float]) -> str:
+    """How much of the exact attention falls on rows that are not held exactly, by query head; "" where nobody knows."""
+    if not mass:
+        return ""
+    least, mean, most = (f"{100 * x:.3g}%" for x in (min(mass), sum(mass) / len(mass), max(mass)))
+    heads = f" (by head {least} to {most})" if least != most else ""
+    return f"{mean} of the exact attention falls on rows outside sinks and window{heads}"
+
+
+def flagged_text(flagged: Flagged | None) -> str:
+    """'16 rows, error 0.98 (16 audited)': the rows that the method does not answer for; "" where there are none."""
+    if flagged is None:
+        return ""
+    rows = f"{flagged.rows} row{'s' * (flagged.rows != 1)} the method does not answer for"
+    return (
+        f"{rows}, error {flagged.error.error:.3g} ({flagged.audited} audited)"
+        if flagged.error
+        else f"{rows}, none audited"
+    )
+
+
+def _estimate(estimate: ErrorEstimate, rows: int = 0) -> str:
+    """With how many rows it rests on, where more of them are to be asked for."""
+    if rows and not estimate.enough:
+        return f"about {estimate.error:.3g}, not enough rows to tell; use --audit {max(64, 4 * rows)}"
+    return (
+        f"{estimate.error:.3g}, 95% interval {interval_text(estimate.low, estimate.high)};"
+        f" row median {estimate.median_row:.3g}, p95 {estimate.p95_row:.3g}"
+    )
+
+
+def interval_text(low: float, high: float | None) -> str:
+    """'0.012 to 0.018', or that so few rows say nothing about it (JSON has null for infinity)."""
+    return "unknown, too few rows" if high is None or math.isinf(high) else f"{low:.3g} to {high:.3g}"

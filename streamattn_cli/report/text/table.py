@@ -1,0 +1,53 @@
+"""Labelled rows as text: a rich table on a terminal, aligned plain lines anywhere else."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TextIO
+
+from streamattn_cli.report.text.terminal import columns, is_live
+
+Rows = list[tuple[str, str]]
+
+
+def print_rows(title: str, rows: Rows, stream: TextIO, width: int | None = None) -> None:
+    """Write the title and the (label, text) rows to the stream, never wider than `width` (default: the terminal's)."""
+    width = width or columns(stream)
+    if is_live(stream):
+        _print_rich(title, rows, stream, width)
+    else:
+        stream.write("\n".join(plain_lines(title, rows, width)) + "\n")
+    stream.flush()
+
+
+def plain_lines(title: str, rows: Rows, width: int) -> list[str]:
+    """The same as lines of at most `width` characters; long texts go on below themselves."""
+    lines = _wrap(title, width, "  ")
+    label_width = max((len(label) for label, _ in rows), default=0)
+    beside = width - label_width - 4 >= 24  # too narrow for two columns: the text goes below its label
+    for label, text in rows:
+        if beside:
+            head = f"  {label:<{label_width}}  "
+            lines += [head + line if i == 0 else " " * len(head) + line for i, line in
+                      enumerate(_wrap(text, width - len(head), ""))]  # fmt: skip
+        else:
+            lines += _wrap(label, width, "  ") + ["  " + line for line in _wrap(text, max(1, width - 2), "")]
+    return lines
+
+
+def _wrap(text: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(text, max(width, len(indent) + 1), subsequent_indent=indent) or [""]
+
+
+def _print_rich(title: str, rows: Rows, stream: TextIO, width: int) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=False)
+    table.add_column(style="cyan", overflow="fold")
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(Text(label), Text(text))
+    Console(file=stream, width=width, highlight=False).print(table)

@@ -1,0 +1,236 @@
+"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N19); our own method).
+
+The history is a set of atoms (k_a, C_a), C_a = [y_a, w_a]; a query's partial answer is sum_a e^(s q.k_a) C_a. Rows that
+leave the window become atoms with C = [v, 1]. When there are too many, a slice of them that moves round the set is
+compressed together with the new ones: those survive, with new coefficients, that keep the answers of future queries
+(a Gaussian learnt from past ones) best. Atoms are kept in eight bits, so that a byte budget holds about twice as many
+as half-precision rows. Until the bank is full it holds exact rows, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from streamattn_cli.kernels import atoms, blas
+from streamattn_cli.kernels import nystrom as kernel
+from streamattn_cli.sketches.coding.rowstore import HOLDER, dropped, get, kind, put
+from streamattn_cli.sketches.histories.bank import live
+from streamattn_cli.sketches.histories.querymodel import FORGET, FORGET_TURNED, LOOKBACK, QueryModel
+from streamattn_cli.sketches.partial import Partial
+from streamattn_cli.sketches.rope import rotation
+
+ONE = np.float32(1)
+CENTRE_ROWS = 64  # int8 keys are relative to the mean of the first rows that come
+MERGE_ROWS = 64  # another history's atoms come in so many at a time (larger portions: 10% more error),
+MERGE_ACTIVE = 1024  # and are compressed with so many of ours
+BLOCK = 32  # of kernels/linear.py
+SCRATCH = (
+    "tile",
+    "scaled",
+    "logits",
+    "product",
+    "bounds",
+    "share",
+    "m",
+    "y",
+    "doubt",
+    "tile_k",
+    "tile_c",
+    "everything",
+)
+
+
+@dataclass(frozen=True)
+class NystromParams:
+    """Settings of `nystrom`: how many atoms are kept, and how many of them take part in one compression."""
+
+    atoms: int
+    active: int = 192
+    bits: int = 8  # of a coefficient, 8 or 16
+    temper: float = 0.8  # see compress; 1 where the queries are known beforehand
+    storage: str = "f4"  # dtype of the exact rows that the bank holds at first
+    rope: str = ""  # rotary positions of queries and keys (rope.rope_word), where they are known
+    turns: int = 0  # with these, how many positions of the future one compression fits its atoms to
+
+    def to_dict(self) -> dict:
+        """JSON-able form."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("rope", "turns")}
+
+
+def atom_bytes(dim: int, value_dim: int, bits: int) -> int:
+    """Bytes of one atom: int8 key, coefficients of 8 or 16 bits, a bfloat16 scale for each, float32 weight."""
+    return dim + value_dim * bits // 8 + 2 * 2 + 4
+
+
+def insert_size(atoms: int, dim: int, width: int, new: int, rope: str = "") -> int:
+    """Numbers of scratch for compressing up to `atoms` atoms, of which up to `new` are new and go; width = dv + 1."""
+    fixed = 2 * (atoms * (atoms + dim + 1) + dim * dim + min(max(atoms, dim), BLOCK) ** 2)
+    inside = fixed + (new + 3 + width) * atoms + 4 * (width - 1)
+    return dim * (dim + 1) + new * dim + atoms * (dim + width) + inside + ((atoms + 2) * dim if rope else 0)
+
+
+class NystromHistory:
+    """The atoms of one key head. State arrays: see `state_spec`."""
+
+    learns = True
+    kept = None  # rows of the stream: it has none
+
+    def __init__(self, params: NystromParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
+        self.params, self.dim, self.value_dim, self.scale, self.state = params, dim, value_dim, scale, state
+        self.rope = (*rotation(params.rope, dim), params.turns)
+        self.queries = QueryModel(state, self.rope)
+        m, bank = params.atoms, state["bank"]
+        self.weights = bank[: 4 * m].view(np.float32)
+        self.scales = bank[4 * m : 8 * m].view(np.uint16).reshape(m, 2)
+        coefs = 8 * m + m * value_dim * params.bits // 8
+        self.coefs = bank[8 * m : coefs].view(f"i{params.bits // 8}").reshape(m, value_dim)
+        self.keys = bank[coefs:].view(np.int8).reshape(m, dim)
+        self.bank = self.keys, self.coefs, self.scales, self.weights
+        holder = np.dtype(HOLDER[params.storage])
+        capacity = len(bank) // ((dim + value_dim) * holder.itemsize)
+        self.exact = bank[: capacity * (dim + value_dim) * holder.itemsize].view(holder).reshape(capacity, -1)
+
+    @staticmethod
+    def state_spec(params: NystromParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Name -> (shape, dtype) of every state array."""
+        return {
+            # weights f4 | scales u2 x 2 | coefficients | keys i1, each for all atoms; exact rows until it is full
+            "bank": ((params.atoms * atom_bytes(dim, value_dim, params.bits),), "u1"),
+            "held": (
+                (4,),
+                "i8",
+            ),  # atoms (or exact rows), 1 once they are atoms, first of the next slice, stores so far
+            "centre": ((dim,), "f4"),
+        } | QueryModel.state_spec(dim, bool(params.rope))
+
+    @staticmethod
+    def work_spec(params: NystromParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
+        """Name -> (shape, dtype) of the scratch arrays of one thread."""
+        atoms = params.active + group
+        size = max(insert_size(atoms, dim, value_dim + 1, group, params.rope), QueryModel.scratch_size(dim, queries))
+        return {"everything": ((2, queries), "i8"), "fit": ((size,), "f4"), "alive": ((atoms,), "?")}
+
+    @staticmethod
+    def transient_bytes(params: NystromParams, dim: int, value_dim: int, group: int, queries: int) -> int:
+        """Bound on the bytes held for a while: the exact rows widened and centred, when they become atoms."""
+        rows = (
+            params.atoms
+            * atom_bytes(dim, value_dim, params.bits)
+            // ((dim + value_dim) * np.dtype(HOLDER[params.storage]).itemsize)
+        )
+        return rows * (4 * (2 * dim + value_dim + 1) + 1)
+
+    @staticmethod
+    def merging_bytes(params: NystromParams, dim: int, value_dim: int) -> int:
+        """Bound on the bytes held while another history is merged in: its atoms, and scratch to compress them with ours."""
+        scratch = insert_size(MERGE_ACTIVE + MERGE_ROWS, dim, value_dim + 1, MERGE_ROWS)
+        return 4 * (scratch + params.atoms * (dim + value_dim + 1))
+
+    def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
+        """Take the queries q (r, d) of full attention as the model of all queries."""
+        if q is not None:
+            scratch = np.empty(QueryModel.scratch_size(self.dim, len(q)), "f4")
+            self.queries.learn(q, np.zeros(len(q), "f4"), 0, scratch)
+
+    def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
+        """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""
+        held = self.state["held"]
+        if not held[1] and held[0] + len(k) > len(self.exact):
+            self._become_atoms()
+        k, c = live(k, c)
+        if not held[1]:
+            put(self.exact[held[0] : held[0] + len(k)], k, c, self.params.storage)
+            held[0] += len(k)
+            return 0
+        self._insert(k, c, self.params.active, work["fit"], work["alive"])
+        return 0
+
+    def merge(self, other: NystromHistory) -> None:
+        """Take in the history of other rows (same parameters, dims and scale); the query models are pooled."""
+        self.queries.merge(other.queries)
+        mine, theirs = self.state["held"], other.state["held"]
+        a, b = int(mine[0]), int(theirs[0])
+        if not mine[1] and not theirs[1] and a + b <= len(self.exact):
+            self.exact[a : a + b] = other.exact[:b]
+            mine[0] += b
+            return
+        if not mine[1]:
+            self._become_atoms()
+        most = MERGE_ACTIVE + MERGE_ROWS
+        scratch = np.empty(insert_size(most, self.dim, self.value_dim + 1, MERGE_ROWS, self.params.rope), "f4")
+        alive = np.empty(most, bool)
+        k, c = other._atoms()
+        for first in range(0, b, MERGE_ROWS):
+            part = slice(first, first + MERGE_ROWS)
+            self._insert(k[part], c[part], MERGE_ACTIVE, scratch, alive)
+
+    def step(self, head, q, k, c, out, work: dict, doubt: np.ndarray) -> None:
+        """HeadAttention.step without the interpreter."""
+        p, s, a = head.params, head.state, 0
+        answers = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+        given = (
+            blas.address(p.dtype),
+            blas.address("f4"),
+            (p.group, p.window, p.stack, self.params.active, kind(p.stored)),
+        )
+        forget = FORGET_TURNED if self.params.rope else FORGET
+        numbers = self.scale, self.params.temper, -1 / forget, LOOKBACK
+        given += numbers, self.rope, dropped(p.stored), self.mean_value()
+        rows = np.ascontiguousarray(q), k, c, answers, doubt, work["counts"]
+        held = tuple(s[name] for name in ("counters", "sinks", "recent", "range")), *self._arrays(), self.queries.arrays
+        scratch = tuple(work[name] for name in SCRATCH), work["fit"], work["alive"]
+        while True:
+            with np.errstate(over="ignore"):  # without the compiler: unsigned products wrap around on purpose
+                a = kernel.step(*given, a, *rows, *held, *scratch)
+            if a == len(k):
+                break
+            self._become_atoms()
+        if answers is not out:
+            out[:] = answers
+
+    def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
+        """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
+        gemm, stored = blas.address(work["scaled"].dtype.str[1:]), kind(self.params.storage)
+        scratch = (work[name] for name in ("everything", "tile_k", "tile_c", "logits", "product"))
+        kernel.answer(gemm, work["scaled"], *self._arrays(), stored, *scratch, out.m, out.y, out.doubt)
+        return 0
+
+    def mean_value(self) -> np.ndarray:
+        """What to answer when nothing else can (dv,): 0."""
+        return np.zeros(self.value_dim)
+
+    def _become_atoms(self) -> None:
+        """The bank is full of exact rows: turn every one of them into an atom, which takes less room."""
+        k, c = self._atoms()
+        self.state["centre"][:] = k[:CENTRE_ROWS].mean(axis=0) if len(k) else 0
+        self.state["held"][1] = 1
+        self._store(k - self.state["centre"], c, np.ones(len(k), bool), 0, 0, 0)
+
+    def _atoms(self) -> tuple[np.ndarray, np.ndarray]:
+        """All atoms, or the exact rows, as k (n, d) and c (n, dv + 1), float32."""
+        count = int(self.state["held"][0])
+        k, c = np.empty((count, self.dim), np.float32), np.empty((count, self.value_dim + 1), np.float32)
+        if self.state["held"][1]:
+            atoms.load(*self.bank, self.state["centre"], ONE, 0, count, k, c)
+            return k, c
+        return get(self.exact[:count], self.params.storage, k, c)
+
+    def _insert(self, k: np.ndarray, c: np.ndarray, active: int, scratch: np.ndarray, alive: np.ndarray) -> None:
+        """Make atoms of new rows; where there is no room, compress them with the next slice of `active` atoms."""
+        held, centre, bank, _ = self._arrays()
+        numbers = active, self.scale, self.params.temper, self.rope
+        with np.errstate(over="ignore"):
+            kernel.insert(blas.address("f4"), k, c, *numbers, held, centre, bank, self.queries.arrays, scratch, alive)
+
+    def _arrays(self) -> tuple:
+        """Of the state: counters, centre, atoms, and the rows that are there before them."""
+        return self.state["held"], self.state["centre"], self.bank, self.exact
+
+    def _store(self, k: np.ndarray, c: np.ndarray, alive: np.ndarray, first: int, taken: int, size: int) -> None:
+        """Put what is alive of the slice of `taken` atoms from `first` on and of new keys k into their places."""
+        held = self.state["held"]
+        with np.errstate(over="ignore"):  # unsigned products wrap around on purpose
+            atoms.store(k, c, alive, first, taken, size, np.uint64(held[3]), *self.bank)
+        held[3] += 1
