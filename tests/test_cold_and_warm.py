@@ -15,9 +15,9 @@ from streamattn_cli.kernels.jit import kernel
 
 PROGRAM = """
 import hashlib, sys
-from streamattn_cli.engine.attend import attend
-from streamattn_cli.engine.settings import AttendRequest
-from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
 
 spec = InputSpec(**{name: f"{name}.npy" for name in "qkv"}, layout="THD")

@@ -55,10 +55,10 @@ def test_what_another_process_compiles_is_what_nystrom_needs(tmp_path):
     program = """
 import numpy as np
 from dataclasses import replace
-from streamattn_cli.engine.warm import compile_compression, compile_others
+from streamattn_cli.engine.passes.warm import compile_compression, compile_others
 from streamattn_cli.kernels import atoms, compress, dense, queries, rowstore
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
-from streamattn_cli.sketches.nystrom import NystromParams
+from streamattn_cli.sketches.histories.nystrom import NystromParams
 params = HeadParams(8, 8, 1.0, "f4", 1, 9, 8, NystromParams(24, 12, bits=16, storage="f2"), "f2")
 compile_others(params)
 compile_compression()

@@ -307,9 +307,9 @@ def test_plain_texts_keep_to_the_width_and_lose_no_word(width):
 
 TTY = """
 import sys, time
-from streamattn_cli.engine.events import Finished, Outcome, Progress
-from streamattn_cli.report.outcome import render_outcome
-from streamattn_cli.report.progress import make_listener
+from streamattn_cli.engine.watch.events import Finished, Outcome, Progress
+from streamattn_cli.report.text.outcome import render_outcome
+from streamattn_cli.report.live.progress import make_listener
 outcome = Outcome("attend", {"method": "exact"}, 4, 1.0, 0.0, 9, {})
 with make_listener("auto", 3600.0) as listener:
     listener(Progress("keys", 5, 10, 100, 1.0))

@@ -14,7 +14,7 @@ from streamattn_cli.errors import Interrupted
 
 HEAD = """
 import os, signal, sys, time
-from streamattn_cli.engine.signals import Interrupts
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
 def say(text): os.write(1, text.encode() + b"\\n")
 """
