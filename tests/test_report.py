@@ -201,7 +201,7 @@ def test_plain_listener_keeps_to_its_interval():
 def test_the_first_line_comes_an_interval_after_the_first_rows(mode, monkeypatch):
     """Not after the start, which may take as long as it takes."""
     now = 100.0
-    monkeypatch.setattr("streamattn_cli.report.live.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("streamattn_cli.report.live.lines.time.monotonic", lambda: now)
     stream = io.StringIO()
     listener = make_listener(mode, 10, stream)
     for now, lines in ((1000.0, 0), (1009.0, 0), (1010.0, 1), (1019.0, 1), (1021.0, 2)):  # noqa: B007 - the clock
