@@ -21,7 +21,8 @@ class Option:
     """What the command line knows of a field beside its name, type and default.
 
     `names`: its spelling, if that is not --field-name. `shown`: the default in words. `choices`: its words, which are
-    completed; others are refused unless it is `open`. `read` makes the field's value of the word typed; raises UsageError.
+    completed; others are refused unless it is `open`, or `others` gives them, too. `read` makes the field's value of the
+    word typed; raises UsageError.
     `decides`: outputs or checkpoints depend on it, so that a run is not resumed with another value.
     """
 
@@ -32,6 +33,7 @@ class Option:
     shown: str | None = None
     choices: tuple[str, ...] = ()
     open: bool = False
+    others: Callable[[], tuple[str, ...]] | None = None
     read: Callable[[str], object] | None = None
     decides: bool = False
 
@@ -57,7 +59,9 @@ def check_choices(settings: Any) -> None:
     """Refuse (UsageError) words that are none of the choices of their field."""
     for name, default, described in options_of(type(settings)):
         value = getattr(settings, name)
-        if described.choices and not described.open and value != default and value not in described.choices:
+        if not described.choices or described.open or value == default or value in described.choices:
+            continue
+        if not described.others or value not in described.others():
             raise UsageError(f"{spelling(name, described)} {value}: use {one_of(described.choices)}")
 
 

@@ -59,7 +59,7 @@ def unknown(page):
 
 LITERAL = {
     "--dry-run", "--method auto", "python -m streamattn_cli", "decides=True", "place.kind", "problem.request",
-    "ls tests", "out.npy", "out.npy.json", "rows/NAME.py", "sketches/NAME.py", "Params",
+    "ls tests", "out.npy", "out.npy.json", "rows/NAME.py", "sketches/histories/NAME.py", "Params", "streamattn.methods",
 }  # fmt: skip
 
 

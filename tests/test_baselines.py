@@ -13,19 +13,28 @@ from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.sketches.budget import KEEPERS, keeper_params, row_bytes, window_params
+from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.histories.balance import BalanceParams
 from streamattn_cli.sketches.histories.evict import EvictParams
 from streamattn_cli.sketches.histories.levels import LEVELS, level_of, level_to_halve, segment
 from streamattn_cli.sketches.histories.sample import SampleParams
 from streamattn_cli.sketches.histories.wildcat import WildcatParams, halve
+from streamattn_cli.sketches.histories.window import window_params
+from streamattn_cli.sketches.method import MethodOptions
 from streamattn_cli.sketches.tiles import QueryTile
 from streamattn_cli.testing.sketch import LEARNING_LAWS, SKETCH_LAWS, SketchCase
 from streamattn_cli.testing.streams import Stream, attention, make_stream
 
 HEADS = Path(__file__).parent.parent / "sample_data" / "heads.h5"
 HEAD = HeadParams(64, 64, 0.125, "f4", sinks=4, storage="f2")
+KEEPERS = ("balance", "evict", "sample", "wildcat")
+
+
+def within(head, method, rows, is_causal, seed):
+    """The parameters of a method for a budget of resident rows."""
+    return registry.find(method).settings(head, MethodOptions(resident_rows=rows, seed=seed), is_causal, None)
 
 
 def relative(found, expected):
@@ -213,7 +222,7 @@ def whole_head():
 def test_shards_that_hold_all_their_rows_merge_to_one_pass(whole_head, method):
     """Their rows are then halved as if they had come in a row: not a byte differs."""
     stream, _ = whole_head
-    params = keeper_params(HEAD, method, 384, None, None, None, False, 3)
+    params = within(HEAD, method, 384, False, seed=3)
     one, many = absorbed(params, stream), absorbed(params, stream, 16)
     assert one.state["history.counts"][1:].sum() > 100
     assert all(many.state[name].tobytes() == array.tobytes() for name, array in one.state.items())
@@ -226,7 +235,7 @@ def test_sixteen_shards_err_about_as_one_pass(whole_head, method):
     stream, exact = whole_head
     grown = []
     for rows in (192, 224, 256, 384):
-        params = keeper_params(HEAD, method, rows, None, None, None, False, 0)
+        params = within(HEAD, method, rows, False, seed=0)
         one, many = (relative(answers(absorbed(params, stream, pieces), stream), exact) for pieces in (1, 16))
         grown.append(many / one)
     assert np.exp(np.log(grown).mean()) <= 1.15, grown
@@ -243,7 +252,7 @@ def test_sixteen_shards_err_about_as_one_pass(whole_head, method):
 def test_state_fits_the_budget(method, rows, dim, value_dim, storage):
     base = HeadParams(dim, value_dim, 0.1, "f8" if storage == "f8" else "f4", sinks=4, storage=storage)
     for is_causal in (True, False):
-        params = keeper_params(base, method, rows, None, None, None, is_causal, 0)
+        params = within(base, method, rows, is_causal, seed=0)
         budget, held = rows * row_bytes(params), spec_bytes(params.state_spec())
         assert 0 <= budget - held < row_bytes(params) + 16
 
@@ -251,7 +260,7 @@ def test_state_fits_the_budget(method, rows, dim, value_dim, storage):
 @pytest.mark.parametrize("method", KEEPERS)
 def test_too_small_a_budget_is_refused(method):
     with pytest.raises(UsageError, match="--resident-rows"):
-        keeper_params(HEAD, method, 12, None, None, None, True, 0)
+        within(HEAD, method, 12, True, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +283,7 @@ def test_real_head(real, method, share):
     stream, exact = real
     found, window = (
         relative(run_real(p, stream)[:, 1024:], exact[:, 1024:])
-        for p in (keeper_params(HEAD, method, 256, None, None, None, True, 0), window_params(HEAD, 256))
+        for p in (within(HEAD, method, 256, True, seed=0), window_params(HEAD, 256))
     )
     assert found < share * window
 

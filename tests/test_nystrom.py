@@ -19,12 +19,13 @@ from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import compress as module
 from streamattn_cli.kernels import queries as query_kernel
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.sketches.budget import nystrom_params, row_bytes, window_params
+from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.histories import querymodel
-from streamattn_cli.sketches.histories.nystrom import NystromHistory, NystromParams, insert_size
+from streamattn_cli.sketches.histories.nystrom import NystromHistory, NystromParams, insert_size, nystrom_params
 from streamattn_cli.sketches.histories.querymodel import QueryModel
-from streamattn_cli.sketches.registry import HISTORIES
+from streamattn_cli.sketches.histories.window import window_params
 from streamattn_cli.sketches.rope import rotation
 from streamattn_cli.testing.streams import Stream, attention
 
@@ -246,7 +247,7 @@ def test_one_kernel_for_whole_streams_does_what_many_do(rng, monkeypatch, sinks,
     params = HeadParams(8, 8, 0.3, "f4", sinks, window, group=8, history=history, storage=storage)
     monkeypatch.setattr(HeadParams, "stack", 2)
     found = [causal(params, Stream(q, k, c))]
-    monkeypatch.setitem(HISTORIES, NystromParams, GroupByGroup)
+    monkeypatch.setattr(registry, "history_of", lambda params: GroupByGroup)
     found.append(causal(params, Stream(q, k, c)))
     (out, sketch, work), (expected, other, others) = found
     assert isinstance(other.history, GroupByGroup) and sketch.state["history.held"][3] > 1

@@ -9,9 +9,8 @@ from test_nystrom import HEAD, HEADS, causal, compress, relative, sample_head
 
 from streamattn_cli.kernels import compress as module
 from streamattn_cli.kernels import rotary
-from streamattn_cli.sketches.budget import nystrom_params
 from streamattn_cli.sketches.head import HeadParams, allocate, spec_bytes
-from streamattn_cli.sketches.histories.nystrom import NystromParams
+from streamattn_cli.sketches.histories.nystrom import NystromParams, nystrom_params
 from streamattn_cli.sketches.histories.querymodel import FORGET_TURNED, LOOKBACK, QueryModel
 from streamattn_cli.sketches.rope import PAIRS, rope_word, rotation
 from streamattn_cli.testing.streams import Stream, attention

@@ -16,8 +16,10 @@ from heads import Head, dumped, load
 from oracle import Truth, evict_knowing, nystrom_knowing
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.sketches.budget import KEEPERS, keeper_params, nystrom_params, row_bytes, window_params
+from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
+from streamattn_cli.sketches.method import MethodOptions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "paper"))
 from svgplot import Figure  # noqa: E402
@@ -26,6 +28,7 @@ TOP = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 SHARES = (0.01, 0.02, 0.05, 0.10)
 LEAST_SQUARES_AT = (0.05,)  # the costly oracle runs at these shares only
+KEEPERS = ("balance", "evict", "sample", "wildcat")
 METHODS = ("window", *KEEPERS, "nystrom fast", "nystrom")
 CAUSAL_ORACLES = ("evict, knowing the future", "least squares on the future")
 KNOWN_QUERIES = 1024  # of full attention, shown to the methods beforehand
@@ -52,12 +55,9 @@ def params_of(head: Head, method: str, rows: int, causal: bool) -> HeadParams:
     """The method within a budget of `rows` rows, everything counted."""
     dim, value_dim = head.k.shape[1], head.c.shape[1] - 1
     base = HeadParams(dim, value_dim, head.scale, "f4", sinks=SINKS, storage=head.storage)
-    if method == "window":
-        return window_params(base, rows)
-    if method in KEEPERS:
-        return keeper_params(base, method, rows, None, None, None, causal, 0)
-    effort = method.partition(" ")[2] or "default"
-    return nystrom_params(base, rows, effort, causal=causal, stream=head.rows, rope=head.rope)
+    name, _, effort = method.partition(" ")
+    options = MethodOptions(sinks=SINKS, resident_rows=rows, effort=effort or "default", rope=head.rope)
+    return registry.find(name).settings(base, options, causal, head.rows)
 
 
 def answers(head: Head, params: HeadParams, causal: bool) -> tuple[np.ndarray, int]:

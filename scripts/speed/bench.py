@@ -20,10 +20,13 @@ from peers import elu_features, linear, numpy_exact, sketched_features, torch_se
 from streamattn_cli.engine.jobs.inspect import inspect
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.sketches.budget import KEEPERS, keeper_params, nystrom_params, window_params
+from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
 from streamattn_cli.sketches.histories.monomials import feature_count
+from streamattn_cli.sketches.histories.nystrom import nystrom_params
 from streamattn_cli.sketches.histories.poly import PolyParams
+from streamattn_cli.sketches.histories.window import window_params
+from streamattn_cli.sketches.method import MethodOptions
 
 RUNS = Path(__file__).parents[1] / "bench_runs"
 TOP = Path(__file__).parents[2]
@@ -195,7 +198,9 @@ def methods() -> Iterator[Line]:
     c = np.column_stack([v, np.ones(rows, "f4")])
     base = HeadParams(dim, dim, 0.125, "f4", sinks=4, storage="f2")
     choices = {"window": window_params(base, 512)}
-    choices |= {name: keeper_params(base, name, 512, None, None, None, True, 0) for name in KEEPERS}
+    options = MethodOptions(resident_rows=512)
+    keepers = ("balance", "evict", "sample", "wildcat")
+    choices |= {name: registry.find(name).settings(base, options, True, None) for name in keepers}
     choices |= {f"nystrom {effort}": nystrom_params(base, 512, effort) for effort in ("fast", "default", "best")}
     choices["poly, degree 2"] = replace(base, history=PolyParams(degree=2, max_error=np.inf))
     for name, params in choices.items():

@@ -16,8 +16,9 @@ import numpy as np
 
 from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import blas, dense
+from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.coding.rowstore import HOLDER, get, kind, put
-from streamattn_cli.sketches.registry import HISTORIES, HistoryParams
+from streamattn_cli.sketches.method import History, HistoryParams
 from streamattn_cli.sketches.tiles import ALL, TILE_QUERIES, QueryTile, tile_spec
 
 LINE = 64  # bytes of a cache line
@@ -44,16 +45,17 @@ class HeadParams:
     def to_dict(self) -> dict:
         """JSON-able form; the history under the name of its kind."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "history"}
-        return plain | {"history": {kind_name(type(self.history)): self.history.to_dict()} if self.history else None}
+        return plain | {
+            "history": {registry.of(type(self.history)).name: self.history.to_dict()} if self.history else None
+        }
 
     @classmethod
     def from_dict(cls, plain: dict) -> HeadParams:
-        """The parameters that `to_dict` gave; KeyError or TypeError for anything else."""
-        kinds = {kind_name(kind): kind for kind in HISTORIES}
+        """The parameters that `to_dict` gave; KeyError or TypeError for anything else, UsageError for an unknown method."""
         history = plain["history"]
         if history is not None:
             ((name, settings),) = history.items()
-            history = kinds[name](**settings)
+            history = registry.find(name).params(**settings)
         return cls(**{**plain, "history": history})
 
     @property
@@ -97,7 +99,7 @@ class HeadParams:
             "range": ((2, self.value_dim), self.dtype),  # of the values in the history
         }
         if self.history:
-            inner = HISTORIES[type(self.history)].state_spec(self.history, d, self.value_dim)
+            inner = registry.history_of(self.history).state_spec(self.history, d, self.value_dim)
             spec |= {f"history.{name}": s for name, s in inner.items()}
         return spec
 
@@ -107,13 +109,10 @@ class HeadParams:
         spec = tile_spec(d, self.value_dim, g, self.dtype)
         spec["counts"] = (3,), "i8"  # queries clipped, guarded (z <= 0), unanswered
         if self.history:
-            spec |= HISTORIES[type(self.history)].work_spec(self.history, d, self.value_dim, self.group, g, self.dtype)
+            spec |= registry.history_of(self.history).work_spec(
+                self.history, d, self.value_dim, self.group, g, self.dtype
+            )
         return spec
-
-
-def kind_name(kind: type) -> str:
-    """'poly' for PolyParams."""
-    return kind.__name__.removesuffix("Params").lower()
 
 
 def allocate(spec: dict) -> dict[str, np.ndarray]:
@@ -151,10 +150,10 @@ class HeadAttention:
             state = allocate(params.state_spec())
             state["range"][0], state["range"][1] = np.inf, -np.inf
         self.state = state
-        self.history = None
+        self.history: History | None = None
         if params.history:
             inner = {name[8:]: array for name, array in state.items() if name.startswith("history.")}
-            cls = HISTORIES[type(params.history)]
+            cls = registry.history_of(params.history)
             self.history = cls(params.history, params.dim, params.value_dim, params.scale, params.dtype, inner)
 
     @property
@@ -168,7 +167,7 @@ class HeadAttention:
 
     def begin(self, row: int) -> None:
         """The first row to come has this number in the stream that this is a shard of: to some histories it matters."""
-        if hasattr(self.history, "begin"):
+        if self.history:
             self.history.begin(row)
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
@@ -226,8 +225,8 @@ class HeadAttention:
         if learns and self.rows % self.params.group:
             raise ValueError(f"{type(self.history).__name__} learns from whole groups of {self.params.group} rows")
         doubt = np.empty(q.shape[:2], np.float32) if doubt is None else doubt
-        if step := getattr(self.history, "step", None):
-            step(self, q, k, c, out, work, doubt)
+        if self.history and self.history.step:
+            self.history.step(self, q, k, c, out, work, doubt)
             return
         for a, b in self._pieces(len(k)):
             first = self.rows
@@ -244,7 +243,7 @@ class HeadAttention:
         """Answer queries q (heads, n, d), global query rows start.., over all rows absorbed, into out (heads, n, dv); doubt
         (heads, n) float32: see `step`."""
         doubt = np.empty(q.shape[:2], np.float32) if doubt is None else doubt
-        if hasattr(self.history, "answer") and not self._exact_rows() and self.state["counters"][2]:
+        if self.history and self.history.answer and not self._exact_rows() and self.state["counters"][2]:
             self.history.answer(q, start, self.state["range"], out, doubt, work)
             return
         fallback = self._fallback()

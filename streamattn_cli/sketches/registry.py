@@ -1,20 +1,92 @@
-"""Which history belongs to which parameters."""
+"""Which methods there are: ours, one line for each, and those of other packages.
+
+Another package joins with an entry point of the group `streamattn.methods`, whose name is the method's and whose object is
+its METHOD. Modules are imported when their method is first asked for.
+"""
 
 from __future__ import annotations
 
-from streamattn_cli.sketches.histories.balance import BalanceHistory, BalanceParams
-from streamattn_cli.sketches.histories.evict import EvictHistory, EvictParams
-from streamattn_cli.sketches.histories.nystrom import NystromHistory, NystromParams
-from streamattn_cli.sketches.histories.poly import PolyHistory, PolyParams
-from streamattn_cli.sketches.histories.sample import SampleHistory, SampleParams
-from streamattn_cli.sketches.histories.wildcat import WildcatHistory, WildcatParams
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-HISTORIES = {
-    BalanceParams: BalanceHistory,
-    EvictParams: EvictHistory,
-    NystromParams: NystromHistory,
-    PolyParams: PolyHistory,
-    SampleParams: SampleHistory,
-    WildcatParams: WildcatHistory,
+from streamattn_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from streamattn_cli.sketches.method import History, Method
+
+HISTORIES = "streamattn_cli.sketches.histories"
+BUILT_IN = {
+    "nystrom": f"{HISTORIES}.nystrom",
+    "poly": f"{HISTORIES}.poly",
+    "exact": f"{HISTORIES}.exact",
+    "evict": f"{HISTORIES}.evict",
+    "window": f"{HISTORIES}.window",
+    "sample": f"{HISTORIES}.sample",
+    "balance": f"{HISTORIES}.balance",
+    "wildcat": f"{HISTORIES}.wildcat",
 }
-HistoryParams = BalanceParams | EvictParams | NystromParams | PolyParams | SampleParams | WildcatParams
+GROUP = "streamattn.methods"
+
+
+@cache
+def installed() -> dict[str, Any]:
+    """Entry points of methods of other packages, by name; ours cannot be replaced."""
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in BUILT_IN}
+
+
+def names() -> tuple[str, ...]:
+    """All methods, ours first."""
+    return (*BUILT_IN, *sorted(installed()))
+
+
+@cache
+def find(name: str) -> Method:
+    """The method of that name. Raises UsageError where there is none, or its package is broken."""
+    if name in BUILT_IN:
+        return import_module(BUILT_IN[name]).METHOD
+    if name not in installed():
+        raise UsageError(
+            f"method {name}: there is none here; install the package that has it, or use one of {', '.join(names())}"
+        )
+    from streamattn_cli.sketches.method import Method
+
+    point = installed()[name]
+    try:
+        method = point.load()
+    except Exception as error:
+        raise UsageError(
+            f"method {name} of {point.value}: {type(error).__name__}: {error}; update or remove that package"
+        ) from error
+    if not isinstance(method, Method) or method.name != name:
+        raise UsageError(f"method {name}: {point.value} is no Method of that name; update or remove that package")
+    return method
+
+
+def usable() -> Iterator[Method]:
+    """All methods but those of broken packages."""
+    for name in names():
+        try:
+            yield find(name)
+        except UsageError:
+            if name in BUILT_IN:
+                raise
+
+
+@cache
+def of(params: type) -> Method:
+    """The method to which this class of settings belongs. Raises KeyError for a class of no method."""
+    for method in usable():
+        if method.params is params:
+            return method
+    raise KeyError(f"{params.__name__} belongs to no method; methods of other packages are entry points of {GROUP}")
+
+
+def history_of(params: Any) -> type[History]:
+    """The history that has these settings."""
+    history = of(type(params)).history
+    assert history is not None
+    return history

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 from streamattn_cli.engine.planning.parameters import poly_bytes
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import METHODS, AttendRequest
+from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.errors import UsageError
+from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.histories.monomials import feature_count
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
 from streamattn_cli.units import format_bytes
 
-DEFAULT = "nystrom,poly,evict,window,sample,balance,wildcat"
 KINDS = {
     "effort": str, "sinks": int, "window": int, "buffer": int, "atoms": int, "degree": int, "polynomial": str,
     "beta": float,
@@ -33,15 +33,18 @@ class Candidate:
 
 def parse_candidates(text: str) -> list[Candidate]:
     """'nystrom,nystrom:effort=best:sinks=8,poly:degree=2' as candidates. Raises UsageError."""
-    return [_candidate(word.strip()) for word in text.split(",") if word.strip()] or parse_candidates(DEFAULT)
+    return [_candidate(word.strip()) for word in text.split(",") if word.strip()] or [
+        Candidate(method.name, method.name, {}) for method in registry.usable() if method.compared
+    ]
 
 
 def _candidate(word: str) -> Candidate:
     method, *pairs = word.split(":")
     if method == "exact":
         raise UsageError("--methods exact: exact attention is what the others are measured against; leave it out")
-    if method not in METHODS:
-        raise UsageError(f"--methods {method}: unknown; use some of {', '.join(m for m in METHODS if m != 'exact')}")
+    if method not in registry.names():
+        known = sorted(name for name in registry.names() if name != "exact")
+        raise UsageError(f"--methods {method}: unknown; use some of {', '.join(known)}")
     settings = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

@@ -13,17 +13,17 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.planning.speed import calibrate, expected_seconds
-from streamattn_cli.engine.request.problem import DEFAULT_ROWS, Problem
+from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
 from streamattn_cli.rows.imagined import imagined
 from streamattn_cli.rows.open import Inputs, open_inputs
-from streamattn_cli.sketches.budget import row_bytes
+from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.budget import DEFAULT_ROWS, row_bytes
 from streamattn_cli.sketches.head import HeadParams
 
 LADDER = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)  # resident rows
 AUDIT = 64  # rows, on the recommended command line
-SHOWN = ("nystrom", "poly", "exact", "window", "evict", "sample", "balance", "wildcat")
 CLASSES = ((0.01, "below 1%"), (0.05, "1% to 5%"), (0.25, "5% to 25%"), (math.inf, "above 25%"))
 
 
@@ -79,7 +79,7 @@ def _forecast(request: AttendRequest, inputs: Inputs, words: list[str]) -> dict:
     factor = calibrate()
     budget = (request.resident_rows or DEFAULT_ROWS) * row_bytes(head)
     degree = poly_degree(request, head, budget, spread["row_std_rms"] if spread else 1.0)
-    options = [_option(method, request, inputs, spread, degree, factor) for method in SHOWN]
+    options = [_option(method.name, request, inputs, spread, degree, factor) for method in registry.usable()]
     chosen = _choice(request, problem, head, spread, options)
     facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params", "seed")}
     return {
@@ -156,9 +156,7 @@ def _error_class(method: str, plan: Plan, spread: dict | None) -> str:
     if method == "poly":
         error = predicted_poly_error(problem.request.degree, std)
         return next(words for limit, words in CLASSES if error < limit)
-    if method == "nystrom":
-        return "1% to 10%" if std > 0.5 else "1% to 3%"
-    return "5% to 50%" if problem.causal else "above 25%"
+    return registry.find(method).expected(problem.causal, std)
 
 
 def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list[str]) -> str:

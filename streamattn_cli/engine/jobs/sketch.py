@@ -21,7 +21,7 @@ from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
-from streamattn_cli.engine.request.problem import DEFAULT_ROWS, Problem
+from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import Saved, continued, find_saved, make_saver
 from streamattn_cli.engine.saving.saver import Saver, check_schema, describe
@@ -29,7 +29,7 @@ from streamattn_cli.engine.saving.sources import absorbed, check_disjoint, check
 from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Started
 from streamattn_cli.engine.watch.meter import Meter, available_memory
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, Interrupted
+from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, Interrupted, UsageError
 from streamattn_cli.rows.absent import absent
 from streamattn_cli.rows.fit import check_layout
 from streamattn_cli.rows.identity import check_unchanged, file_states
@@ -38,6 +38,7 @@ from streamattn_cli.rows.many import open_stream
 from streamattn_cli.rows.open import Inputs, open_inputs
 from streamattn_cli.rows.recordout import waits
 from streamattn_cli.rows.writers import Writer, open_writer
+from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.head import HeadParams
 
 OPEN = "sketch"  # phase of a sketch whose last rows still wait: more may be appended
@@ -84,6 +85,8 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
                                      "--resume first")  # fmt: skip
     try:
         params = HeadParams.from_dict(facts["head"])
+    except UsageError as error:
+        raise CheckpointIncompatible(f"{name}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointIncompatible(f"{name}: parameters that this version does not know ({error}); use the version of "
                                      f"streamattn that wrote it ({meta.get('created_by')})") from error  # fmt: skip

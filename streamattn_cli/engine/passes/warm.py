@@ -22,9 +22,9 @@ from streamattn_cli.kernels import atoms, blas, compress, nystrom
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.memory import MemoryTensor
 from streamattn_cli.rows.topk import BestRows
+from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
 from streamattn_cli.sketches.histories.nystrom import NystromParams, insert_size
-from streamattn_cli.sketches.histories.poly import PolyParams
 from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.rope import rotation
 
@@ -54,13 +54,8 @@ def warm(plan: Plan, listener: Listener) -> None:
     small = {part: _made_up(getattr(problem, part)) for part in ("q", "k", "v")}
     params = problem.params
     if params:
-        params = replace(params, window=min(params.window, 300), sinks=min(params.sinks, 4))
-    if params and isinstance(params.history, PolyParams):
-        params = replace(params, history=replace(params.history, max_error=float("inf")))
-    if params and isinstance(params.history, NystromParams):
-        params = replace(params, group=32, window=33, history=replace(params.history, atoms=64, active=32))
-    elif params and params.history and not isinstance(params.history, PolyParams):
-        params = replace(params, group=32, window=min(params.window, 33), history=replace(params.history, rows=64))
+        method = registry.of(type(params.history)) if params.history else registry.find("window")
+        params = method.miniature(params)
     request = replace(problem.request, audit=min(problem.request.audit, 8), max_error=float("inf"))
     if params and not params.history:  # finite rows of a window are kept without being widened
         request, small["v"] = replace(request, nan_policy="drop"), _made_up(problem.v, np.inf)

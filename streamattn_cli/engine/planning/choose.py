@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 
 from streamattn_cli.engine.planning.adviser import SHORT, logit_spread, predicted_poly_error, sample_rows
 from streamattn_cli.engine.planning.parameters import poly_bytes
-from streamattn_cli.engine.request.problem import DEFAULT_ROWS
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.rows.open import Inputs
 from streamattn_cli.rows.tensor import RowTensor
-from streamattn_cli.sketches.budget import row_bytes
+from streamattn_cli.sketches.budget import DEFAULT_ROWS, row_bytes
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
 

@@ -6,10 +6,10 @@ A phase gives back what it took before the next begins, so the bound is what sta
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from streamattn_cli.engine.audit.audit import Auditor
 from streamattn_cli.engine.audit.repair import BATCH_BYTES
+from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.sketch_memory import sketch_parts, top_k_parts
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.workers.lanes import lane_work_spec
@@ -17,11 +17,7 @@ from streamattn_cli.rows.readahead import distinct, readahead_bytes
 from streamattn_cli.rows.tensor import row_bytes
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import spec_bytes
-from streamattn_cli.sketches.histories.poly import PolyHistory, PolyParams
-from streamattn_cli.sketches.registry import HISTORIES
-
-if TYPE_CHECKING:
-    from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.sketches.registry import history_of
 
 FIRST_ROWS = 1024  # shown to the method before the pass begins
 LENT = 2  # blocks that are worked on at the same time
@@ -93,16 +89,18 @@ def _lasting(plan: Plan) -> dict[str, int]:
 def _first_rows(problem: Problem) -> dict[str, int]:
     """While the history looks at the first rows of all heads, one head after the other."""
     p = problem.params
-    learns = p and p.history and HISTORIES[type(p.history)].learns
-    if not p or not p.history or (learns and problem.causal and not problem.request.query_model):
+    if not p or not p.history:
+        return {}
+    kind = history_of(p.history)
+    if kind.learns and problem.causal and not problem.request.query_model:
         return {}
     stored = FIRST_ROWS * sum(map(row_bytes, distinct([problem.q.tensor, problem.k.tensor, problem.v.tensor])))
-    if isinstance(p.history, PolyParams):
-        looking = PolyHistory.calibration_bytes(FIRST_ROWS, p.dim, p.value_dim, problem.group)
+    looking = kind.calibration_bytes(FIRST_ROWS, p.dim, p.value_dim, problem.group)
+    if looking is not None:
         return {"first_rows": stored + looking}
     queries = problem.group * p.dim
     row = 2 * _item(problem.precision) * (p.dim + p.value_dim + 1 + queries)  # of one head, and of the next
-    row += 3 * 8 * queries if learns else 0
+    row += 3 * 8 * queries if kind.learns else 0
     row += len(problem.q) * p.dim * 8 if problem.request.query_model else 0
     return {"first_rows": stored + FIRST_ROWS * row}
 
@@ -125,9 +123,9 @@ def _reading(plan: Plan) -> dict[str, int]:
 def _compression(problem: Problem, threads: int) -> int:
     """What the histories of all threads hold for a while."""
     p = problem.params
-    if not p or not p.history or isinstance(p.history, PolyParams):
+    if not p or not p.history:
         return 0
-    history, kind = p.history, HISTORIES[type(p.history)]
+    history, kind = p.history, history_of(p.history)
     room = getattr(history, "rows", None)
     if None not in (room, problem.k.rows) and problem.rows_before + problem.k.rows <= room:  # it never gets full
         if not kind.learns:
@@ -141,8 +139,8 @@ def _compression(problem: Problem, threads: int) -> int:
 def merging_bytes(problem: Problem) -> int:
     """What is held while the sketch of one head is merged into another."""
     p = problem.params
-    merging = getattr(HISTORIES[type(p.history)], "merging_bytes", None) if p.history else None
-    return _compression(problem, 1) + (merging(p.history, p.dim, p.value_dim) if merging else 0)
+    merging = history_of(p.history).merging_bytes(p.history, p.dim, p.value_dim) if p.history else 0
+    return _compression(problem, 1) + merging
 
 
 def _answering(plan: Plan) -> dict[str, int]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streamattn_cli.engine.planning.parameters import head_params, unused
-from streamattn_cli.engine.request.problem import DEFAULT_ROWS, Problem
+from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
@@ -14,7 +14,8 @@ from streamattn_cli.rows.fit import range_notes
 from streamattn_cli.rows.heads import Heads, group_size
 from streamattn_cli.rows.open import Inputs
 from streamattn_cli.rows.ranges import RangeTensor
-from streamattn_cli.sketches.budget import KEEPERS
+from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
@@ -56,9 +57,9 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         notes.append(why)
         method = request.method
     request = replace(request, rope=_rope(request, inputs, method, causal, notes))
-    params = None if method == "exact" else head_params(request, method, head, causal, k.rows)
+    params = head_params(request, method, head, causal, k.rows)
     whole = not growing and k.rows is not None and _all_fit(request, k.rows)
-    if params and method in ("nystrom", "window", *KEEPERS) and whole:
+    if params and "resident_rows" in registry.find(method).options and whole:
         params = replace(head, sinks=0, window=k.rows, group=8)
         notes.append(f"all {k.rows} rows fit into --resident-rows: the answers are exact")
     return Problem(request, q, k, v, causal, scale, method, precision, params, tuple(notes))

@@ -15,14 +15,15 @@ from streamattn_cli.engine.planning.footprint import exact_row_bytes, project, r
 from streamattn_cli.engine.planning.parameters import head_params
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.sketches import with_sketches
-from streamattn_cli.engine.request.problem import DEFAULT_ROWS, Problem
+from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.workers.lanes import STEP
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import InputMalformed, MemoryBudget, UsageError
 from streamattn_cli.rows.readahead import distinct
 from streamattn_cli.rows.tensor import row_bytes
-from streamattn_cli.sketches.registry import HISTORIES
+from streamattn_cli.sketches.budget import DEFAULT_ROWS
+from streamattn_cli.sketches.registry import history_of
 from streamattn_cli.units import format_bytes
 
 SLOT_BYTES = 4 << 20
@@ -188,6 +189,6 @@ def _rounded(rows: int) -> int:
 
 def _whole_groups(problem: Problem, rows: int) -> int:
     """`rows`, rounded up to whole groups for a method that learns from a group's queries at once."""
-    if problem.params is None or not problem.params.history or not HISTORIES[type(problem.params.history)].learns:
+    if problem.params is None or not problem.params.history or not history_of(problem.params.history).learns:
         return rows
     return -(-rows // problem.params.group) * problem.params.group

@@ -13,12 +13,8 @@ import time
 import numpy as np
 
 from streamattn_cli.engine.planning.plan import Plan
-from streamattn_cli.sketches.histories.evict import EvictParams
-from streamattn_cli.sketches.histories.monomials import feature_count
-from streamattn_cli.sketches.histories.nystrom import NystromParams
-from streamattn_cli.sketches.histories.poly import PolyParams
-from streamattn_cli.sketches.histories.sample import SampleParams
-from streamattn_cli.sketches.histories.wildcat import WildcatParams
+from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.method import Load
 
 REFERENCE = 0.47e-3  # seconds of one round of the calibration
 ROUNDS = 200  # at most; about a quarter of a second
@@ -56,28 +52,8 @@ def expected_seconds(plan: Plan, factor: float) -> float | None:
 def _lane_micros(plan: Plan) -> float:
     """Microseconds of one key head on one thread."""
     p = plan.problem
-    rows, queries, dims = p.k.rows, p.q.rows, p.k.dim + p.v.dim
-    # one query and one key: two products and an exponential, in tiles of a few dozen queries or of hundreds
-    pair = 0.0005 + 1.9e-5 * dims
-    if p.method == "exact":
-        return queries * rows * p.group * (0.5 if p.causal else 1.0) * pair
-    params, history = p.params, p.params.history
-    beside = params.sinks + params.window + params.group / 2 + getattr(history, "atoms", getattr(history, "rows", 0))
-    python = 60 * min(plan.threads, len(p.k))  # a group's way through the interpreter, where heads wait for one another
-    if isinstance(history, NystromParams):  # one kernel: what a group costs beside products and compression
-        python = 30 + 0.015 * history.atoms + 0.07 * (params.sinks + params.window) + 40 * (not p.causal)
-    attended = min(beside, rows) * (1 - min(beside, rows) / (2 * rows) if p.causal else 1.0)
-    total = queries * p.group * (0.3 + attended * pair) + python * (rows + queries * (not p.causal)) / params.group
-    if isinstance(history, PolyParams):
-        products = feature_count(p.k.dim, history.degree) * (p.v.dim + 1)
-        return total + (rows + queries * p.group) * (0.06 + 2.2e-5 * products)
-    full = max(0.0, rows - beside) / params.group  # groups that come when the history is full
-    if isinstance(history, NystromParams):
-        n = history.active + params.group
-        total += full * (4 + n * (0.0062 * p.k.dim + 0.0045 * p.v.dim) + 0.0006 * n * n + 9.2e-6 * n**3)
-    elif isinstance(history, SampleParams):
-        total += full * python
-    elif history:
-        known = 0.4 * history.rows if isinstance(history, EvictParams) and not p.causal else 0
-        total += full * (150 + known + (0.7 * history.rows if isinstance(history, WildcatParams) else 0))
-    return total
+    lanes = min(plan.threads, len(p.k))
+    load = Load(p.params, p.k.rows, p.q.rows, p.group, p.k.dim, p.v.dim, p.causal, lanes)
+    # all rows may fit, which leaves no history
+    method = "window" if p.params and not p.params.history else p.method
+    return registry.find(method).micros(load)

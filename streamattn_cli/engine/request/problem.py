@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from streamattn_cli.engine.request.sketching import Sketching
 
 
-DEFAULT_ROWS = 1024  # --resident-rows
-
-
 @dataclass(frozen=True)
 class Problem:
     """A request with everything decided that the headers of the input decide."""

@@ -11,9 +11,10 @@ from functools import partial
 from streamattn_cli.errors import UsageError
 from streamattn_cli.options import ATTENTION, BUDGET, SKETCHES, check_choices, option
 from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.sketches import registry
 from streamattn_cli.units import parse_size
 
-METHODS = ("balance", "evict", "exact", "nystrom", "poly", "sample", "wildcat", "window")
+METHODS = tuple(sorted(registry.BUILT_IN))
 EFFORTS = ("fast", "default", "best")
 ORDERS = {"exact": ("kvq",), "psi": ("kvq", "vkq"), "phi": ("kqv", "kvq"), "paper": ("kqv", "kvq", "vkq")}
 
@@ -52,6 +53,7 @@ class MethodSettings:
         "nystrom, poly, exact, or auto to decide by the input; to compare: window, evict, sample, balance, wildcat.",
         shown="nystrom",
         choices=(*METHODS, "auto"),
+        others=registry.names,
         metavar="METHOD",
         decides=True,
     )

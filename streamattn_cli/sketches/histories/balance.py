@@ -11,9 +11,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
+from streamattn_cli.sketches.budget import BUDGETED, keeper_params
+from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.histories.bank import Bank, bank_spec, live
 from streamattn_cli.sketches.histories.levels import LEVELS, level_of, level_to_halve, merge_levels, segment
+from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
+
+WINDOW_SHARE = 0.35  # of the rows; tuned on real heads
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,8 @@ class BalanceParams:
         return asdict(self)
 
 
-class BalanceHistory:
+class BalanceHistory(History):
     """The kept rows of one key head. State arrays: see `state_spec`."""
-
-    learns = False
 
     def __init__(self, params: BalanceParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         self.params, self.value_dim, self.scale, self.state = params, value_dim, scale, state
@@ -58,17 +61,9 @@ class BalanceHistory:
         }
 
     @staticmethod
-    def work_spec(params: BalanceParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
-        """Name -> (shape, dtype) of the scratch arrays of one thread."""
-        return {"everything": ((2, queries), "i8")}
-
-    @staticmethod
     def transient_bytes(params: BalanceParams, dim: int, value_dim: int, group: int, queries: int) -> int:
         """Bound on the bytes that are held for a while: the kernel of the block that is halved."""
         return 8 * params.rows * (3 * params.rows + 6 * (dim + value_dim))
-
-    def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
-        """Nothing to learn."""
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""
@@ -132,3 +127,20 @@ class BalanceHistory:
         keep = np.zeros(b - a, bool)
         kernel.walk(gram, self.params.gamma, chance, keep)
         return keep
+
+
+def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
+    def history(rows: int, window: int, storage: str) -> BalanceParams:
+        return BalanceParams(rows, seed=options.seed, storage=storage)
+
+    return keeper_params("balance", head, options, causal, WINDOW_SHARE, history)
+
+
+def _micros(load: Load) -> float:
+    held = load.params.history.rows
+    return load.answering(held) + load.full_groups(held) * 150
+
+
+METHOD = Method(
+    name="balance", settings=_settings, options=BUDGETED, params=BalanceParams, history=BalanceHistory, micros=_micros
+)

@@ -11,8 +11,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from streamattn_cli.sketches.budget import BUDGETED, keeper_params
+from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.histories.bank import Bank, bank_spec, live
+from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
+
+WINDOW_SHARE = 0.15  # of the rows; tuned on real heads
+PROBES = 32  # queries held for full attention
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class EvictParams:
         return asdict(self)
 
 
-class EvictHistory:
+class EvictHistory(History):
     """The kept rows of one key head, oldest first. State arrays: see `state_spec`."""
 
     learns = True
@@ -54,11 +60,6 @@ class EvictHistory:
             "probes": ((params.probes, dim), "f4"),
             "normaliser": ((params.probes,), "f4"),  # log of the sum of each probe's weights over all rows so far
         }
-
-    @staticmethod
-    def work_spec(params: EvictParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
-        """Name -> (shape, dtype) of the scratch arrays of one thread."""
-        return {"everything": ((2, queries), "i8")}
 
     @staticmethod
     def transient_bytes(params: EvictParams, dim: int, value_dim: int, group: int, queries: int) -> int:
@@ -152,3 +153,23 @@ class EvictHistory:
     def _logits(self, k: np.ndarray) -> np.ndarray:
         """Logits (probes, n) of the known probes."""
         return self.scale * self.state["probes"][: self.state["held"][1]].astype(np.float64) @ k.T
+
+
+def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
+    """The window lies in the history, whose newest rows it never drops: attention on them must be counted."""
+
+    def history(rows: int, window: int, storage: str) -> EvictParams:
+        return EvictParams(rows, min(window, rows), probes=0 if causal else PROBES, storage=storage)
+
+    return keeper_params("evict", head, options, causal, WINDOW_SHARE, history, window_inside=True)
+
+
+def _micros(load: Load) -> float:
+    held = load.params.history.rows
+    known = 0 if load.causal else 0.4 * held
+    return load.answering(held) + load.full_groups(held) * (150 + known)
+
+
+METHOD = Method(
+    name="evict", settings=_settings, options=BUDGETED, params=EvictParams, history=EvictHistory, micros=_micros
+)

@@ -10,14 +10,17 @@ nearest to e^x for them (a Hermite expansion). Moments are linear in the tokens,
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from sys import float_info
 
 import numpy as np
 
-from streamattn_cli.errors import CannotMeet
+from streamattn_cli.errors import CannotMeet, UsageError
 from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import poly as kernel
+from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.histories.monomials import feature_count, low_count, recentre, table
+from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
 
 MAX_DEGREE = 12  # beyond it the powers outgrow what float64 sums can hold apart
@@ -46,11 +49,8 @@ class PolyParams:
         return asdict(self)
 
 
-class PolyHistory:
+class PolyHistory(History):
     """The compressed history of one key head. State arrays: see `state_spec`."""
-
-    learns = False
-    kept = None  # rows of the stream: it has none
 
     def __init__(self, params: PolyParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         self.params, self.scale, self.dtype, self.state = params, scale, dtype, state
@@ -214,3 +214,36 @@ def _panel(scratch: np.ndarray) -> np.ndarray:
 def _clip_norm(rows: np.ndarray, radius: float) -> np.ndarray:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows * np.minimum(1.0, radius / np.maximum(norms, 1e-300))
+
+
+def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
+    if not 1 <= options.degree <= MAX_DEGREE:
+        raise UsageError(f"--degree {options.degree}: choose 1 to {MAX_DEGREE} (float64 cannot hold more)")
+    if not options.max_error >= 0:
+        raise UsageError(f"--max-error {options.max_error:g}: must be 0 or more (0.25 allows a relative error of 25%)")
+    if options.beta is not None and not options.beta > 0:
+        raise UsageError(f"--beta {options.beta:g}: must be above 0")
+    max_error = min(options.max_error, float_info.max)  # "inf" would not be JSON
+    history = PolyParams(options.degree, options.polynomial, options.beta, max_error)
+    return replace(head, sinks=options.sinks or 0, window=options.window or 0, history=history)
+
+
+def _micros(load: Load) -> float:
+    products = feature_count(load.dim, load.params.history.degree) * (load.value_dim + 1)
+    return load.answering() + (load.rows + load.queries * load.group) * (0.06 + 2.2e-5 * products)
+
+
+def _miniature(params: HeadParams) -> HeadParams:
+    history = replace(params.history, max_error=float("inf"))
+    return replace(params, window=min(params.window, 300), sinks=min(params.sinks, 4), history=history)
+
+
+METHOD = Method(
+    name="poly",
+    settings=_settings,
+    options=frozenset({"degree", "polynomial", "beta", "max_error", "window", "sinks"}),
+    params=PolyParams,
+    history=PolyHistory,
+    micros=_micros,
+    miniature=_miniature,
+)

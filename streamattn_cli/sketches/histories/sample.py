@@ -11,8 +11,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
+from streamattn_cli.sketches.budget import BUDGETED, keeper_params
+from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.histories.bank import Bank, bank_spec
+from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
+
+WINDOW_SHARE = 0.5  # of the rows; tuned on real heads
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,8 @@ class SampleParams:
         return asdict(self)
 
 
-class SampleHistory:
+class SampleHistory(History):
     """The reservoir of one key head. State arrays: see `state_spec`."""
-
-    learns = False
 
     def __init__(self, params: SampleParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         self.params, self.value_dim, self.state = params, value_dim, state
@@ -52,17 +55,9 @@ class SampleHistory:
         }
 
     @staticmethod
-    def work_spec(params: SampleParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
-        """Name -> (shape, dtype) of the scratch arrays of one thread."""
-        return {"everything": ((2, queries), "i8")}
-
-    @staticmethod
     def transient_bytes(params: SampleParams, dim: int, value_dim: int, group: int, queries: int) -> int:
         """Bound on the bytes that are held for a while."""
         return 64 * group + 16 * params.rows
-
-    def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
-        """Nothing to learn."""
 
     def begin(self, row: int) -> None:
         """The first row to come has this global number: shards must know it, so that no two choose alike."""
@@ -113,3 +108,20 @@ class SampleHistory:
             held[0] += 1
         kept[place] = priority
         self.bank.put(place, k, c)
+
+
+def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
+    def history(rows: int, window: int, storage: str) -> SampleParams:
+        return SampleParams(rows, seed=options.seed, storage=storage)
+
+    return keeper_params("sample", head, options, causal, WINDOW_SHARE, history)
+
+
+def _micros(load: Load) -> float:
+    held = load.params.history.rows
+    return load.answering(held) + load.full_groups(held) * load.interpreter
+
+
+METHOD = Method(
+    name="sample", settings=_settings, options=BUDGETED, params=SampleParams, history=SampleHistory, micros=_micros
+)

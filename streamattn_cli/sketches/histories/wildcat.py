@@ -11,12 +11,16 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
+from streamattn_cli.sketches.budget import BUDGETED, keeper_params
+from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.histories.bank import Bank, bank_spec, live
 from streamattn_cli.sketches.histories.levels import LEVELS, level_to_halve, merge_levels, segment
+from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
 
 RIDGE = 1e-3
 LOWEST = -600.0  # of the log diagonal below its maximum, so that its reciprocal stays finite
+WINDOW_SHARE = 0.6  # of the rows; tuned on real heads
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,8 @@ class WildcatParams:
         return asdict(self)
 
 
-class WildcatHistory:
+class WildcatHistory(History):
     """The atoms of one key head. State arrays: see `state_spec`."""
-
-    learns = False
 
     def __init__(self, params: WildcatParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         self.params, self.value_dim, self.scale, self.state = params, value_dim, scale, state
@@ -57,17 +59,9 @@ class WildcatHistory:
         }
 
     @staticmethod
-    def work_spec(params: WildcatParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
-        """Name -> (shape, dtype) of the scratch arrays of one thread."""
-        return {"everything": ((2, queries), "i8")}
-
-    @staticmethod
     def transient_bytes(params: WildcatParams, dim: int, value_dim: int, group: int, queries: int) -> int:
         """Bound on the bytes that are held for a while: kernel and factor of the block that is halved."""
         return 8 * params.rows * (3 * params.rows + 6 * (dim + value_dim))
-
-    def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
-        """Nothing to learn."""
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""
@@ -151,3 +145,20 @@ def _share(w: np.ndarray) -> np.ndarray:
     """Each row's part of the sum of squares (n,)."""
     size = np.einsum("ij,ij->i", w, w)
     return size / max(size.sum(), 1e-300)
+
+
+def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
+    def history(rows: int, window: int, storage: str) -> WildcatParams:
+        return WildcatParams(rows, storage=storage)
+
+    return keeper_params("wildcat", head, options, causal, WINDOW_SHARE, history)
+
+
+def _micros(load: Load) -> float:
+    held = load.params.history.rows
+    return load.answering(held) + load.full_groups(held) * (150 + 0.7 * held)
+
+
+METHOD = Method(
+    name="wildcat", settings=_settings, options=BUDGETED, params=WildcatParams, history=WildcatHistory, micros=_micros
+)

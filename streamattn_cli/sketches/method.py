@@ -1,0 +1,196 @@
+"""What a method is: what it keeps of old rows, how options become its settings, and what is known about its cost.
+
+A method is one file with a `Params` class, a `History` and a `METHOD`. METHODS.md has the mathematics of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from streamattn_cli.sketches.partial import Partial
+
+Spec = dict[str, tuple[tuple[int, ...], str]]  # name -> (shape, dtype) of arrays
+
+# Options that only some methods know, in the order in which notes about them come.
+OPTIONS = (
+    "degree", "polynomial", "beta", "max_error", "effort", "query_model", "rope", "resident_rows", "atoms", "buffer", "window",
+    "sinks",
+)  # fmt: skip
+
+
+class HistoryParams(Protocol):
+    """Settings of a history: a frozen dataclass, which is made again from what `to_dict` gives."""
+
+    def to_dict(self) -> dict:
+        """JSON-able form."""
+        ...
+
+
+class History:
+    """What a method keeps of the rows of one key head that are neither sinks nor recent.
+
+    `absorb` takes in groups of rows, `partial` answers queries over all of them. The rest has defaults. `state` are arrays
+    whose shapes and dtypes follow from the parameters: checkpoints, projections and merging know no others.
+    """
+
+    learns = False  # from queries, which `learn` shows it a whole group at a time
+    kept: int | None = None  # rows of the stream that it keeps as they are; None for a method that keeps none
+    state: dict[str, np.ndarray]
+    step: Callable[..., None] | None = None  # takes in rows and answers them in one go: see HeadAttention.step
+    answer: Callable[..., None] | None = None  # answers queries where nothing is exact: see HeadAttention.answer
+
+    def __init__(self, params: Any, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
+        raise NotImplementedError
+
+    @staticmethod
+    def state_spec(params: Any, dim: int, value_dim: int) -> Spec:
+        """Name -> (shape, dtype) of every state array."""
+        raise NotImplementedError
+
+    @staticmethod
+    def work_spec(params: Any, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> Spec:
+        """Name -> (shape, dtype) of the scratch arrays of one thread, here those that `Bank.partial` needs."""
+        return {"everything": ((2, queries), "i8")}
+
+    @staticmethod
+    def transient_bytes(params: Any, dim: int, value_dim: int, group: int, queries: int) -> int:
+        """Bound on the bytes that are held for a while, when rows are taken in."""
+        return 0
+
+    @staticmethod
+    def merging_bytes(params: Any, dim: int, value_dim: int) -> int:
+        """Bound on the bytes that are held while another history is merged in."""
+        return 0
+
+    @staticmethod
+    def calibration_bytes(rows: int, dim: int, value_dim: int, group: int) -> int | None:
+        """Bound on the bytes that `calibrate` and its caller hold for `rows` first rows and `group` query heads; None for
+        the usual bound."""
+        return None
+
+    def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> float | None:
+        """Look at the first rows, k (n, d) and c (n, dv + 1), and at queries q (r, d). Returns a predicted relative error,
+        or None."""
+        return None
+
+    def begin(self, row: int) -> None:
+        """The first row to come has this number in the stream of which this is a shard."""
+
+    def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
+        """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped."""
+        raise NotImplementedError
+
+    def learn(self, q: np.ndarray, share: np.ndarray, rows: float, work: dict) -> None:
+        """Look at a tile of queries q (r, d) that were answered, of which the history had `share` (r,) of the attention."""
+
+    def merge(self, other: Any) -> None:
+        """Take in the history of the rows that follow."""
+        raise NotImplementedError
+
+    def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
+        """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. Returns the number of queries clipped."""
+        raise NotImplementedError
+
+    def mean_value(self) -> np.ndarray:
+        """What a query is answered that no token answers (dv,)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """What the user may say about a method; see engine/request/settings.py for each. None: decide for me."""
+
+    sinks: int | None = None
+    window: int | None = None
+    resident_rows: int | None = None
+    effort: str = "default"
+    buffer: int | None = None
+    atoms: int | None = None
+    degree: int = 4
+    polynomial: str = "hermite"
+    beta: float | None = None
+    max_error: float = 0.25
+    rope: str | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, request: object) -> MethodOptions:
+        """Those of a request, which has a field for each."""
+        return cls(**{f.name: getattr(request, f.name) for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one thread does for one key head in a whole run, for estimates of its time in microseconds."""
+
+    params: Any  # HeadParams
+    rows: int
+    queries: int
+    group: int  # query heads
+    dim: int
+    value_dim: int
+    causal: bool
+    lanes: int  # key heads that wait for one another in the interpreter
+
+    @property
+    def pair(self) -> float:
+        """One query and one key: two products and an exponential, in tiles of a few dozen queries or of hundreds."""
+        return 0.0005 + 1.9e-5 * (self.dim + self.value_dim)
+
+    @property
+    def interpreter(self) -> float:
+        """A group's way through the interpreter."""
+        return 60 * self.lanes
+
+    def beside(self, held: int = 0) -> float:
+        """Rows that a query is compared with: sinks, window and half a group, and `held` of the history."""
+        return self.params.sinks + self.params.window + self.params.group / 2 + held
+
+    def full_groups(self, held: int) -> float:
+        """Groups that come when the history of `held` rows is full."""
+        return max(0.0, self.rows - self.beside(held)) / self.params.group
+
+    def answering(self, held: int = 0, interpreter: float | None = None) -> float:
+        """Microseconds of answering over what is exact and `held` rows, and of the way there."""
+        beside = self.beside(held)
+        attended = min(beside, self.rows) * (1 - min(beside, self.rows) / (2 * self.rows) if self.causal else 1.0)
+        passed = (self.rows + self.queries * (not self.causal)) / self.params.group
+        way = self.interpreter if interpreter is None else interpreter
+        return self.queries * self.group * (0.3 + attended * self.pair) + way * passed
+
+
+def _usual_miniature(params: Any) -> Any:
+    return replace(
+        params,
+        group=32,
+        window=min(params.window, 33),
+        sinks=min(params.sinks, 4),
+        history=replace(params.history, rows=64),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method, by which registry.py finds it.
+
+    `name`: of --method and in checkpoints. `options`: those of OPTIONS that it knows; with "resident_rows" it is given a
+    budget. `settings`(head, options, causal, stream): a HeadParams with its settings, from one that the input decides;
+    stream is the number of rows that will come, None if nobody knows. Raises UsageError. `micros`: time of a Load.
+    `miniature`: the same HeadParams small, to compile kernels with. `expected`(causal, spread of the logits): the range of
+    its error, in words. `compared`: by `compare` where no methods are named.
+    """
+
+    name: str
+    settings: Callable[[Any, MethodOptions, bool, int | None], Any]
+    micros: Callable[[Load], float]
+    options: frozenset[str] = frozenset()
+    params: type | None = None
+    history: type[History] | None = None
+    miniature: Callable[[Any], Any] = _usual_miniature
+    expected: Callable[[bool, float], str] = lambda causal, spread: "5% to 50%" if causal else "above 25%"
+    compared: bool = True

@@ -1,0 +1,133 @@
+"""Methods of other packages: found by their entry points, used by the command, and held to the conformance suite."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.errors import UsageError
+from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.head import HeadAttention, HeadParams
+from streamattn_cli.sketches.method import Method, MethodOptions
+from streamattn_cli.testing.sketch import SKETCH_LAWS, SketchCase
+
+PACKAGE = Path(__file__).parent / "third_party"
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """A folder of installed packages with that one in it."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "streamattn_oldest").symlink_to(PACKAGE / "streamattn_oldest")
+    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
+    info = folder / f"streamattn_oldest-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    points = project["entry-points"]
+    lines = [line for group in points for line in (f"[{group}]", *(f"{n} = {v}" for n, v in points[group].items()))]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def installed(site, monkeypatch):
+    """The package as this process sees it, and a registry that has not looked yet."""
+    caches = (registry.installed, registry.find, registry.of)
+    monkeypatch.syspath_prepend(str(site))
+    for cache in caches:
+        cache.cache_clear()
+    yield registry.find("oldest")
+    for cache in caches:
+        cache.cache_clear()
+
+
+def streamattn(site, folder, *words):
+    """The command in a process of its own, with that package installed."""
+    paths = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-m", "streamattn_cli", *words],
+        cwd=folder, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stream")
+    rng = np.random.default_rng(4)
+    for part in "qkv":
+        np.save(folder / f"{part}.npy", rng.standard_normal((700, 1, 8)).astype("f4"))
+    return folder
+
+
+INPUT = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--layout", "THD", "--causal", "--resident-rows", "96")
+
+
+def test_the_command_uses_it_and_resumes_its_checkpoint(site, stream):
+    """One that keeps the oldest rows answers otherwise than a window of the same budget."""
+    words = ("attend", *INPUT, "--method", "oldest")
+    whole = streamattn(site, stream, *words, "-o", "out.npy", "--checkpoint", "run.sattn")
+    assert whole.returncode == 0, whole.stderr
+    sketch = streamattn(site, stream, "sketch", "--k", "k.npy", "--v", "v.npy", "--layout", "THD", "--method", "oldest",
+                        "--resident-rows", "96", "-o", "s.sattn")  # fmt: skip
+    assert sketch.returncode == 0, sketch.stderr
+    assert "oldest" in streamattn(site, stream, "info", "s.sattn").stdout
+    answered = streamattn(site, stream, "query", "s.sattn", "q.npy", "--layout", "THD", "-o", "answers.npy")
+    assert answered.returncode == 0, answered.stderr
+    window = streamattn(site, stream, "attend", *INPUT, "--method", "window", "-o", "window.npy")
+    assert window.returncode == 0, window.stderr
+    outputs = [np.load(stream / name) for name in ("out.npy", "window.npy", "answers.npy")]
+    assert all(out.shape == (700, 1, 8) and np.isfinite(out).all() for out in outputs)
+    assert (outputs[0][:40] == outputs[1][:40]).all() and (outputs[0][500:] != outputs[1][500:]).any()
+
+
+def test_plan_and_compare_know_it(site, stream):
+    assert "oldest" in streamattn(site, stream, "plan", *INPUT).stdout
+    compared = streamattn(site, stream, "compare", *INPUT[:-2], "--methods", "oldest,window", "--resident-rows", "96")
+    assert compared.returncode == 0 and "oldest" in compared.stdout, compared.stderr
+
+
+def test_without_it_its_checkpoints_are_refused_with_its_name(site, stream, tmp_path):
+    made = streamattn(site, stream, "sketch", "--k", "k.npy", "--v", "v.npy", "--layout", "THD", "--method", "oldest",
+                      "--resident-rows", "96", "-o", str(tmp_path / "s.sattn"))  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    found = streamattn(tmp_path, stream, "query", str(tmp_path / "s.sattn"), "q.npy", "--layout", "THD", "-o", "x.npy")
+    assert found.returncode == 8 and "oldest" in found.stderr and "Traceback" not in found.stderr, found.stderr
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("broken", "streamattn_oldest.nothing"), ("misnamed", "no Method of that name"), ("newest", "there is none here"),
+])  # fmt: skip
+def test_a_method_that_cannot_be_had_is_refused(site, installed, stream, name, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        registry.find(name)
+    found = streamattn(site, stream, "attend", *INPUT, "--method", name, "-o", "x.npy")
+    assert found.returncode == 2 and name in found.stderr and "Traceback" not in found.stderr
+
+
+def test_ours_cannot_be_replaced(installed):
+    assert registry.names()[: len(registry.BUILT_IN)] == tuple(registry.BUILT_IN)
+    assert registry.find("window").settings.__module__ == "streamattn_cli.sketches.histories.window"
+
+
+@pytest.mark.parametrize("law", SKETCH_LAWS, ids=lambda law: law.__name__)
+def test_it_obeys_the_laws_of_a_sketch(installed, law):
+    law(SketchCase(HeadParams(3, 2, 0.5, group=16, window=20, history=installed.params(rows=64))))
+
+
+def test_every_method_of_ours_makes_settings_within_its_budget():
+    head = HeadParams(16, 16, 0.25, storage="f2")
+    for name in registry.BUILT_IN:
+        method = registry.find(name)
+        assert isinstance(method, Method) and method.name == name
+        params = method.settings(head, MethodOptions.of(AttendRequest(resident_rows=256)), True, 4096)
+        if name == "exact":
+            assert params is None
+            continue
+        assert HeadParams.from_dict(params.to_dict()) == params
+        assert HeadAttention(params).history is None or isinstance(HeadAttention(params).history, method.history)
