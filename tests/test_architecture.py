@@ -58,8 +58,9 @@ def unknown(page):
 
 
 LITERAL = {
-    "--dry-run", "--method auto", "python -m streamattn_cli", "decides=True", "place.kind", "problem.request",
-    "ls tests", "out.npy", "out.npy.json", "rows/NAME.py", "sketches/histories/NAME.py", "Params", "streamattn.methods",
+    "--dry-run", "--method auto", "python -m streamattn_cli", "decides=True", "problem.request",
+    "ls tests", "out.npy", "out.npy.json", "sketches/histories/NAME.py", "rows/formats/NAME.py", "streamattn.formats",
+    "Params", "streamattn.methods",
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from streamattn_cli.checkpoint.commit import CheckpointWriter, save
 from streamattn_cli.checkpoint.container import DTYPES, decode, encode, read, read_header
 from streamattn_cli.checkpoint.header import LONGEST_HEADER, canonical_json
 from streamattn_cli.errors import CheckpointIncompatible, InputMissing, MemoryBudget, OutputFailed, StreamattnError
-from streamattn_cli.rows.safetensors import read_safetensors_header
+from streamattn_cli.rows.formats.safetensors import read_safetensors_header
 
 GOLDEN = Path(__file__).parent / "golden" / "container-1.sattn"
 

@@ -9,7 +9,7 @@ import pytest
 import rowfiles as rf
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows import hdf5
+from streamattn_cli.rows.formats import hdf5arrays as hdf5
 from streamattn_cli.rows.open import InputSpec, open_inputs
 
 

@@ -10,10 +10,8 @@ from typing import BinaryIO
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.bytestream import ByteStream
 from streamattn_cli.rows.file import FileTensor
-from streamattn_cli.rows.npy import npy_array
-from streamattn_cli.rows.npyheader import MAGIC
+from streamattn_cli.rows.formats.npyheader import MAGIC
 from streamattn_cli.rows.paths import Place
-from streamattn_cli.rows.safetensors import find_parts, read_safetensors_header, safetensors_arrays
 from streamattn_cli.rows.stored import Stored
 from streamattn_cli.rows.stream import NpyRecords, RawRows, StreamTensor
 from streamattn_cli.rows.tensor import STORAGE
@@ -77,41 +75,17 @@ def raw_file(path: str, dtype: str, width: int) -> Stored:
 
 def single(place: Place, word: str, part: str | None, wanted: str | None) -> Stored:
     """The one array that FILE or FILE:DATASET names. `part` chooses q, k or v in a file that names them."""
-    if place.kind == "npy":
-        return npy_array(place.path, wanted)
+    held = place.format
     if place.inside is not None:
-        return _named(place, {"one": place.inside}, wanted)["one"]
-    names = array_names(place)
+        return held.arrays(place.path, {"one": place.inside}, wanted)["one"]
+    names = held.names(place.path)
     if len(names) == 1:
-        return _named(place, {"one": names[0]}, wanted)["one"]
+        return held.arrays(place.path, {"one": names[0]}, wanted)["one"]
     if part is not None:
         return parts_of(place, (part,), None, wanted)[part]
     raise UsageError(f"{word}: holds several arrays ({', '.join(names[:40])}); name one: {word}:NAME")
 
 
-def array_names(place: Place) -> list[str]:
-    """Names of all arrays of an HDF5 or safetensors file, sorted; `['']` for an .npy file."""
-    if place.kind == "npy":
-        return [""]
-    if place.kind == "hdf5":
-        from streamattn_cli.rows.hdf5 import dataset_names
-
-        return dataset_names(place.path)
-    return sorted(read_safetensors_header(place.path)[0])
-
-
 def parts_of(place: Place, parts: tuple[str, ...], group: str | None, wanted: str | None) -> dict[str, Stored]:
     """The arrays q, k, v (those asked for) of a file that names its arrays. InputMissing lists what is there."""
-    if place.kind == "hdf5":
-        prefix = "/" + group.strip("/") + "/" if group and group.strip("/") else "/"
-        return _named(place, {part: prefix + part for part in parts}, wanted)
-    return _named(place, find_parts(place.path, parts, group), wanted)
-
-
-def _named(place: Place, names: dict[str, str], wanted: str | None) -> dict[str, Stored]:
-    if place.kind == "hdf5":
-        from streamattn_cli.rows.hdf5 import hdf5_arrays
-
-        absolute = {key: "/" + name.lstrip("/") for key, name in names.items()}
-        return hdf5_arrays(place.path, absolute, wanted)
-    return safetensors_arrays(place.path, names, wanted)
+    return place.format.arrays(place.path, place.format.parts(place.path, parts, group), wanted)

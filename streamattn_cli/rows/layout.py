@@ -14,6 +14,7 @@ from streamattn_cli.errors import InputMalformed, UsageError
 
 LAYOUTS = ("TD", "TC", "THD", "HTD", "BTHD", "BHTD")
 Shape = tuple[int | None, ...]  # None: the unknown row count of a stream
+PLAUSIBLE = 8  # rows per head, at least, of a reading that is taken before others
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def infer(shapes: Mapping[str, Shape], names: Mapping[str, str]) -> str:
 
     Two axes are always TD. For more axes a reading agrees if k and v have the same batch, heads and rows, q the same
     batch and dim as k, and a whole number of query heads per key head. Readings in which q has as many rows as k win
-    over those in which it has not; those must not have more key heads than keys. UsageError if more than one reading is
-    left, InputMalformed if none is.
+    over those in which it has not; those must not have more key heads than keys. Of several readings the one with at least
+    PLAUSIBLE rows per head is taken. UsageError if more than one is left, InputMalformed if none is.
     """
     axes = {len(shape) for shape in shapes.values()}
     listed = ", ".join(f"{names[part]} {show(shape)}" for part, shape in shapes.items())
@@ -109,6 +110,9 @@ def infer(shapes: Mapping[str, Shape], names: Mapping[str, str]) -> str:
             if not shared_rows:
                 _check_guess(shapes, agreeing[0], listed)
             return agreeing[0]
+        plausible = [word for word in agreeing if _long(shapes, word)]
+        if len(plausible) == 1:
+            return plausible[0]
         if agreeing:
             raise UsageError(
                 f"layout not clear from {listed}: could be {' or '.join(agreeing)}; "
@@ -118,6 +122,12 @@ def infer(shapes: Mapping[str, Shape], names: Mapping[str, str]) -> str:
         f"{listed} fit together in no layout ({' or '.join(candidates)}): k and v need the same rows "
         f"and heads, q and k the same items per head, q a multiple of k's heads"
     )
+
+
+def _long(shapes: Mapping[str, Shape], layout: str) -> bool:
+    """Whether this reading gives every array far more rows than heads, as arrays of tokens have."""
+    sizes = [dict(zip(layout, shape, strict=True)) for shape in shapes.values()]
+    return all(size["T"] >= PLAUSIBLE * size["H"] for size in sizes)
 
 
 def _check_guess(shapes: Mapping[str, Shape], layout: str, listed: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from streamattn_cli.rows.fdio import pwrite_all
-from streamattn_cli.rows.npyheader import MAGIC
+from streamattn_cli.rows.formats.npyheader import MAGIC
 from streamattn_cli.rows.outshape import OutShape
 from streamattn_cli.rows.temporary import Temporary
 

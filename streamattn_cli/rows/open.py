@@ -136,7 +136,7 @@ class _Opening:
     def _gather_input(self, word: str, rest: tuple[str, ...]) -> None:
         """The input that holds the parts without a file of their own."""
         place = None if word == "-" else find(word, raw=self._raw is not None)
-        if place is not None and place.kind in ("hdf5", "safetensors") and place.inside is None:
+        if place is not None and place.names_arrays and place.inside is None:
             found = arrays.parts_of(place, rest, self._spec.group, self._dtype)
             self._plain.update((part, self._keep(stored, place.note)) for part, stored in found.items())
             return

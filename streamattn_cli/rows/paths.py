@@ -5,22 +5,38 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows.npyheader import MAGIC
+from streamattn_cli.rows.formats import registry
+from streamattn_cli.rows.formats.hdf5 import MAGIC as HDF5_MAGIC
+from streamattn_cli.rows.formats.npyheader import MAGIC
 
-_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-_EXTENSIONS = {".npy": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".safetensors": "safetensors"}
+if TYPE_CHECKING:
+    from streamattn_cli.rows.formats.format import Format
+
+SNIFFED = 16  # bytes
+OLD_PYTORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # torch.save before version 1.6
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file and perhaps an array in it. kind: 'npy', 'hdf5', 'safetensors', 'raw', or 'pipe' (fifo or device)."""
+    """A file and perhaps an array in it. kind: the name of a format, 'raw', or 'pipe' (fifo or device)."""
 
     path: str
     inside: str | None
     kind: str
     note: str | None = None
+
+    @property
+    def format(self) -> Format | None:
+        """The format of a file that has one."""
+        return None if self.kind in ("raw", "pipe") else registry.find(self.kind)
+
+    @property
+    def names_arrays(self) -> bool:
+        """Whether its arrays have names."""
+        return self.format is not None and not self.format.unnamed
 
 
 def find(word: str, raw: bool = False) -> Place:
@@ -32,7 +48,7 @@ def find(word: str, raw: bool = False) -> Place:
     path, inside = _split(word)
     mode = _mode(path)
     if stat.S_ISDIR(mode):
-        raise InputMissing(f"{path}: is a folder, expected a file (.npy, .h5, .safetensors)")
+        raise InputMissing(f"{path}: is a folder, expected a file (.npy, .npz, .h5, .safetensors, .pt)")
     if not os.access(path, os.R_OK):
         raise InputMissing(f"{path}: no permission to read it; see ls -l")
     if not stat.S_ISREG(mode):
@@ -40,9 +56,9 @@ def find(word: str, raw: bool = False) -> Place:
     if raw:
         return Place(path, None, _check_raw(path))
     kind = _kind(path)
-    expected = _EXTENSIONS.get(os.path.splitext(path)[1].lower())
-    note = f"{path}: is a {kind} file whatever its name says" if expected not in (None, kind) else None
-    if inside is not None and kind == "npy":
+    expected = registry.of_extension(os.path.splitext(path)[1])
+    note = f"{path}: is a {kind} file whatever its name says" if expected and expected.name != kind else None
+    if inside is not None and registry.find(kind).unnamed:
         raise InputMalformed(f"{word}: an .npy file holds one array without a name; omit :{inside}")
     return Place(path, inside, kind, note)
 
@@ -66,35 +82,28 @@ def _mode(path: str) -> int:
 def _check_raw(path: str) -> str:
     """A file with a header of its own read as raw rows would give nonsense."""
     with open(path, "rb") as file:
-        if file.read(8).startswith((MAGIC, _HDF5_MAGIC)):
+        if file.read(8).startswith((MAGIC, HDF5_MAGIC)):
             raise UsageError(f"{path}: has a header of its own, it is not made of raw rows; omit --raw")
     return "raw"
 
 
 def _kind(path: str) -> str:
-    """The kind by magic bytes. HDF5 may start behind a user block of 512, 1024, 2048 ... bytes."""
+    """The kind by first bytes."""
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            raise InputMalformed(f"{path}: is empty, expected an array")
-        start = file.read(9)
-        at = 512
-        while not start.startswith((MAGIC, _HDF5_MAGIC)) and at + 8 <= min(size, 1 << 24):
-            if os.pread(file.fileno(), 8, at) == _HDF5_MAGIC:
-                return "hdf5"
-            at *= 2
-    if start.startswith(MAGIC):
-        return "npy"
-    if start.startswith(_HDF5_MAGIC):
-        return "hdf5"
-    if start[8:9] == b"{":
-        return "safetensors"
-    if start.startswith(b"PK\x03\x04"):
-        raise InputMalformed(f"{path}: is a zip archive (.npz?), expected .npy; save every array with numpy.save")
-    by_name = _EXTENSIONS.get(os.path.splitext(path)[1].lower())
+        start = file.read(SNIFFED)
+    if not start:
+        raise InputMalformed(f"{path}: is empty, expected an array")
+    found = registry.of_file(path, start)
+    if found:
+        return found.name
+    if start.startswith(OLD_PYTORCH):
+        raise InputMalformed(f"{path}: torch.save wrote it before version 1.6; load it and save it again")
+    by_name = registry.of_extension(os.path.splitext(path)[1])
     if by_name:
-        raise InputMalformed(f"{path}: does not begin like a {by_name} file (found {start!r}): damaged or truncated")
+        raise InputMalformed(
+            f"{path}: does not begin like a {by_name.name} file (found {start[:9]!r}): damaged or truncated"
+        )
     raise InputMalformed(
-        f"{path}: not an .npy, HDF5 or safetensors file (it begins with {start!r}); headerless rows "
+        f"{path}: not an .npy, .npz, HDF5, safetensors or PyTorch file (it begins with {start[:9]!r}); headerless rows "
         f"need --raw and --dim"
     )

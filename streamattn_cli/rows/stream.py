@@ -11,8 +11,8 @@ import numpy as np
 
 from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.bytestream import ByteStream
+from streamattn_cli.rows.formats.npyheader import NpyHeader, parse_header, raw_header
 from streamattn_cli.rows.layout import show
-from streamattn_cli.rows.npyheader import NpyHeader, parse_header, raw_header
 from streamattn_cli.rows.tensor import STORAGE, check_buffer
 
 _LONGEST_ROW = 1 << 28  # bytes; a damaged header must not make us ask for more memory than there is

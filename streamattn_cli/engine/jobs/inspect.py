@@ -13,7 +13,7 @@ from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows.arrays import array_names, single
+from streamattn_cli.rows.arrays import single
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.open import Inputs, open_inputs
 from streamattn_cli.rows.paths import Place, find
@@ -66,7 +66,7 @@ def _arrays(spec: InputSpec) -> list[dict]:
         place = find(word, raw=spec.raw is not None)
         if place.kind in ("pipe", "raw"):
             continue
-        for inside in [place.inside] if place.inside else array_names(place):
+        for inside in [place.inside] if place.inside else place.format.names(place.path):
             try:
                 stored = single(Place(place.path, inside or None, place.kind), word, None, spec.dtype)
             except InputMalformed as error:
@@ -80,7 +80,7 @@ def _open(spec: InputSpec, notes: list[str]) -> Inputs | None:
     """q, k, v of the input, or k and v, or nothing where one array stands alone."""
     words = [w for w in (spec.input, spec.q, spec.k, spec.v) if w is not None]
     alone = len(words) == 1 and spec.record is None and spec.raw is None and words[0] != "-"
-    if alone and find(words[0]).kind == "npy":
+    if alone and (format_ := find(words[0]).format) and format_.unnamed:
         notes.append(
             f"{words[0]}: one array; say what it holds with --record qkv or kv, or name all with --q, --k, --v"
         )

@@ -17,8 +17,8 @@ import numpy as np
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.attributes import HEARD
 from streamattn_cli.rows.file import FileTensor
-from streamattn_cli.rows.hdf5holes import Intervals, holes, within
-from streamattn_cli.rows.hdf5types import file_storage
+from streamattn_cli.rows.formats.hdf5holes import Intervals, holes, within
+from streamattn_cli.rows.formats.hdf5types import file_storage
 from streamattn_cli.rows.layout import Extent
 from streamattn_cli.rows.stored import Stored
 from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable

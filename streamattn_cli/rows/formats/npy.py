@@ -6,7 +6,8 @@ import os
 
 from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.file import FileTensor
-from streamattn_cli.rows.npyheader import MAGIC, read_header
+from streamattn_cli.rows.formats.format import Format
+from streamattn_cli.rows.formats.npyheader import MAGIC, read_header
 from streamattn_cli.rows.stored import Stored
 
 
@@ -39,3 +40,14 @@ def npy_array(path: str, wanted: str | None = None) -> Stored:
         open=lambda extent: FileTensor(path, header.size, extent, header.dtype),
         notes=(header.note,) if header.note else (),
     )
+
+
+FORMAT = Format(
+    name="npy",
+    extensions=(".npy",),
+    sniff=lambda path, start: start.startswith(MAGIC),
+    names=lambda path: [""],
+    arrays=lambda path, names, wanted: {key: npy_array(path, wanted) for key in names},
+    parts=lambda path, parts, group: dict.fromkeys(parts, ""),
+    unnamed=True,
+)

@@ -10,6 +10,8 @@ import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.file import FileTensor
+from streamattn_cli.rows.formats.format import Format
+from streamattn_cli.rows.formats.names import SHOWN, find_parts
 from streamattn_cli.rows.layout import Extent
 from streamattn_cli.rows.stored import Stored
 from streamattn_cli.rows.tensor import STORAGE, storage_of
@@ -89,7 +91,7 @@ def safetensors_arrays(path: str, names: dict[str, str], wanted: str | None = No
     tensors, metadata, base = read_safetensors_header(path)
     for name in names.values():
         if name not in tensors:
-            listed = ", ".join(sorted(tensors)[:40]) or "none at all"
+            listed = ", ".join(sorted(tensors)[:SHOWN]) or "none at all"
             raise InputMissing(f"{path}: no tensor {name}; there are: {listed}")
     return {key: _stored(path, name, tensors[name], metadata, base, wanted) for key, name in names.items()}
 
@@ -109,25 +111,11 @@ def _stored(path: str, name: str, entry: dict, metadata: dict[str, str], base: i
     return Stored(label, tuple(entry["shape"]), dtype, open_, dict(metadata), (note,) if note else ())
 
 
-def find_parts(path: str, parts: tuple[str, ...], group: str | None) -> dict[str, str]:
-    """Names of the tensors 'q', 'k', 'v': GROUP.q if a group is given, else plain q, else the only one ending in '.q'.
-
-    Raises InputMissing where there is none and InputMalformed where there are several.
-    """
-    tensors, _, _ = read_safetensors_header(path)
-    listed = ", ".join(sorted(tensors)[:40]) or "none at all"
-    found = {}
-    for part in parts:
-        exact = f"{group}.{part}" if group else part
-        fitting = [exact] if exact in tensors else []
-        if not fitting and not group:
-            fitting = [name for name in tensors if name.endswith("." + part)]
-        if not fitting:
-            raise InputMissing(f"{path}: no tensor {exact}{'' if group else f' or *.{part}'}; there are: {listed}")
-        if len(fitting) > 1:
-            raise InputMalformed(
-                f"{path}: {len(fitting)} tensors end in .{part} ({', '.join(sorted(fitting)[:8])}); "
-                f"choose with --group PREFIX or --{part} {path}:NAME"
-            )
-        found[part] = fitting[0]
-    return found
+FORMAT = Format(
+    name="safetensors",
+    extensions=(".safetensors",),
+    sniff=lambda path, start: start[8:9] == b"{",
+    names=lambda path: sorted(read_safetensors_header(path)[0]),
+    arrays=safetensors_arrays,
+    parts=lambda path, parts, group: find_parts(path, read_safetensors_header(path)[0], parts, group),
+)

@@ -1,0 +1,27 @@
+"""What a file format is: how it is told from others, which arrays a file holds, and how they are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from streamattn_cli.rows.stored import Stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format, by which registry.py finds it.
+
+    `sniff`(path, first bytes): whether a file is of this format; 16 bytes, fewer of a shorter file. `names`(path): its
+    arrays, sorted. `arrays`(path, names by key, what 16-bit integers are): those arrays. `parts`(path, letters of q, k, v,
+    group or None): the names of these. All raise InputMalformed (4) for a damaged file and InputMissing (3) for what is not
+    in it. `unnamed`: a file is one array without a name.
+    """
+
+    name: str
+    extensions: tuple[str, ...]
+    sniff: Callable[[str, bytes], bool]
+    names: Callable[[str], list[str]]
+    arrays: Callable[[str, dict[str, str], str | None], dict[str, Stored]]
+    parts: Callable[[str, tuple[str, ...], str | None], dict[str, str]]
+    unnamed: bool = False

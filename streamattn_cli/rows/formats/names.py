@@ -1,0 +1,67 @@
+"""Which arrays of a file are q, k and v, by the names that producers give them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from streamattn_cli.errors import InputMalformed, InputMissing
+
+# The last component of a name, in small letters: hooks of TransformerLens, KV caches of transformers and MLX.
+SYNONYMS = {
+    "q": ("q", "query", "queries", "hook_rot_q", "hook_q"),
+    "k": ("k", "key", "keys", "hook_rot_k", "hook_k"),
+    "v": ("v", "value", "values", "hook_v"),
+}
+CACHES = {"k": "key_cache", "v": "value_cache"}  # of which the last component is the layer
+SHOWN = 40
+
+
+def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: str | None) -> dict[str, str]:
+    """The names of the arrays 'q', 'k', 'v' asked for: GROUP.q if a group is given, else plain q, else the only one that
+    ends in it. Words of SYNONYMS stand for the letters.
+
+    Raises InputMissing where there is none and InputMalformed where there are several.
+    """
+    names = sorted(names)
+    listed = ", ".join(names[:SHOWN]) or "none at all"
+    found = {}
+    for part in parts:
+        fitting = _fitting(names, part, group)
+        if not fitting:
+            wanted = f"{group}.{part}" if group else f"{part} or *.{part}"
+            raise InputMissing(f"{path}: no tensor {wanted}; there are: {listed}")
+        if len(fitting) > 1:
+            groups = [_group(name) for name in fitting]
+            raise InputMalformed(
+                f"{path}: {len(fitting)} tensors end in .{part} ({', '.join(fitting[:8])}); "
+                f"choose with --group {groups[0]} or another prefix, or with --{part} {path}:NAME"
+            )
+        found[part] = fitting[0]
+    return found
+
+
+def _fitting(names: list[str], part: str, group: str | None) -> list[str]:
+    """Names that may be meant; the first kind of which there is any."""
+    if group is not None:
+        prefix = group.strip("/.")
+        exact = [name for name in names if name in (f"{group}.{part}", f"{prefix}/{part}", f"{prefix}.{part}")]
+        return exact or [name for name in names if _group(name) == prefix and _is(name, part)]
+    if part in names:
+        return [part]
+    plain = [name for name in names if name.endswith((f".{part}", f"/{part}"))]
+    return plain or [name for name in names if _is(name, part)]
+
+
+def _is(name: str, part: str) -> bool:
+    """Whether the last component of a name is a word for the part, or the name is a layer of its cache."""
+    *before, last = re.split(r"[./]", name)
+    return last.lower() in SYNONYMS[part] or (last.isdigit() and before[-1:] == [CACHES.get(part)])
+
+
+def _group(name: str) -> str:
+    """What --group chooses it by: all but the last component; of a cache by layers the number of the layer."""
+    *before, last = re.split(r"[./]", name)
+    if last.isdigit() and before[-1:] and before[-1] in CACHES.values():
+        return ".".join([*before[:-1], last])
+    return name[: len(name) - len(last) - 1]

@@ -1,0 +1,67 @@
+""".npz archives of numpy.savez: stored members are read in place, compressed ones (savez_compressed) inflated on the way."""
+
+from __future__ import annotations
+
+import io
+
+from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.rows.file import FileTensor
+from streamattn_cli.rows.formats.format import Format
+from streamattn_cli.rows.formats.inflate import InflatedTensor, Member, members
+from streamattn_cli.rows.formats.names import SHOWN, find_parts
+from streamattn_cli.rows.formats.npyheader import read_header
+from streamattn_cli.rows.layout import Extent
+from streamattn_cli.rows.stored import Stored
+from streamattn_cli.rows.tensor import RowTensor
+
+MAGIC = b"PK\x03\x04"
+HEADER = 1 << 14  # bytes, more than any .npy header
+
+
+def npz_names(path: str) -> list[str]:
+    """The arrays of an archive, sorted, without .npy. InputMalformed for an archive of anything else."""
+    found = members(path)
+    names = sorted(name.removesuffix(".npy") for name in found if name.endswith(".npy"))
+    if not names:
+        listed = ", ".join(sorted(found)[:8]) or "nothing"
+        raise InputMalformed(f"{path}: a zip archive without .npy members ({listed}); expected one of numpy.savez")
+    return names
+
+
+def npz_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> dict[str, Stored]:
+    """The arrays `names` (key -> name). InputMissing lists what is there."""
+    there = members(path)
+    for name in names.values():
+        if f"{name}.npy" not in there:
+            raise InputMissing(f"{path}: no array {name}; there are: {', '.join(npz_names(path)[:SHOWN])}")
+    return {key: _stored(path, name, there[f"{name}.npy"], wanted) for key, name in names.items()}
+
+
+def _stored(path: str, name: str, member: Member, wanted: str | None) -> Stored:
+    label = f"{path}:{name}"
+    header = read_header(io.BytesIO(member.read(HEADER)).read, label, wanted)
+    if header.size + header.payload != member.size:
+        raise InputMalformed(
+            f"{label}: shape {header.shape} of {header.dtype} needs {header.size + header.payload} bytes, the member has "
+            f"{member.size}; write or copy it again"
+        )
+
+    def open_(extent: Extent) -> RowTensor:
+        if member.deflated:
+            return InflatedTensor(member, header.size, extent, header.dtype)
+        return FileTensor(path, member.offset + header.size, extent, header.dtype, label)
+
+    notes = [header.note] if header.note else []
+    if member.deflated:
+        notes.append(f"{label}: is compressed, and inflated again for every pass; numpy.savez without it reads faster")
+    return Stored(label, header.shape, header.dtype, open_, notes=tuple(notes))
+
+
+FORMAT = Format(
+    name="npz",
+    extensions=(".npz",),
+    sniff=lambda path, start: start.startswith(MAGIC),
+    names=npz_names,
+    arrays=npz_arrays,
+    parts=lambda path, parts, group: find_parts(path, npz_names(path), parts, group),
+)

@@ -1,0 +1,105 @@
+"""Arrays whose axes lie in another order than they are named in, such as a transposed tensor: read through a buffer."""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+from math import prod
+
+import numpy as np
+
+from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.rows.layout import Extent
+from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable
+
+PIECE = 1 << 20  # bytes that are read at a time, unless one row spans more
+LARGEST = 1 << 24  # bytes that one row may span
+
+
+class StridedTensor:
+    """A RowTensor over an array of `shape` with `strides` in items, whose first item is at `offset` of a file.
+
+    Axes before the rows that lie within a row (heads of (B, H, T, D) stored as (B, T, H, D)) are read together with it.
+    """
+
+    seekable = True
+
+    def __init__(
+        self, path: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], extent: Extent, dtype: str, name: str
+    ):  # fmt: skip
+        self.path, self.name, self.dtype = path, name, dtype
+        self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
+        self._offset, self._item = offset, STORAGE[dtype].itemsize
+        at = extent.layout.index("T")
+        self._stride = strides[at]
+        before, after = list(zip(shape, strides, strict=True))[:at], list(zip(shape, strides, strict=True))[at + 1 :]
+        self._after = after
+        near = [axis for axis, (_, stride) in enumerate(before) if stride < self._stride]
+        self._near = [before[axis] for axis in near]
+        far = [axis for axis in range(at) if axis not in near]
+        self._sizes = [before[axis][0] for axis in far], [before[axis][1] for axis in far]
+        self._order = [*far, *near]
+        self._before = [size for size, _ in before]
+        self._span = 1 + sum((size - 1) * stride for size, stride in [*self._near, *after])
+        if self._span * self._item > LARGEST:
+            raise InputMalformed(
+                f"{name}: its rows are stored {self._span * self._item} bytes apart, so that one cannot be read without the "
+                "others; call .contiguous() before saving it"
+            )
+        self.held_bytes = max(PIECE, self._span * self._item)
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InputMissing(f"{name}: cannot be opened: {error.strerror}") from error
+
+    def read_into(self, buf: np.ndarray, start: int) -> int:
+        """See RowTensor."""
+        check_buffer(self, buf)
+        count = max(0, min(buf.shape[1], self.rows - start))
+        if not count * self.width:
+            return count
+        # axes of the buffer: far ones, near ones, rows, items of a row
+        sizes = [size for size, _ in self._after]
+        whole = buf.reshape(*self._before, buf.shape[1], *sizes)
+        found = whole.transpose(*self._order, *range(len(self._before), whole.ndim))
+        step = max(1, 1 + (PIECE // self._item - self._span) // max(self._stride, 1))
+        for index in product(*map(range, self._sizes[0])):
+            at = sum(i * stride for i, stride in zip(index, self._sizes[1], strict=True))
+            for first in range(0, count, step):
+                rows = min(step, count - first)
+                place = found[index][..., first : first + rows, *(slice(None),) * len(sizes)]
+                place[...] = self._piece(at + (start + first) * self._stride, rows)
+        return count
+
+    def _piece(self, at: int, rows: int) -> np.ndarray:
+        """Rows from item `at` on, of all near axes: (near axes, rows, items)."""
+        size = ((rows - 1) * self._stride + self._span) * self._item
+        data = bytearray(size)
+        got, view = 0, memoryview(data)
+        while got < size:
+            more = os.preadv(self._file, [view[got:]], self._offset + at * self._item + got)
+            if not more:
+                raise InputMalformed(
+                    f"{self.name}: truncated: the file ends before its last row; write or copy it again"
+                )
+            got += more
+        axes = [*self._near, (rows, self._stride), *self._after]
+        shape, strides = [size for size, _ in axes], [stride * self._item for _, stride in axes]
+        flat = np.frombuffer(data, STORAGE[self.dtype].holder)
+        return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+
+    def peek(self, n: int) -> np.ndarray:
+        """See RowTensor."""
+        return peek_seekable(self, n)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether strides are those of C order; axes of one do not count."""
+    expected = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return all(size == 1 or stride == want for size, stride, want in zip(shape, strides, expected, strict=True))
