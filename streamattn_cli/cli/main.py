@@ -28,7 +28,7 @@ from streamattn_cli.cli.query import query  # noqa: E402
 from streamattn_cli.cli.report import report  # noqa: E402
 from streamattn_cli.cli.sketch import sketch  # noqa: E402
 from streamattn_cli.cli.streams import fill_standard_streams, let_go_of_broken, printing  # noqa: E402
-from streamattn_cli.errors import Interrupted, StreamattnError  # noqa: E402
+from streamattn_cli.errors import Interrupted, StreamattnError, UsageError  # noqa: E402
 from streamattn_cli.report.jsontext import json_line  # noqa: E402
 
 app = typer.Typer(
@@ -63,6 +63,21 @@ def _die_of_pipe() -> None:
 
 for _command in (attend, plan, compare, report, sketch, query, merge, info, inspect, generate):
     app.command(epilog=ENVIRONMENT)(_dying_of_pipe(_command))
+
+
+@app.command("help")
+def show_help(
+    context: typer.Context, command: str | None = typer.Argument(None, help="The command; none lists all of them.")
+) -> None:
+    """Show the help of a command.
+
+    streamattn help attend
+    """
+    group = context.parent
+    found = group.command.get_command(group, command) if command else group.command
+    if found is None:
+        raise UsageError(f"help {command}: there is no such command; streamattn help lists all")
+    print(found.get_help(type(context)(found, info_name=command, parent=group) if command else group))
 
 
 def _version(wanted: bool) -> None:

@@ -37,6 +37,14 @@ def sketch(
         bool, option("--append", help="Add the rows to those of the sketch that is there.", rich_help_panel=BUDGET)
     ] = False,
     q: Annotated[str | None, option("--q", help="Queries to learn from (nystrom).", rich_help_panel=INPUT)] = None,
+    blind: Annotated[
+        bool,
+        option(
+            "--blind",
+            help="Do not learn from the queries that the input holds (nystrom, evict).",
+            rich_help_panel=INPUT,
+        ),
+    ] = False,
     resume: Annotated[bool, option("--resume", help="Resume an unfinished sketch.", rich_help_panel=BUDGET)] = False,
 ) -> None:
     """Read keys and values once and keep a sketch of them, to be queried, added to and merged.
@@ -44,6 +52,7 @@ def sketch(
     streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn
     """
     from streamattn_cli.cli.words import attend_request, run_and_render
+    from streamattn_cli.engine.jobs.sketch import learning_from_input
     from streamattn_cli.errors import UsageError
 
     shards = words["shards"]
@@ -67,6 +76,10 @@ def sketch(
         raise UsageError("--engine says who absorbs the shards: give --shards N with it")
     first, *more = input or [None]
     request = attend_request(words, output="-", checkpoint=output, input=first, more=tuple(more))
+    if blind and q:
+        raise UsageError(f"--blind with --q {q}: learn from these queries, or from none; omit one of the two")
+    if not blind and not append:
+        request = learning_from_input(request)
     extra = {"append": output} if append else {}
     run_and_render(lambda *given: run(*given, **extra), request, words)
 

@@ -74,6 +74,7 @@ def _imagined(n: Numbers) -> Inputs:
 
 def _forecast(request: AttendRequest, inputs: Inputs, words: list[str]) -> dict:
     problem = resolve(replace(request, method="window"), inputs)  # for mode, scale and shapes, the same for all
+    request = replace(request, resident_rows=problem.request.resident_rows)
     head = replace(problem.params, sinks=0, window=0, group=256)
     spread = spread_of(inputs, problem.scale, problem.causal)
     factor = calibrate()

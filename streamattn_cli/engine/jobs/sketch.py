@@ -29,17 +29,27 @@ from streamattn_cli.engine.saving.sources import absorbed, check_disjoint, check
 from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Started
 from streamattn_cli.engine.watch.meter import Meter, available_memory
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, Interrupted, UsageError
+from streamattn_cli.errors import (
+    CannotMeet,
+    CheckpointIncompatible,
+    InputMalformed,
+    InputMissing,
+    Interrupted,
+    UsageError,
+)
 from streamattn_cli.rows.absent import absent
 from streamattn_cli.rows.fit import check_layout
 from streamattn_cli.rows.identity import check_unchanged, file_states
 from streamattn_cli.rows.imagined import imagined
 from streamattn_cli.rows.many import open_stream
 from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.rows.paths import find
 from streamattn_cli.rows.recordout import waits
 from streamattn_cli.rows.writers import Writer, open_writer
+from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.registry import history_of
 
 OPEN = "sketch"  # phase of a sketch whose last rows still wait: more may be appended
 
@@ -131,6 +141,23 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
         outcome = replace(outcome, rows_before=before.rows if before else saved.done if saved else 0)
     listener(Finished(outcome))
     return outcome
+
+
+def learning_from_input(request: AttendRequest) -> AttendRequest:
+    """The request with the queries that its one input file holds beside k and v, if its method learns from queries."""
+    spec, method = request.inputs, registry.find(request.method or "nystrom") if request.method != "auto" else None
+    learns = method is None or (method.history is not None and method.history.learns)
+    if not learns or request.query_model or spec.q or spec.more or spec.input in (None, "-") or (spec.k and spec.v):
+        return request
+    place = find(spec.input, raw=spec.raw is not None)
+    if not place.names_arrays or place.inside:
+        return request
+    try:
+        name = place.format.parts(place.path, ("q",), spec.group)["q"]
+        place.format.arrays(place.path, {"q": name}, None)
+    except (InputMissing, InputMalformed):
+        return request
+    return replace(request, inputs=replace(spec, q=f"{spec.input}:{name}"))
 
 
 def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
@@ -226,6 +253,8 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
     notes = problem.notes
     if inputs.q is None and getattr(problem.params.history, "active", None):
         notes += ("no queries are known (--q FILE): nystrom takes any direction to be as likely as another",)
+    if inputs.q is not None and before is None and problem.params.history and history_of(problem.params.history).learns:
+        notes += (f"{problem.method} learns from the queries of {inputs.q.tensor.name} (--blind: from none)",)
     if problem.method == "poly" and before is None and (inputs.k.rows or FIRST_ROWS) < FIRST_ROWS:
         notes += (
             f"poly chooses its bounds by these {inputs.k.rows} rows alone: longer keys that follow will be shortened",

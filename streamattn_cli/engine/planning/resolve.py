@@ -9,6 +9,7 @@ from streamattn_cli.engine.planning.parameters import head_params, unused
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.events import Decision
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.fit import range_notes
 from streamattn_cli.rows.heads import Heads, group_size
@@ -32,7 +33,8 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         raise UsageError(f"--seed {request.seed}: must be 0 or more")
     q, k, v = inputs.q, inputs.k, inputs.v
     group_size(q, k)
-    notes = list(inputs.notes)
+    request, shares = in_rows(request, inputs)
+    notes = [*inputs.notes, *shares]
     causal = _causal(request, inputs, notes)
     scale = _scale(request.scale, inputs, k.dim, notes)
     method = request.method or ("poly" if request.sketches or request.eps else "nystrom")
@@ -65,6 +67,20 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
     return Problem(request, q, k, v, causal, scale, method, precision, params, tuple(notes))
 
 
+def in_rows(request: AttendRequest, inputs: Inputs) -> tuple[AttendRequest, list[str]]:
+    """The request with --resident-rows as a number where it is a share of the keys, and a note that says how many."""
+    word = request.resident_rows
+    if not isinstance(word, str):
+        return request, []
+    keys = inputs.k.rows
+    if keys is None:
+        raise UsageError(
+            f"--resident-rows {word}: {inputs.k.tensor.name} does not say how many keys will come; give a number"
+        )
+    rows = max(1, round(float(word.removesuffix("%")) / 100 * keys))
+    return replace(request, resident_rows=rows), [f"--resident-rows {word} of {keys} keys: {rows}"]
+
+
 def _all_fit(request: AttendRequest, rows: int) -> bool:
     """Whether the budget holds every row, and no part of it was chosen by hand."""
     by_hand = (request.window, request.atoms, request.buffer)
@@ -83,7 +99,8 @@ def _causal(request: AttendRequest, inputs: Inputs, notes: list[str]) -> bool:
     interleaved = not inputs.q.tensor.seekable and inputs.q.tensor is inputs.k.tensor
     causal = bool(said) if said is not None else interleaved
     why = "the file says so" if said is not None else "q, k and v come row by row" if causal else "the default"
-    notes.append(f"attention is {'causal' if causal else 'full'} ({why}; --causal or --full decides)")
+    text = f"attention is {'causal' if causal else 'full'} ({why}; --causal or --full decides)"
+    notes.append(Decision(text) if why == "the default" else text)
     return causal
 
 

@@ -29,6 +29,20 @@ def read_out_dtype(word: str) -> str:
     return storage
 
 
+def read_rows(word: str) -> int | str:
+    """A --resident-rows word: a number of rows, or a percentage of the keys such as 10%, which stays a word."""
+    share = word.strip().removesuffix("%")
+    try:
+        if share != word.strip():
+            if 0 < float(share) <= 100:
+                return f"{float(share):g}%"
+        else:
+            return int(word)
+    except ValueError:
+        pass
+    raise UsageError(f"--resident-rows {word}: give a number of rows such as 512, or a share of the keys such as 10%")
+
+
 attention = partial(option, panel=ATTENTION)
 budget = partial(option, panel=BUDGET)
 sketching = partial(option, panel=SKETCHES)
@@ -57,10 +71,12 @@ class MethodSettings:
         metavar="METHOD",
         decides=True,
     )
-    resident_rows: int | None = attention(
+    resident_rows: int | str | None = attention(
         None,
-        "All but poly, exact: memory of one key head, in rows of k and v; everything counts.",
+        "All but poly, exact: memory of one key head, in rows of k and v, or 10% of the keys; everything counts.",
         shown="1024",
+        read=read_rows,
+        metavar="ROWS",
         decides=True,
     )
     effort: str = attention("default", "nystrom: time against error.", choices=EFFORTS, decides=True)

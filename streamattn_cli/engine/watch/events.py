@@ -38,6 +38,17 @@ class Note:
 
     text: str
 
+    @property
+    def decides(self) -> bool:
+        """Whether it is about a choice on which the result depends and which nobody made: told even when all is quiet."""
+        return isinstance(self.text, Decision)
+
+
+class Decision(str):
+    """The text of such a note."""
+
+    __slots__ = ()
+
 
 @dataclass(frozen=True)
 class ErrorEstimate:

@@ -12,7 +12,8 @@ from streamattn_cli.units import format_bytes, format_duration, is_timed
 
 
 class Quiet:
-    """Shows nothing, but can still say where the run is when asked (`status`, for SIGUSR1)."""
+    """Shows nothing but notes on which the result depends, and can still say where the run is when asked (`status`, for
+    SIGUSR1)."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -28,6 +29,12 @@ class Quiet:
         """Take one event."""
         if isinstance(event, Progress):
             self.last = event
+        elif isinstance(event, Note) and event.decides:
+            self.note(event)
+
+    def note(self, event: Note) -> None:
+        """Write a note."""
+        self.write(f"note: {event.text}")
 
     def status(self) -> None:
         """Write one line that says where the run is now, whatever the interval."""
@@ -70,8 +77,8 @@ class PlainLines(_Interval):
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
-        if isinstance(event, Note):
-            self.write(f"note: {event.text}")
+        if isinstance(event, Note) and not event.decides:
+            self.note(event)
         elif isinstance(event, Progress) and self.due():
             self.write(progress_line(event))
 
@@ -79,12 +86,16 @@ class PlainLines(_Interval):
 class JsonLines(_Interval):
     """One JSON document per line: types started, progress, note, outcome."""
 
+    def note(self, event: Note) -> None:
+        self.write(json_line({"type": "note", "text": event.text}))
+
     def __call__(self, event: Event) -> None:
         super().__call__(event)
         if isinstance(event, Started):
             self.write(json_line({"type": "started", "plan": event.plan}))
         elif isinstance(event, Note):
-            self.write(json_line({"type": "note", "text": event.text}))
+            if not event.decides:
+                self.note(event)
         elif isinstance(event, Finished):
             self.write(json_line(event.outcome.to_dict()))
         elif self.due():

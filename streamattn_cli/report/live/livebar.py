@@ -37,8 +37,8 @@ class LiveBar(Quiet):
             self._series.add(event.phase, event.rows, event.memory_now)
             if self._live is None:
                 self._start()
-        elif isinstance(event, Note):
-            self.write(f"note: {event.text}")
+        elif isinstance(event, Note) and not event.decides:
+            self.note(event)
         elif isinstance(event, Finished):
             self.close()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
+from streamattn_cli.errors import InputMissing
 from streamattn_cli.rows.formats.format import Format
+from streamattn_cli.rows.formats.names import find_parts
 from streamattn_cli.rows.stored import Stored
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -37,8 +39,15 @@ def _arrays(path: str, names: dict[str, str], wanted: str | None) -> dict[str, S
 
 
 def _parts(path: str, parts: tuple[str, ...], group: str | None) -> dict[str, str]:
+    """/q or /GROUP/q where it is there, else what find_parts finds; where that is nothing, the first again."""
     prefix = "/" + group.strip("/") + "/" if group and group.strip("/") else "/"
-    return {part: prefix + part for part in parts}
+    plain = {part: prefix + part for part in parts}
+    names = [name.lstrip("/") for name in _names(path)]
+    absent = [part for part in parts if plain[part].lstrip("/") not in names]
+    try:
+        return plain | {part: "/" + name for part, name in find_parts(path, names, tuple(absent), group).items()}
+    except InputMissing:
+        return plain
 
 
 FORMAT = Format(
