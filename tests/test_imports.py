@@ -18,7 +18,7 @@ FLOORS = {  # rooms within a room, from the ground up; files beside them may be 
 }
 GROUND = ("errors", "options", "units")  # usable by every room but kernels
 # importlib to import the others later; ctypes and llvmlite, which is half of numba, to find and call NumPy's BLAS
-KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib", "functools", "ctypes", "llvmlite"}
+KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib", "functools", "contextlib", "ctypes", "llvmlite"}
 
 
 def imports(path, package):

@@ -28,6 +28,7 @@ from streamattn_cli.cli.query import query  # noqa: E402
 from streamattn_cli.cli.report import report  # noqa: E402
 from streamattn_cli.cli.sketch import sketch  # noqa: E402
 from streamattn_cli.cli.streams import fill_standard_streams, let_go_of_broken, printing  # noqa: E402
+from streamattn_cli.cli.warm import warm  # noqa: E402
 from streamattn_cli.errors import Interrupted, StreamattnError, UsageError  # noqa: E402
 from streamattn_cli.report.jsontext import json_line  # noqa: E402
 
@@ -61,7 +62,7 @@ def _die_of_pipe() -> None:
     os.kill(os.getpid(), signal.SIGPIPE)
 
 
-for _command in (attend, plan, compare, report, sketch, query, merge, info, inspect, generate):
+for _command in (attend, plan, compare, report, sketch, query, merge, info, inspect, generate, warm):
     app.command(epilog=ENVIRONMENT)(_dying_of_pipe(_command))
 
 

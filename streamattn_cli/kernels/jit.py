@@ -6,8 +6,11 @@ order sums, so a run that compiled its kernels and one that found them in the ca
 are private to their kernel, and code that was compiled a moment ago is the code that the cache holds.
 """
 
+from contextlib import contextmanager
+
 from llvmlite.binding import Linkage
 from numba import njit
+from numba.core import event
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
@@ -53,3 +56,26 @@ def kernel(**options):
     """
     usual = {"nogil": True, "error_model": "numpy", "_nrt": False, "pipeline_class": _Compiler}
     return njit(**usual | options)
+
+
+class _Count(event.Listener):
+    """Counts kernels that are compiled, not those that the cache holds."""
+
+    def __init__(self, first):
+        self.kernels, self._first = 0, first
+
+    def on_start(self, event):
+        self.kernels += 1
+        if self.kernels == 1:
+            self._first()
+
+    def on_end(self, event):
+        pass
+
+
+@contextmanager
+def compilation(first):
+    """Call `first` before a kernel is compiled in this context; gives an object whose `kernels` counts them."""
+    count = _Count(first)
+    with event.install_listener("numba:compile", count):
+        yield count

@@ -18,7 +18,7 @@ from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.meter import trim
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.pool import default_threads
-from streamattn_cli.kernels import atoms, blas, compress, nystrom
+from streamattn_cli.kernels import atoms, blas, compress, jit, nystrom
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.memory import MemoryTensor
 from streamattn_cli.rows.topk import BestRows
@@ -28,6 +28,7 @@ from streamattn_cli.sketches.histories.nystrom import NystromParams, insert_size
 from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.rope import rotation
 
+COMPILING = "compiling kernels for this machine (the next run of this version finds them; streamattn warm compiles all)"
 ROWS = 600  # more than a tile, more than two groups, and not a multiple of either
 
 
@@ -47,9 +48,15 @@ class _Nowhere:
 
 def warm(plan: Plan, listener: Listener) -> None:
     """Run the plan's methods on a few made-up rows of the same dtypes."""
+    with jit.compilation(lambda: listener(Note(COMPILING))) as count:
+        _run_small(plan)
+    if count.kernels:
+        listener(Note(f"compiled {count.kernels} kernels"))
+
+
+def _run_small(plan: Plan) -> None:
     problem = plan.problem
     if not _compiled():
-        listener(Note("compiling kernels for this machine (only the first run of this version does)"))
         _on_two_processors(problem)
     small = {part: _made_up(getattr(problem, part)) for part in ("q", "k", "v")}
     params = problem.params

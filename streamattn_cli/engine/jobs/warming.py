@@ -1,0 +1,56 @@
+"""`warm`: compile the kernels of all methods, so that no later run has to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+
+from streamattn_cli.engine.passes.warm import COMPILING, warm
+from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.events import Listener, Note
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.kernels import jit
+from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.memory import MemoryTensor
+from streamattn_cli.rows.open import Inputs
+from streamattn_cli.sketches import registry
+
+DTYPES = ("f2", "f4", "f8")  # bf16 has the kernels of f2
+ROWS, DIM = 2048, 8
+
+
+def warm_all(listener: Listener, interrupts: Interrupts) -> dict:
+    """Compile what the cache lacks; `methods`, and the number of `kernels` compiled."""
+    with jit.compilation(lambda: listener(Note(COMPILING))) as count:
+        for dtype, request in _requests():
+            interrupts.check()
+            with interrupts.at_once():
+                warm(make_plan(resolve(request, _inputs(dtype))), lambda event: None)
+    return {"methods": [method.name for method in registry.usable()], "kernels": count.kernels}
+
+
+def _requests() -> list[tuple[str, AttendRequest]]:
+    """Every method, dtype and mode, and the settings that have kernels of their own."""
+    found = []
+    for dtype, method, causal in product(DTYPES, (m.name for m in registry.usable()), (True, False)):
+        plain = AttendRequest(
+            method=method, causal=causal, resident_rows=256, audit=8, degree=2, max_error=float("inf")
+        )
+        if method == "exact" or method == "poly":
+            plain = replace(plain, resident_rows=None)
+        found.append((dtype, plain))
+        if method == "nystrom" and causal:
+            found.append((dtype, replace(plain, rope="10000:half", resident_rows=300)))
+        if method == "poly" and not causal and dtype != "f8":
+            for sketches in ("psi", "phi", "paper"):
+                found.append((dtype, replace(plain, sketches=sketches, top_k=None if sketches == "psi" else 4)))
+    return found
+
+
+def _inputs(dtype: str) -> Inputs:
+    rows = np.random.default_rng(0).standard_normal((ROWS, DIM)).astype(dtype) * np.array(0.1, dtype)
+    return Inputs(*(Heads(MemoryTensor(rows, name="made up"), (0,), (0,), DIM) for _ in "qkv"))

@@ -1,0 +1,59 @@
+"""`streamattn warm`: after it no run compiles anything, and a run that compiles says so."""
+
+import os
+
+import numpy as np
+import pytest
+from clirun import run, save_heads
+
+from streamattn_cli.kernels import jit
+
+
+@pytest.fixture(scope="module")
+def warmed():
+    return run("warm", timeout=600)
+
+
+def test_it_says_what_it_did_and_has_nothing_to_do_twice(warmed):
+    assert b" kernels compiled, for nystrom, poly, exact" in warmed.out
+    again = run("warm", timeout=600)
+    assert again.out.startswith(b"0 kernels compiled") and again.err == ""
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("words", [
+    ("--method", "nystrom"), ("--method", "nystrom", "--rope", "1e4:half"), ("--method", "evict"), ("--method", "wildcat"),
+    ("--method", "poly", "--degree", "2", "--max-error", "inf"), ("--method", "exact"),
+], ids=" ".join)  # fmt: skip
+def test_no_run_compiles_after_it(tmp_path, warmed, dtype, words):
+    save_heads(tmp_path, rows=900, dtype=np.dtype(dtype))
+    size = () if words[1] in ("poly", "exact") else ("--resident-rows", "200")
+    for mode in ("--causal", "--full"):
+        done = run("attend", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", mode, *words, *size, "--audit", "8", "-o", "o.npy",
+                   cwd=tmp_path)  # fmt: skip
+        assert "compil" not in done.err
+
+
+def test_a_run_that_compiles_says_so_whatever_the_cache_holds(tmp_path):
+    """Of `window` in a cache that holds the kernels of `exact`."""
+    save_heads(tmp_path, rows=900)
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "NUMBA_CACHE_DIR": ""}
+    words = ("attend", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--full", "-o", "o.npy")
+    told = []
+    for method in ("exact", "window", "window"):
+        done = run(*words, "--method", method, cwd=tmp_path, env=environment, timeout=600)
+        told.append([line for line in done.err.splitlines() if "compil" in line])
+    assert [len(lines) for lines in told] == [2, 2, 0]
+    assert told[1][0].startswith("note: compiling kernels") and told[1][1].startswith("note: compiled ")
+    assert os.listdir(tmp_path / "cache")
+
+
+def test_kernels_are_counted():
+    calls = []
+    twice = jit.kernel()(lambda x: x + x)
+    with jit.compilation(lambda: calls.append(1)) as count:
+        assert twice(2) == 4 and twice(3) == 6 and twice(0.5) == 1.0
+    assert (count.kernels, calls) == (2, [1])
+    with jit.compilation(lambda: calls.append(1)) as count:
+        twice(5)
+    assert count.kernels == 0
