@@ -150,3 +150,30 @@ def test_several_layers_name_the_option_that_chooses(tmp_path):
     words = ("attend", tmp_path / "x.h5", "--causal", "--method", "window", "-o", tmp_path / "o.npy")
     refused(*words, code=4, words=["--group layer0"], folder=tmp_path)
     run(*words, "--group", "layer0")
+
+
+def test_parts_of_a_file_learn_from_the_same_queries_and_merge(tmp_path):
+    for name, rows in (("a", "0:2048"), ("b", "2048:4096")):
+        run("sketch", HEADS, "--resident-rows", 256, "--rows", rows, "-o", tmp_path / f"{name}.sattn", "--quiet")
+    run("merge", tmp_path / "a.sattn", tmp_path / "b.sattn", "-o", tmp_path / "all.sattn")
+
+
+@pytest.mark.parametrize("words", [("d*.h5",), ("d0.h5", "d1.h5")])
+def test_a_stream_of_files_learns_from_the_queries_of_all_of_them(tmp_path, words):
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        with h5py.File(tmp_path / f"d{number}.h5", "w") as file:
+            for part in "qkv":
+                file[part] = rng.standard_normal((800, 8)).astype("f4")
+    done = run("sketch", *words, "--resident-rows", 64, "-o", "x.sattn", cwd=tmp_path)
+    assert any("learns from the queries of d0.h5:/q ... d1.h5:/q" in line for line in told(done))
+    with h5py.File(tmp_path / "d1.h5", "a") as file:
+        del file["q"]
+    done = run("sketch", *words, "--resident-rows", 64, "-o", "y.sattn", cwd=tmp_path)
+    assert any("no queries are known" in line for line in told(done))
+
+
+def test_packed_rows_bring_their_queries(tmp_path):
+    np.save(tmp_path / "packed.npy", np.random.default_rng(0).standard_normal((1500, 24)).astype("f4"))
+    done = run("sketch", "packed.npy", "--record", "qkv", "--resident-rows", 64, "-o", "x.sattn", cwd=tmp_path)
+    assert any("learns from the queries of packed.npy" in line for line in told(done))

@@ -23,7 +23,7 @@ def write(folder, number, rows=40, **attrs):
 def joined(folder, count):
     """The same rows as one file."""
     with h5py.File(folder / "one.h5", "w") as file:
-        for name in "kv":
+        for name in "qkv":
             parts = []
             for number in range(count):
                 with h5py.File(folder / f"d{number}.h5") as part:

@@ -14,6 +14,7 @@ from streamattn_cli.rows.fit import check_rows, range_notes, with_ranges
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.ondemand import MOST_OPEN, OpenFiles
 from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.rows.paths import find
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensor import RowTensor
 
@@ -21,8 +22,8 @@ from streamattn_cli.rows.tensor import RowTensor
 def open_stream(spec: InputSpec, need_q: bool = False) -> Inputs:
     """`open_inputs` of keys and values whose words may name several files: their rows follow one another.
 
-    With `need_q`, queries come from `spec.q`, one file, or else from the first file of the stream. Raises what
-    `open_inputs` does, and InputMalformed for files that are not alike.
+    With `need_q`, queries come from `spec.q`, one file, or (`spec.own_queries`) from all files of the stream, or else
+    from the first one. Raises what `open_inputs` does, and InputMalformed for files that are not alike.
     """
     specs = single_files(spec)
     if len(specs) == 1:
@@ -33,12 +34,41 @@ def open_stream(spec: InputSpec, need_q: bool = False) -> Inputs:
         made: dict[tuple[int, ...], ConcatTensor] = {}
         heads = {part: _joined([getattr(inputs, part) for inputs in opened], made) for part in "kv"}
         if need_q:
-            heads["q"] = opened[0].q
-        heads = with_ranges(replace(spec, q_rows=None), heads)
+            heads["q"] = _joined([inputs.q for inputs in opened], made) if spec.own_queries else opened[0].q
+        heads = with_ranges(spec if spec.own_queries else replace(spec, q_rows=None), heads)
         check_rows(heads)
         order = f"{len(specs)} files are one stream, in this order: {_named(specs)}"
         notes = dict.fromkeys([*opened[0].notes, order, *range_notes(heads.values())])
         return Inputs(heads.get("q"), heads["k"], heads["v"], attrs, tuple(notes), stack.pop_all())
+
+
+def wants_queries(spec: InputSpec) -> bool:
+    """Whether a stream of keys and values is to be opened with queries."""
+    return spec.q is not None or spec.own_queries
+
+
+def with_own_queries(spec: InputSpec) -> InputSpec:
+    """The spec of a stream of keys and values with the queries that all its files hold beside them, if they do.
+
+    All of them, whatever --rows are taken: sketches of different rows of a file then learn from the same ones, and
+    merge. Raises the errors of finding the files.
+    """
+    if spec.q or (spec.k and spec.v) or not all(map(_holds_queries, single_files(spec))):
+        return spec
+    return replace(spec, own_queries=True, q_rows=(0, None) if spec.rows else None)
+
+
+def _holds_queries(spec: InputSpec) -> bool:
+    if spec.input in (None, "-"):
+        return False
+    place = find(spec.input, raw=spec.raw is not None)
+    if not place.names_arrays or place.inside:
+        return place.kind != "pipe" and "q" in (spec.record or "")
+    try:
+        place.format.arrays(place.path, place.format.parts(place.path, ("q",), spec.group), None)
+    except (InputMissing, InputMalformed):
+        return False
+    return True
 
 
 def single_files(spec: InputSpec) -> list[InputSpec]:
@@ -100,13 +130,14 @@ def _by_number(name: str) -> tuple:
 
 def _open_all(specs: list[InputSpec], need_q: bool, stack: ExitStack) -> list[Inputs]:
     """Every file as it is opened; of more than MOST_OPEN files only a few at a time."""
-    pool = OpenFiles(MOST_OPEN) if len(specs) > MOST_OPEN else None
+    most = MOST_OPEN * 2 // 3 if specs[0].own_queries else MOST_OPEN  # a file is open once for each of q, k and v
+    pool = OpenFiles(most) if len(specs) > most else None
     if pool:
         stack.callback(pool.close)
     found = []
     for at, one in enumerate(specs):
-        keep = pool is None or (need_q and at == 0)  # queries are not read in order
-        inputs = open_inputs(one, need_q=need_q and at == 0)
+        keep = pool is None or (need_q and at == 0 and not one.own_queries)
+        inputs = open_inputs(one, need_q=need_q and (at == 0 or one.own_queries))
         if keep:
             stack.enter_context(inputs)
         else:

@@ -35,15 +35,17 @@ class OpenFiles:
             return replace(heads, tensor=tensor)
 
         k, v = later("k"), later("v")
+        q = later("q") if spec.own_queries else None
         inputs.close()
-        return replace(inputs, q=None, k=k, v=v)
+        return replace(inputs, q=q, k=k, v=v)
 
     def tensor(self, number: int, part: str) -> RowTensor:
-        """The tensor of k or v of a file, open."""
+        """The tensor of k, v or (of own queries) q of a file, open."""
         if number not in self._open:
             while len(self._open) >= self.most:
                 self._open.popitem(last=False)[1].close()
-            self._open[number] = open_inputs(self._specs[number], need_q=False)
+            spec = self._specs[number]
+            self._open[number] = open_inputs(spec, need_q=spec.own_queries)
         self._open.move_to_end(number)
         return getattr(self._open[number], part).tensor
 

@@ -99,5 +99,5 @@ def _check_same_queries(files: list[SketchFile]) -> None:
             if not np.array_equal(first.state[name], other.state[name]):
                 raise CheckpointIncompatible(
                     f"{first.name} and {other.name} were fitted to different queries; make both with the same --query-model "
-                    "FILE, or give --pool-queries to merge them all the same"
+                    "FILE or with --blind, or give --pool-queries to merge them all the same"
                 )

@@ -45,7 +45,7 @@ from streamattn_cli.errors import (
     UsageError,
 )
 from streamattn_cli.rows.identity import check_unchanged, file_states
-from streamattn_cli.rows.many import absolute, open_stream
+from streamattn_cli.rows.many import absolute, open_stream, wants_queries
 from streamattn_cli.sketches.head import HeadAttention, allocate
 
 ALIGN = 512  # rows: shards begin where tiles and groups begin
@@ -93,7 +93,7 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
     Raises what `sketch` does; UsageError for an unknown engine; CannotMeet for a pipe, which cannot be cut.
     """
     with ExitStack() as stack:
-        inputs = stack.enter_context(open_stream(request.inputs, need_q=request.inputs.q is not None))
+        inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
         files = file_states([inputs.k.tensor, inputs.v.tensor])
         problem = keys_problem(request, inputs, None)
         _check(problem)
@@ -145,7 +145,7 @@ def _absorb(shard: Shard, stop: threading.Event | None) -> Absorbed:
         raise CheckpointIncompatible(
             f"streamattn-cli {version('streamattn-cli')} found, expected {shard.version}; install the same everywhere"
         )
-    with open_stream(shard.request.inputs, need_q=shard.request.inputs.q is not None) as inputs:
+    with open_stream(shard.request.inputs, need_q=wants_queries(shard.request.inputs)) as inputs:
         problem = keys_problem(shard.request, inputs, None)
         here = [{part: _portable(one) for part, one in source.items()} for source in key_sources(problem)]
         check_same(

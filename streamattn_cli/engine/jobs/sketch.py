@@ -33,7 +33,6 @@ from streamattn_cli.errors import (
     CannotMeet,
     CheckpointIncompatible,
     InputMalformed,
-    InputMissing,
     Interrupted,
     UsageError,
 )
@@ -41,9 +40,8 @@ from streamattn_cli.rows.absent import absent
 from streamattn_cli.rows.fit import check_layout
 from streamattn_cli.rows.identity import check_unchanged, file_states
 from streamattn_cli.rows.imagined import imagined
-from streamattn_cli.rows.many import open_stream
+from streamattn_cli.rows.many import open_stream, wants_queries, with_own_queries
 from streamattn_cli.rows.open import Inputs, open_inputs
-from streamattn_cli.rows.paths import find
 from streamattn_cli.rows.recordout import waits
 from streamattn_cli.rows.writers import Writer, open_writer
 from streamattn_cli.sketches import registry
@@ -109,7 +107,7 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
     """Absorb keys and values into the sketch file `request.checkpoint`, after those of `append` if it is given."""
     check_output(request, *([append] if append else []))
     with ExitStack() as stack:
-        inputs = stack.enter_context(open_stream(request.inputs, need_q=request.inputs.q is not None))
+        inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
         files = file_states([inputs.k.tensor, inputs.v.tensor])
         before = open_sketch_file(append, request.memory) if append else None
         problem = keys_problem(request, inputs, before)
@@ -144,20 +142,12 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
 
 
 def learning_from_input(request: AttendRequest) -> AttendRequest:
-    """The request with the queries that its one input file holds beside k and v, if its method learns from queries."""
-    spec, method = request.inputs, registry.find(request.method or "nystrom") if request.method != "auto" else None
+    """The request with the queries that its input holds beside k and v, if its method learns from queries."""
+    method = registry.find(request.method or "nystrom") if request.method != "auto" else None
     learns = method is None or (method.history is not None and method.history.learns)
-    if not learns or request.query_model or spec.q or spec.more or spec.input in (None, "-") or (spec.k and spec.v):
+    if not learns or request.query_model:
         return request
-    place = find(spec.input, raw=spec.raw is not None)
-    if not place.names_arrays or place.inside:
-        return request
-    try:
-        name = place.format.parts(place.path, ("q",), spec.group)["q"]
-        place.format.arrays(place.path, {"q": name}, None)
-    except (InputMissing, InputMalformed):
-        return request
-    return replace(request, inputs=replace(spec, q=f"{spec.input}:{name}"))
+    return replace(request, inputs=with_own_queries(request.inputs))
 
 
 def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
