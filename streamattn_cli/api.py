@@ -75,10 +75,10 @@ class AttentionSketch:
 
     Settings are the options of `streamattn sketch` with underscores, `scale` a number, "sqrt" or "d", `memory` a number of
     bytes or "512MiB"; values that they cannot have are refused at once (WrongSetting, a ValueError). float16, float32
-    and float64 arrays are taken as they are, uint16 as bfloat16 bit patterns; dtypes must not change on the way. Rows
-    are absorbed as the command absorbs those of a pipe: how they are cut into blocks changes nothing, and the first
-    1024 wait until all of them are there, because settings are chosen by them. Other dtypes are refused (WrongDtype, a
-    TypeError). Errors are those of streamattn_cli.errors, with the messages of the command.
+    and float64 arrays are taken as they are, uint16 as bfloat16 bit patterns, tensors of PyTorch likewise;
+    dtypes must not change on the way. Rows are absorbed as the command absorbs those of a pipe: how they are cut into
+    blocks changes nothing, and the first 1024 wait until all of them are there, because settings are chosen by them. Other dtypes
+    are refused (WrongDtype, a TypeError). Errors are those of streamattn_cli.errors, with the messages of the command.
     """
 
     def __init__(self, queries: np.ndarray | None = None, **settings: object):
@@ -104,7 +104,7 @@ class AttentionSketch:
         Raises InputMalformed where they do not fit each other or the rows before, NonFinite, and CannotMeet where the
         method cannot serve such rows; then the sketch is as it was before.
         """
-        k, v = np.asarray(k), np.asarray(v)
+        k, v = _array(k), _array(v)
         kind = self._check(k, v)
         if self._run is None and self._file is None and self.rows + len(k) < FIRST_ROWS:
             self._waiting.append((k.copy(), v.copy()))  # the caller may use its arrays again
@@ -121,7 +121,7 @@ class AttentionSketch:
 
         Query head h looks at key head h // (query heads / key heads).
         """
-        file, given = self._current(), np.asarray(q)
+        file, given = self._current(), _array(q)
         inputs = Inputs(_heads(given, "q"), None, None)
         plan = make_plan(queries_problem(replace(self._request, output="-"), file, inputs))
         out = np.empty((len(given), len(plan.problem.q), plan.problem.v.dim), plan.problem.out_dtype)
@@ -225,9 +225,19 @@ class _Into:
         self.out[start : start + len(block)] = block
 
 
+def _array(given: object) -> np.ndarray:
+    """An array, or a tensor of PyTorch on any device as one; of bfloat16 its bit patterns, uint16."""
+    if not hasattr(given, "detach"):
+        return np.asarray(given)
+    tensor = given.detach().cpu()
+    if str(tensor.dtype) != "torch.bfloat16":
+        return np.asarray(tensor.numpy())
+    return (np.asarray(tensor.float().numpy()).view("<u4") >> 16).astype("<u2")
+
+
 def _heads(array: np.ndarray, name: str, start: int | None = None) -> Heads:
     """Heads over an array (n, heads, dim) or (n, dim); from global row `start` on, as of a pipe, if that is given."""
-    array = np.asarray(array)
+    array = _array(array)
     _check_dtype(array, name)
     if array.ndim not in (2, 3):
         raise InputMalformed(f"{name}: shape {array.shape} found, expected (rows, heads, dim) or (rows, dim)")

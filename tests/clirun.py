@@ -17,6 +17,7 @@ import numpy as np
 from described import described
 
 import streamattn_cli  # noqa: F401 - for NUMBA_CACHE_DIR, see above
+from streamattn_cli.records import read
 
 COMMAND = [sys.executable, "-m", "streamattn_cli"]
 SAMPLE = Path(__file__).resolve().parent.parent / "sample_data"
@@ -100,13 +101,13 @@ def listing(folder):
 def records(data):
     """The arrays of concatenated .npy records."""
     stream, arrays = io.BytesIO(data), []
-    while stream.tell() < len(data):
-        arrays.append(np.load(stream))
+    while (array := read(stream)) is not None:
+        arrays.append(array)
     return arrays
 
 
 def record_bytes(*arrays):
-    """Concatenated .npy records of these arrays."""
+    """Concatenated .npy records of these arrays, as NumPy writes them."""
     stream = io.BytesIO()
     for array in arrays:
         np.save(stream, array)

@@ -254,3 +254,44 @@ def test_rows_that_cannot_be_absorbed_do_not_wait():
 def test_metadata_says_where_rows_came_from(tmp_path):
     _filled(*_arrays(50), **WORDS["poly"]).save(tmp_path / "s.sattn")
     assert '"kind":"pipe"' in read_header(str(tmp_path / "s.sattn")).meta["source"]
+
+
+class Tensor:
+    """As much of a tensor of PyTorch as is used: it needs `detach` and `cpu`, and NumPy does not know bfloat16."""
+
+    def __init__(self, array, dtype, ready=False):
+        self.array, self.dtype, self.ready = array, dtype, ready
+
+    def __array__(self, *_args, **_kwargs):
+        raise RuntimeError("can't convert this tensor to numpy")
+
+    def detach(self):
+        return Tensor(self.array, self.dtype, self.ready)
+
+    def cpu(self):
+        return Tensor(self.array, self.dtype, ready=True)
+
+    def float(self):
+        return Tensor(self.array.astype("f4"), "torch.float32", self.ready)
+
+    def numpy(self):
+        if not self.ready or self.dtype == "torch.bfloat16":
+            raise TypeError("Got unsupported ScalarType BFloat16")
+        return self.array
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+def test_tensors_of_pytorch_are_taken(kind):
+    rng = np.random.default_rng(0)
+    plain = [rng.standard_normal((1200, 2, 8)).astype("f2" if kind == "float16" else "f4") for _ in range(3)]
+    stored = plain
+    if kind == "bfloat16":
+        stored = [(array.view("u4") >> 16).astype("u2") for array in plain]
+        plain = [(array.astype("u4") << 16).view("f4") for array in stored]
+    tensors = [Tensor(array, f"torch.{kind}") for array in plain]
+    answers = []
+    for q, k, v in (stored, tensors):
+        sketch = AttentionSketch(queries=q, resident_rows=64)
+        sketch.absorb(k, v)
+        answers.append(sketch.query(q))
+    np.testing.assert_array_equal(*answers)
