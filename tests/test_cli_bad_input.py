@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     with h5py.File(folder / "good.h5", "w") as file:
         file.update(arrays)
     with h5py.File(folder / "other.h5", "w") as file:
-        file.update({"queries": k, "keys": k, "layer/values": k})
+        file.update({"queries": k, "rows": k, "layer/values": k})
     with h5py.File(folder / "lengths.h5", "w") as file:
         file.update({"q": k, "k": k, "v": k[:-1]})
     (folder / "cut.h5").write_bytes((folder / "good.h5").read_bytes()[:3000])
@@ -52,7 +52,7 @@ def attend(folder, *args, code, words, **kwargs):
 @pytest.mark.parametrize("args, words", [
     (["nowhere.h5"], ["nowhere.h5: No such file", "check the path"]),
     (["--q", "q.npy", "--k", "nowhere.npy", "--v", "v.npy"], ["nowhere.npy: No such file"]),
-    (["other.h5"], ["other.h5: no dataset /q", "/queries", "/keys", "/layer/values"]),
+    (["other.h5"], ["other.h5: no dataset /q", "/queries", "/rows", "/layer/values"]),
     (["good.h5", "--group", "layer"], ["good.h5: no dataset /layer/q", "/q, /v"]),
     (["--q", "q.npy", "--k", "good.h5:/keys", "--v", "v.npy"], ["good.h5: no dataset /keys", "/k, /q, /v"]),
     (["."], [".: is a folder, expected a file"]),
@@ -86,7 +86,7 @@ def test_malformed_npy_is_4(folder, k, v, words):
     (["cut.h5"], ["cut.h5: not readable as HDF5", "truncated"]),
     (["partial.f32", "--raw", "f32", "--dim", "8"],
      ["partial.f32: 4797 bytes", "rows of 96 bytes", "93 bytes are left"]),
-    (["rows.f32"], ["rows.f32: not an .npy, HDF5 or safetensors file", "--raw"]),
+    (["rows.f32"], ["rows.f32: not an .npy, .npz, HDF5, safetensors or PyTorch file", "--raw"]),
     (["--q", "q3.npy", "--k", "k2.npy", "--v", "k2.npy", "--layout", "THD"],
      ["q3.npy has 3 query heads", "k2.npy 2 key heads", "multiple"]),
     (["--q", "empty.npy", "--k", "k.npy", "--v", "v.npy", "--full"], ["empty.npy: no rows"]),
