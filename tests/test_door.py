@@ -200,7 +200,7 @@ def test_refusals(tmp_path):
     ("effort", "bst", "use fast, default or best"),
     ("polynomial", "odd", "use hermite or taylor"),
     ("nan_policy", None, "expected a word"),
-    ("resident_rows", "512x", "resident_rows='512x' found, expected a whole number or None"),
+    ("resident_rows", "512x", "--resident-rows 512x: give a number of rows"),
     ("resident_rows", 512.5, "expected a whole number or None"),
     ("threads", True, "expected a whole number or None"),
     ("degree", None, "degree=None found, expected a whole number"),

@@ -45,6 +45,27 @@ def test_a_sketch_learns_from_the_queries_of_its_file(tmp_path, shards):
     assert 2 * own < blind
 
 
+def test_parts_of_a_file_merge_however_they_were_made(tmp_path):
+    """In shards, alone, and merged before: all learnt from the same queries."""
+    for name, words in {"a": ("--shards", "2"), "b": (), "c": ()}.items():
+        first = 1024 * "abc".index(name)
+        run(
+            "sketch",
+            HEADS,
+            "--resident-rows",
+            "128",
+            "--rows",
+            f"{first}:{first + 1024}",
+            *words,
+            "-o",
+            tmp_path / f"{name}.sattn",
+        )
+    run("merge", tmp_path / "a.sattn", tmp_path / "b.sattn", "-o", tmp_path / "ab.sattn")
+    run("merge", tmp_path / "ab.sattn", tmp_path / "c.sattn", "-o", tmp_path / "abc.sattn")
+    run("query", tmp_path / "abc.sattn", f"{HEADS}:/q", "-o", tmp_path / "o.npy")
+    assert np.isfinite(np.load(tmp_path / "o.npy")).all()
+
+
 @pytest.mark.parametrize("words", [("--method", "poly", "--degree", "2", "--scale", "d"), ("--method", "window")])
 def test_a_method_that_learns_nothing_reads_no_queries(tmp_path, words):
     done = run("sketch", HEADS, "--rows", "0:1500", *words, "-o", tmp_path / "a.sattn")

@@ -17,7 +17,8 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     model = ("--resident-rows", 256, "--query-model", HEADS + ":/q")
     for name, rows, words in (("a", "0:2048", model), ("b", "2048:4096", model), ("all", "0:4096", model),
-                              ("blind", "0:4096", model[:2]), ("other", "2048:4096", model[:2])):  # fmt: skip
+                              ("blind", "0:4096", (*model[:2], "--blind")),
+                              ("other", "2048:4096", (*model[:2], "--blind"))):  # fmt: skip
         run("sketch", HEADS, "--rows", rows, *words, "-o", folder / f"{name}.sattn", "--quiet")
     run("attend", HEADS, "--full", "--method", "exact", "-o", folder / "exact.npy", "--quiet")
     return folder

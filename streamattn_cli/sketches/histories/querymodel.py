@@ -48,11 +48,12 @@ class QueryModel:
         kernel.learn(blas.address("f4"), q, weights, forget, *self.arrays[:4], scratch)
 
     def merge(self, other: QueryModel) -> None:
-        """Become the model of the queries of both; the other's rows follow this one's."""
+        """Become the model of the queries of both; the other's rows follow this one's. Equal models are of the same queries,
+        which shards of one stream have learnt from: they stay as they are."""
         (weight, mean, std, corr, at), (new, *_, passed) = self.arrays, other.arrays
         old, new, before = float(weight[0]), float(new[0]), int(at[0])
         at += passed
-        if new == 0:
+        if new == 0 or all(map(np.array_equal, self.arrays[:4], other.arrays[:4])):
             return
         their_mean, theirs = other._moments(-before)
         step = their_mean - mean
