@@ -176,14 +176,18 @@ def test_a_sketch_larger_than_memory_is_refused(stream, tmp_path):
         open_sketch_file(path, 1000)
 
 
-def test_parameters_that_nobody_knows(stream, tmp_path):
+@pytest.mark.parametrize(("history", "said"), [
+    ({"magic": {}}, "method magic: there is none here"),
+    ({"poly": {"magic": 1}}, "parameters that this version does not know"),
+])  # fmt: skip
+def test_parameters_that_nobody_knows(stream, tmp_path, history, said):
     path = str(tmp_path / "s.sattn")
     make_sketch(keys_only(stream), path, **POLY)
     state, meta = read(path)
     facts = json.loads(meta["params"])
-    facts["head"]["history"] = {"magic": {}}
+    facts["head"]["history"] = history
     save(path, state, meta | {"params": json.dumps(facts)})
-    with pytest.raises(CheckpointIncompatible, match="parameters that this version does not know"):
+    with pytest.raises(CheckpointIncompatible, match=said):
         open_sketch_file(path)
 
 

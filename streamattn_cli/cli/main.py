@@ -67,7 +67,7 @@ for _command in (attend, plan, compare, report, sketch, query, merge, info, insp
 
 
 @app.command("help")
-def show_help(
+def help(
     context: typer.Context, command: str | None = typer.Argument(None, help="The command; none lists all of them.")
 ) -> None:
     """Show the help of a command.

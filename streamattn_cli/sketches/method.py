@@ -1,6 +1,6 @@
 """What a method is: what it keeps of old rows, how options become its settings, and what is known about its cost.
 
-A method is one file with a `Params` class, a `History` and a `METHOD`. METHODS.md has the mathematics of ours.
+A method is one file with a `Params` class, a `History` and a `METHOD`.
 """
 
 from __future__ import annotations
