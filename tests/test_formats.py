@@ -14,7 +14,7 @@ import torchfiles
 from clirun import refused, run
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows.formats import npz, pytorch, registry
+from streamattn_cli.rows.formats import pytorch, registry
 from streamattn_cli.rows.formats.names import find_parts
 from streamattn_cli.rows.layout import extent
 from streamattn_cli.rows.open import open_inputs
@@ -322,35 +322,3 @@ def test_about_as_many_rows_as_heads_do_not(tmp_path):
         np.save(tmp_path / f"{part}.npy", np.zeros((1, 40, 8, 8), "f4"))
     with pytest.raises(UsageError, match="layout not clear"):
         open_inputs(InputSpec(**{part: str(tmp_path / f"{part}.npy") for part in "qkv"}))
-
-
-# --- formats of other packages
-
-
-def test_a_format_of_another_package_is_asked_last(tmp_path, parts, monkeypatch):
-    """And a broken package is named."""
-
-    class Point:
-        value = "theirs.format:FORMAT"
-
-        def __init__(self, load):
-            self.load = load
-
-    def rows(path, names, wanted):
-        return npz.npz_arrays(path + ".npz", names, wanted)
-
-    theirs = registry.find("npz").__class__(
-        name="theirs", extensions=(".theirs",), sniff=lambda path, start: start.startswith(b"THEIRS"),
-        names=lambda path: ["q", "k", "v"], arrays=rows, parts=lambda path, letters, group: {part: part for part in letters},
-    )  # fmt: skip
-    registry.find.cache_clear()
-    monkeypatch.setattr(registry, "_points", lambda: {"theirs": Point(lambda: theirs)})
-    np.savez(tmp_path / "d.theirs.npz", **parts)
-    (tmp_path / "d.theirs").write_bytes(b"THEIRS and nothing else")
-    with open_inputs(InputSpec(str(tmp_path / "d.theirs"))) as inputs:
-        assert inputs.k.rows == 700
-    monkeypatch.setattr(registry, "_points", lambda: {"theirs": Point(lambda: 1 / 0)})
-    registry.find.cache_clear()
-    with pytest.raises(InputMalformed, match="theirs.format.*ZeroDivisionError"):
-        open_inputs(InputSpec(str(tmp_path / "d.theirs")))
-    registry.find.cache_clear()

@@ -16,9 +16,9 @@ FLOORS = {  # rooms within a room, from the ground up; files beside them may be 
     "engine": ["watch", "request", "saving", "workers", "audit", "planning", "passes", "jobs"],
     "report": ["text", "live", "html"],
 }
-GROUND = ("errors", "options", "units", "records")  # usable by every room but kernels
+GROUND = ("errors", "options", "plugins", "units", "records")  # usable by every room but kernels
 # importlib to import the others later; ctypes and llvmlite, which is half of numba, to find and call NumPy's BLAS
-KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib", "functools", "contextlib", "ctypes", "llvmlite"}
+KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib", "functools", "ctypes", "llvmlite"}
 
 
 def imports(path, package):

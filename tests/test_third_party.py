@@ -1,4 +1,4 @@
-"""Methods of other packages: found by their entry points, used by the command, and held to the conformance suite."""
+"""Methods and formats of other packages: found by their entry points, used by the command, and held to the conformance suite."""
 
 import os
 import re
@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.errors import UsageError
+from streamattn_cli.errors import InputMalformed, UsageError
+from streamattn_cli.rows.formats import registry as formats
+from streamattn_cli.rows.paths import find
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.head import HeadAttention, HeadParams
 from streamattn_cli.sketches.method import Method, MethodOptions
@@ -38,7 +40,7 @@ def site(tmp_path_factory):
 @pytest.fixture
 def installed(site, monkeypatch):
     """The package as this process sees it, and a registry that has not looked yet."""
-    caches = (registry.installed, registry.find, registry.of)
+    caches = (registry.installed, registry.find, registry.of, formats._points, formats.find)
     monkeypatch.syspath_prepend(str(site))
     for cache in caches:
         cache.cache_clear()
@@ -108,6 +110,37 @@ def test_a_method_that_cannot_be_had_is_refused(site, installed, stream, name, s
         registry.find(name)
     found = streamattn(site, stream, "attend", *INPUT, "--method", name, "-o", "x.npy")
     assert found.returncode == 2 and name in found.stderr and "Traceback" not in found.stderr
+
+
+def test_a_file_of_its_format_is_read(site, stream, tmp_path):
+    arrays = [np.load(stream / f"{part}.npy")[:, 0] for part in "qkv"]
+    header = b"ROWS" + np.array(arrays[0].shape, "<u4").tobytes()
+    (tmp_path / "dump.rows").write_bytes(header + b"".join(array.tobytes() for array in arrays))
+    words = ("--causal", "--method", "window", "--resident-rows", "96", "-o")
+    found = streamattn(site, tmp_path, "attend", "dump.rows", *words, "out.npy")
+    assert found.returncode == 0, found.stderr
+    given = streamattn(site, stream, "attend", *INPUT, "--method", "window", "-o", str(tmp_path / "expected.npy"))
+    assert given.returncode == 0, given.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), np.load(tmp_path / "expected.npy")[:, 0])
+    named = streamattn(site, tmp_path, "inspect", "dump.rows:nothing")
+    assert named.returncode == 3 and "there are q, k and v" in named.stderr
+
+
+@pytest.mark.parametrize(("start", "said"), [
+    ("RAISE and no more", "format:RAISES fails (IndexError"), ("nobody knows this", "nothing:FORMAT fails (ModuleNotFound"),
+])  # fmt: skip
+def test_a_format_that_fails_is_named(site, installed, tmp_path, monkeypatch, start, said):
+    """Where no other knows the file; a package that cannot be loaded keeps no other from being asked."""
+    (tmp_path / "x.bin").write_text(start)
+    if "RAISES" in said:  # the other would be named first
+        points = {name: point for name, point in formats._points().items() if name != "aaa-broken"}
+        monkeypatch.setattr(formats, "_points", lambda: points)
+        with pytest.raises(InputMalformed, match=re.escape(said)):
+            find(str(tmp_path / "x.bin"))
+        return
+    found = streamattn(site, tmp_path, "inspect", "x.bin")
+    assert found.returncode == 4 and "Traceback" not in found.stderr, found.stderr
+    assert said in found.stderr and "remove that package" in found.stderr
 
 
 def test_ours_cannot_be_replaced(installed):

@@ -6,8 +6,6 @@ order sums, so a run that compiled its kernels and one that found them in the ca
 are private to their kernel, and code that was compiled a moment ago is the code that the cache holds.
 """
 
-from contextlib import contextmanager
-
 from llvmlite.binding import Linkage
 from numba import njit
 from numba.core import event
@@ -58,11 +56,19 @@ def kernel(**options):
     return njit(**usual | options)
 
 
-class _Count(event.Listener):
-    """Counts kernels that are compiled, not those that the cache holds."""
+class compilation(event.Listener):
+    """A context that calls `first` before a kernel is compiled in it, and counts in `kernels` those that are: not those
+    that the cache holds."""
 
     def __init__(self, first):
         self.kernels, self._first = 0, first
+
+    def __enter__(self):
+        event.register("numba:compile", self)
+        return self
+
+    def __exit__(self, *_exc):
+        event.unregister("numba:compile", self)
 
     def on_start(self, event):
         self.kernels += 1
@@ -71,11 +77,3 @@ class _Count(event.Listener):
 
     def on_end(self, event):
         pass
-
-
-@contextmanager
-def compilation(first):
-    """Call `first` before a kernel is compiled in this context; gives an object whose `kernels` counts them."""
-    count = _Count(first)
-    with event.install_listener("numba:compile", count):
-        yield count

@@ -40,12 +40,12 @@ class History:
 
     learns = False  # from queries, which `learn` shows it a whole group at a time
     kept: int | None = None  # rows of the stream that it keeps as they are; None for a method that keeps none
-    state: dict[str, np.ndarray]
     step: Callable[..., None] | None = None  # takes in rows and answers them in one go: see HeadAttention.step
     answer: Callable[..., None] | None = None  # answers queries where nothing is exact: see HeadAttention.answer
 
     def __init__(self, params: Any, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
-        raise NotImplementedError
+        self.params, self.dim, self.value_dim = params, dim, value_dim
+        self.scale, self.dtype, self.state = scale, dtype, state
 
     @staticmethod
     def state_spec(params: Any, dim: int, value_dim: int) -> Spec:

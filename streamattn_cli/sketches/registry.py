@@ -11,6 +11,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from streamattn_cli import plugins
 from streamattn_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,9 +34,7 @@ GROUP = "streamattn.methods"
 @cache
 def installed() -> dict[str, Any]:
     """Entry points of methods of other packages, by name; ours cannot be replaced."""
-    from importlib.metadata import entry_points
-
-    return {point.name: point for point in entry_points(group=GROUP) if point.name not in BUILT_IN}
+    return plugins.installed(GROUP, tuple(BUILT_IN))
 
 
 def names() -> tuple[str, ...]:
@@ -54,16 +53,7 @@ def find(name: str) -> Method:
         )
     from streamattn_cli.sketches.method import Method
 
-    point = installed()[name]
-    try:
-        method = point.load()
-    except Exception as error:
-        raise UsageError(
-            f"method {name} of {point.value}: {type(error).__name__}: {error}; update or remove that package"
-        ) from error
-    if not isinstance(method, Method) or method.name != name:
-        raise UsageError(f"method {name}: {point.value} is no Method of that name; update or remove that package")
-    return method
+    return plugins.load(installed()[name], Method, UsageError)
 
 
 def usable() -> Iterator[Method]:

@@ -35,8 +35,9 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
 
     Every row of q, k and v is read once, to see whether all values are finite. Raises the errors of opening.
     """
-    report: dict = {"type": "inspection", "arrays": _arrays(spec), "tensors": [], "notes": []}
+    report: dict = {"type": "inspection", "arrays": [], "tensors": [], "notes": []}
     with interrupts.at_once():
+        report["arrays"] = _arrays(spec)
         inputs = _open(spec, report["notes"])
     if inputs is None:
         return report

@@ -6,6 +6,8 @@ import os
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import BinaryIO
 
 import numpy as np
 
@@ -13,8 +15,9 @@ from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.layout import Extent
 from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable
 
-CHUNK = 1 << 16
-WINDOW = 1 << 16  # bytes that one decompressor holds, at most
+CHUNK = 1 << 14
+WINDOW = 3 << 14  # bytes that one decompressor holds, at most
+DIRECTORY = 1 << 22  # bytes that are read at a time of an archive's list of members: some fifty thousand of them
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,29 @@ class Member:
         """The first `size` bytes, or all if there are fewer."""
         if self.deflated:
             found = bytearray(min(size, self.size))
-            got = Inflater(self).read_at(memoryview(found), 0)
+            with open(self.path, "rb") as file:
+                got = Inflater(self, file.fileno()).read_at(memoryview(found), 0)
             return bytes(found[:got])
         with open(self.path, "rb") as file:
             return os.pread(file.fileno(), min(size, self.size), self.offset)
 
 
+def file_key(path: str) -> tuple[int, ...]:
+    """What tells a file from another, and from itself when it has changed: under it what was read of it may be kept."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def members(path: str) -> dict[str, Member]:
     """The members of a zip archive by name. Raises InputMalformed for a damaged one, or one that is encrypted or
     compressed in a way that NumPy and PyTorch do not use."""
+    return _members(path, file_key(path))
+
+
+@lru_cache(maxsize=1)
+def _members(path: str, _key: tuple[int, ...]) -> dict[str, Member]:
     try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        with open(path, "rb") as file, zipfile.ZipFile(_InPieces(file)) as archive:
             return {
                 info.filename: _member(path, file.fileno(), info) for info in archive.infolist() if not info.is_dir()
             }
@@ -55,6 +70,20 @@ def members(path: str) -> dict[str, Member]:
         raise
     except Exception as error:  # of a damaged archive zipfile raises whatever its parsing meets
         raise InputMalformed(f"{path}: unreadable zip archive: {error}; write or copy it again") from error
+
+
+class _InPieces:
+    """A file of which no more than DIRECTORY bytes are read at a time: zipfile reads the whole list of members at once."""
+
+    def __init__(self, file: BinaryIO):
+        self.seek, self.tell, self.seekable, self._file = file.seek, file.tell, file.seekable, file
+
+    def read(self, size: int = -1) -> bytes:
+        """At most DIRECTORY bytes, else ValueError."""
+        found = self._file.read(DIRECTORY + 1 if size < 0 else min(size, DIRECTORY + 1))
+        if len(found) > DIRECTORY:
+            raise ValueError("its list of members is too long")
+        return found
 
 
 def _member(path: str, file: int, info: zipfile.ZipInfo) -> Member:
@@ -73,22 +102,25 @@ def _member(path: str, file: int, info: zipfile.ZipInfo) -> Member:
 
 
 class Inflater:
-    """Reads a compressed member forward; going back means beginning again."""
+    """Reads a compressed member forward, from the file that is open as `file`."""
 
-    def __init__(self, member: Member):
-        self._member = member
-        self._begin()
-
-    def _begin(self) -> None:
-        self._inflate, self._at, self._read = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0
+    def __init__(self, member: Member, file: int):
+        self._member, self._file = member, file
+        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        self.at = self._read = 0
         self._waiting = b""
 
+    def copy(self) -> Inflater:
+        """Another one at the same place."""
+        made = Inflater(self._member, self._file)
+        made._inflate = self._inflate.copy()
+        made.at, made._read, made._waiting = self.at, self._read, self._waiting
+        return made
+
     def read_at(self, view: memoryview, position: int) -> int:
-        """Fill a view with the bytes from `position` on; returns how many there were."""
-        if position < self._at:
-            self._begin()
-        while self._at < position:
-            if not self._next(min(CHUNK, position - self._at)):
+        """Fill a view with the bytes from `position` on, which is not behind `at`; returns how many there were."""
+        while self.at < position:
+            if not self._next(min(CHUNK, position - self.at)):
                 return 0
         done = 0
         while done < len(view):
@@ -104,8 +136,7 @@ class Inflater:
         m, found = self._member, b""
         while not found and not self._inflate.eof:
             if not self._waiting:
-                with open(m.path, "rb") as file:
-                    self._waiting = os.pread(file.fileno(), min(CHUNK, m.stored - self._read), m.offset + self._read)
+                self._waiting = os.pread(self._file, min(CHUNK, m.stored - self._read), m.offset + self._read)
                 self._read += len(self._waiting)
                 if not self._waiting:
                     break
@@ -114,25 +145,32 @@ class Inflater:
             except zlib.error as error:
                 raise InputMalformed(f"{m.label}: damaged: {error}; write or copy it again") from error
             self._waiting = self._inflate.unconsumed_tail
-        self._at += len(found)
-        if self._at > m.size:
+        self.at += len(found)
+        if self.at > m.size:
             raise InputMalformed(f"{m.label}: holds more than the {m.size} bytes that the archive says; copy it again")
         return found
 
 
 class InflatedTensor:
-    """A RowTensor over a compressed member: rows are inflated as they are read, and again for every further pass."""
+    """A RowTensor over a compressed member: rows are inflated as they are read, and again for every further pass.
+
+    Each of the O segments has a decompressor at its beginning and one that goes on from there, so that reading segments side
+    by side inflates the member about twice, however many they are.
+    """
 
     seekable = True
 
     def __init__(self, member: Member, offset: int, extent: Extent, dtype: str):
         self.name, self.path, self.dtype = member.label, member.path, dtype
         self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
-        self.held_bytes = extent.outer * (WINDOW + CHUNK)
+        self.held_bytes = 2 * extent.outer * (WINDOW + CHUNK)
         self._offset, self._row = offset, extent.width * STORAGE[dtype].itemsize
-        if not os.access(member.path, os.R_OK):
-            raise InputMissing(f"{member.path}: cannot be read; see ls -l")
-        self._segments = [Inflater(member) for _ in range(extent.outer)]
+        try:
+            self._file = os.open(member.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InputMissing(f"{self.name}: cannot be opened: {error.strerror}") from error
+        self._begin = [Inflater(member, self._file)]
+        self._here = [self._begin[0].copy()]
 
     def read_into(self, buf: np.ndarray, start: int) -> int:
         """See RowTensor."""
@@ -141,17 +179,31 @@ class InflatedTensor:
         for segment in range(self.outer if count * self._row else 0):
             view = memoryview(buf[segment]).cast("B")[: count * self._row]
             at = self._offset + (segment * self.rows + start) * self._row
-            got = self._segments[segment].read_at(view, at)
+            got = self._inflater(segment, at).read_at(view, at)
             if got < len(view):
                 raise InputMalformed(
                     f"{self.name}: truncated: its data ends at byte {at + got}; write or copy it again"
                 )
         return count
 
+    def _inflater(self, segment: int, at: int) -> Inflater:
+        """The one of a segment, not beyond byte `at`."""
+        while len(self._begin) <= segment:
+            following = self._begin[-1].copy()
+            following.read_at(memoryview(b""), self._offset + len(self._begin) * self.rows * self._row)
+            self._begin.append(following)
+            self._here.append(following.copy())
+        if self._here[segment].at > at:
+            self._here[segment] = self._begin[segment].copy()
+        return self._here[segment]
+
     def peek(self, n: int) -> np.ndarray:
         """See RowTensor."""
         return peek_seekable(self, n)
 
     def close(self) -> None:
-        """Forget the decompressors."""
-        self._segments = []
+        """Close the file, and forget the decompressors."""
+        self._begin, self._here = [], []
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

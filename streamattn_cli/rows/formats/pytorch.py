@@ -1,48 +1,42 @@
 """Files of torch.save (.pt, .pth), read without PyTorch and without running what is in them.
 
-Such a file is a zip archive with a pickle that describes objects, and a member for the bytes of each storage. Of a pickle
-only tensors, containers and numbers are made; instances of other classes, such as a KV cache, become bags of attributes;
-whatever would call anything else is refused.
+Such a file is a zip archive with a pickle that describes objects (plainpickle.py), and a member for the bytes of each
+storage. Instances of classes, such as a KV cache, are searched for tensors as dicts are.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.format import Format
-from streamattn_cli.rows.formats.inflate import Member, members
+from streamattn_cli.rows.formats.inflate import Member, file_key, members
 from streamattn_cli.rows.formats.names import SHOWN, find_parts
+from streamattn_cli.rows.formats.plainpickle import LONGEST, Bag, Name, Refused, load
 from streamattn_cli.rows.formats.strided import StridedTensor, in_order
 from streamattn_cli.rows.layout import Extent
 from streamattn_cli.rows.stored import Stored
 from streamattn_cli.rows.tensor import STORAGE, RowTensor
 
 MAGIC = b"PK\x03\x04"
-LONGEST = 1 << 26  # bytes of a pickle: the bytes of tensors are not in it
 DEEPEST = 16  # containers within containers
+VISITED = 500_000  # objects that are looked at for tensors, at most,
+NAMED = 1 << 24  # and characters of their names in all,
+NAME = 1000  # and of one
+AXES = 16
 STORAGES = {"HalfStorage": "f2", "BFloat16Storage": "bf16", "FloatStorage": "f4", "DoubleStorage": "f8"}
 ALONE = "tensor"  # the name of a tensor that was saved without a container
-
-
-@dataclass(frozen=True)
-class StorageType:
-    """A class of storages, by its name."""
-
-    name: str
 
 
 @dataclass(frozen=True)
 class Place:
     """A storage: its class, the member that holds it, and how many items there are."""
 
-    kind: StorageType
+    kind: str
     key: str
     items: int
 
@@ -57,82 +51,40 @@ class Tensor:
     strides: tuple[int, ...]
 
 
-class _Class(type):
-    """The type of stand-ins for classes that are not made: they may be created empty and given attributes, not called."""
-
-    def __call__(cls, *args: object, **named: object) -> object:
-        raise InputMalformed(f"the pickle calls {cls.__qualname__}, which is not run")
-
-
-class Bag(metaclass=_Class):
-    """An instance of another class: its attributes, and nothing that does anything."""
-
-    def __setstate__(self, state: object) -> None:
-        both = state if isinstance(state, tuple) else (state,)
-        for part in both:
-            if isinstance(part, dict):
-                self.__dict__.update((str(name), value) for name, value in part.items())
-
-    def __setitem__(self, name: object, value: object) -> None:
-        self.__dict__[str(name)] = value
-
-    def append(self, value: object) -> None:
-        """Items of a subclass of list."""
-        self.__dict__[str(len(self.__dict__))] = value
-
-    def extend(self, values: list) -> None:
-        """Items of a subclass of list."""
-        for value in values:
-            self.append(value)
-
-
 def _tensor(storage: object, offset: object, shape: object, strides: object, *_others: object) -> Tensor:
     """What torch._utils._rebuild_tensor and _rebuild_tensor_v2 are given."""
-    whole = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
+    whole = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= AXES
     numbers = (offset, *shape, *strides) if whole else (None,)
     if not isinstance(storage, Place) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
-        raise InputMalformed("a tensor without a sane storage, offset, shape or strides")
+        raise Refused("a tensor without a sane storage, offset, shape or strides")
     return Tensor(storage, offset, shape, strides)
 
 
-class Nothing:
+def _nothing(*_arguments: object) -> None:
     """In place of what says where a tensor was, or how an object was made."""
 
-    def __init__(self, *_args: object):
-        pass
 
-    def __setstate__(self, state: object) -> None:
-        pass
+def _sizes(sizes: object = ()) -> tuple:
+    return sizes if isinstance(sizes, tuple) else ()
 
 
 CALLED = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): lambda data, *others: data,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): lambda sizes=(): tuple(sizes),
-    ("torch", "device"): Nothing,
-    ("functools", "partial"): Nothing,
+    ("collections", "OrderedDict"): lambda: {},
+    ("torch", "Size"): _sizes,
+    ("torch", "device"): _nothing,
+    ("functools", "partial"): _nothing,
 }
 
 
-class _Reader(pickle.Unpickler):
-    """Makes what CALLED and STORAGES name, and bags of all other classes."""
-
-    def find_class(self, module: str, name: str) -> object:
-        """What stands for a class or function."""
-        if (module, name) in CALLED:
-            return CALLED[module, name]
-        if module in ("torch", "torch.storage") and name.endswith("Storage"):
-            return StorageType(name)
-        return _Class(name, (Bag,), {"__qualname__": f"{module}.{name}"})
-
-    def persistent_load(self, pid: object) -> Place:
-        """The storage that ('storage', class, key, device, items) names."""
-        whole = isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"
-        if not whole or not isinstance(pid[1], StorageType) or not isinstance(pid[2], str) or type(pid[4]) is not int:
-            raise InputMalformed(f"a storage {str(pid)[:60]} that is not one of torch.save")
-        return Place(pid[1], pid[2], pid[4])
+def _storage(pid: object) -> Place:
+    """The storage that ('storage', class, key, device, items) names."""
+    whole = isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"
+    if not whole or not isinstance(pid[1], Name) or not isinstance(pid[2], str) or type(pid[4]) is not int:
+        raise Refused("a storage that is not one of torch.save")
+    return Place(pid[1].name, pid[2], pid[4])
 
 
 def _pickle(path: str) -> tuple[dict[str, Member], str | None]:
@@ -148,45 +100,60 @@ def _sniff(path: str, start: bytes) -> bool:
 
 def _read(path: str) -> tuple[dict[str, Tensor], dict[str, Member], str]:
     """(tensors by name, members, prefix). InputMalformed for anything out of place."""
+    return _read_once(path, file_key(path))
+
+
+@lru_cache(maxsize=1)
+def _read_once(path: str, _key: tuple[int, ...]) -> tuple[dict[str, Tensor], dict[str, Member], str]:
     found, prefix = _pickle(path)
     if prefix is None:
         raise InputMalformed(f"{path}: a zip archive without data.pkl; expected one of torch.save")
-    text = found[f"{prefix}data.pkl"]
-    if text.size > LONGEST:
-        raise InputMalformed(
-            f"{path}: a pickle of {text.size} bytes, expected at most {LONGEST}; is it a file of tensors?"
-        )
     order = found.get(f"{prefix}byteorder")
     if order and order.read(8) != b"little":
         raise InputMalformed(f"{path}: is big-endian, expected little-endian; save it again on the other machine")
     try:
-        whole = _Reader(io.BytesIO(text.read(text.size))).load()
-    except InputMalformed as error:
+        whole = load(found[f"{prefix}data.pkl"].read(LONGEST + 1), CALLED, _storage)
+        tensors = _Search().tensors(whole)
+    except Refused as error:
         raise InputMalformed(
             f"{path}: {error}; save a dict of plain tensors: torch.save({{'q': q, 'k': k, 'v': v}}, ...)"
         ) from error
-    except Exception as error:  # of a damaged pickle there is no telling
-        raise InputMalformed(f"{path}: unreadable pickle: {type(error).__name__}: {error}; save it again") from error
-    tensors = dict(_walk(whole, "", 0))
     if not tensors:
         raise InputMalformed(f"{path}: no tensors found in it")
     return tensors, found, prefix
 
 
-def _walk(found: object, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of all within; names of containers are joined by dots."""
-    if isinstance(found, Tensor):
-        yield name or ALONE, found
-        return
-    if depth > DEEPEST:
-        return
+class _Search:
+    """Looks for tensors in containers and bags; names are joined by dots."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Tensor] = {}
+        self._visited = self._named = 0
+
+    def tensors(self, whole: object) -> dict[str, Tensor]:
+        """All of them by name. Raises Refused where there is too much to look at."""
+        self._look(whole, "", ())
+        return self._found
+
+    def _look(self, found: object, name: str, above: tuple[int, ...]) -> None:
+        self._visited += 1
+        self._named += len(name)
+        if self._visited > VISITED or self._named > NAMED or len(name) > NAME:
+            raise Refused("too many objects, or too long names, to look for tensors in")
+        if isinstance(found, Tensor):
+            self._found[name or ALONE] = found
+        elif len(above) <= DEEPEST and id(found) not in above:
+            for key, value in _items(found):
+                self._look(value, f"{name}.{key}" if name else str(key), (*above, id(found)))
+
+
+def _items(found: object) -> Iterator[tuple[object, object]]:
     if isinstance(found, Bag):
-        found = vars(found)
+        found = found.items
     if isinstance(found, list | tuple):
-        found = dict(enumerate(found))
-    if isinstance(found, dict):
-        for key, value in found.items():
-            yield from _walk(value, f"{name}.{key}" if name else str(key), depth + 1)
+        yield from enumerate(found)
+    elif isinstance(found, dict):
+        yield from found.items()
 
 
 def pytorch_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> dict[str, Stored]:
@@ -200,9 +167,9 @@ def pytorch_arrays(path: str, names: dict[str, str], wanted: str | None = None) 
 
 def _stored(path: str, name: str, tensor: Tensor, found: dict[str, Member], prefix: str) -> Stored:
     label, storage = f"{path}:{name}", tensor.storage
-    dtype = STORAGES.get(storage.kind.name)
+    dtype = STORAGES.get(storage.kind)
     if dtype is None:
-        raise InputMalformed(f"{label}: {storage.kind.name} found, expected float16, bfloat16, float32 or float64")
+        raise InputMalformed(f"{label}: {storage.kind} found, expected float16, bfloat16, float32 or float64")
     member = found.get(f"{prefix}data/{storage.key}")
     if member is None or member.deflated:
         raise InputMalformed(

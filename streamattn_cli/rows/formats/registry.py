@@ -6,12 +6,14 @@ files that none of ours recognises. Modules are imported when a file is looked a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli import plugins
+from streamattn_cli.errors import InputMalformed, StreamattnError
 
 if TYPE_CHECKING:
     from streamattn_cli.rows.formats.format import Format
@@ -35,8 +37,23 @@ def find(name: str) -> Format:
 
 
 def of_file(path: str, start: bytes) -> Format | None:
-    """The format of a file, told by its first bytes (16, or all that there are); None for an unknown one."""
-    return next((found for found in _all() if found.sniff(path, start)), None)
+    """The format of a file, told by its first bytes (16, or all that there are); None for an unknown one.
+
+    A package that fails does not keep others from being asked; raises InputMalformed, which names it, if none knows the file.
+    """
+    for name in BUILT_IN:
+        if find(name).sniff(path, start):
+            return find(name)
+    failed: InputMalformed | None = None
+    for name in _points():
+        try:
+            if find(name).sniff(path, start):
+                return find(name)
+        except InputMalformed as error:
+            failed = failed or error
+    if failed:
+        raise failed
+    return None
 
 
 def of_extension(extension: str) -> Format | None:
@@ -44,28 +61,28 @@ def of_extension(extension: str) -> Format | None:
     return next((found for found in map(find, BUILT_IN) if extension.lower() in found.extensions), None)
 
 
-def _all() -> Iterator[Format]:
-    yield from map(find, BUILT_IN)
-    yield from map(find, _points())
-
-
 @cache
-def _points() -> dict[str, object]:
-    from importlib.metadata import entry_points
-
-    return {point.name: point for point in entry_points(group=GROUP) if point.name not in BUILT_IN}
+def _points() -> dict[str, Any]:
+    return plugins.installed(GROUP, tuple(BUILT_IN))
 
 
 def _installed(name: str) -> Format:
+    """The format of another package, whose faults end in InputMalformed and name it."""
     from streamattn_cli.rows.formats.format import Format
 
     point = _points()[name]
-    try:
-        found = point.load()
-    except Exception as error:
-        raise InputMalformed(
-            f"format {name} of {point.value}: {type(error).__name__}: {error}; update or remove that package"
-        ) from error
-    if not isinstance(found, Format) or found.name != name:
-        raise InputMalformed(f"format {name}: {point.value} is no Format of that name; update or remove that package")
-    return found
+    found = plugins.load(point, Format, InputMalformed)
+
+    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            try:
+                return function(*arguments)
+            except StreamattnError:
+                raise
+            except Exception as fault:
+                raise InputMalformed(f"{arguments[0]}: {plugins.broken(point, fault)}") from fault
+
+        return call
+
+    functions = {part: guarded(getattr(found, part)) for part in ("sniff", "names", "arrays", "parts")}
+    return replace(found, **functions)

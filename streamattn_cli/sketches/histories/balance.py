@@ -13,9 +13,16 @@ import numpy as np
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
 from streamattn_cli.sketches.head import HeadParams
-from streamattn_cli.sketches.histories.bank import Bank, bank_spec, live
-from streamattn_cli.sketches.histories.levels import LEVELS, level_of, level_to_halve, merge_levels, segment
-from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
+from streamattn_cli.sketches.histories.bank import bank_spec, live
+from streamattn_cli.sketches.histories.levels import (
+    LEVELS,
+    LevelHistory,
+    level_of,
+    level_to_halve,
+    merge_levels,
+    segment,
+)
+from streamattn_cli.sketches.method import Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
 
 WINDOW_SHARE = 0.35  # of the rows; tuned on real heads
@@ -39,17 +46,8 @@ class BalanceParams:
         return asdict(self)
 
 
-class BalanceHistory(History):
+class BalanceHistory(LevelHistory):
     """The kept rows of one key head. State arrays: see `state_spec`."""
-
-    def __init__(self, params: BalanceParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
-        self.params, self.value_dim, self.scale, self.state = params, value_dim, scale, state
-        self.bank = Bank(state["rows"], dim, params.storage)
-
-    @property
-    def kept(self) -> int:
-        """How many rows it keeps."""
-        return int(self.state["counts"].sum())
 
     @staticmethod
     def state_spec(params: BalanceParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -59,11 +57,6 @@ class BalanceHistory(History):
             "counts": ((LEVELS,), "i4"),  # rows of each level
             "halvings": ((1,), "i8"),
         }
-
-    @staticmethod
-    def transient_bytes(params: BalanceParams, dim: int, value_dim: int, group: int, queries: int) -> int:
-        """Bound on the bytes that are held for a while: the kernel of the block that is halved."""
-        return 8 * params.rows * (3 * params.rows + 6 * (dim + value_dim))
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""

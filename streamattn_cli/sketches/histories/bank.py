@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from streamattn_cli.sketches.coding.rowstore import HOLDER, get, put
+from streamattn_cli.sketches.method import History
 from streamattn_cli.sketches.partial import Partial
 
 
@@ -46,6 +49,14 @@ class Bank:
                 weigh(first, c)
             high[:] = n
             out.attend(work["scaled"], k, c, low, high, work["logits"], work["product"])
+
+
+class RowHistory(History):
+    """A history that keeps rows of the stream in a bank, the state array "rows"."""
+
+    def __init__(self, params: Any, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
+        super().__init__(params, dim, value_dim, scale, dtype, state)
+        self.bank = Bank(state["rows"], dim, params.storage)
 
 
 def live(k: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
 from streamattn_cli.sketches.head import HeadParams
-from streamattn_cli.sketches.histories.bank import Bank, bank_spec, live
-from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
+from streamattn_cli.sketches.histories.bank import Bank, RowHistory, bank_spec, live
+from streamattn_cli.sketches.method import Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
 
 WINDOW_SHARE = 0.15  # of the rows; tuned on real heads
@@ -36,14 +36,10 @@ class EvictParams:
         return asdict(self)
 
 
-class EvictHistory(History):
+class EvictHistory(RowHistory):
     """The kept rows of one key head, oldest first. State arrays: see `state_spec`."""
 
     learns = True
-
-    def __init__(self, params: EvictParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
-        self.params, self.value_dim, self.scale, self.state = params, value_dim, scale, state
-        self.bank = Bank(state["rows"], dim, params.storage)
 
     @property
     def kept(self) -> int:

@@ -7,10 +7,28 @@ the highest first.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+from streamattn_cli.sketches.histories.bank import RowHistory
 
 LEVELS = 60
 SHARE = 8  # a level is halved when it has 1/SHARE of the places
+
+
+class LevelHistory(RowHistory):
+    """A history of rows of levels; the state array "counts" has how many there are of each."""
+
+    @property
+    def kept(self) -> int:
+        """How many rows it keeps."""
+        return int(self.state["counts"].sum())
+
+    @staticmethod
+    def transient_bytes(params: Any, dim: int, value_dim: int, group: int, queries: int) -> int:
+        """Bound on the bytes that are held for a while: kernel and factor of the block that is halved."""
+        return 8 * params.rows * (3 * params.rows + 6 * (dim + value_dim))
 
 
 def level_to_halve(counts: np.ndarray, places: int) -> int | None:

@@ -87,7 +87,7 @@ class NystromHistory(History):
     learns = True
 
     def __init__(self, params: NystromParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
-        self.params, self.dim, self.value_dim, self.scale, self.state = params, dim, value_dim, scale, state
+        super().__init__(params, dim, value_dim, scale, dtype, state)
         self.rope = (*rotation(params.rope, dim), params.turns)
         self.queries = QueryModel(state, self.rope)
         m, bank = params.atoms, state["bank"]

@@ -53,7 +53,7 @@ class PolyHistory(History):
     """The compressed history of one key head. State arrays: see `state_spec`."""
 
     def __init__(self, params: PolyParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
-        self.params, self.scale, self.dtype, self.state = params, scale, dtype, state
+        super().__init__(params, dim, value_dim, scale, dtype, state)
         self.table, self.origin = table(dim, params.degree), np.zeros(dim)
 
     @staticmethod

@@ -13,8 +13,8 @@ import numpy as np
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
 from streamattn_cli.sketches.head import HeadParams
-from streamattn_cli.sketches.histories.bank import Bank, bank_spec
-from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
+from streamattn_cli.sketches.histories.bank import RowHistory, bank_spec
+from streamattn_cli.sketches.method import Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
 
 WINDOW_SHARE = 0.5  # of the rows; tuned on real heads
@@ -33,12 +33,8 @@ class SampleParams:
         return asdict(self)
 
 
-class SampleHistory(History):
+class SampleHistory(RowHistory):
     """The reservoir of one key head. State arrays: see `state_spec`."""
-
-    def __init__(self, params: SampleParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
-        self.params, self.value_dim, self.state = params, value_dim, state
-        self.bank = Bank(state["rows"], dim, params.storage)
 
     @property
     def kept(self) -> int:

@@ -13,9 +13,9 @@ import numpy as np
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
 from streamattn_cli.sketches.head import HeadParams
-from streamattn_cli.sketches.histories.bank import Bank, bank_spec, live
-from streamattn_cli.sketches.histories.levels import LEVELS, level_to_halve, merge_levels, segment
-from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
+from streamattn_cli.sketches.histories.bank import bank_spec, live
+from streamattn_cli.sketches.histories.levels import LEVELS, LevelHistory, level_to_halve, merge_levels, segment
+from streamattn_cli.sketches.method import Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
 
 RIDGE = 1e-3
@@ -36,17 +36,8 @@ class WildcatParams:
         return asdict(self)
 
 
-class WildcatHistory(History):
+class WildcatHistory(LevelHistory):
     """The atoms of one key head. State arrays: see `state_spec`."""
-
-    def __init__(self, params: WildcatParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
-        self.params, self.value_dim, self.scale, self.state = params, value_dim, scale, state
-        self.bank = Bank(state["rows"], dim, params.storage)
-
-    @property
-    def kept(self) -> int:
-        """How many rows it keeps."""
-        return int(self.state["counts"].sum())
 
     @staticmethod
     def state_spec(params: WildcatParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -57,11 +48,6 @@ class WildcatHistory(History):
             "weight": ((params.rows,), "f4"),
             "counts": ((LEVELS,), "i4"),  # atoms of each level
         }
-
-    @staticmethod
-    def transient_bytes(params: WildcatParams, dim: int, value_dim: int, group: int, queries: int) -> int:
-        """Bound on the bytes that are held for a while: kernel and factor of the block that is halved."""
-        return 8 * params.rows * (3 * params.rows + 6 * (dim + value_dim))
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""

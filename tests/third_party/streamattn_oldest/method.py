@@ -8,8 +8,8 @@ import numpy as np
 
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
 from streamattn_cli.sketches.head import HeadParams
-from streamattn_cli.sketches.histories.bank import Bank, bank_spec, live
-from streamattn_cli.sketches.method import History, Method, MethodOptions
+from streamattn_cli.sketches.histories.bank import RowHistory, bank_spec, live
+from streamattn_cli.sketches.method import Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
 
 
@@ -25,12 +25,8 @@ class OldestParams:
         return asdict(self)
 
 
-class OldestHistory(History):
+class OldestHistory(RowHistory):
     """The kept rows of one key head."""
-
-    def __init__(self, params: OldestParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
-        self.params, self.value_dim, self.state = params, value_dim, state
-        self.bank = Bank(state["rows"], dim, params.storage)
 
     @property
     def kept(self) -> int:
