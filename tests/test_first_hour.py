@@ -148,6 +148,8 @@ def test_a_share_of_an_unknown_number_is_refused(tmp_path):
 def test_help_is_a_command_too():
     assert run("help", "attend").out == run("attend", "--help").out
     assert b"compare" in run("help").out
+    with open("/dev/full", "wb") as full:
+        assert run("help", "attend", code=10, stdout=full).err.count("\n") == 1
     refused("help", "atend", code=2, words=["atend", "streamattn help"])
 
 

@@ -243,6 +243,28 @@ def test_a_bomb_is_never_inflated_beyond_its_rows(tmp_path):
     )
 
 
+def test_many_heads_of_a_compressed_array_are_inflated_twice(tmp_path, monkeypatch):
+    """And not once up to each of them; a second pass inflates it once more."""
+    array = np.random.default_rng(0).standard_normal((32, 300, 8)).astype("f4")
+    np.savez_compressed(tmp_path / "h.npz", k=array)
+    inflated, following = [], inflate.Inflater._next
+
+    def counted(self, size):
+        found = following(self, size)
+        inflated.append(len(found))
+        return found
+
+    monkeypatch.setattr(inflate.Inflater, "_next", counted)
+    tensor = npz.npz_arrays(str(tmp_path / "h.npz"), {"k": "k"})["k"].open(extent(array.shape, "HTD", "k"))
+    block = np.empty((32, 50, 8), "f4")
+    for passes in (1, 2):
+        for start in range(0, 300, 50):
+            tensor.read_into(block, start)
+            np.testing.assert_array_equal(block, array[:, start : start + 50])
+        assert sum(inflated) <= (passes + 1.1) * array.nbytes
+    tensor.close()
+
+
 def test_an_archive_of_other_things_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("readme.txt", "hello")

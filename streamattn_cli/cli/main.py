@@ -78,7 +78,8 @@ def help(
     found = group.command.get_command(group, command) if command else group.command
     if found is None:
         raise UsageError(f"help {command}: there is no such command; streamattn help lists all")
-    print(found.get_help(type(context)(found, info_name=command, parent=group) if command else group))
+    with printing():
+        print(found.get_help(type(context)(found, info_name=command, parent=group) if command else group))
 
 
 def _version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ its METHOD. Modules are imported when their method is first asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -57,13 +58,11 @@ def find(name: str) -> Method:
 
 
 def usable() -> Iterator[Method]:
-    """All methods but those of broken packages."""
-    for name in names():
-        try:
+    """All methods but those of broken packages; packages are looked for after ours."""
+    yield from map(find, BUILT_IN)
+    for name in sorted(installed()):
+        with suppress(UsageError):
             yield find(name)
-        except UsageError:
-            if name in BUILT_IN:
-                raise
 
 
 @cache
