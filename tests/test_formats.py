@@ -14,7 +14,7 @@ import torchfiles
 from clirun import refused, run
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows.formats import pytorch, registry
+from streamattn_cli.rows.formats import inflate, npz, pytorch, registry
 from streamattn_cli.rows.formats.names import find_parts
 from streamattn_cli.rows.layout import extent
 from streamattn_cli.rows.open import open_inputs
