@@ -47,14 +47,14 @@ class FileTensor:
                 f"write or copy it again"
             )
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
-        check_buffer(self, buf)
+        check_buffer(self, buf, segment)
         count = max(0, min(buf.shape[1], self.rows - start))
         if count * self._row:
-            for segment in range(self.outer):
-                view = memoryview(buf[segment]).cast("B")[: count * self._row]
-                self._fill(view, self._offset + (segment * self.rows + start) * self._row)
+            for at, rows in enumerate(buf, segment or 0):
+                view = memoryview(rows).cast("B")[: count * self._row]
+                self._fill(view, self._offset + (at * self.rows + start) * self._row)
         return count
 
     def _fill(self, view: memoryview, position: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.layout import Extent
+from streamattn_cli.rows.sequences import Sequences
 from streamattn_cli.rows.spec import RECORDS
 from streamattn_cli.rows.tensor import RowTensor
 
@@ -21,6 +22,7 @@ class Heads:
     dim: int
     layout: str = "THD"  # how an output that mirrors these heads is laid out
     batch: int = 1  # len(outer) = batch * heads per batch
+    sequences: Sequences | None = None  # of the tensor's rows, where there are several
 
     def __len__(self) -> int:
         return len(self.outer)
@@ -30,13 +32,22 @@ class Heads:
         """Rows of the tensor, None while unknown."""
         return self.tensor.rows
 
+    def name_of(self, row: int) -> str:
+        """The tensor, and the sequence in which a row of the stream is if there are several, for messages."""
+        return f"{self.tensor.name}, sequence {self.sequences.number(row)}" if self.sequences else self.tensor.name
+
+    def local(self, row: int) -> int:
+        """A row of the stream as a row of its sequence."""
+        return self.sequences.local(row)[1] if self.sequences else row
+
     def take(self, chosen: Sequence[int]) -> Heads:
-        """Only these heads, in this order; batches become plain heads."""
+        """Only these heads, in this order; batches that are not sequences become plain heads."""
+        plain = {} if self.sequences else {"BTHD": "THD", "BHTD": "HTD"}
         return replace(
             self,
             outer=tuple(self.outer[h] for h in chosen),
             column=tuple(self.column[h] for h in chosen),
-            layout={"BTHD": "THD", "BHTD": "HTD"}.get(self.layout, self.layout),
+            layout=plain.get(self.layout, self.layout),
             batch=1,
         )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from streamattn_cli.errors import SourceChanged, UsageError
 from streamattn_cli.rows.concat import ConcatTensor, files_of
+from streamattn_cli.rows.divide import SequenceTensor
 from streamattn_cli.rows.ranges import RangeTensor
 from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
 
@@ -33,6 +34,8 @@ def identity(tensor: RowTensor, whole: bool = False) -> dict[str, str]:
         return found | {"kind": "pipe"}
     found |= {"kind": "file", "rows": str(tensor.rows), "first": _digest(tensor, 0, min(EDGE_ROWS, tensor.rows))}
     found["last"] = _digest(tensor, max(0, tensor.rows - EDGE_ROWS), tensor.rows)
+    if isinstance(tensor, SequenceTensor) and isinstance(tensor.base, RangeTensor):
+        found["range"] = f"{tensor.base.first}:{tensor.base.first + tensor.base.rows}"
     path = tensor.path
     if path is not None:
         status = os.stat(path)
@@ -47,7 +50,9 @@ def file_states(tensors: Iterable[RowTensor]) -> dict[str, tuple[int, ...]]:
     found = {}
     for tensor in tensors:
         for part in files_of(tensor):
-            base = part.base if isinstance(part, RangeTensor) else part
+            base = part
+            while isinstance(base, RangeTensor | SequenceTensor):
+                base = base.base
             if base.path is not None and base.seekable:
                 status = os.stat(base.path)
                 found[base.path] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

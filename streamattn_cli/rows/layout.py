@@ -28,6 +28,12 @@ class Extent:
     batch: int
     heads: int  # per batch
     dim: int  # items of one head
+    apart: bool = False  # batches are read one after the other, not side by side
+
+    @property
+    def side_by_side(self) -> int:
+        """Segments that are read together."""
+        return self.outer // self.batch if self.apart else self.outer
 
     def head_places(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(outer index, first column) of every head b * heads + h."""

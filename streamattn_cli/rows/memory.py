@@ -23,11 +23,12 @@ class MemoryTensor:
         contiguous = np.ascontiguousarray(array)
         self._array = contiguous.view(STORAGE[self.dtype].holder).reshape(self.outer, self.rows, self.width)
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
-        check_buffer(self, buf)
+        check_buffer(self, buf, segment)
         count = max(0, min(buf.shape[1], self.rows - start))
-        buf[:, :count] = self._array[:, start : start + count]
+        first = segment or 0
+        buf[:, :count] = self._array[first : first + len(buf), start : start + count]
         return count
 
     def peek(self, n: int) -> np.ndarray:

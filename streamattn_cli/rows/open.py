@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows import arrays
 from streamattn_cli.rows.attributes import clean
+from streamattn_cli.rows.divide import in_sequences
 from streamattn_cli.rows.fit import check_heads, check_layout, check_rows, range_notes, with_ranges
 from streamattn_cli.rows.heads import (
     Heads,
@@ -50,19 +51,22 @@ class Inputs:
         self.close()
 
 
-def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True) -> Inputs:
+def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True, apart: bool = False) -> Inputs:
     """Open k, v and q, or those of them that are needed, check that they fit together, and read nothing but headers.
 
-    Of a pipe the first row is read and kept. Raises InputMissing (3), InputMalformed (4) and UsageError (2).
+    apart: batches, and what --lengths and --starts say, become sequences (see sequences.py); else batches are more heads. Of
+    a pipe the first row is read and kept. Raises InputMissing (3), InputMalformed (4) and UsageError (2).
     """
     with ExitStack() as stack:
-        opening = _Opening(spec, ("q",) * need_q + ("k", "v") * need_kv, stack)
+        opening = _Opening(spec, ("q",) * need_q + ("k", "v") * need_kv, stack, apart)
         heads = opening.heads()
         check_heads(spec, heads)
         if need_q and need_kv:
             check_layout(spec, heads["q"], heads["k"], opening.decides_of_q_alone)
         heads = with_ranges(spec, heads)
         check_rows(heads)
+        if apart:
+            heads = in_sequences(spec, heads)
         q, k, v = (heads.get(part) for part in ("q", "k", "v"))
         if spec.select is not None:
             q, k, v = select(q, k, v, spec.select)
@@ -73,12 +77,13 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True) -> I
 class _Opening:
     """The steps of opening: words -> stored arrays -> layouts -> tensors -> heads."""
 
-    def __init__(self, spec: InputSpec, parts: tuple[str, ...], stack: ExitStack):
+    def __init__(self, spec: InputSpec, parts: tuple[str, ...], stack: ExitStack, apart: bool):
         self.attrs: dict = {}
         self.notes: list[str] = []
         self._spec = spec
         self._parts = parts
         self._stack = stack
+        self._apart = apart
         self._layout = layout_word(spec.layout) if spec.layout else None
         self._raw = storage_word(spec.raw, "--raw") if spec.raw else None
         self._dtype = storage_word(spec.dtype, "--dtype") if spec.dtype else None
@@ -180,7 +185,7 @@ class _Opening:
         return stored
 
     def _open(self, stored: Stored, shape: Extent, part: str = "k") -> RowTensor:
-        tensor = stored.open(shape)
+        tensor = stored.open(replace(shape, apart=self._apart))
         self._stack.callback(tensor.close)
         missing = getattr(tensor, "missing", [])
         if missing:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from streamattn_cli.rows.sequences import Sequences
+
 
 @dataclass(frozen=True)
 class OutShape:
-    """Rows of `heads` heads (batches included) of `dim` items, stored as `dtype` in `layout`."""
+    """Rows of `heads` heads (batches included) of `dim` items, stored as `dtype` in `layout`.
+
+    sequences: rows are those of the sequences of a batch, of `heads` heads each, one after the other; they go to their places
+    in the padded array.
+    """
 
     layout: str  # one of layout.LAYOUTS; TD needs heads == 1
     heads: int
     dim: int
     dtype: np.dtype
     batch: int = 1
+    sequences: Sequences | None = None
 
     def __post_init__(self) -> None:
         if self.heads % self.batch or (self.layout == "TD" and self.heads != 1):
@@ -26,17 +34,31 @@ class OutShape:
         size = {"T": rows, "B": self.batch, "H": self.heads // self.batch, "D": self.dim, "C": self.heads * self.dim}
         if "B" not in self.layout:
             size["H"] = self.heads
+        if self.sequences:
+            size |= {"T": self.sequences.padded, "B": len(self.sequences), "H": self.heads}
         return tuple(size[letter] for letter in self.layout)
 
     @property
     def segments(self) -> int:
-        """Product of the axes before the rows."""
-        return {"HTD": self.heads, "BHTD": self.heads, "BTHD": self.batch}.get(self.layout, 1)
+        """Product of the axes before the rows, of one sequence."""
+        each = self.batch if not self.sequences else 1
+        return {"HTD": self.heads, "BHTD": self.heads, "BTHD": each}.get(self.layout, 1)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row over all segments."""
         return self.heads * self.dim * self.dtype.itemsize
+
+    def places(self, start: int, rows: int | None, block: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(number of a row in the file, part): what of a block at row `start` of `rows` lies side by side there."""
+        if not self.sequences:
+            yield from ((s * (rows or 0) + start, part) for s, part in enumerate(self.cut(block)))
+        elif self.segments == 1 and self.sequences.is_whole:
+            yield start, self.cut(block)[0]
+        else:
+            for number, first, last, row in self.sequences.pieces(start, start + len(block)):
+                for s, part in enumerate(self.cut(block[first - start : last - start])):
+                    yield (number * self.segments + s) * self.sequences.padded + row, part
 
     def cut(self, block: np.ndarray) -> list[np.ndarray]:
         """The block's share of every segment, C-contiguous in `dtype`; copies only where it must."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +50,8 @@ class PlacedWriter:
         try:
             with failing_as_output(path):
                 self._offset = format_.again(self._temporary) if part else format_.begin(self._temporary, shape, rows)
+                if shape.sequences and not part:  # padded rows are never written, and may be the last
+                    os.ftruncate(self._temporary.fd, self._offset + prod(shape.shape(rows)) * shape.dtype.itemsize)
         except BaseException:
             self.abort()
             raise
@@ -66,8 +69,8 @@ class PlacedWriter:
     def _place(self, start: int, block: np.ndarray) -> None:
         row = self._shape.row_bytes // self._shape.segments
         with failing_as_output(self.name):
-            for segment, part in enumerate(self._shape.cut(block)):
-                place = self._offset + (segment * (self._rows or 0) + start) * row
+            for number, part in self._shape.places(start, self._rows, block):
+                place = self._offset + number * row
                 pwrite_all(self._temporary.fd, memoryview(part.reshape(-1)).cast("B"), place)
                 begin_writeback(self._temporary.fd, place, part.nbytes)
 

@@ -44,16 +44,17 @@ class RangeTensor:
         """Buffers of the tensor underneath."""
         return self.base.held_bytes
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor. InputMalformed if a pipe ends before the range does."""
-        check_buffer(self, buf)
+        check_buffer(self, buf, segment)
         self._skip()
+        which = () if segment is None else (segment,)
         count = buf.shape[1] if self.rows is None else max(0, min(buf.shape[1], self.rows - start))
         if count == buf.shape[1]:
-            got = self.base.read_into(buf, self.first + start)
+            got = self.base.read_into(buf, self.first + start, *which)
         else:
-            part = np.empty((self.outer, count, self.width), buf.dtype)
-            got = self.base.read_into(part, self.first + start)
+            part = np.empty((len(buf), count, self.width), buf.dtype)
+            got = self.base.read_into(part, self.first + start, *which)
             buf[:, :count] = part
         self._expect(got, count, start)
         return got

@@ -44,8 +44,9 @@ class ReadAhead:
 
     Reads rows [start, stop), or to the end when stop is None. Errors of the reading thread are raised by the iterator.
     `check` is called at least every 0.2 s while waiting, so that a signal handler's wish is seen. `lent`: how many of the
-    last blocks stay valid. Raises
-    InputMalformed if the tensors do not end at the same row. Use as a context manager; leaving it early is fine.
+    last blocks stay valid. `ends`(first, rows) says where a block of at most so many rows ends. `reading` is held while rows
+    are read, for others who read the same tensors meanwhile. Raises InputMalformed if the tensors do not end at the same
+    row. Use as a context manager; leaving it early is fine.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class ReadAhead:
         slots: int = 3,
         check: Callable[[], None] | None = None,
         lent: int = 1,
+        ends: Callable[[int, int], int] | None = None,
+        reading: threading.Lock | None = None,
     ):
         self.wait_seconds = 0.0  # the consumer's time without a block
         self.bytes_read = 0  # of blocks handed out
@@ -65,6 +68,8 @@ class ReadAhead:
         position = {id(tensor): i for i, tensor in enumerate(self._distinct)}
         self._order = [position[id(tensor)] for tensor in tensors]
         self._start, self._stop, self._block_rows = start, stop, block_rows
+        self._ends = ends
+        self._reading = reading or threading.Lock()
         self._check = check
         self.row_bytes = sum(row_bytes(tensor) for tensor in self._distinct)
         self._slots = self._buffers(slots)
@@ -106,19 +111,25 @@ class ReadAhead:
                 slot = self._free.get()
                 if slot is None:
                     return
-                rows = self._read_block(self._slots[slot], at)
+                want = self._wanted(at)
+                with self._reading:
+                    rows = self._read_block(self._slots[slot], at, want)
                 if rows:
                     self._full.put((slot, at, rows))
                 at += rows
-                if rows < self._block_rows:
+                if rows < want or rows < self._block_rows and not self._ends:
                     break
             self._full.put(None)
         except BaseException as error:  # every error belongs to the consumer, whatever it is
             self._full.put(error)
 
-    def _read_block(self, buffers: list[np.ndarray], at: int) -> int:
-        """Fill one slot with rows from `at` on; return how many."""
-        want = self._block_rows if self._stop is None else min(self._block_rows, self._stop - at)
+    def _wanted(self, at: int) -> int:
+        """Rows of the block that begins with row `at`, if there are so many."""
+        rows = self._block_rows if self._stop is None else min(self._block_rows, self._stop - at)
+        return self._ends(at, rows) - at if self._ends else rows
+
+    def _read_block(self, buffers: list[np.ndarray], at: int, want: int) -> int:
+        """Fill one slot with `want` rows from `at` on; return how many there were."""
         counts = []
         for tensor, flat in zip(self._distinct, buffers, strict=True):
             room = want if tensor.rows is None else max(0, min(want, tensor.rows - at))

@@ -12,6 +12,8 @@ def spread_rows(tensor: RowTensor, count: int) -> tuple[np.ndarray, np.ndarray]:
     if not tensor.seekable or tensor.rows is None:
         block = tensor.peek(count)
         return block, np.arange(block.shape[1])
+    if tensor.rows <= count:
+        return tensor.peek(count), np.arange(tensor.rows)
     rows = np.unique(np.linspace(0, tensor.rows - 1, min(count, tensor.rows)).astype(np.int64))
     block = np.empty((tensor.outer, len(rows), tensor.width), STORAGE[tensor.dtype].holder)
     one = np.empty((tensor.outer, 1, tensor.width), block.dtype)

@@ -65,6 +65,18 @@ class InputSpec:
     q_rows: tuple[int, int | None] | None = source(
         None, "The same for queries of their own.", metavar="A:B", read=partial(read_range, "--q-rows")
     )
+    lengths: str | None = source(
+        None,
+        "Rows that count of each sequence of a padded batch: 5,9,7 or FILE, FILE:DATASET.",
+        metavar="NUMBERS",
+        decides=True,
+    )
+    starts: str | None = source(
+        None,
+        "First row of each sequence in packed rows, and their end: 0,5,14,21 or FILE, FILE:DATASET.",
+        metavar="NUMBERS",
+        decides=True,
+    )
     stdin: BinaryIO | None = None  # None: sys.stdin.buffer
 
     def __post_init__(self) -> None:

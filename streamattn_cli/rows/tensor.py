@@ -53,8 +53,10 @@ class RowTensor(Protocol):
     def held_bytes(self) -> int:
         """Bytes of the tensor's own buffers (chunk cache, peeked rows)."""
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """Fill buf, C-contiguous (O, n, I) in storage dtype, with rows [start, start+n); return the rows read.
+
+        segment: buf is (m, n, I) for the m segments from that one on. Only tensors of files and of memory know it.
 
         Fewer than n only at the end of the tensor; then buf[:, :returned] holds them only if O == 1 or the tensor's
         `rows` is known and the caller asked for no more than there are. A tensor that is not seekable demands that
@@ -74,10 +76,13 @@ def row_bytes(tensor: RowTensor) -> int:
     return tensor.outer * tensor.width * STORAGE[tensor.dtype].itemsize
 
 
-def check_buffer(tensor: RowTensor, buf: np.ndarray) -> None:
+def check_buffer(tensor: RowTensor, buf: np.ndarray, segment: int | None = None) -> None:
     """Demand what `read_into` promises to accept."""
     holder = STORAGE[tensor.dtype].holder
-    if buf.ndim != 3 or buf.shape[0] != tensor.outer or buf.shape[2] != tensor.width or buf.dtype != holder:
+    fits = buf.ndim == 3 and (
+        buf.shape[0] == tensor.outer if segment is None else segment + buf.shape[0] <= tensor.outer
+    )
+    if not fits or buf.shape[2] != tensor.width or buf.dtype != holder:
         raise ValueError(
             f"{tensor.name}: buffer {buf.shape} {buf.dtype}, expected ({tensor.outer}, n, {tensor.width}) {holder}"
         )

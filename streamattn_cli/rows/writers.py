@@ -14,6 +14,7 @@ from streamattn_cli.rows.npyout import NpyFormat
 from streamattn_cli.rows.outshape import OutShape
 from streamattn_cli.rows.placed import PlacedWriter
 from streamattn_cli.rows.recordout import RecordWriter, open_special
+from streamattn_cli.rows.sequences import Sequences
 from streamattn_cli.rows.tensor import STORAGE, storage_word
 
 
@@ -48,18 +49,20 @@ def open_writer(
     stdout: BinaryIO | None = None,
     going_on: tuple[str, int] | None = None,
     tag: str | None = None,
+    sequences: Sequences | None = None,
 ) -> Writer:
     """Open `target` for `rows` rows (None: unknown) of `heads` heads (batches included) of `dim` items.
 
     target: a name in .npy, .h5 or .hdf5; `-` for standard output (`stdout`, default sys.stdout.buffer); or an existing
     fifo or device, which is written to as it is. A regular file of that name is replaced at `commit`, not before.
     going_on: the unfinished file of an earlier run and how many of its rows count (.npy, and .h5 of known rows); tag: of
-    the name of a new one, for a caller who knows that nobody else uses it.
+    the name of a new one, for a caller who knows that nobody else uses it. sequences: rows are those of several sequences, of
+    as many heads each; of batches, `heads` does not include them then, and padded rows are zeros.
     dtype: 'f2', 'f4' or 'f8'; layout: that of the queries, one of layout.LAYOUTS.
     Raises UsageError for an unknown extension, a terminal, or a layout that needs the rows in advance; OutputFailed for
     a missing folder and whatever the system refuses.
     """
-    shape = OutShape(layout, heads, dim, _dtype(dtype), batch)
+    shape = OutShape(layout, heads, dim, _dtype(dtype), batch, sequences if "B" in layout else None)
     if target == "-":
         return RecordWriter(_standard_output(stdout), "standard output", shape, owned=False)
     kind = check_target(target)

@@ -161,6 +161,17 @@ class HeadAttention:
         """Rows absorbed so far."""
         return int(self.state["counters"][0])
 
+    @property
+    def clipped(self) -> int:
+        """Keys clipped so far."""
+        return int(self.state["counters"][3])
+
+    def restart(self) -> None:
+        """Forget everything: another stream begins."""
+        for array in self.state.values():
+            array.fill(0)
+        self.state["range"][0], self.state["range"][1] = np.inf, -np.inf
+
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> float | None:
         """Show the history the first rows and some queries; returns its predicted relative error, if it has one."""
         return self.history.calibrate(k, c, q) if self.history else None

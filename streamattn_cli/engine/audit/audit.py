@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from streamattn_cli.engine.audit.estimate import Design, Strata, by_position, estimate, estimate_bytes, worst_rows
-from streamattn_cli.engine.audit.exactrows import ExactRows, read_queries, wide_queries
+from streamattn_cli.engine.audit.exactrows import ExactRows, ExactSequences, exact_rows, read_queries, wide_queries
 from streamattn_cli.engine.audit.sample import SizeSample
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.watch.events import Audit, Flagged
 from streamattn_cli.engine.workers.lanes import Answers, Lane
 from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import norms
+from streamattn_cli.rows.sequences import Sequences
 from streamattn_cli.rows.tensor import STORAGE
 
 EVEN, ANSWER, DOUBT, FLAGGED = range(4)  # facts of a row: what it is chosen by, and whether the method flagged it
@@ -77,7 +78,7 @@ class Auditor:
         self.tally = np.zeros(2, np.int64)  # rows heard, and those of them that the method flagged
         self.drawn = None
         if self.strata and not postponed:
-            self.drawn = ExactRows(problem, lanes, self.rows, read_queries(problem, lanes, self.rows))
+            self.drawn = exact_rows(problem, lanes, self.rows, read_queries(problem, lanes, self.rows))
 
     @staticmethod
     def projected_bytes(problem: Problem, rows: int) -> int:
@@ -125,10 +126,10 @@ class Auditor:
             held |= {f"by{by}.{name}": array for name, array in sample.state.items()}
         return {f"audit.{name}": array for name, array in held.items()}
 
-    def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, work: dict) -> None:
-        """Show the next keys (n, d) and values (n, dv + 1) of a lane, in the first pass."""
+    def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict) -> None:
+        """Show the keys (n, d) and values (n, dv + 1) of a lane from this row of the stream on, in the first pass."""
         if self.drawn:
-            self.drawn.see(lane, k, c, work)
+            self.drawn.see(lane, k, c, row, work)
 
     def hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
         """What the method answered to rows start..; q: their block, where it cannot be read again."""
@@ -160,15 +161,17 @@ class Auditor:
         written = answers[mine].astype(self.problem.out_dtype)
         self.exactly |= zip(map(int, rows[mine]), written, strict=True)
 
-    def second(self) -> ExactRows | None:
+    def second(self) -> ExactRows | ExactSequences | None:
         """The rows that are still to be answered exactly, in a second pass over the keys; None if there are none."""
         chosen = self._chosen()
         if not len(chosen.rows):
             return None
         q = read_queries(self.problem, self.lanes, chosen.rows) if not self.query_dim else self._held(chosen.rows)
-        return ExactRows(self.problem, self.lanes, chosen.rows, q)
+        return exact_rows(self.problem, self.lanes, chosen.rows, q)
 
-    def estimate(self, second: ExactRows | None, work: dict, repaired: bool = False) -> tuple[Audit | None, str | None]:
+    def estimate(
+        self, second: ExactRows | ExactSequences | None, work: dict, repaired: bool = False
+    ) -> tuple[Audit | None, str | None]:
         """All keys have been seen, in the second pass, too: the audit, or the reason why there is none.
 
         repaired: tell the error before the repairs, too.
@@ -185,7 +188,7 @@ class Auditor:
         exact, trivial, approx, facts, shares = (_merged(list(part), order) for part in zip(*parts, strict=True))
         del parts
         design = Design(rows[order], self._chances(rows[order], facts), self.problem.q.rows or self.heard)
-        told = shares, facts[:, FLAGGED] > 0, int(self.tally[1])
+        told = shares, facts[:, FLAGGED] > 0, int(self.tally[1]), self.problem.q.sequences
         audit, reason = compare_answers(exact, trivial, approx, design, *told)
         if audit and repaired:
             approx = approx.copy()
@@ -248,6 +251,7 @@ def compare_answers(
     shares: np.ndarray | None = None,
     flagged: np.ndarray | None = None,
     flagged_rows: int = 0,
+    sequences: Sequences | None = None,
 ) -> tuple[Audit | None, str | None]:
     """The audit of answers (rows, heads, dv), NaN where a query was dropped; or the reason why there is none.
 
@@ -272,7 +276,7 @@ def compare_answers(
         design,
     )  # fmt: skip
     edges, pieces = by_position(wrong, size, design)
-    worst = worst_rows(wrong, size, design.rows)
+    worst = worst_rows(wrong, size, design.rows, sequences)
     mass = () if shares is None else tuple(map(float, np.average(shares[good], axis=0, weights=weight)))
     apart = None
     if flagged is not None and (met := flagged[good]).any():

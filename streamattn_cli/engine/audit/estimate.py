@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamattn_cli.engine.watch.events import ErrorEstimate, WorstRow
+from streamattn_cli.rows.sequences import Sequences
 
 RESAMPLES = 2000
 LEAST_ROWS = 8  # of a stratum; with fewer rows in all, nothing can be said about the spread
@@ -123,12 +124,18 @@ def by_position(wrong: np.ndarray, size: np.ndarray, design: Design) -> tuple[li
     return edges, [list(head) for head in zip(*found, strict=True)]
 
 
-def worst_rows(wrong: np.ndarray, size: np.ndarray, rows: np.ndarray) -> tuple[WorstRow, ...]:
+def worst_rows(
+    wrong: np.ndarray, size: np.ndarray, rows: np.ndarray, sequences: Sequences | None = None
+) -> tuple[WorstRow, ...]:
     """The rows and heads with the largest error relative to their own exact answer, worst first."""
     errors = _ratio(wrong, size)
     order = np.argsort(-errors, axis=None, kind="stable")[:WORST]
     places = zip(*np.unravel_index(order, errors.shape), strict=True)
-    return tuple(WorstRow(int(rows[i]), int(head), _short(errors[i, head])) for i, head in places)
+    found = []
+    for i, head in places:
+        number, row = sequences.local(int(rows[i])) if sequences else (None, int(rows[i]))
+        found.append(WorstRow(row, int(head), _short(errors[i, head]), number))
+    return tuple(found)
 
 
 def estimate_bytes(rows: int, columns: int) -> int:

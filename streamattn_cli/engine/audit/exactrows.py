@@ -9,6 +9,7 @@ from streamattn_cli.engine.saving.saver import stack_heads, unstack_heads
 from streamattn_cli.engine.workers.lanes import Lane
 from streamattn_cli.rows.tensor import STORAGE
 from streamattn_cli.sketches.exact import ExactQueries, ValueMeans
+from streamattn_cli.sketches.tiles import TILE
 
 
 class ExactRows:
@@ -17,14 +18,24 @@ class ExactRows:
     shares: whether to tell which share of their attention falls on the history; means: the trivial answers, too.
     """
 
-    def __init__(self, problem: Problem, lanes: list[Lane], rows: np.ndarray, q: np.ndarray, means: bool = True):
+    def __init__(
+        self,
+        problem: Problem,
+        lanes: list[Lane],
+        rows: np.ndarray,
+        q: np.ndarray,
+        means: bool = True,
+        keys: int | None = None,
+    ):
+        """keys: how many rows the lanes will be shown, unless it is all keys of the problem."""
         self.problem, self.lanes, self.rows = problem, lanes, rows
         positions = rows if problem.causal else None
         history, p = None, problem
-        if means and p.params and (ends := p.params.exact_from(rows, p.k.rows, p.causal)) is not None:
+        if means and p.params and (ends := p.params.exact_from(rows, keys or p.k.rows, p.causal)) is not None:
             history = (p.params.sinks, ends)
         self.truth = [ExactQueries(q[lane.query_heads], positions, p.v.dim, p.scale, history) for lane in lanes]
         self.means = [ValueMeans(positions, len(rows), p.v.dim) for _ in lanes] if means else []
+        self._at = {lane.index: i for i, lane in enumerate(lanes)}
 
     @staticmethod
     def projected_bytes(problem: Problem, rows: int, means: bool = True) -> int:
@@ -32,13 +43,14 @@ class ExactRows:
         p, d, dv, lanes = problem.precision, problem.q.dim, problem.v.dim, len(problem.k)
         exact = ExactQueries.projected_bytes(problem.group, rows, d, dv, p, history=means) * lanes
         queries = rows * len(problem.q) * d * np.dtype(p).itemsize
-        return exact + queries + (ValueMeans.projected_bytes(rows, dv) * lanes if means else 0)
+        done = rows * len(problem.q) * 8 * (2 * dv + 1) + queries if problem.sequences else 0
+        return exact + queries + done + (ValueMeans.projected_bytes(rows, dv) * lanes if means else 0)
 
-    def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, work: dict) -> None:
-        """Show the next keys (n, d) and values (n, dv + 1) of a lane."""
-        self.truth[lane.index].absorb(k, c, work)
+    def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict) -> None:
+        """Show the next keys (n, d) and values (n, dv + 1) of a lane, from this row of the stream on."""
+        self.truth[self._at[lane.index]].absorb(k, c, work)
         if self.means:
-            self.means[lane.index].absorb(c)
+            self.means[self._at[lane.index]].absorb(c)
 
     def save(self) -> dict:
         """What has been gathered so far, as lists of one array per lane."""
@@ -49,6 +61,17 @@ class ExactRows:
         """Take back what `save` gave; `name` is the checkpoint's, for messages."""
         unstack_heads(state, [t.state for t in self.truth], "audit.truth", name)
         unstack_heads(state, [m.state for m in self.means], "audit.means", name)
+
+    def complete(self, heard: int) -> int:
+        """How many of the rows have seen all their keys when the answers to `heard` rows are known. Only causal attention has
+        any before the end: row t is complete when the tile of keys that holds t has passed."""
+        return int(np.searchsorted(self.rows, heard // TILE * TILE))  # lanes may be beyond that
+
+    def exactly(self, lane: Lane, rows: slice) -> np.ndarray:
+        """The exact answers (heads, rows, dv) of a lane to rows that are complete."""
+        answers = np.empty((self.problem.group, rows.stop - rows.start, self.problem.v.dim))
+        self.truth[self._at[lane.index]].outputs(answers, rows)
+        return answers
 
     def finish(self, work: dict) -> np.ndarray:
         """All keys have been seen, and nothing more is to be gathered: the exact answers (n, heads, dv)."""
@@ -82,6 +105,110 @@ class ExactRows:
             for array, before in gathered:
                 array[...] = before
         return exact, trivial, shares
+
+
+class ExactSequences:
+    """The same where there are several sequences: a lane holds what it gathers for the rows of one sequence at a time.
+
+    Each of these is an ExactRows of its own, of rows within the sequence.
+    """
+
+    def __init__(self, problem: Problem, lanes: list[Lane], rows: np.ndarray, q: np.ndarray, means: bool = True):
+        self.problem, self.lanes, self.rows, self.q, self._means = problem, lanes, rows, q, means
+        edges = problem.q.sequences.edges
+        self._cuts = np.searchsorted(rows, edges)  # sequence s has rows [cuts[s], cuts[s + 1]) of them
+        n, heads, dv = len(rows), len(problem.q), problem.v.dim
+        self._shares = bool(means and problem.params)
+        self.done = {"exact": np.zeros((n, heads, dv)), "trivial": np.zeros((n, heads, dv) if means else (0, 0, 0))}
+        self.done["shares"] = np.zeros((n, heads) if self._shares else (0, 0))
+        self._now: list[tuple[int, ExactRows | None]] = [(-1, None) for _ in lanes]
+
+    def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict) -> None:
+        """See ExactRows.see; the rows are of one sequence."""
+        number, local = self.problem.k.sequences.local(row)
+        if self._now[lane.index][0] != number:
+            self._now[lane.index] = number, self._of(lane, number)
+        held = self._now[lane.index][1]
+        if held is None:
+            return
+        held.see(lane, k, c, local, work)
+        if row + len(k) == self.problem.k.sequences.edges[number + 1]:
+            self._keep(lane, number, held, work)
+            self._now[lane.index] = number, None
+
+    def _of(self, lane: Lane, number: int) -> ExactRows | None:
+        """What gathers for a lane's rows of a sequence; None where there are none."""
+        a, b = self._cuts[number : number + 2]
+        if a == b:
+            return None
+        p, first = self.problem, int(self.problem.q.sequences.edges[number])
+        keys = int(np.diff(p.k.sequences.edges[number : number + 2])[0])
+        q = np.zeros((len(p.q), b - a, p.q.dim), p.precision)
+        q[lane.query_heads] = self.q[lane.query_heads, a:b]
+        return ExactRows(p, [lane], self.rows[a:b] - first, q, self._means, keys)
+
+    def _keep(self, lane: Lane, number: int, held: ExactRows, work: dict) -> None:
+        rows, heads = slice(*self._cuts[number : number + 2]), lane.query_heads
+        if not self._means:
+            self.done["exact"][rows, heads] = held.finish(work)[:, heads]
+            return
+        exact, trivial, shares = held.answers(work)
+        self.done["exact"][rows, heads], self.done["trivial"][rows, heads] = exact[:, heads], trivial[:, heads]
+        if self._shares:
+            self.done["shares"][rows, heads] = shares[:, heads]
+
+    def save(self) -> dict:
+        """See ExactRows.save: all lanes are at the same row."""
+        held = [now for _, now in self._now if now]
+        at = {"audit.sequence": np.array([self._now[0][0] if held else -1], np.int64)}
+        state = stack_heads([h.truth[0].state for h in held], "audit.truth")
+        state |= stack_heads([h.means[0].state for h in held if h.means], "audit.means")
+        return at | state | {f"audit.done.{name}": array for name, array in self.done.items() if array.size}
+
+    def load(self, state: dict, name: str) -> None:
+        """See ExactRows.load."""
+        number = int(state["audit.sequence"][0])
+        for key, array in self.done.items():
+            if array.size:
+                array[...] = state[f"audit.done.{key}"]
+        if number < 0:
+            return
+        held = [self._of(lane, number) for lane in self.lanes]
+        self._now = [(number, one) for one in held]
+        unstack_heads(state, [h.truth[0].state for h in held], "audit.truth", name)
+        unstack_heads(state, [h.means[0].state for h in held if h.means], "audit.means", name)
+
+    def complete(self, heard: int) -> int:
+        """See ExactRows.complete."""
+        edges = self.problem.q.sequences.edges
+        return int(self._cuts[np.searchsorted(edges, heard, side="right") - 1])
+
+    def exactly(self, lane: Lane, rows: slice) -> np.ndarray:
+        """See ExactRows.exactly."""
+        return self.done["exact"][rows, lane.query_heads].transpose(1, 0, 2)
+
+    def finish(self, work: dict) -> np.ndarray:
+        """See ExactRows.finish."""
+        self._keep_all(work)
+        return self.done["exact"]
+
+    def _keep_all(self, work: dict) -> None:
+        """No lane will be shown more rows of the sequence that it is in."""
+        for lane, (number, held) in zip(self.lanes, self._now, strict=True):
+            if held:
+                self._keep(lane, number, held, work)
+
+    def answers(self, work: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """See ExactRows.answers."""
+        self._keep_all(work)
+        return self.done["exact"], self.done["trivial"], self.done["shares"] if self._shares else None
+
+
+def exact_rows(
+    problem: Problem, lanes: list[Lane], rows: np.ndarray, q: np.ndarray, means: bool = True
+) -> ExactRows | ExactSequences:
+    """What answers these rows exactly: see ExactRows."""
+    return (ExactSequences if problem.sequences else ExactRows)(problem, lanes, rows, q, means)
 
 
 def read_queries(problem: Problem, lanes: list[Lane], rows: np.ndarray) -> np.ndarray:

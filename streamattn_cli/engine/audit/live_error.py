@@ -5,14 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from streamattn_cli.engine.audit.audit import Auditor
-from streamattn_cli.sketches.tiles import TILE
 
 
 class ErrorSoFar:
-    """The relative error of the audited rows whose exact answers are complete, kept up as they come.
-
-    Only causal attention has any before the end: row t is complete when the tile of keys that holds t has passed.
-    """
+    """The relative error of the audited rows whose exact answers are complete, kept up as they come."""
 
     def __init__(self, auditor: Auditor):
         self.auditor = auditor
@@ -28,14 +24,12 @@ class ErrorSoFar:
     def _go_on(self) -> None:
         """Compare the rows that have become complete since the last time."""
         a = self.auditor
-        complete = a.heard // TILE * TILE  # lanes may be beyond that
-        rows = slice(self.rows, int(np.searchsorted(a.rows, complete)))
+        rows = slice(self.rows, a.drawn.complete(a.heard))
         if rows.stop <= rows.start:
             return
-        for lane, truth in zip(a.lanes, a.drawn.truth, strict=True):
+        for lane in a.lanes:
             answers = a.approx[rows, lane.query_heads].transpose(1, 0, 2)
-            exact = np.empty(answers.shape)
-            truth.outputs(exact, rows)
+            exact = a.drawn.exactly(lane, rows)
             answered = np.isfinite(answers).all(axis=2)
             self.wrong += ((answers - exact)[answered] ** 2).sum()
             self.size += (exact[answered] ** 2).sum()

@@ -42,7 +42,7 @@ from streamattn_cli.rows.writers import Writer, open_writer
 def plan_attend(request: AttendRequest) -> Plan:
     """The plan of a run, from headers alone (of a pipe: its first record's). Refuses what `attend` would refuse."""
     check_output(request)
-    with open_inputs(request.inputs) as inputs:
+    with open_inputs(request.inputs, apart=not (request.top_k or request.sketches)) as inputs:
         return make_plan(resolve(request, inputs))
 
 
@@ -51,7 +51,7 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
     check_output(request)
     with ExitStack() as stack:
         with interrupts.at_once():
-            inputs = stack.enter_context(open_inputs(request.inputs))
+            inputs = stack.enter_context(open_inputs(request.inputs, apart=not (request.top_k or request.sketches)))
             files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
             plan = make_plan(resolve(request, inputs))
         problem = plan.problem
@@ -148,7 +148,7 @@ def _open_outputs(
     with interrupts.at_once(waits(r.output)):
         writer = guarded(open_sparse(problem, tag) if r.top_k else open_writer(
             r.output, q.rows, len(q), problem.v.dim, problem.out_dtype, q.layout, q.batch,
-            going_on=saved.part if saved else None, tag=tag,
+            going_on=saved.part if saved else None, tag=tag, sequences=q.sequences,
         ))  # fmt: skip
     return writer, guarded(open_doubt(problem, saved, tag))
 

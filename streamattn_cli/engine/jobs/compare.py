@@ -9,7 +9,7 @@ import numpy as np
 
 from streamattn_cli.engine.audit.audit import compare_answers
 from streamattn_cli.engine.audit.estimate import Design, draw_rows
-from streamattn_cli.engine.audit.exactrows import ExactRows, read_queries
+from streamattn_cli.engine.audit.exactrows import exact_rows, read_queries
 from streamattn_cli.engine.jobs.candidates import Candidate, requests
 from streamattn_cli.engine.passes.passes import Run
 from streamattn_cli.engine.passes.pump import Watch
@@ -117,7 +117,7 @@ class _TruthRun(Run):
     def truth(self, rows: int) -> Truth:
         began = time.monotonic()
         design = draw_rows(self.problem.q.rows, rows, self.problem.request.seed)
-        held = ExactRows(self.problem, self.lanes, design.rows, read_queries(self.problem, self.lanes, design.rows))
+        held = exact_rows(self.problem, self.lanes, design.rows, read_queries(self.problem, self.lanes, design.rows))
         self._keys(held.see, "truth", int(design.rows[-1]) + 1 if self.problem.causal else None)
         exact, trivial, _ = held.answers(self.workers.works[0])
         return Truth(design, exact, trivial, time.monotonic() - began)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
 from streamattn_cli.engine.audit.audit import Auditor
-from streamattn_cli.engine.audit.exactrows import ExactRows, read_queries
+from streamattn_cli.engine.audit.exactrows import ExactRows, ExactSequences, exact_rows, read_queries
 from streamattn_cli.engine.audit.live_error import ErrorSoFar
 from streamattn_cli.engine.audit.repair import Repairs
+from streamattn_cli.engine.passes.calibration import Beginnings, Calibration
 from streamattn_cli.engine.passes.pump import Teller, Watch, pump
-from streamattn_cli.engine.passes.query_model import model_queries
-from streamattn_cli.engine.planning.footprint import FIRST_ROWS, LENT, OUTPUTS, SLOTS, repair_batch, work_spec
+from streamattn_cli.engine.planning.footprint import LENT, OUTPUTS, SLOTS, repair_batch, work_spec
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.saving.resume import Saved
 from streamattn_cli.engine.saving.saver import stack_heads, unstack_heads
@@ -23,14 +24,15 @@ from streamattn_cli.engine.watch.events import Audit
 from streamattn_cli.engine.watch.meter import trim
 from streamattn_cli.engine.workers.lanes import Answers, Lane, Part
 from streamattn_cli.engine.workers.pool import Batch, Workers
-from streamattn_cli.errors import CannotMeet, InputMalformed
+from streamattn_cli.errors import InputMalformed
+from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.readahead import Block, ReadAhead
-from streamattn_cli.rows.sample import spread_rows
 from streamattn_cli.rows.topk import BestRows
 from streamattn_cli.rows.writers import Writer
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import HeadAttention, allocate
 
+TRIMMED = 1 << 20  # bytes of a pass from which on they are given back after it
 ANSWERING = ("queries", "rows", "exact")  # phases whose rows are answered
 
 
@@ -57,6 +59,11 @@ class Run:
         self.repairs = Repairs(plan.repair_rows) if plan.repair_rows else None
         self.repaired = 0
         self.auditor = None
+        self._reading = threading.Lock()  # held by whoever reads rows
+        self.calibration = Calibration(problem, self.sketches)
+        self.beginnings = None
+        if problem.sequences and self.sketches:
+            self.beginnings = Beginnings(self.calibration, len(self.lanes), self._reading)
         if plan.audit_rows:
             self.auditor = self._make_auditor()
             watch.error = ErrorSoFar(self.auditor)
@@ -70,6 +77,8 @@ class Run:
             trim()
         if self.problem.causal:
             rows = self._causal()
+        elif self.problem.sequences:
+            rows = self._whole_sequences() if self.plan.whole_sequences else self._each_sequence()
         else:
             if self.phase != "queries":
                 self.absorb_keys()
@@ -85,14 +94,14 @@ class Run:
     def _make_auditor(self) -> Auditor:
         return Auditor(self.problem, self.lanes, self.plan.audit_rows)
 
-    def _second_pass(self) -> ExactRows | None:
+    def _second_pass(self) -> ExactRows | ExactSequences | None:
         """The pass over the keys for what the audit has still to answer exactly."""
         second = self.auditor.second()
         if second:
             self._keys_again(second, "audit")
         return second
 
-    def _keys_again(self, held: ExactRows, phase: str) -> None:
+    def _keys_again(self, held: ExactRows | ExactSequences, phase: str) -> None:
         """A pass over the keys that some rows see. What it drops was counted before."""
         with self._uncounted("lane.dropped"):
             self._keys(held.see, phase, int(held.rows[-1]) + 1 if self.problem.causal else None)
@@ -109,7 +118,7 @@ class Run:
     def _repair(self) -> None:
         """Answer the most doubtful rows exactly and write them once more, a batch with each pass over the keys."""
         for rows in self.repairs.batches(repair_batch(self.plan)):
-            held = ExactRows(self.problem, self.lanes, rows, read_queries(self.problem, self.lanes, rows), means=False)
+            held = exact_rows(self.problem, self.lanes, rows, read_queries(self.problem, self.lanes, rows), means=False)
             self._keys_again(held, "repair")
             answers = held.finish(self.workers.works[0])
             for row, answer in zip(rows, answers, strict=True):
@@ -133,6 +142,7 @@ class Run:
         state["tally"] = np.concatenate([np.ravel(self.workers.total(name)) for name in self._tallies()])
         state |= stack_heads([best.state() for best in self._heaps()], "best")
         state |= stack_heads([self.repairs.state] if self.repairs else [], "repair")
+        state |= {"clipped_before": self.beginnings.clipped} if self.beginnings else {}
         return state | (self.auditor.save() if self.auditor else {})
 
     def load(self, state: dict, name: str) -> None:
@@ -146,6 +156,8 @@ class Run:
             at += len(counts)
         unstack_heads(state, [best.state() for best in self._heaps()], "best", name)
         unstack_heads(state, [self.repairs.state] if self.repairs else [], "repair", name)
+        if self.beginnings:
+            self.beginnings.clipped[:] = state["clipped_before"]
         if (self._heaps() or not hasattr(self.writer, "part")) and self.phase in ANSWERING:
             self.writer.rows_written = self.done
         if self.auditor:
@@ -194,13 +206,17 @@ class Run:
         if self.sketches:
             clipped, guarded, unanswered = self.workers.total("counts")
             counts |= {
-                "clipped_keys": sum(int(s.state["counters"][3]) for s in self.sketches),
+                "clipped_keys": sum(s.clipped for s in self.sketches) + self._clipped_before,
                 "clipped_queries": int(clipped),
                 "guarded_queries": int(guarded),
                 "unanswered_queries": int(unanswered),
             }
         repaired = {"repaired_rows": self.repaired} if self.repairs else {}
         return counts | repaired | self.answer_counts()
+
+    @property
+    def _clipped_before(self) -> int:
+        return int(self.beginnings.clipped.sum()) if self.beginnings else 0
 
     def answer_counts(self) -> dict[str, int]:
         """How many answers are doubted or not finite, and of `exact` how many saw no token."""
@@ -227,37 +243,19 @@ class Run:
     # --- passes
 
     def first_rows(self) -> None:
-        """Show every sketch the first rows and some queries, so that it can choose its settings and predict its error.
-
-        A method that learns from queries as they pass needs none for causal attention; for full attention it gets
-        queries from all over the input, where that can be read anywhere, or those of --query-model.
-        """
-        p = self.problem
-        learns = p.params.history is not None and self.sketches[0].history.learns
-        model = model_queries(p, FIRST_ROWS) if learns and p.request.query_model else None
-        if not p.params.history or (learns and p.causal and model is None):
+        """Show every sketch the first rows and some queries. Where there are several sequences this is done as they begin."""
+        if self.beginnings or not self.calibration.needed:
             return
         with self.watch.interrupts.at_once():
-            k, v = p.k.tensor.peek(FIRST_ROWS), p.v.tensor.peek(FIRST_ROWS)
-            q = spread_rows(p.q.tensor, FIRST_ROWS)[0] if learns else p.q.tensor.peek(FIRST_ROWS)
-        work = self.workers.works[0]
+            stored = self.calibration.read()
         for lane in self.lanes:
-            n = min(k.shape[1], v.shape[1])
-            first_k = np.empty((n, p.k.dim), p.precision)
-            first_c = np.empty((n, p.v.dim + 1), p.precision)
-            first_q = np.empty((p.group, q.shape[1], p.q.dim), p.precision)
-            for a, b in lane.steps(0, n):
-                first_k[a:b], first_c[a:b] = lane.keys(k, v, a, b, a, work)
-            for a, b in lane.steps(0, q.shape[1]):
-                first_q[:, a:b] = lane.queries(q, a, b, a, work)
-            flat = first_q.reshape(-1, p.q.dim) if first_q.size else None
-            if model is not None:
-                flat = model[lane.index]
-            try:
-                self.sketches[lane.index].calibrate(first_k, first_c, flat)
-            except CannotMeet as error:
-                raise CannotMeet(f"{p.k.tensor.name}: {error}") from None
-        work["lane.dropped"][:] = 0
+            self.calibration.show(lane, stored, self.workers.works[0])
+
+    def _begin(self, lane: Lane, row: int, work: dict) -> None:
+        """Make the lane's sketch new if this row of the stream is the first of a sequence."""
+        number, local = self.problem.k.sequences.local(row)
+        if local == 0:
+            self.beginnings.begin(lane, number, row, work)
 
     def _keys(
         self,
@@ -268,7 +266,7 @@ class Run:
         passed: Callable[[str, int], None] | None = None,
         leap: Callable[[Block], int] | None = None,
     ) -> int:
-        """A pass over keys and values: use(lane, k, c, work) for the rows of every lane, in order.
+        """A pass over keys and values: use(lane, k, c, row, work) for the rows of every lane, in order.
 
         leap(block) says how many of a block's first rows it has taken care of.
         """
@@ -279,10 +277,11 @@ class Run:
 
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item
-                use(lane, *lane.keys(k, v, a, b, block.start + a, work), work)
+                row = block.start + a
+                use(lane, *lane.keys(k, v, a, b, row, work), row, work)
 
             done = leap(block) if leap else 0
-            return done < block.rows and self._fly(block, step_task, self._steps(block, done))
+            return done < block.rows and self._fly(block, step_task, self._steps(block, done, p.k))
 
         for work in self.workers.works if start == 0 else ():
             work["lane.dropped"][0] = 0  # the last pass over the keys sees all of them: each is counted once
@@ -292,10 +291,10 @@ class Run:
             raise InputMalformed(f"{p.k.tensor.name}: no rows")
         return rows
 
-    def _absorb(self, lane: Lane, k: np.ndarray, c: np.ndarray, work: dict) -> None:
+    def _absorb(self, lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict) -> None:
         self.sketches[lane.index].absorb(k, c, work)
         if self.auditor:
-            self.auditor.see(lane, k, c, work)
+            self.auditor.see(lane, k, c, row, work)
 
     def _leap(self, block: Block) -> int:
         """Where only windows see a block: take it in as it is stored if all of it is finite, or else only count what is not
@@ -314,8 +313,8 @@ class Run:
             self.workers.run(lambda lane, work: lane.pass_over(k, v, idle, block.start, work), self.lanes)
         return idle
 
-    def answer_queries(self) -> int:
-        """The pass over the queries of full attention: answer, write, audit."""
+    def answer_queries(self, stop: int | None = None) -> int:
+        """The pass over the queries of full attention, to the end or up to `stop`: answer, write, audit."""
         p = self.problem
 
         def take(block: Block) -> bool:
@@ -324,19 +323,79 @@ class Run:
 
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item
-                queries = lane.queries(q, a, b, block.start + a, work)
-                out, doubt = lane.answers(b - a, work)
-                self.sketches[lane.index].answer(queries, block.start + a, out, work, doubt)
-                lane.put(out, doubt, answers, a, b, work)
+                self._answer_step(lane, q, a, b, block.start + a, answers, work)
 
             def landed() -> None:
                 self._write_behind(block.start, answers, q)
 
-            apart = [[step] for chain in self._steps(block) for step in chain]
+            apart = [[step] for chain in self._steps(block, heads=p.q) for step in chain]
             return self._fly(block, step_task, apart, landed)
 
         size = self.plan.query_block_rows
-        rows = self.done + self._pump([p.q.tensor], take, "queries", p.q.rows, self.done, size, self.passed)
+        stop = p.q.rows if stop is None else stop
+        rows = self.done + self._pump([p.q.tensor], take, "queries", stop, self.done, size, self.passed)
+        self.settle()
+        return rows
+
+    def _answer_step(self, lane: Lane, q: np.ndarray, a: int, b: int, row: int, answers: Answers, work: dict) -> None:
+        """Answer rows [a, b) of a block of queries, the first of which has this number in the stream."""
+        queries = lane.queries(q, a, b, row, work)
+        out, doubt = lane.answers(b - a, work)
+        self.sketches[lane.index].answer(queries, self.problem.q.local(row), out, work, doubt)
+        lane.put(out, doubt, answers, a, b, work)
+
+    def _each_sequence(self) -> int:
+        """Full attention of one sequence after the other: its keys, then its queries."""
+        keys, queries = self.problem.k.sequences.edges, self.problem.q.sequences.edges
+        phase, done, number = self.phase, self.done, 0
+        if phase:  # a resumed run is within this one, or at its end
+            number = int(np.searchsorted(keys if phase == "keys" else queries, done, side="left")) - 1 if done else 0
+        for at in range(number, len(keys) - 1):
+            if keys[at] == keys[at + 1]:
+                continue
+            if phase != "queries":
+                self.done = done if phase == "keys" else int(keys[at])
+                if self.done == keys[at]:
+                    self.workers.run(
+                        lambda lane, work, at=at: self.beginnings.begin(lane, at, int(keys[at]), work), self.lanes
+                    )
+                if self.done < keys[at + 1]:  # else a checkpoint was written at its end
+                    self._keys(self._absorb, "keys", int(keys[at + 1]), self.done, self.passed, self._leap)
+                self.finish()
+                done = int(queries[at])
+            self.done, phase = done, ""
+            if done < queries[at + 1]:
+                self.answer_queries(int(queries[at + 1]))
+        return self.problem.q.rows
+
+    def _whole_sequences(self) -> int:
+        """Full attention of sequences that fit into a block, q, k and v of several of them together."""
+        p, sequences = self.problem, self.problem.k.sequences
+
+        def take(block: Block) -> bool:
+            q, k, v = block.arrays
+            answers = self._next_output(block)
+
+            def step_task(item: tuple, work: dict) -> None:
+                lane, first, last = item
+                self._begin(lane, block.start + first, work)
+                steps = [(first + a, first + b) for a, b in lane.steps(0, last - first)]
+                for a, b in steps:
+                    row = block.start + a
+                    self._absorb(lane, *lane.keys(k, v, a, b, row, work), row, work)
+                self.sketches[lane.index].finish(work)
+                for a, b in steps:
+                    self._answer_step(lane, q, a, b, block.start + a, answers, work)
+
+            start, stop = block.start, block.start + block.rows
+            cuts = [(piece.first - start, piece.last - start) for piece in sequences.pieces(start, stop)]
+            chains = [[(lane, *cut) for cut in cuts] for lane in self.lanes]
+            return self._fly(block, step_task, chains, lambda: self._write_behind(block.start, answers, q))
+
+        tensors = [p.q.tensor, p.k.tensor, p.v.tensor]
+        rows = self.done + self._pump(
+            tensors, take, "rows", p.k.rows, self.done, passed=self.passed, ends=sequences.whole_end
+        )
         self.settle()
         return rows
 
@@ -351,19 +410,22 @@ class Run:
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item
                 row = block.start + a
+                if self.beginnings:
+                    self._begin(lane, row, work)
                 keys, values = lane.keys(k, v, a, b, row, work)
                 queries = lane.queries(q, a, b, row, work)
                 out, doubt = lane.answers(b - a, work)
                 self.sketches[lane.index].step(queries, keys, values, out, work, doubt)
                 lane.put(out, doubt, answers, a, b, work)
                 if self.auditor:
-                    self.auditor.see(lane, keys, values, work)
+                    self.auditor.see(lane, keys, values, row, work)
 
-            return self._fly(block, step_task, self._steps(block), lambda: self._write_behind(block.start, answers))
+            chains = self._steps(block, heads=p.k)
+            return self._fly(block, step_task, chains, lambda: self._write_behind(block.start, answers))
 
         stop = p.k.rows if p.q.rows is None else p.q.rows
         tensors = [p.q.tensor, p.k.tensor, p.v.tensor]
-        rows = self.done + self._pump(tensors, take, "rows", stop, self.done, passed=self.passed)
+        rows = self.done + self._pump(tensors, take, "rows", stop, self.done, passed=self.passed, ends=self._ends())
         self.settle()
         if rows == 0:
             raise InputMalformed(f"{p.k.tensor.name}: no rows")
@@ -373,13 +435,16 @@ class Run:
         """Exact attention: for one batch of queries after the other, a pass over the keys that they see."""
         p, done = self.problem, self.done
         while done < p.q.rows:
-            count = min(self.plan.query_rows, p.q.rows - done)
-            held, lost = self._hold(done, count)
+            (first, last), (key, end) = self._sequence_of(done)
+            count = min(self.plan.query_rows, last - done)
+            held, lost = self._hold(done, count, first)
 
-            def see(lane: Lane, k: np.ndarray, c: np.ndarray, work: dict, held: list = held) -> None:
+            def see(lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict, held: list = held) -> None:
                 held[lane.index].absorb(k, c, work)
 
-            self._keys(see, stop=done + count if p.causal else None)
+            again = p.sequences and done + count < last
+            with self._uncounted("lane.dropped") if again else nullcontext():
+                self._keys(see, stop=key + done - first + count if p.causal else end, start=key)
             answers = np.empty((len(p.q), count, p.v.dim), p.precision)
             for lane in self.lanes:
                 held[lane.index].finish(self.workers.works[0])
@@ -393,22 +458,32 @@ class Run:
                 self.passed("exact", done)
         return done
 
-    def _hold(self, first: int, count: int) -> tuple[list[ExactQueries], np.ndarray]:
-        """Read queries [first, first + count) into memory; and which of them are dropped, (heads, count) bool."""
+    def _sequence_of(self, row: int) -> tuple[tuple[int, int], tuple[int, int | None]]:
+        """First and last row (exclusive) of the queries, and of the keys, of the sequence that a row of queries belongs to."""
+        p = self.problem
+        if not p.sequences:
+            return (0, p.q.rows), (0, None)
+        number = p.q.sequences.number(row)
+        queries, keys = (tuple(map(int, h.sequences.edges[number : number + 2])) for h in (p.q, p.k))
+        return queries, keys
+
+    def _hold(self, first: int, count: int, begin: int) -> tuple[list[ExactQueries], np.ndarray]:
+        """Read queries [first, first + count) into memory; and which of them are dropped, (heads, count) bool. begin: the
+        first row of their sequence."""
         p, work = self.problem, self.workers.works[0]
         q = np.empty((len(p.q), count, p.q.dim), p.precision)
         lost = np.zeros((len(p.q), count), bool)
 
         def take(block: Block) -> None:
             for lane in self.lanes:
-                for a, b in lane.steps(block.start, block.rows):
+                for a, b in lane.steps(block.start, block.rows, p.q.sequences):
                     at = block.start - first
                     q[lane.query_heads, at + a : at + b] = lane.queries(block.arrays[0], a, b, block.start + a, work)
                     if lane.q.drop:
                         lost[lane.query_heads, at + a : at + b] = lane.lost(b - a, work)
 
         self._pump([p.q.tensor], take, "queries", first + count, first, self.plan.query_block_rows)
-        positions = np.arange(first, first + count) if p.causal else None
+        positions = np.arange(first - begin, first - begin + count) if p.causal else None
         return [ExactQueries(q[lane.query_heads], positions, p.v.dim, p.scale) for lane in self.lanes], lost
 
     # --- what passes share
@@ -422,19 +497,36 @@ class Run:
         start: int = 0,
         block_rows: int | None = None,
         passed: Callable[[str, int], None] | None = None,
+        ends: Callable[[int, int], int] | None = None,
     ) -> int:
-        size = block_rows or self.plan.block_rows
-        self._blocks = ReadAhead(tensors, start, stop, size, SLOTS, self.watch.interrupts.check, LENT)
-        self._teller = Teller(self.watch, self._blocks, phase, stop, start)
+        size, total = block_rows or self.plan.block_rows, stop
+        if self.problem.sequences:
+            size, total = min(size, stop - start), tensors[0].rows
+        self._blocks = ReadAhead(
+            tensors, start, stop, size, SLOTS, self.watch.interrupts.check, LENT, ends, self._reading
+        )
+        self._teller = Teller(self.watch, self._blocks, phase, total, start)
         rows = pump(self._blocks, take, self.watch, self._teller, passed)
         self._land()
+        given_back = self._blocks.bytes_held >= TRIMMED
         del self._blocks
-        trim()  # the next phase may take what this one took
+        if given_back:
+            trim()  # the next phase may take what this one took
         return rows
 
-    def _steps(self, block: Block, first: int = 0) -> list[list[tuple[Lane, int, int]]]:
-        """The steps (lane, a, b) of every lane through a block, from its row `first` on."""
-        cuts = [(lane, lane.steps(block.start + first, block.rows - first)) for lane in self.lanes]
+    def _ends(self) -> Callable[[int, int], int] | None:
+        """Where blocks end, if there are several sequences: at the end of one, or (of a method that learns from whole
+        groups of queries) so many groups of rows into it."""
+        sequences = self.problem.sequences
+        if not sequences:
+            return None
+        group = self.problem.params.group if self.calibration.learns else 1
+        return lambda first, rows: sequences.block_end(first, rows, group)
+
+    def _steps(self, block: Block, first: int = 0, heads: Heads | None = None) -> list[list[tuple[Lane, int, int]]]:
+        """The steps (lane, a, b) of every lane through a block of these heads, from its row `first` on."""
+        sequences = heads.sequences if heads else None
+        cuts = [(lane, lane.steps(block.start + first, block.rows - first, sequences)) for lane in self.lanes]
         return [[(lane, first + a, first + b) for a, b in steps] for lane, steps in cuts]
 
     def _fly(self, block: Block, task: Callable, chains: list, landed: Callable[[], None] | None = None) -> bool:

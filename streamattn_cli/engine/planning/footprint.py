@@ -30,12 +30,14 @@ THREAD = 3 << 19  # what BLAS keeps for every further thread, and its stack (mea
 def project(plan: Plan) -> dict[str, int]:
     """Bytes by purpose for the sizes of a plan, at the moment when they are most."""
     problem = plan.problem
-    phases = [_first_rows(problem), _reading(plan), _answering(plan), _comparing(plan)]
+    phases = [_first_rows(plan), _reading(plan), _answering(plan), _comparing(plan)]
     parts = _lasting(plan)
     if problem.sketches:
         found = sketch_parts(problem, phases[1]["read_buffers"])
         parts |= found | {"sketch": found["sketch"] + parts["sketch"]}
         phases = [phases[0] | phases[1] | phases[3]]  # these runs have other phases, which nobody has measured
+    if problem.sequences:  # they are looked at while others pass
+        parts |= phases.pop(0)
     return parts | max(phases, key=lambda phase: sum(phase.values())) | top_k_parts(problem) | {"slack": _slack(plan)}
 
 
@@ -86,8 +88,9 @@ def _lasting(plan: Plan) -> dict[str, int]:
     return parts
 
 
-def _first_rows(problem: Problem) -> dict[str, int]:
+def _first_rows(plan: Plan) -> dict[str, int]:
     """While the history looks at the first rows of all heads, one head after the other."""
+    problem = plan.problem
     p = problem.params
     if not p or not p.history:
         return {}
@@ -102,14 +105,15 @@ def _first_rows(problem: Problem) -> dict[str, int]:
     row = 2 * _item(problem.precision) * (p.dim + p.value_dim + 1 + queries)  # of one head, and of the next
     row += 3 * 8 * queries if kind.learns else 0
     row += len(problem.q) * p.dim * 8 if problem.request.query_model else 0
-    return {"first_rows": stored + FIRST_ROWS * row}
+    shown = FIRST_ROWS + LENT * plan.block_rows if problem.sequences else FIRST_ROWS
+    return {"first_rows": stored * shown // FIRST_ROWS + FIRST_ROWS * row}
 
 
 def _reading(plan: Plan) -> dict[str, int]:
     """While keys pass (with queries where attention is causal), and every thread compresses; or queries alone."""
     problem = plan.problem
     q, *kv = (problem.q.tensor, problem.k.tensor, problem.v.tensor)
-    together = [q, *kv] if problem.causal and problem.method != "exact" else kv
+    together = [q, *kv] if (problem.causal and problem.method != "exact") or plan.whole_sequences else kv
     if problem.sketches and not problem.sketches.joined(*kv):
         together = [max(together, key=row_bytes)]
     keys = readahead_bytes(together, plan.block_rows, SLOTS)
@@ -127,10 +131,10 @@ def _compression(problem: Problem, threads: int) -> int:
         return 0
     history, kind = p.history, history_of(p.history)
     room = getattr(history, "rows", None)
-    if None not in (room, problem.k.rows) and problem.rows_before + problem.k.rows <= room:  # it never gets full
+    if None not in (room, problem.longest) and problem.rows_before + problem.longest <= room:  # it never gets full
         if not kind.learns:
             return 0
-        history = replace(history, rows=problem.rows_before + problem.k.rows)
+        history = replace(history, rows=problem.rows_before + problem.longest)
     queries = p.group * p.stack if problem.causal else 0
     one = kind.transient_bytes(history, p.dim, p.value_dim, p.group, queries)
     return min(threads, len(problem.k)) * one

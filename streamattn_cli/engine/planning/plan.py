@@ -25,6 +25,14 @@ class Plan:
     allowed: int | None
 
     @property
+    def whole_sequences(self) -> bool:
+        """Whether full attention of several sequences takes whole ones at a time, queries and keys together."""
+        p = self.problem
+        if not p.sequences or p.causal or p.method == "exact" or not p.k.tensor.seekable:
+            return False
+        return p.q.sequences == p.k.sequences and p.longest <= min(self.block_rows, self.query_block_rows)
+
+    @property
     def projected(self) -> int:
         """Bound on the bytes that the run adds to the process."""
         return sum(self.parts.values())

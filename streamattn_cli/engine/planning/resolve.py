@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from streamattn_cli.engine.planning.parameters import head_params, unused
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.scale import scale_value
@@ -42,6 +44,8 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         notes.append(f"--method {method} is the default; inspect tells whether poly suits this input")
     notes += unused(request, method)
     _check_streams(method, causal, q, k, v)
+    if k.sequences:
+        notes += _check_sequences(request, method, causal, q, k)
     if causal and request.inputs.rows and not request.inputs.q_rows and q.tensor is not k.tensor:
         q = replace(q, tensor=RangeTensor(q.tensor, *request.inputs.rows))
         notes += range_notes([q])
@@ -59,12 +63,36 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         notes.append(why)
         method = request.method
     request = replace(request, rope=_rope(request, inputs, method, causal, notes))
-    params = head_params(request, method, head, causal, k.rows)
-    whole = not growing and k.rows is not None and _all_fit(request, k.rows)
+    longest = k.sequences.longest if k.sequences else k.rows
+    params = head_params(request, method, head, causal, longest)
+    whole = not growing and longest is not None and _all_fit(request, longest)
     if params and "resident_rows" in registry.find(method).options and whole:
-        params = replace(head, sinks=0, window=k.rows, group=8)
-        notes.append(f"all {k.rows} rows fit into --resident-rows: the answers are exact")
+        params = replace(head, sinks=0, window=longest, group=8)
+        of_each = " of every sequence" if k.sequences else ""
+        notes.append(f"all {longest} rows{of_each} fit into --resident-rows: the answers are exact")
     return Problem(request, q, k, v, causal, scale, method, precision, params, tuple(notes))
+
+
+def _check_sequences(request: AttendRequest, method: str, causal: bool, q: Heads, k: Heads) -> list[str]:
+    """Refuse what several sequences cannot be asked; a note that says how many there are."""
+    name, count = k.tensor.name, len(k.sequences)
+    for option, given in (("--top-k", request.top_k), ("--sketches", request.sketches)):
+        if given:
+            raise CannotMeet(f"{name}: {option} is for one sequence, here are {count}; choose its rows with --rows")
+    if len(q.sequences) != count or (causal and q.sequences != k.sequences):
+        raise InputMalformed(
+            f"{q.tensor.name}: its sequences are not as long as those of {name}; causal attention needs that"
+        )
+    history = registry.find(method).history
+    learns = causal and history is not None and history.learns
+    if not (k.tensor.seekable or learns or method in ("window", "exact")):
+        raise CannotMeet(
+            f"{name}: {method} looks at the first rows of every sequence before it begins, and a pipe passes once; use a "
+            "file, or --method nystrom or window with --causal"
+        )
+    lengths = np.diff(k.sequences.edges)
+    rows = f"{lengths.min()} rows" if lengths.min() == lengths.max() else f"{lengths.min()} to {lengths.max()} rows"
+    return [f"{name}: {count} sequences of {rows} each; attention stays within them"]
 
 
 def in_rows(request: AttendRequest, inputs: Inputs) -> tuple[AttendRequest, list[str]]:
@@ -72,7 +100,7 @@ def in_rows(request: AttendRequest, inputs: Inputs) -> tuple[AttendRequest, list
     word = request.resident_rows
     if not isinstance(word, str):
         return request, []
-    keys = inputs.k.rows
+    keys = inputs.k.sequences.longest if inputs.k.sequences else inputs.k.rows
     if keys is None:
         raise UsageError(
             f"--resident-rows {word}: {inputs.k.tensor.name} does not say how many keys will come; give a number"

@@ -114,7 +114,7 @@ def _largest(plan: Plan, name: str, low: int, high: int, words: str) -> str | No
         request = replace(problem.request, **{name: value})
         try:
             plain = replace(problem.params, window=0, history=None, group=256)
-            params = head_params(request, problem.method, plain, problem.causal, problem.k.rows)
+            params = head_params(request, problem.method, plain, problem.causal, problem.longest)
         except UsageError:
             return False
         return _fits(_sized(replace(plan, problem=replace(problem, request=request, params=params)), plan.block_rows))

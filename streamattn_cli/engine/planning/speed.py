@@ -53,7 +53,8 @@ def _lane_micros(plan: Plan) -> float:
     """Microseconds of one key head on one thread."""
     p = plan.problem
     lanes = min(plan.threads, len(p.k))
-    load = Load(p.params, p.k.rows, p.q.rows, p.group, p.k.dim, p.v.dim, p.causal, lanes)
+    several = len(p.sequences) if p.sequences else 1
+    load = Load(p.params, p.k.rows / several, p.q.rows / several, p.group, p.k.dim, p.v.dim, p.causal, lanes)
     # all rows may fit, which leaves no history
     method = "window" if p.params and not p.params.history else p.method
-    return registry.find(method).micros(load)
+    return several * registry.find(method).micros(load)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.sequences import Sequences
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
 
@@ -37,6 +38,16 @@ class Problem:
         return len(self.q) // len(self.k)
 
     @property
+    def sequences(self) -> Sequences | None:
+        """Of the keys, where there are several."""
+        return self.k.sequences
+
+    @property
+    def longest(self) -> int | None:
+        """Keys of the longest sequence; None while unknown."""
+        return self.k.sequences.longest if self.k.sequences else self.k.rows
+
+    @property
     def out_dtype(self) -> str:
         """Dtype of the output."""
         return self.request.out_dtype or self.precision
@@ -44,7 +55,8 @@ class Problem:
     @property
     def shapes(self) -> dict:
         """Sizes by their names, for plans and outcomes."""
-        return {
+        several = {"sequences": len(self.k.sequences)} if self.k.sequences else {}
+        return several | {
             "queries": self.q.rows,
             "keys": self.k.rows,
             "heads": len(self.q),

@@ -60,9 +60,16 @@ def facts_of(problem: Problem, audit_rows: int) -> dict:
             "query_model": r.query_model,
             "select": list(r.inputs.select or ()),
         }
+        | ({"sequences": _borders(problem)} if problem.sequences else {})
         | ({"missing": r.inputs.missing} if r.inputs.missing != "error" else {})
         | {name: word for name, word in (("repair", r.repair), ("doubt", r.doubt and True)) if word}
     )
+
+
+def _borders(problem: Problem) -> list[str]:
+    """Digests of where the sequences of queries and keys begin."""
+    edges = [h.sequences.edges.tobytes() for h in (problem.q, problem.k)]
+    return [hashlib.sha256(each).hexdigest()[:32] for each in edges]
 
 
 def sources_of(problem: Problem) -> dict[str, dict]:

@@ -67,11 +67,13 @@ class ErrorEstimate:
 
 @dataclass(frozen=True)
 class WorstRow:
-    """A row and head that was answered badly, with its error relative to its own exact answer."""
+    """A row and head that was answered badly, with its error relative to its own exact answer; where there are several
+    sequences, the row within its sequence."""
 
     row: int
     head: int
     error: float
+    sequence: int | None = None
 
 
 @dataclass(frozen=True)

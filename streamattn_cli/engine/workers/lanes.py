@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.errors import NonFinite
 from streamattn_cli.kernels import widen as kernel
 from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.sequences import Sequences
 from streamattn_cli.sketches.head import pieces
 
 STEP = 512  # rows are widened and consumed a multiple of this at a time, aligned to the global row,
@@ -68,7 +70,8 @@ class Part:
         bad, head, at = kernel.widen(source, kernel.KIND[h.tensor.dtype], *self._places, h.dim, a, b - a, out, mask)
         if bad and not self.drop:
             raise NonFinite(
-                f"{h.tensor.name}: a value that is not finite in {self.name}, row {row + at}, head {self.first + head}; "
+                f"{h.name_of(row + at)}: a value that is not finite in {self.name}, row {h.local(row + at)}, head "
+                f"{self.first + head}; "
                 "correct the input, or omit such rows with --nan-policy drop"
             )
         return bad
@@ -115,9 +118,13 @@ class Lane:
         self.limit = float(top.max) * (1 + float(top.eps) / 4)  # from there on numbers are rounded to infinity
         self.step = lane_step(problem)
 
-    def steps(self, start: int, rows: int):
-        """Cut a block at multiples of `step` of the global row; yields (a, b) within the block."""
-        return pieces(start, rows, self.step)
+    def steps(self, start: int, rows: int, sequences: Sequences | None = None) -> Iterator[tuple[int, int]]:
+        """Cut a block at multiples of `step` of the global row, or of that in each sequence; yields (a, b) within the block."""
+        if sequences is None:
+            yield from pieces(start, rows, self.step)
+            return
+        for _, first, last, row in sequences.pieces(start, start + rows):
+            yield from ((first - start + a, first - start + b) for a, b in pieces(row, last - first, self.step))
 
     def keys(self, k: np.ndarray, v: np.ndarray, a: int, b: int, row: int, work: dict) -> tuple[np.ndarray, np.ndarray]:
         """Rows [a, b) of the blocks k and v as k (n, d) and c (n, dv + 1) = [v, weight]."""

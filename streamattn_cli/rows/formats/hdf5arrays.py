@@ -161,6 +161,8 @@ class ChunkedTensor:
         self.outer, self.rows, self.width, self.dtype = extent.outer, extent.rows, extent.width, dtype
         self._shape = shape
         self._axis = extent.layout.index("T")
+        self._apart = extent.apart
+        self._each = extent.outer // extent.batch  # segments of one batch
         self.missing_allowed = False
         self._file = h5py.File(path, "r")
         try:
@@ -176,7 +178,7 @@ class ChunkedTensor:
         count, chunk_bytes = 0, 0
         if chunks:
             across = [ceil(s / c) for s, c in zip(self._shape, chunks, strict=True)]
-            count = prod(across) // across[self._axis]
+            count = prod(across) // across[self._axis] // (across[0] if self._apart else 1)
             chunk_bytes = prod(chunks) * STORAGE[self.dtype].itemsize
         access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
         # a chunk that was read to its end goes first (w0 = 1); the slot count is a prime well above the chunks held
@@ -185,9 +187,10 @@ class ChunkedTensor:
         # one chunk more, twice: its compressed bytes and the decompressor's output before it enters the cache
         self.held_bytes = (count + 2) * chunk_bytes
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf)
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
+        """See RowTensor; `segment` is the first of a batch, and buf has the segments of that batch."""
+        check_buffer(self, buf, segment)
+        batch = None if segment is None else segment // self._each
         count = max(0, min(buf.shape[1], self.rows - start))
         if lost := within(self.missing, start, start + count):
             self.refuse_missing(*lost)
@@ -195,18 +198,20 @@ class ChunkedTensor:
         at = start
         while at < start + count:
             stop = min(start + count, (at // self._band + 1) * self._band)
-            self._read(buf, at - start, at, stop - at)
+            self._read(buf, at - start, at, stop - at, batch)
             at = stop
         return count
 
-    def _read(self, buf: np.ndarray, into: int, start: int, count: int) -> None:
-        """Rows [start, start+count) into buf[:, into:into+count]."""
+    def _read(self, buf: np.ndarray, into: int, start: int, count: int, batch: int | None) -> None:
+        """Rows [start, start+count), of one batch or of all, into buf[:, into:into+count]."""
         first, size = [0] * len(self._shape), list(self._shape)
         first[self._axis], size[self._axis] = start, count
+        if batch is not None:
+            first[0], size[0] = batch, 1
         source = self._dataset.get_space()
         source.select_hyperslab(tuple(first), tuple(size))
         target = h5py.h5s.create_simple(buf.shape)
-        target.select_hyperslab((0, into, 0), (self.outer, count, self.width))
+        target.select_hyperslab((0, into, 0), (len(buf), count, self.width))
         try:
             self._dataset.read(target, source, buf, self._type)
         except OSError as error:

@@ -155,7 +155,8 @@ class InflatedTensor:
     """A RowTensor over a compressed member: rows are inflated as they are read, and again for every further pass.
 
     Each of the O segments has a decompressor at its beginning and one that goes on from there, so that reading segments side
-    by side inflates the member about twice, however many they are.
+    by side inflates the member about twice, however many they are. Of batches that are read apart only the decompressors of
+    the present one are kept.
     """
 
     seekable = True
@@ -163,23 +164,24 @@ class InflatedTensor:
     def __init__(self, member: Member, offset: int, extent: Extent, dtype: str):
         self.name, self.path, self.dtype = member.label, member.path, dtype
         self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
-        self.held_bytes = 2 * extent.outer * (WINDOW + CHUNK)
+        self.held_bytes = 2 * (extent.side_by_side + extent.apart) * (WINDOW + CHUNK)
         self._offset, self._row = offset, extent.width * STORAGE[dtype].itemsize
         try:
             self._file = os.open(member.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise InputMissing(f"{self.name}: cannot be opened: {error.strerror}") from error
-        self._begin = [Inflater(member, self._file)]
-        self._here = [self._begin[0].copy()]
+        self._most = extent.side_by_side
+        self._begin = {0: Inflater(member, self._file)}
+        self._here: dict[int, Inflater] = {}
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
-        check_buffer(self, buf)
+        check_buffer(self, buf, segment)
         count = max(0, min(buf.shape[1], self.rows - start))
-        for segment in range(self.outer if count * self._row else 0):
-            view = memoryview(buf[segment]).cast("B")[: count * self._row]
-            at = self._offset + (segment * self.rows + start) * self._row
-            got = self._inflater(segment, at).read_at(view, at)
+        for number, rows in enumerate(buf if count * self._row else (), segment or 0):
+            view = memoryview(rows).cast("B")[: count * self._row]
+            at = self._offset + (number * self.rows + start) * self._row
+            got = self._inflater(number, at).read_at(view, at)
             if got < len(view):
                 raise InputMalformed(
                     f"{self.name}: truncated: its data ends at byte {at + got}; write or copy it again"
@@ -188,12 +190,14 @@ class InflatedTensor:
 
     def _inflater(self, segment: int, at: int) -> Inflater:
         """The one of a segment, not beyond byte `at`."""
-        while len(self._begin) <= segment:
-            following = self._begin[-1].copy()
-            following.read_at(memoryview(b""), self._offset + len(self._begin) * self.rows * self._row)
-            self._begin.append(following)
-            self._here.append(following.copy())
-        if self._here[segment].at > at:
+        if segment not in self._begin:
+            before = max(number for number in self._begin if number < segment)
+            self._begin[segment] = following = self._begin[before].copy()
+            following.read_at(memoryview(b""), self._offset + segment * self.rows * self._row)
+            for kept in (self._begin, self._here):
+                for number in [n for n in kept if 0 < n <= segment - self._most]:
+                    del kept[number]
+        if segment not in self._here or self._here[segment].at > at:
             self._here[segment] = self._begin[segment].copy()
         return self._here[segment]
 
@@ -203,7 +207,7 @@ class InflatedTensor:
 
     def close(self) -> None:
         """Close the file, and forget the decompressors."""
-        self._begin, self._here = [], []
+        self._begin, self._here = {}, {}
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

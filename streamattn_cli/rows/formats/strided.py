@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from copy import copy
 from itertools import product
 from math import prod
 
@@ -30,17 +31,9 @@ class StridedTensor:
         self.path, self.name, self.dtype = path, name, dtype
         self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
         self._offset, self._item = offset, STORAGE[dtype].itemsize
-        at = extent.layout.index("T")
-        self._stride = strides[at]
-        before, after = list(zip(shape, strides, strict=True))[:at], list(zip(shape, strides, strict=True))[at + 1 :]
-        self._after = after
-        near = [axis for axis, (_, stride) in enumerate(before) if stride < self._stride]
-        self._near = [before[axis] for axis in near]
-        far = [axis for axis in range(at) if axis not in near]
-        self._sizes = [before[axis][0] for axis in far], [before[axis][1] for axis in far]
-        self._order = [*far, *near]
-        self._before = [size for size, _ in before]
-        self._span = 1 + sum((size - 1) * stride for size, stride in [*self._near, *after])
+        self._axis, self._each = extent.layout.index("T"), extent.outer // extent.batch
+        self._shape, self._strides = shape, strides
+        self._arrange(shape, strides)
         if self._span * self._item > LARGEST:
             raise InputMalformed(
                 f"{name}: its rows are stored {self._span * self._item} bytes apart, so that one cannot be read without the "
@@ -52,8 +45,31 @@ class StridedTensor:
         except OSError as error:
             raise InputMissing(f"{name}: cannot be opened: {error.strerror}") from error
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
-        """See RowTensor."""
+    def _arrange(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        """Which axes are read together."""
+        at = self._axis
+        self._stride = strides[at]
+        before, after = list(zip(shape, strides, strict=True))[:at], list(zip(shape, strides, strict=True))[at + 1 :]
+        self._after = after
+        near = [axis for axis, (_, stride) in enumerate(before) if stride < self._stride]
+        self._near = [before[axis] for axis in near]
+        far = [axis for axis in range(at) if axis not in near]
+        self._sizes = [before[axis][0] for axis in far], [before[axis][1] for axis in far]
+        self._order = [*far, *near]
+        self._before = [size for size, _ in before]
+        self._span = 1 + sum((size - 1) * stride for size, stride in [*self._near, *after])
+
+    def _batch(self, number: int) -> StridedTensor:
+        """One batch, of the same file."""
+        part = copy(self)
+        part.outer, part._offset = self._each, self._offset + number * self._strides[0] * self._item
+        part._arrange((1, *self._shape[1:]), self._strides)
+        return part
+
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
+        """See RowTensor; `segment` is the first of a batch, and buf has the segments of that batch."""
+        if segment is not None:
+            return self._batch(segment // self._each).read_into(buf, start)
         check_buffer(self, buf)
         count = max(0, min(buf.shape[1], self.rows - start))
         if not count * self.width:

@@ -1,0 +1,250 @@
+"""Several sequences in one run: each gives the numbers of a run of its own, whatever the blocks, threads and interruptions."""
+
+import json
+from dataclasses import replace
+from unittest import mock
+
+import h5py
+import numpy as np
+import pytest
+from keptruns import METHODS, POLY, not_warmed, run  # noqa: F401
+from test_resume import Stops
+
+from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.errors import Interrupted
+from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.spec import InputSpec
+
+pytestmark = pytest.mark.usefixtures("not_warmed")
+B, HEADS, GROUP, T, D = 4, 2, 2, 300, 8
+LENGTHS = (300, 171, 0, 1)
+ALL = METHODS | {"exact": {"method": "exact"}, "poly without a bound": POLY}
+KINDS = {
+    "batch": {"layout": "BHTD"},
+    "padded": {"layout": "BHTD", "lengths": ",".join(map(str, LENGTHS))},
+    "rows first": {"layout": "BTHD", "lengths": ",".join(map(str, LENGTHS))},
+    "packed": {"layout": "THD", "starts": ",".join(map(str, np.cumsum((0, *LENGTHS))))},
+}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """q, k and v (B, heads, T, D)."""
+    rng = np.random.default_rng(5)
+    return [rng.standard_normal((B, heads, T, D)).astype(np.float32) for heads in (HEADS * GROUP, HEADS, HEADS)]
+
+
+def _lengths(kind):
+    return (T,) * B if kind == "batch" else LENGTHS
+
+
+def _saved(folder, kind, parts):
+    """The arrays of a kind, as one InputSpec; layout and numbers as KINDS says."""
+    found = {}
+    for name, array in zip("qkv", parts, strict=True):
+        if kind == "packed":
+            array = np.concatenate([one[:, :n] for one, n in zip(array, LENGTHS, strict=True)], axis=1).transpose(
+                1, 0, 2
+            )
+        elif kind == "rows first":
+            array = array.transpose(0, 2, 1, 3)
+        found[name] = str(folder / f"{name}.npy")
+        np.save(found[name], np.ascontiguousarray(array))
+    return InputSpec(**found, **KINDS[kind])
+
+
+def _answers(path, kind):
+    """What was written for each sequence, (heads, rows, D); and the rest, which must be zeros."""
+    out = np.load(path)
+    if kind == "packed":
+        return np.split(out.transpose(1, 0, 2), np.cumsum(LENGTHS)[:-1], axis=1), np.zeros(0)
+    out = out.transpose(0, 2, 1, 3) if kind == "rows first" else out
+    lengths = _lengths(kind)
+    return [one[:, :n] for one, n in zip(out, lengths, strict=True)], np.concatenate(
+        [one[:, n:].ravel() for one, n in zip(out, lengths, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("method", ALL)
+def test_every_sequence_has_the_bytes_of_its_own_run(parts, tmp_path, method, causal):
+    alone = []
+    for number, rows in enumerate(LENGTHS):
+        if rows:
+            spec = _saved(tmp_path, "batch", [array[number : number + 1, :, :rows] for array in parts])
+            run(spec, output=str(tmp_path / "one.npy"), causal=causal, **_settings(method, rows))
+            alone.append(np.load(tmp_path / "one.npy")[0])
+    for kind in ("padded", "rows first", "packed"):
+        spec = _saved(tmp_path, kind, parts)
+        for sizes in ({"threads": 1}, {"threads": 2, "block_rows": 256}, {"threads": 2, "block_rows": 64}):
+            run(spec, output=str(tmp_path / "out.npy"), causal=causal, **_settings(method, T), **sizes)
+            found, rest = _answers(tmp_path / "out.npy", kind)
+            assert not rest.any()
+            for one, own in zip([each for each in found if each.shape[1]], alone, strict=True):
+                assert np.array_equal(one, own), (kind, sizes, np.abs(one - own).max())
+
+
+def _settings(method, rows):
+    """Of a method: a budget that the longest sequence exceeds, the same for all of them."""
+    settings = dict(ALL[method])
+    if "resident_rows" in settings:
+        settings |= {"window": 17, "sinks": 2}
+    return settings
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("method", ["nystrom", "sample", "poly"])
+def test_all_rows_audited_give_the_error_of_the_file(parts, tmp_path, kind, causal, method):
+    """An audit of every row is the comparison of two outputs; and so is one of a part, within its interval."""
+    spec, words = _saved(tmp_path, kind, parts), {"causal": causal, **_settings(method, T)}
+    run(spec, output=str(tmp_path / "exact.npy"), causal=causal, method="exact")
+    everything = run(spec, output=str(tmp_path / "out.npy"), audit=10**6, **words)
+    exact, out = (np.load(tmp_path / name).astype(np.float64) for name in ("exact.npy", "out.npy"))
+    error = np.linalg.norm(out - exact) / np.linalg.norm(exact)
+    assert everything.audit.method.error == pytest.approx(error, rel=1e-4, abs=1e-7)
+    part = run(spec, output=str(tmp_path / "out.npy"), audit=64, block_rows=64, **words)
+    assert part.audit.method.low <= error <= part.audit.method.high
+    assert run(spec, output=str(tmp_path / "out.npy"), audit=64, threads=2, **words).audit == part.audit
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_repaired_rows_are_exact(parts, tmp_path, kind):
+    spec, words = _saved(tmp_path, kind, parts), {"causal": True, **_settings("sample", T)}
+    run(spec, output=str(tmp_path / "exact.npy"), causal=True, method="exact")
+    outcome = run(
+        spec, output=str(tmp_path / "out.npy"), audit=64, repair="30%", doubt=str(tmp_path / "d.npy"), **words
+    )
+    exact, doubt = np.load(tmp_path / "exact.npy"), np.load(tmp_path / "d.npy")
+    assert outcome.counts["repaired_rows"] == -(-sum(LENGTHS) * 3 // 10) and len(doubt) == sum(LENGTHS)
+    found, rows = _answers(tmp_path / "out.npy", kind)[0], np.cumsum((0, *LENGTHS))
+    for number, (one, own) in enumerate(zip(found, _answers(tmp_path / "exact.npy", kind)[0], strict=True)):
+        sure = (doubt[rows[number] : rows[number + 1]] == 0).all(axis=1)
+        np.testing.assert_allclose(one[:, sure], own[:, sure], rtol=0, atol=2e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("method", ["nystrom", "poly", "window", "exact"])
+def test_a_resumed_run_has_the_same_bytes(parts, tmp_path, kind, causal, method):
+    spec = _saved(tmp_path, kind, parts)
+    words = {"causal": causal, "block_rows": 64, "checkpoint_every": "1rows", **_settings(method, T)}
+    words |= {} if method == "exact" else {"audit": 40}
+    whole = run(spec, output=str(tmp_path / "whole.npy"), checkpoint=str(tmp_path / "whole.sattn"), **words)
+    wanted, stops = (tmp_path / "whole.npy").read_bytes(), 0
+    for blocks in range(1, 40):
+        paths = {"output": str(tmp_path / "out.npy"), "checkpoint": str(tmp_path / f"{blocks}.sattn")}
+        request, counter = AttendRequest(inputs=spec, **paths, **words), Stops(blocks)
+        try:
+            with mock.patch("streamattn_cli.engine.passes.passes.pump", counter.pump):
+                attend(request, lambda event: None, counter)
+            break
+        except Interrupted:
+            stops += 1
+        outcome = run(spec, resume=True, **paths, **words)
+        assert (tmp_path / "out.npy").read_bytes() == wanted, blocks
+        assert outcome.audit == whole.audit
+    assert stops >= 3
+
+
+@pytest.mark.parametrize("form", ["npz", "compressed npz", "hdf5", "chunked hdf5"])
+def test_batches_of_every_format(parts, tmp_path, form):
+    path = tmp_path / ("x.h5" if "hdf5" in form else "x.npz")
+    named = dict(zip("qkv", parts, strict=True))
+    if "npz" in form:
+        (np.savez_compressed if "compressed" in form else np.savez)(path, **named)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, array in named.items():
+                chunks = (2, 1, 70, 4) if "chunked" in form else None
+                file.create_dataset(name, data=array, chunks=chunks, compression="gzip" if chunks else None)
+    spec = InputSpec(input=str(path), layout="BHTD", lengths=KINDS["padded"]["lengths"])
+    with open_inputs(spec, apart=True) as inputs:
+        for heads, array in zip((inputs.q, inputs.k, inputs.v), parts, strict=True):
+            wanted = np.concatenate([one[:, :n] for one, n in zip(array, LENGTHS, strict=True)], axis=1)
+            for first, last in ((0, sum(LENGTHS)), (299, 302), (470, 472)):
+                got = np.empty((heads.tensor.outer, last - first, heads.tensor.width), "f4")
+                assert heads.tensor.read_into(got, first) == last - first
+                assert np.array_equal(got, wanted[:, first:last])
+
+
+def test_memory_does_not_grow_with_the_sequences(tmp_path):
+    """What is projected for 2,000 sequences is what is projected for 20, but for their borders."""
+    rng, projected, peaks = np.random.default_rng(0), [], []
+    for batch in (20, 2000):
+        np.save(tmp_path / "x.npy", rng.standard_normal((batch, 2, 40, 4)).astype(np.float16))
+        spec = InputSpec(**{part: str(tmp_path / "x.npy") for part in "qkv"}, layout="BHTD")
+        outcome = run(
+            spec, output=str(tmp_path / "out.npy"), causal=True, resident_rows=32, method="window", block_rows=1024
+        )
+        projected.append(outcome.memory["projected"])
+        peaks.append(outcome.memory["peak"])
+        assert outcome.facts["shapes"]["sequences"] == batch
+    assert projected[1] - projected[0] < 3 * 8 * 2001 + 1
+    assert peaks[1] <= projected[1]
+
+
+REFUSED = {
+    "too many numbers": ({"lengths": "1,2,3,4,5"}, "4 batches, and 5 numbers"),
+    "a length beyond": ({"lengths": "1,2,3,301"}, "batch 3 has 300 rows, and --lengths 1,2,3,301 says 301"),
+    "none": ({"lengths": "0,0,0,0"}, "not all of them 0"),
+    "starts of a batch": ({"starts": "0,5"}, "give --lengths instead"),
+    "both": ({"lengths": "1,2,3,4", "starts": "0,5"}, "give one of them"),
+    "rows too": ({"lengths": "1,2,3,4", "rows": (0, 5)}, "omit --rows"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_numbers_that_do_not_fit_are_refused(parts, tmp_path, case):
+    more, words = REFUSED[case]
+    spec = replace(_saved(tmp_path, "batch", parts), **more)
+    with pytest.raises(Exception, match=words.replace("(", r"\(")) as found:
+        run(spec, output=str(tmp_path / "out.npy"), causal=True)
+    assert found.value.code in (2, 4)
+
+
+@pytest.mark.parametrize("starts", ["1,5", "0,5,4", "0,5,2000"])
+def test_starts_that_make_no_sense(parts, tmp_path, starts):
+    spec = replace(_saved(tmp_path, "packed", parts), starts=starts)
+    with pytest.raises(Exception, match="expected numbers from 0 on that do not fall") as found:
+        run(spec, output=str(tmp_path / "out.npy"), causal=True)
+    assert found.value.code == 4
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "h5", "txt", "beside"])
+def test_numbers_come_from_files(parts, tmp_path, form):
+    lengths = np.array(LENGTHS, np.int32)
+    spec = _saved(tmp_path, "batch", parts)
+    word = str(tmp_path / f"n.{form}")
+    if form == "npy":
+        np.save(word, lengths)
+    elif form == "npz":
+        np.savez(word, lengths=lengths)
+        word += ":lengths"
+    elif form == "txt":
+        (tmp_path / "n.txt").write_text("300 171\n0,1\n")
+    else:
+        with h5py.File(tmp_path / "n.h5", "w") as file:
+            file["lengths"] = lengths
+            file.update(dict(zip("qkv", parts, strict=True)))
+        word = "lengths" if form == "beside" else str(tmp_path / "n.h5") + ":/lengths"
+        if form == "beside":
+            spec = InputSpec(input=str(tmp_path / "n.h5"), layout="BHTD")
+    with open_inputs(replace(spec, lengths=word), apart=True) as inputs:
+        assert inputs.k.sequences.edges.tolist() == [0, 300, 471, 471, 472]
+
+
+def test_a_value_that_is_not_finite_is_named_by_its_sequence(parts, tmp_path):
+    q, k, v = (array.copy() for array in parts)
+    k[1, 1, 100, 3] = np.nan
+    with pytest.raises(Exception, match="sequence 1: a value that is not finite in k, row 100, head 1"):
+        run(_saved(tmp_path, "padded", (q, k, v)), output=str(tmp_path / "out.npy"), causal=True)
+
+
+def test_the_outcome_and_the_file_say_how_many(parts, tmp_path):
+    outcome = run(_saved(tmp_path, "padded", parts), output=str(tmp_path / "out.npy"), causal=True, audit=32)
+    assert outcome.rows == sum(LENGTHS)
+    assert any("4 sequences of 0 to 300 rows each" in note for note in outcome.notes)
+    assert json.loads((tmp_path / "out.npy.json").read_text())["shapes"]["sequences"] == 4
+    assert all(worst.row < LENGTHS[worst.sequence] for worst in outcome.audit.worst)
