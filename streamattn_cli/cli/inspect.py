@@ -14,8 +14,9 @@ from streamattn_cli.rows.spec import InputSpec
 
 
 @takes(
-    InputSpec, AttentionSettings, Shown, without=("select", "rows", "q_rows", "causal", "log_json", "progress_every")
-)
+    InputSpec, AttentionSettings, Shown,
+    without=("select", "rows", "q_rows", "lengths", "starts", "causal", "log_json", "progress_every"),
+)  # fmt: skip
 def inspect(
     words: Words,
     input: options.Input = None,

@@ -14,7 +14,10 @@ from streamattn_cli.rows.spec import InputSpec
 
 @takes(
     InputSpec, RunSettings, AnswerSettings, Shown,
-    without=("k", "v", "record", "kv_heads", "dim", "value_dim", "select", "rows", "seed", "audit", "repair", "doubt"),
+    without=(
+        "k", "v", "record", "kv_heads", "dim", "value_dim", "select", "rows", "lengths", "starts", "seed", "audit", "repair",
+        "doubt",
+    ),
 )  # fmt: skip
 def query(
     words: Words,

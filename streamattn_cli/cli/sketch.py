@@ -21,7 +21,7 @@ from streamattn_cli.rows.spec import InputSpec
 
 @takes(
     InputSpec, AttentionSettings, MethodSettings, RunSettings, ResumeSettings, ShardSettings, Shown,
-    without=("q_rows", "causal", "buffer", "atoms"),
+    without=("q_rows", "lengths", "starts", "causal", "buffer", "atoms"),
 )  # fmt: skip
 def sketch(
     words: Words,

@@ -135,7 +135,7 @@ def compare(
 
     `request.audit` rows are sampled. Raises the errors of errors.py; what one method cannot do is in its trial.
     """
-    with open_inputs(request.inputs) as inputs:
+    with open_inputs(request.inputs, apart=True) as inputs:
         files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
         problem = _exact_problem(request, inputs)
         for note in problem.notes:

@@ -57,7 +57,7 @@ def forecast(request: AttendRequest, numbers: Numbers | None, words: list[str]) 
     """A JSON-able plan with `options` and `recommended`; `words` are the input's on the recommended command line."""
     if numbers:
         return _forecast(request, _imagined(numbers), words or ["dump.h5"])
-    with open_inputs(request.inputs) as inputs:
+    with open_inputs(request.inputs, apart=True) as inputs:
         return _forecast(request, inputs, words)
 
 

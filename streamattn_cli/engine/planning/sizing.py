@@ -178,7 +178,10 @@ def _passes(plan: Plan) -> tuple[str, ...]:
 def _default_block_rows(problem: Problem) -> int:
     """About SLOT_BYTES of rows, a multiple of STEP, and no more than there are."""
     widest = sum(row_bytes(t) for t in distinct([problem.q.tensor, problem.k.tensor, problem.v.tensor]))
-    rows = min(MAX_BLOCK_ROWS, max(STEP, SLOT_BYTES // max(widest, 1)))
+    slot = (
+        SLOT_BYTES // 2 if problem.sequences else SLOT_BYTES
+    )  # buffers as large for ten short sequences as for thousands
+    rows = min(MAX_BLOCK_ROWS, max(STEP, slot // max(widest, 1)))
     known = [h.rows for h in (problem.q, problem.k) if h.rows is not None]
     return _rounded(min(rows, max(known)) if len(known) == 2 else rows)
 

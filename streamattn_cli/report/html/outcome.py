@@ -136,8 +136,10 @@ def _error_section(audit: dict) -> list[str]:
     heads_table = table("Error by query head", names, rows)
     body.append(folded("Error by query head, as a table", heads_table) if len(rows) > FOLD else heads_table)
     if worst := audit.get("worst"):
-        rows = [[str(w["row"]), str(w["head"]), percent(w["error"])] for w in worst]
-        body.append(table("Worst rows of the sample", ["row", "query head", "error of that row"], rows))
+        several = any(w.get("sequence") is not None for w in worst)
+        rows = [[str(w["sequence"])] * several + [str(w["row"]), str(w["head"]), percent(w["error"])] for w in worst]
+        names = ["sequence"] * several + ["row", "query head", "error of that row"]
+        body.append(table("Worst rows of the sample", names, rows))
     return body
 
 

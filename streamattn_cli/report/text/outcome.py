@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, Outcome
+from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, Outcome, WorstRow
 from streamattn_cli.report.text.table import Rows, print_rows
 from streamattn_cli.units import format_bytes, format_count, format_duration, is_timed
 
@@ -102,8 +102,13 @@ def _errors(audit: Audit | None, reason: str | None) -> Rows:
         ("trivial", f"{_estimate(audit.trivial)} (the same for the mean of the values)"),
         ("heads", _heads(audit.heads)),
         ("history", history_text(audit.history_mass)),
-        ("worst", ", ".join(f"row {w.row} head {w.head} {w.error:.3g}" for w in audit.worst[:WORST] if w.error)),
+        ("worst", ", ".join(f"{_place(w)} {w.error:.3g}" for w in audit.worst[:WORST] if w.error)),
     ]
+
+
+def _place(row: WorstRow) -> str:
+    sequence = "" if row.sequence is None else f"sequence {row.sequence} "
+    return f"{sequence}row {row.row} head {row.head}"
 
 
 def _heads(heads: tuple[ErrorEstimate, ...]) -> str:
