@@ -83,7 +83,7 @@ def test_every_document_is_as_described(documents):
 
 def test_every_file_beside_an_output_is_as_described(documents, folder):
     sides = {path.name: json.loads(path.read_text()) for path in folder.glob("*.npy.json")}
-    assert set(sides) == {f"{name}.npy.json" for name in ("out", "saved", "answers", "repaired", "doubt")}
+    assert set(sides) == {f"{name}.npy.json" for name in ("out", "saved", "answers", "repaired", "doubt", "packed")}
     assert {name: found for name, side in sides.items() if (found := complaints(side, "side"))} == {}
 
 
