@@ -113,7 +113,7 @@ def test_a_sparkline_shows_the_largest_of_each_part():
 
 def test_error_and_checkpoint_age_reach_the_log(tmp_path):
     rows = ("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--block-rows", "512", "--progress-every", "0")
-    causal = (*rows, "--causal", "--method", "window", "--window", "32", "-o", tmp_path / "out.npy")
+    causal = (*rows, "--causal", "--method", "window", "--window", "32", "--force", "-o", tmp_path / "out.npy")
     audit, saved = ("--audit", "32"), ("--checkpoint", tmp_path / "run.sattn")
 
     def progress(*words):
@@ -137,7 +137,9 @@ def test_error_and_checkpoint_age_reach_the_log(tmp_path):
     assert any(f"error so far {so_far(rows):.3g}" in text for rows in (512, 1024)) and "not saved" not in text
     saved = ("--checkpoint", tmp_path / "another.sattn")
     assert "not saved for" in run(*causal, *saved).err
-    full = progress(*rows, "--full", "--method", "window", "--window", "32", "-o", tmp_path / "out.npy", *audit)
+    full = progress(
+        *rows, "--full", "--method", "window", "--window", "32", "--force", "-o", tmp_path / "out.npy", *audit
+    )
     assert all(event["error"] is None and event["unsaved_seconds"] is None for event in full)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from streamattn_cli.cli.arguments import Shown, Words, takes
+from streamattn_cli.engine.request.settings import OutputSettings
 from streamattn_cli.options import option
 from streamattn_cli.rows.spec import FLOATS
 
@@ -39,7 +40,7 @@ class Made:
     block_rows: int | None = target_of(None, "Rows made at a time.", shown="about 1 MiB")
 
 
-@takes(Made, Shown)
+@takes(Made, OutputSettings, Shown)
 def generate(
     words: Words,
     target: Annotated[
@@ -84,4 +85,6 @@ def generate(
         seed=made.seed,
         dtype=storage_word(made.dtype, "--dtype"),
     )
-    run_and_render(run_generate, GenerateRequest(spec, made.emit, target, made.raw, made.block_rows), words)
+    run_and_render(
+        run_generate, GenerateRequest(spec, made.emit, target, made.raw, made.block_rows, words["force"]), words
+    )

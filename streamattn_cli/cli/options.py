@@ -17,5 +17,13 @@ Input = Annotated[
         help="File that holds q, k, v (.h5, .safetensors, packed .npy), or - for rows on standard input.",
     ),
 ]
-Answers = Annotated[str, option("-o", "--output", help="FILE.npy, FILE.h5, or - (.npy records on standard output).")]
+Answers = Annotated[
+    str,
+    option(
+        "-o",
+        "--output",
+        help="FILE.npy, FILE.h5, FILE.h5:DATASET to add to a file, or - (.npy records on standard output).",
+    ),
+]
+Force = Annotated[bool, option("--force", help="Replace outputs that are there already.")]
 Json = Annotated[bool, option("--json", help="The outcome as JSON on standard output.")]

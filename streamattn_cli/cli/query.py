@@ -8,12 +8,12 @@ import typer
 
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
-from streamattn_cli.engine.request.settings import AnswerSettings, RunSettings
+from streamattn_cli.engine.request.settings import AnswerSettings, OutputSettings, RunSettings
 from streamattn_cli.rows.spec import InputSpec
 
 
 @takes(
-    InputSpec, RunSettings, AnswerSettings, Shown,
+    InputSpec, RunSettings, AnswerSettings, OutputSettings, Shown,
     without=("k", "v", "record", "kv_heads", "dim", "value_dim", "select", "rows", "seed", "audit", "repair", "doubt"),
 )  # fmt: skip
 def query(

@@ -11,6 +11,7 @@ import numpy as np
 from streamattn_cli.errors import SourceChanged, UsageError
 from streamattn_cli.rows.concat import ConcatTensor, files_of
 from streamattn_cli.rows.ranges import RangeTensor
+from streamattn_cli.rows.targets import split_target
 from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
 
 EDGE_ROWS = 64  # first and last rows that are always looked at
@@ -80,7 +81,8 @@ def refuse_inputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
             if os.path.isfile(name):
                 status = os.stat(name)
                 read[status.st_dev, status.st_ino] = name
-    for name in outputs:
+    for word in outputs:
+        name = word and split_target(word)[0]
         if name in (None, "-") or not os.path.isfile(name):
             continue
         status = os.stat(name)

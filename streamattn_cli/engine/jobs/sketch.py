@@ -141,6 +141,14 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
     return outcome
 
 
+def check_sketch_name(name: str) -> None:
+    """Refuse (UsageError) to give a sketch the name of another kind of file."""
+    if name.endswith((".npy", ".h5", ".hdf5", ".safetensors")):
+        raise UsageError(
+            f"{name}: a sketch is called FILE.sattn; answers are written by attend, and by query from a sketch"
+        )
+
+
 def learning_from_input(request: AttendRequest) -> AttendRequest:
     """The request with the queries that its input holds beside k and v, if its method learns from queries."""
     method = registry.find(request.method or "nystrom") if request.method != "auto" else None

@@ -147,6 +147,13 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """What happens to outputs that are there already."""
+
+    force: bool = budget(False, "Replace outputs that are there already.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnswerSettings:
     """What is written, and how it is checked."""
 
@@ -197,7 +204,14 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class AttendRequest(
-    ShardSettings, CheckpointSettings, AnswerSettings, RunSettings, PaperSettings, MethodSettings, AttentionSettings
+    ShardSettings,
+    CheckpointSettings,
+    AnswerSettings,
+    OutputSettings,
+    RunSettings,
+    PaperSettings,
+    MethodSettings,
+    AttentionSettings,
 ):
     """The words of `streamattn attend`, and of the commands that run a part of it."""
 
