@@ -39,6 +39,7 @@ class InputSpec:
 
     input: str | None = None  # holds all of q, k, v (or packed rows, see record)
     more: tuple[str, ...] = ()  # further files whose rows follow those of `input` (see many.py)
+    like: str | None = None  # of queries to a sketch: the layout that its keys had
     own_queries: bool = False  # of keys and values: the queries of `input` are read, too
     # a file of its own for one of them wins over `input`
     q: str | None = source(None, "Queries: FILE, FILE:DATASET or -.", "--q")

@@ -163,7 +163,7 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
     check_output(request, request.checkpoint)
     with ExitStack() as stack:
         file = open_sketch_file(request.checkpoint, request.memory)
-        spec = replace(request.inputs, kv_heads=file.heads, dim=file.params.dim)
+        spec = replace(request.inputs, kv_heads=file.heads, dim=file.params.dim, like=_layout_of_keys(file))
         inputs = stack.enter_context(open_inputs(spec, need_kv=False))
         keys = replace(
             imagined(file.params.stored, file.rows, file.heads, file.params.dim, file.name), batch=inputs.q.batch
@@ -193,6 +193,14 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
         outcome = outcome_of("query", plan, counts, watch, meter, rows, began, request.output)
     listener(Finished(outcome))
     return outcome
+
+
+def _layout_of_keys(file: SketchFile) -> str | None:
+    """The layout that the keys of a sketch had, which their source tells; None where it does not."""
+    outer = {source["k"].get("outer") for source in file.sources}
+    if file.heads == 1 or len(outer) != 1:
+        return None
+    return {"1": "THD", str(file.heads): "HTD"}.get(outer.pop())
 
 
 def answer(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> tuple[int, dict]:
