@@ -14,7 +14,7 @@ from streamattn_cli.rows.spec import InputSpec
 
 @takes(
     InputSpec, RunSettings, AnswerSettings, OutputSettings, Shown,
-    without=("k", "v", "record", "kv_heads", "dim", "value_dim", "select", "rows", "seed", "audit", "repair", "doubt"),
+    without=("record", "kv_heads", "dim", "value_dim", "select", "repair", "doubt"),
 )  # fmt: skip
 def query(
     words: Words,
@@ -25,6 +25,8 @@ def query(
     output: options.Answers = "-",
 ) -> None:
     """Answer queries from a sketch: attention over all rows that it has absorbed.
+
+    How wrong the answers are: --audit 64 --k heads.h5 --v heads.h5, with the keys and values that it was made of.
 
     streamattn query heads.sattn heads.h5:/q -o out.npy
     """

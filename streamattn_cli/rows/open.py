@@ -259,18 +259,21 @@ class _Opening:
             q = unclear["q"]
             word = infer_query(q.shape, q.name, *keys, self._spec.like)
         else:
-            word = self._infer(unclear)
+            word = self._infer(unclear, keys)
         for part, stored in unclear.items():
             layouts[part] = self._fused(stored, part) if word == "TD" else word
             axes = ", ".join(_AXES[letter] for letter in layouts[part])
             self.notes.append(f"{stored.name}: {show(stored.shape)} is read as layout {layouts[part]} ({axes})")
         return layouts
 
-    def _infer(self, unclear: dict[str, Stored]) -> str:
-        """The layout of these arrays; where it is not clear, queries beside them that nobody asked for tell it."""
+    def _infer(self, unclear: dict[str, Stored], keys: tuple[int | None, int | None]) -> str:
+        """The layout of these arrays; where it is not clear, key heads of known number and dim (`keys`) tell it, or queries
+        beside them that nobody asked for."""
         try:
             return infer({p: s.shape for p, s in unclear.items()}, {p: s.name for p, s in unclear.items()})
         except UsageError:
+            if "k" in unclear and None not in keys:
+                return infer_query(unclear["k"].shape, unclear["k"].name, *keys, self._spec.like)
             place = None if self._spec.input in (None, "-") or "q" in self._parts else find(self._spec.input)
             if place is None or not place.names_arrays or place.inside:
                 raise
