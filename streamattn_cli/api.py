@@ -28,13 +28,13 @@ from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.saver import stack_heads
+from streamattn_cli.engine.saving.sources import key_sources
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import STEP
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.options import options_of
 from streamattn_cli.rows.continued import ContinuedTensor
 from streamattn_cli.rows.heads import Heads, whole
-from streamattn_cli.rows.identity import identity
 from streamattn_cli.rows.memory import MemoryTensor
 from streamattn_cli.rows.open import Inputs
 from streamattn_cli.rows.spec import InputSpec
@@ -182,8 +182,8 @@ class AttentionSketch:
         problem = keys_problem(self._request, inputs, self._file)
         plan = make_plan(problem)
         self._run, self._block_rows = Run(plan, _unwatched(plan), None), plan.block_rows
-        source = {name: identity(getattr(problem, name).tensor) for name in "kv"}
-        self._facts, self._sources = sketch_facts(problem), [*(self._file.sources if self._file else []), source]
+        sources = key_sources(problem)
+        self._facts, self._sources = sketch_facts(problem), [*(self._file.sources if self._file else []), *sources]
         if self._file:
             self._run.load_sketch(self._file.state, self._file.name)
             self._run.done = self._file.rows

@@ -37,10 +37,20 @@ def identity(tensor: RowTensor, whole: bool = False) -> dict[str, str]:
     path = tensor.path
     if path is not None:
         status = os.stat(path)
-        found |= {"size": str(status.st_size), "modified_ns": str(status.st_mtime_ns)}
+        found |= {"size": str(status.st_size), "modified_ns": str(status.st_mtime_ns), "name": name_of(tensor)}
     if whole:
         found["all"] = _digest(tensor, 0, tensor.rows)
     return found
+
+
+def name_of(tensor: RowTensor) -> str:
+    """What it is called, without the folder of its file: heads.h5:/k."""
+    names = []
+    for part in files_of(tensor):
+        base = part.base if isinstance(part, RangeTensor) else part
+        inside = base.name.removeprefix(base.path or "")
+        names.append(os.path.basename(base.path) + inside if base.path else inside)
+    return ", ".join(dict.fromkeys(names))
 
 
 def file_states(tensors: Iterable[RowTensor]) -> dict[str, tuple[int, ...]]:
@@ -92,9 +102,14 @@ def refuse_inputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
 
 
 def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """What changed, in words; what only one of the two knows (a digest of everything) is not compared."""
+    """What changed, in words; what only one of the two knows (a digest of everything) is not compared, nor are names and
+    layouts."""
     words = {"modified_ns": "modification time", "first": "first rows", "last": "last rows", "all": "content"}
-    return [words.get(key, key) for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]
+    return [
+        words.get(key, key)
+        for key in sorted((before.keys() & now.keys()) - {"name", "layout"})
+        if before[key] != now[key]
+    ]
 
 
 def _digest(tensor: RowTensor, start: int, stop: int) -> str:

@@ -205,11 +205,9 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
 
 
 def _layout_of_keys(file: SketchFile) -> str | None:
-    """The layout that the keys of a sketch had, which their source tells; None where it does not."""
-    outer = {source["k"].get("outer") for source in file.sources}
-    if file.heads == 1 or len(outer) != 1:
-        return None
-    return {"1": "THD", str(file.heads): "HTD"}.get(outer.pop())
+    """The layout that the keys of a sketch had, which their sources tell; None where they do not agree."""
+    found = {source["k"].get("layout") for source in file.sources}
+    return found.pop() if len(found) == 1 else None
 
 
 class _Answering(Run):
@@ -348,13 +346,13 @@ def _check_keys(file: SketchFile, k: Heads, v: Heads) -> None:
             f"{k.tensor.name}: {shown[0]} found, {file.name} was made of {shown[1]}; give the keys and values that it was "
             "made of (part of a file: --rows A:B)"
         )
-    if len(file.sources) == 1 and k.tensor.seekable and v.tensor.seekable:
-        before = file.sources[0]
-        now = {"k": identity(k.tensor), "v": identity(v.tensor)}
-        ends = [{part: {end: one.get(end, "") for end in ("first", "last")} for part, one in source.items()}
-                for source in (before, now)]  # fmt: skip
-        if all(source.get("kind") == "file" and "range" not in source for source in (*before.values(), *now.values())):
-            check_same(file.name, ends[:1], ends[1:], "audit with the keys and values that it was made of")
+    if len(file.sources) != 1 or not (k.tensor.seekable and v.tensor.seekable):
+        return
+    pairs = [(file.sources[0][part], identity(heads.tensor)) for part, heads in (("k", k), ("v", v))]
+    if all(one.get("kind") == "file" and "range" not in one for pair in pairs for one in pair):
+        old, new = ({part: {end: one[end] for end in ("first", "last")} for part, one in zip("kv", side, strict=True)}
+                    for side in zip(*pairs, strict=True))  # fmt: skip
+        check_same(file.name, [old], [new], "audit with the keys and values that it was made of")
 
 
 def sketch_facts(problem: Problem) -> dict:
