@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from streamattn_cli.cli.completion import arrays
+
 option = functools.partial(typer.Option, show_envvar=False)  # the rule is told once, at the end of every help text
 ENVIRONMENT = (
     "Every option can also be set by an environment variable, such as STREAMATTN_ATTEND_MEMORY for attend --memory."
@@ -15,6 +17,7 @@ Input = Annotated[
     typer.Argument(
         metavar="INPUT",
         help="File that holds q, k, v (.h5, .safetensors, packed .npy), or - for rows on standard input.",
+        autocompletion=arrays,
     ),
 ]
 Answers = Annotated[

@@ -8,6 +8,7 @@ import typer
 
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
+from streamattn_cli.cli.completion import arrays
 from streamattn_cli.engine.request.settings import AnswerSettings, OutputSettings, RunSettings
 from streamattn_cli.rows.spec import InputSpec
 
@@ -20,7 +21,12 @@ def query(
     words: Words,
     checkpoint: Annotated[str, typer.Argument(metavar="SKETCH", help="A sketch, FILE.sattn.")],
     q: Annotated[
-        str, typer.Argument(metavar="QUERIES", help="FILE, FILE:DATASET or - (.npy records, answered as they come).")
+        str,
+        typer.Argument(
+            metavar="QUERIES",
+            help="FILE, FILE:DATASET or - (.npy records, answered as they come).",
+            autocompletion=arrays,
+        ),
     ] = "-",
     output: options.Answers = "-",
 ) -> None:

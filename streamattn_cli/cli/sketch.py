@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from streamattn_cli.cli.arguments import Shown, Words, takes
+from streamattn_cli.cli.completion import arrays
 from streamattn_cli.cli.options import option
 from streamattn_cli.engine.request.settings import (
     AttentionSettings,
@@ -31,13 +32,16 @@ def sketch(
         typer.Argument(
             metavar="INPUT...",
             help="File that holds k, v (.h5, .safetensors, packed .npy), several or a pattern for one long stream, or -.",
+            autocompletion=arrays,
         ),
     ] = None,
     output: Annotated[str, option("-o", "--output", help="The sketch, FILE.sattn.")] = "sketch.sattn",
     append: Annotated[
         bool, option("--append", help="Add the rows to those of the sketch that is there.", rich_help_panel=BUDGET)
     ] = False,
-    q: Annotated[str | None, option("--q", help="Queries to learn from (nystrom).", rich_help_panel=INPUT)] = None,
+    q: Annotated[
+        str | None, option("--q", help="Queries to learn from (nystrom).", rich_help_panel=INPUT, autocompletion=arrays)
+    ] = None,
     blind: Annotated[
         bool,
         option(

@@ -42,9 +42,9 @@ class InputSpec:
     like: str | None = None  # of queries to a sketch: the layout that its keys had
     own_queries: bool = False  # of keys and values: the queries of `input` are read, too
     # a file of its own for one of them wins over `input`
-    q: str | None = source(None, "Queries: FILE, FILE:DATASET or -.", "--q")
-    k: str | None = source(None, "Keys.", "--k")
-    v: str | None = source(None, "Values.", "--v")
+    q: str | None = source(None, "Queries: FILE, FILE:DATASET or -.", "--q", arrays=True)
+    k: str | None = source(None, "Keys.", "--k", arrays=True)
+    v: str | None = source(None, "Values.", "--v", arrays=True)
     group: str | None = source(None, "HDF5 group or name prefix of q, k, v.")
     layout: str | None = source(None, "Axes of a tensor.", choices=LAYOUTS, open=True, shown="of the file, or inferred")
     record: str | None = source(None, "What packed rows hold.", choices=RECORDS)
