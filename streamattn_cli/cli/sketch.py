@@ -54,7 +54,7 @@ def sketch(
 ) -> None:
     """Read keys and values once and keep a sketch of them, to be queried, added to and merged.
 
-    streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn
+    streamattn sketch heads.h5 --resident-rows 256 -o heads.sattn
     """
     from streamattn_cli.cli.words import attend_request, run_and_render
     from streamattn_cli.engine.jobs.sketch import learning_from_input

@@ -22,7 +22,7 @@ from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
-from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.problem import Problem, larger_than_data
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import Saved, continued, find_saved, make_saver
 from streamattn_cli.engine.saving.saver import Saver, check_schema, describe
@@ -300,7 +300,8 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
             f"poly chooses its bounds by these {inputs.k.rows} rows alone: longer keys that follow will be shortened",
         )
     if before is None:
-        return replace(problem, notes=notes)
+        more = larger_than_data(problem)
+        return replace(problem, notes=notes + ((more,) if more else ()))
     if before.complete:
         raise CheckpointIncompatible(f"{before.name}: its last rows have been compressed ({before.phase}), so that none can "
                                      "follow them; merge it with a sketch of the new rows instead")  # fmt: skip
