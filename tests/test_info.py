@@ -16,8 +16,9 @@ def test_a_sketch_tells_what_it_was_made_of(tmp_path):
     done = run("sketch", HEADS, "--resident-rows", "256", "--rows", "0:2000", "--json", "-o", "a.sattn", cwd=tmp_path)
     params = done.document["facts"]["params"]
     text = told("a.sattn", cwd=tmp_path)
+    assert f"atoms compressed at a time {params['active']}" in text
     assert (
-        f"settings sinks 4, window 1, group {params['group']}, storage f2" in text
+        f"settings sinks 4, window 1, buffer {params['group']}, rows kept as float16" in text
         and f"atoms {params['atoms']}" in text
     )
     assert f"resident {params['resident_rows']} rows of k and v for each key head" in text

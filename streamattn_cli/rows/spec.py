@@ -64,7 +64,10 @@ class InputSpec:
         None, "Rows A to B (not included) only.", metavar="A:B", read=partial(read_range, "--rows")
     )
     q_rows: tuple[int, int | None] | None = source(
-        None, "The same for queries of their own.", metavar="A:B", read=partial(read_range, "--q-rows")
+        None,
+        "Rows A to B of queries that have a file of their own.",
+        metavar="A:B",
+        read=partial(read_range, "--q-rows"),
     )
     stdin: BinaryIO | None = None  # None: sys.stdin.buffer
 
