@@ -21,6 +21,42 @@ SHARE = Path(__file__).resolve().parent.parent / "streamattn_cli" / "cli" / "sha
 SCRIPTS = {"bash": "streamattn", "zsh": "_streamattn", "fish": "streamattn.fish"}  # the names that the shells look for
 
 
+# Bash cuts words at : and =, which belong to FILE:DATASET and --option=WORD, and replaces only what is behind them.
+BASH = """\
+_streamattn_completion() {
+    local IFS=$'\\n' word words=() i
+    for ((i = 0; i <= COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        if ((i > 1)) && [[ $word == [:=]* || ${words[-1]} == *[:=] ]]; then
+            words[-1]+=$word
+        else
+            words+=("$word")
+        fi
+    done
+    word=${words[-1]}
+    COMPREPLY=( $( env COMP_WORDS="${words[*]}" \\
+                   COMP_CWORD=$((${#words[@]} - 1)) \\
+                   _STREAMATTN_COMPLETE=complete_bash $1 ) )
+    [[ $word == --*=* ]] && word=${word#*=}
+    word=${word%"${word##*[:=]}"}
+    COMPREPLY=( "${COMPREPLY[@]#"$word"}" )
+    return 0
+}
+
+complete -o default -F _streamattn_completion streamattn
+"""
+
+
+# Zsh is to complete only what is behind the = of --option=WORD.
+ZSH = """\
+() {
+  local typed="${words[1,$CURRENT]}"
+  [[ ${words[CURRENT]} == --*=* ]] && compset -P 1 '*='
+"""
+# Fish replaces all of --option=WORD.
+FISH = " streamattn | string replace -r -- '^' (string match -r -- '^--[^=]*=|^' (commandline -ct)))\" --condition"
+
+
 def pages() -> dict[str, str]:
     """File name -> text of every man page."""
     program = get_command(app)
@@ -34,7 +70,7 @@ def pages() -> dict[str, str]:
 
 
 def completions() -> dict[str, str]:
-    """File name -> text of every completion script, as Typer writes it."""
+    """File name -> text of every completion script, as Typer writes it but for FILE:DATASET and --option=WORD."""
     run = [sys.executable, "-c", "from streamattn_cli.cli.main import app; app(prog_name='streamattn')"]
     found = {}
     for shell, name in SCRIPTS.items():
@@ -46,7 +82,9 @@ def completions() -> dict[str, str]:
             check=True,
         )
         found[name] = done.stdout.strip() + "\n"
-    return found
+    zsh = found[SCRIPTS["zsh"]].replace('"${words[1,$CURRENT]}"', '"$typed"').replace("() {\n", ZSH, 1)
+    fish = found[SCRIPTS["fish"]].replace(' streamattn)" --condition', FISH, 1)
+    return found | {SCRIPTS["bash"]: BASH, SCRIPTS["zsh"]: zsh, SCRIPTS["fish"]: fish}
 
 
 def _program_page(program, context, summaries: dict[str, str]) -> str:

@@ -39,7 +39,7 @@ def setting(folder: Path, seed: int, method: str) -> tuple[str, float, float]:
     option = next(o for o in plan["options"] if o["method"] == method)
     settings = [word for name, value in option["settings"].items() for word in (f"--{name.replace('_', '-')}", value)]
     words = (mode, "--method", method, *settings, "--max-error", "inf", "--audit", option["audit"])
-    done = program("attend", folder / "in.h5", *words, "--quiet", "-o", folder / "out.npy")
+    done = program("attend", folder / "in.h5", *words, "--quiet", "--force", "-o", folder / "out.npy")
     (folder / "in.h5").unlink()
     described = f"{method} {mode} {rows} rows, dim {dim}, {heads}/{kv_heads} heads, {budget}"
     return described, option["seconds"], done["seconds"]

@@ -1,6 +1,6 @@
 """streamattn: attention over token streams far longer than memory.
 
-From Python: `from streamattn_cli import open_sketch, AttentionSketch` (see api.py).
+From Python: `from streamattn_cli import attend, audit, compare, open_sketch, AttentionSketch` (see api.py).
 """
 
 import hashlib
@@ -30,7 +30,7 @@ os.environ["NUMBA_CACHE_DIR"] = _kernel_cache()
 
 def __getattr__(name: str) -> object:
     """The Python interface, imported when it is first used: it needs NumPy and Numba, `import streamattn_cli` does not."""
-    if name in ("AttentionSketch", "open_sketch"):
+    if name in ("AttentionSketch", "attend", "audit", "compare", "open_sketch"):
         from streamattn_cli import api
 
         return getattr(api, name)

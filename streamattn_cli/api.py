@@ -1,15 +1,18 @@
-"""Sketches for Python programs and notebooks: the classes and files of the command, fed with arrays."""
+"""What the command does, for Python programs and notebooks: attend, audit, compare, and sketches, fed with arrays."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from operator import index
 from typing import get_args, get_type_hints
 
 import numpy as np
 
 from streamattn_cli.checkpoint.commit import save
+from streamattn_cli.engine.jobs.candidates import parse_candidates
+from streamattn_cli.engine.jobs.compare import Comparison, audit_answers, compare_on
 from streamattn_cli.engine.jobs.merge import heads_of, merge_files, packed
 from streamattn_cli.engine.jobs.sketch import (
     OPEN,
@@ -20,23 +23,27 @@ from streamattn_cli.engine.jobs.sketch import (
     queries_problem,
     sketch_facts,
 )
+from streamattn_cli.engine.passes.open_run import check_finite, make_run
 from streamattn_cli.engine.passes.passes import Run
 from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.saver import stack_heads
+from streamattn_cli.engine.saving.sources import key_sources
+from streamattn_cli.engine.watch.events import Audit
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import STEP
-from streamattn_cli.errors import InputMalformed, UsageError
+from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.options import options_of
 from streamattn_cli.rows.continued import ContinuedTensor
+from streamattn_cli.rows.fit import check_heads, check_rows
 from streamattn_cli.rows.heads import Heads, whole
-from streamattn_cli.rows.identity import identity
 from streamattn_cli.rows.memory import MemoryTensor
-from streamattn_cli.rows.open import Inputs
+from streamattn_cli.rows.open import Inputs, open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
 SETTINGS = (
@@ -52,6 +59,73 @@ class WrongSetting(UsageError, ValueError):
 
 class WrongDtype(InputMalformed, TypeError):
     """An array of numbers that are not taken for floats."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers (rows, query heads, value_dim), or (rows, value_dim) to queries (rows, dim), and how wrong they are: audit (see
+    engine/watch/events.py; None without audit=N), or the reason why there is none. facts: method, settings and shapes;
+    counts: what was clipped or dropped; notes: what was inferred."""
+
+    out: np.ndarray
+    audit: Audit | None
+    audit_reason: str | None
+    facts: dict
+    counts: dict
+    notes: tuple[str, ...]
+
+
+def attend(
+    q: object, k: object = None, v: object = None, *, causal: bool | None = None, audit: int = 0, **settings: object
+) -> Answered:
+    """`streamattn attend`: answers to q over k and v in constant memory.
+
+    Arrays (rows, heads, dim) or (rows, dim), or tensors of PyTorch; or words of the command: three of FILE or FILE:DATASET,
+    or one file that holds q, k and v. Settings are the options of the command with underscores. Raises WrongSetting and
+    the errors of the command.
+    """
+    request = _request(settings, causal=causal, audit=audit)
+    with _inputs(q, k, v) as inputs:
+        plan = make_plan(resolve(request, inputs))
+        problem = plan.problem
+        out = np.empty((problem.q.rows, len(problem.q), problem.v.dim), problem.out_dtype)
+        run = make_run(plan, _unwatched(plan), _Into(out))
+        try:
+            _, found, reason = run.go()
+        finally:
+            run.close()
+        counts = run.counts()
+        check_finite(counts, replace(request, output="the answers"))
+        return Answered(_like(q, out), found, reason, problem.facts(), counts, tuple(map(str, problem.notes)))
+
+
+def audit(
+    answers: np.ndarray, q: object, k: object = None, v: object = None, *, rows: int = 128, causal: bool | None = None,
+    scale: object = None, seed: int = 0,
+) -> Audit:  # fmt: skip
+    """How wrong are these answers, of whatever method? About `rows` of them are compared with exact attention.
+
+    q, k and v are those of `attend`. Raises InputMalformed where the answers have another shape.
+    """
+    request = _request({"scale": scale, "seed": seed}, causal=causal, audit=rows)
+    with _inputs(q, k, v) as inputs:
+        array = _array(answers)
+        return audit_answers(array if array.ndim == 3 else array[:, None], request, inputs)
+
+
+def compare(
+    q: object, k: object = None, v: object = None, *, methods: str = "", resident_rows: int | Sequence[int] = 1024,
+    causal: bool | None = None, audit: int = 128, **settings: object,
+) -> Comparison:  # fmt: skip
+    """`streamattn compare`: several methods in the same memory, against one exact truth.
+
+    `methods` as on the command line ("nystrom,window"), `resident_rows` one number or several. Each of the `trials` of what
+    it returns has its audit; `to_dict` gives what --json prints.
+    """
+    request = _request(settings, causal=causal, audit=audit)
+    budgets = [int(rows) for rows in np.atleast_1d(resident_rows)]
+    with _inputs(q, k, v) as inputs:
+        return compare_on(inputs, request, parse_candidates(methods), budgets, False, lambda event: None, Interrupts())
 
 
 def open_sketch(path: str | os.PathLike) -> AttentionSketch:
@@ -128,6 +202,18 @@ class AttentionSketch:
         answer(file, plan, _unwatched(plan), _Into(out))
         return out if given.ndim == 3 else out[:, 0]
 
+    def audit(self, q: object, k: object, v: object, rows: int = 128) -> Audit:
+        """How wrong are the answers to q? k and v are the keys and values that the sketch was made of, arrays or words of
+        the command; about `rows` queries are answered exactly as well. Raises InputMalformed for other keys."""
+        file = self._current()
+        with _inputs(q, k, v) as inputs:
+            request = replace(self._request, output="-", audit=rows)
+            plan = make_plan(queries_problem(request, file, inputs))
+            found, reason = answer(file, plan, _unwatched(plan), _Nowhere())[2:]
+        if found is None:
+            raise CannotMeet(f"audit: {reason}")
+        return found
+
     def save(self, path: str | os.PathLike) -> None:
         """Write the sketch to a file, atomically and durably. Raises OutputFailed."""
         save(os.fspath(path), *packed(self._current()))
@@ -182,8 +268,8 @@ class AttentionSketch:
         problem = keys_problem(self._request, inputs, self._file)
         plan = make_plan(problem)
         self._run, self._block_rows = Run(plan, _unwatched(plan), None), plan.block_rows
-        source = {name: identity(getattr(problem, name).tensor) for name in "kv"}
-        self._facts, self._sources = sketch_facts(problem), [*(self._file.sources if self._file else []), source]
+        sources = key_sources(problem)
+        self._facts, self._sources = sketch_facts(problem), [*(self._file.sources if self._file else []), *sources]
         if self._file:
             self._run.load_sketch(self._file.state, self._file.name)
             self._run.done = self._file.rows
@@ -214,6 +300,13 @@ class AttentionSketch:
             self._run = None
 
 
+class _Nowhere:
+    """A writer that forgets."""
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        """See rows/writers.Writer."""
+
+
 class _Into:
     """A writer of answers into an array."""
 
@@ -223,6 +316,33 @@ class _Into:
     def write(self, start: int, block: np.ndarray) -> None:
         """See rows/writers.Writer."""
         self.out[start : start + len(block)] = block
+
+    def patch(self, row: int, block: np.ndarray) -> None:
+        """See rows/placed.PlacedWriter."""
+        self.out[row : row + len(block)] = block
+
+
+def _inputs(q: object, k: object, v: object) -> Inputs:
+    """The inputs of three arrays, of three words, or of one word."""
+    words = [word for word in (q, k, v) if isinstance(word, (str, os.PathLike))]
+    if not words:
+        heads = {name: _heads(array, name) for name, array in (("q", q), ("k", k), ("v", v))}
+        check_heads(InputSpec(), heads)
+        check_rows(heads)
+        return Inputs(**heads)
+    given = [os.fspath(word) for word in words]
+    if len(given) == 3:
+        return open_inputs(InputSpec(q=given[0], k=given[1], v=given[2]))
+    if len(given) > 1 or k is not None or v is not None:
+        raise WrongSetting(
+            "q, k, v: some arrays and some names of files found; give three arrays, three names, or one file"
+        )
+    return open_inputs(InputSpec(given[0]))
+
+
+def _like(q: object, out: np.ndarray) -> np.ndarray:
+    """Answers without an axis of heads to queries without one."""
+    return out[:, 0] if not isinstance(q, (str, os.PathLike)) and np.ndim(q) == 2 else out
 
 
 def _array(given: object) -> np.ndarray:
@@ -254,11 +374,11 @@ def _check_dtype(array: np.ndarray, name: str) -> None:
         )
 
 
-def _request(settings: dict[str, object]) -> AttendRequest:
-    """The request of these settings. Raises WrongSetting."""
+def _request(settings: dict[str, object], **asked: object) -> AttendRequest:
+    """The request of these settings; `asked`: causal and audit. Raises WrongSetting."""
     unknown = sorted(settings.keys() - set(SETTINGS))
     if unknown:
-        raise WrongSetting(f"AttentionSketch: unknown setting {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
+        raise WrongSetting(f"unknown setting {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
     if settings.get("scale") is not None:
         settings = {**settings, "scale": str(settings["scale"])}
     hints = get_type_hints(AttendRequest)
@@ -270,9 +390,10 @@ def _request(settings: dict[str, object]) -> AttendRequest:
         }
         if read.get("scale") is not None:
             scale_value(read["scale"], dim=1)
+        read |= {name: _typed(name, value, hints[name]) for name, value in asked.items()}
         return AttendRequest(InputSpec(), **read)
     except UsageError as error:
-        raise WrongSetting(f"AttentionSketch: {error}") from None
+        raise WrongSetting(str(error)) from None
 
 
 def _typed(name: str, value: object, hint: type) -> object:
@@ -281,14 +402,16 @@ def _typed(name: str, value: object, hint: type) -> object:
     if value is None and type(None) in kinds:
         return None
     kind = kinds[0]
+    if kind is bool and isinstance(value, (bool, np.bool_)):
+        return bool(value)
     try:
         if kind is str and isinstance(value, str):
             return value
-        if kind is not str and not isinstance(value, (str, bool, np.bool_)):
+        if kind not in (str, bool) and not isinstance(value, (str, bool, np.bool_)):
             return index(value) if kind is int else kind(value)
     except (TypeError, ValueError):
         pass
-    words = {int: "a whole number", float: "a number", str: "a word"}[kind]
+    words = {int: "a whole number", float: "a number", str: "a word", bool: "True or False"}[kind]
     raise UsageError(f"{name}={value!r} found, expected {words}" + (" or None" if type(None) in kinds else ""))
 
 

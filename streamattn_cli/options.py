@@ -21,8 +21,8 @@ class Option:
     """What the command line knows of a field beside its name, type and default.
 
     `names`: its spelling, if that is not --field-name. `shown`: the default in words. `choices`: its words, which are
-    completed; others are refused unless it is `open`, or `others` gives them, too. `read` makes the field's value of the
-    word typed; raises UsageError.
+    completed; others are refused unless it is `open`, or `others` gives them, too. `arrays`: its word is FILE or
+    FILE:DATASET. `read` makes the field's value of the word typed; raises UsageError.
     `decides`: outputs or checkpoints depend on it, so that a run is not resumed with another value.
     """
 
@@ -34,6 +34,7 @@ class Option:
     choices: tuple[str, ...] = ()
     open: bool = False
     others: Callable[[], tuple[str, ...]] | None = None
+    arrays: bool = False
     read: Callable[[str], object] | None = None
     decides: bool = False
 

@@ -94,6 +94,19 @@ RUNS = {
     },
     "merge": ("merge", "a.sattn", "b.sattn", "-o", "all.sattn"),
     "query": ("query", "all.sattn", f"{HEADS}:/q", "-o", "answers.npy"),
+    "query, audited": (
+        "query",
+        "all.sattn",
+        f"{HEADS}:/q",
+        "--audit",
+        "16",
+        "--k",
+        HEADS,
+        "--v",
+        HEADS,
+        "-o",
+        "answers.npy",
+    ),
     "info of a sketch": ("info", "all.sattn"),
     "info of a checkpoint": ("info", "run.sattn"),
     "info of a repaired run": ("info", "repaired.sattn"),
@@ -133,13 +146,18 @@ def all_documents(folder):
     _stop_early(folder)
     with chdir(folder):
         for name, words in RUNS.items():
-            yield name, json.loads(_invoke(*words, "--json").stdout)
+            yield name, json.loads(_invoke(*words, *_again(words), "--json").stdout)
         for name, words in LOGS.items():
-            done = _invoke(*words, "--log-json", "--progress-every", "0")
+            done = _invoke(*words, *_again(words), "--log-json", "--progress-every", "0")
             yield from ((f"log of {name}", json.loads(line)) for line in done.stderr.splitlines())
-    (error,) = run("attend", "absent.h5", "--log-json", "-o", folder / "out.npy", code=3).log
+    (error,) = run("attend", "absent.h5", "--log-json", "-o", folder / "absent.npy", code=3).log
     yield "error", error
     yield from _statuses()
+
+
+def _again(words):
+    """--force for the commands that have it: outputs of earlier runs are in the way."""
+    return ("--force",) if words[0] in ("attend", "sketch", "query", "merge", "generate") else ()
 
 
 def _invoke(*words):

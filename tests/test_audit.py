@@ -122,7 +122,7 @@ def test_an_outcome_tells_heads_positions_and_worst_rows(tmp_path):
     assert 0.5 * total < audit["method"]["error"] < 2 * total
     kept = json.loads((tmp_path / "out.npy.json").read_text())["audit"]
     assert kept["method"] == audit["method"] and "by_position" not in kept  # attributes of a file must stay small
-    text = run(*words, "-o", tmp_path / "out.npy").err
+    text = run(*words, "--force", "-o", tmp_path / "out.npy").err
     assert "  heads  " in text and "  worst  " in text and "(head " in text
 
 
@@ -148,7 +148,7 @@ def test_the_history_mass_is_that_of_the_oracle(tmp_path, method, mode):
     )
     (found,) = done.document["audit"]["history_mass"]
     assert 0.05 < found < 1 and found == pytest.approx(np.mean(expected), rel=1e-5)
-    text = run("attend", *FILES, *words, "-o", "out.npy", cwd=tmp_path).err
+    text = run("attend", *FILES, *words, "--force", "-o", "out.npy", cwd=tmp_path).err
     assert f"  history  {100 * found:.3g}% of the exact attention" in text
     assert json.loads((tmp_path / "out.npy.json").read_text())["audit"]["history_mass"] == found
 
@@ -177,7 +177,7 @@ def test_guarded_and_clipped_rows_are_told(tmp_path):
         np.save(tmp_path / f"{name}.npy", arrays[name])
     words = ("--method", "poly", "--degree", "2", "--full", "--audit", "16", "--beta", "60", "-o", "out.npy")
     assert "clipped queries 3, doubted answers" in run("attend", *FILES, *words, cwd=tmp_path).err
-    done = run("attend", *FILES, *words, "--json", cwd=tmp_path)
+    done = run("attend", *FILES, *words, "--json", "--force", cwd=tmp_path)
     (tmp_path / "run.json").write_bytes(done.out)
     counts = done.document["counts"]
     assert counts["clipped_keys"] == 0 and counts["clipped_queries"] == 3 and counts["doubted_answers"] >= 3

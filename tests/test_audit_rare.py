@@ -29,7 +29,7 @@ def rare_long_queries(folder):
 
 def truth(folder, *words, out="out.npy"):
     """The relative error of all rows of an output, and those of single rows."""
-    run("attend", *FILES, *words, "--method", "exact", "-o", "exact.npy", "--quiet", cwd=folder)
+    run("attend", *FILES, *words, "--method", "exact", "-o", "exact.npy", "--quiet", "--force", cwd=folder)
     exact, found = (np.load(folder / name).astype("f8").reshape(ROWS, -1) for name in ("exact.npy", out))
     wrong, size = ((x**2).sum(axis=1) for x in (found - exact, exact))
     return np.sqrt(wrong.sum() / size.sum()), np.sqrt(wrong / size)
@@ -50,13 +50,25 @@ def test_rows_that_a_method_clips_are_audited_and_reported_apart(tmp_path, seed)
         flagged["error"]["error"] == pytest.approx(flagged["error"]["low"]) == flagged["error"]["high"]
     )  # all were met
     assert {w["row"] for w in audit["worst"]} == set(hot) or rows[hot].min() < np.sort(rows)[-10]
-    text = run("attend", *FILES, *words, "--audit", "64", "-o", "out.npy", cwd=tmp_path).err
+    text = run("attend", *FILES, *words, "--audit", "64", "-o", "out.npy", "--force", cwd=tmp_path).err
     assert f"{len(hot)} rows the method does not answer for, error" in text
 
 
 def test_the_sample_is_the_same_for_any_blocks_threads_and_resume(tmp_path):
     rare_long_queries(tmp_path)
-    words = ("attend", *FILES, "--causal", "--resident-rows", "96", "--audit", "64", "--json", "-o", "out.npy")
+    words = (
+        "attend",
+        *FILES,
+        "--causal",
+        "--resident-rows",
+        "96",
+        "--audit",
+        "64",
+        "--json",
+        "--force",
+        "-o",
+        "out.npy",
+    )
 
     def audit(*more):
         return json.loads(run(*words, *more, cwd=tmp_path).out)["audit"]
@@ -186,5 +198,5 @@ def test_an_audit_of_many_rows_stays_within_its_projection(tmp_path, rows):
         "--json",
     )
     run(*words, "-o", tmp_path / "o.npy")  # kernels are compiled
-    memory = run(*words, "-o", tmp_path / "o.npy").document["memory"]
+    memory = run(*words, "-o", tmp_path / "o.npy", "--force").document["memory"]
     assert 0.5 * memory["projected"] <= memory["peak"] <= memory["projected"]

@@ -86,7 +86,7 @@ def tiny_disk(tmp_path):
 def test_a_full_disk_is_10_and_leaves_the_old_file(folder, tiny_disk, name):
     (tiny_disk / name).write_bytes(b"an older answer")
     words = [name, "No space left on device", "free some room or write to another disk"]
-    refused(*ATTEND, "-o", tiny_disk / name, code=10, words=words, folder=tiny_disk, cwd=folder)
+    refused(*ATTEND, "--force", "-o", tiny_disk / name, code=10, words=words, folder=tiny_disk, cwd=folder)
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.h5"])
@@ -96,7 +96,7 @@ def test_the_name_appears_at_the_end_only(folder, tmp_path, answers, name):
     q, k, v = (np.load(folder / f"{part}.npy") for part in "qkv")
     rows = np.concatenate([q, k, v], axis=1)
     command = ["attend", "-", "--raw", "f32", "--dim", "8", "--causal", "--method", "window", "--block-rows", "256"]
-    command += ["--progress-every", "0", "-o", tmp_path / name]
+    command += ["--progress-every", "0", "--force", "-o", tmp_path / name]
     process = start(*command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
         process.stdin.write(rows[:2000].tobytes())

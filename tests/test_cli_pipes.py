@@ -90,7 +90,19 @@ def test_a_closed_pipe_ends_an_endless_run_as_sigpipe_does(tmp_path):
 
 
 def test_the_shell_sees_141(folder):
-    command = [*COMMAND, "attend", *FILES, "--causal", "--method", "window", "--json", "-o", "out.npy", "--quiet"]
+    command = [
+        *COMMAND,
+        "attend",
+        *FILES,
+        "--causal",
+        "--method",
+        "window",
+        "--json",
+        "-o",
+        "out.npy",
+        "--quiet",
+        "--force",
+    ]
     line = " ".join(command) + "; echo $? >&2"
     with subprocess.Popen(["sh", "-c", line], cwd=folder, env=environment(), **PIPED) as shell:
         shell.stdout.close()
@@ -107,10 +119,10 @@ def test_a_reader_of_messages_that_leaves_stops_nothing(folder, tmp_path):
 @pytest.mark.parametrize("closing, args, code, words", [
     ("<&-", ["-", "-o", "out.npy"], 2, "standard input is closed"),
     (">&-", [*FILES, "--method", "window", "-o", "-"], 10, "standard output is closed; give -o FILE"),
-    (">&-", [*FILES, "--method", "window", "-o", "out.npy", "--quiet"], 0, ""),
-    ("2>&-", [*FILES, "--method", "window", "-o", "out.npy"], 0, ""),
+    (">&-", [*FILES, "--method", "window", "-o", "out.npy", "--quiet", "--force"], 0, ""),
+    ("2>&-", [*FILES, "--method", "window", "-o", "out.npy", "--force"], 0, ""),
     ("2>&-", [*FILES, "--method", "nothing", "-o", "out.npy"], 2, ""),
-    ("2>/dev/full", [*FILES, "--method", "window", "-o", "out.npy"], 0, ""),
+    ("2>/dev/full", [*FILES, "--method", "window", "-o", "out.npy", "--force"], 0, ""),
     ("2>/dev/full", [*FILES, "--method", "nothing", "-o", "out.npy"], 2, ""),
 ])  # fmt: skip
 def test_standard_streams_that_are_closed_or_full(folder, closing, args, code, words):

@@ -62,5 +62,5 @@ def test_queries_whose_rows_are_taken_for_heads(tmp_path):
     ]
     refused(*query, "HTD", code=2, words=words, cwd=tmp_path, folder=tmp_path)
     run(*query, "HTD", "--heads", "96", cwd=tmp_path)
-    run(*query, "THD", cwd=tmp_path)
+    run(*query, "THD", "--force", cwd=tmp_path)
     assert np.load(tmp_path / "out.npy").shape == (96, 3, 4)

@@ -44,7 +44,7 @@ FILES = ["--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--layout", "THD"]
 
 
 def answer(folder, out, *args, **kwargs):
-    run("attend", *args, "-o", out, "--quiet", cwd=folder, **kwargs)
+    run("attend", *args, "-o", out, "--quiet", "--force", cwd=folder, **kwargs)
     return np.load(out).tobytes()
 
 

@@ -72,7 +72,7 @@ def test_what_newcomers_tried(tmp_path):
         refused(
             "merge", *pair, "-o", "c.sattn", code=8, words=["by nystrom", "by poly", "same parameters"], cwd=tmp_path
         )
-    refused(*keys, "-o", "a.sattn", code=2, words=["--append", "--resume", "remove it"], cwd=tmp_path)
+    refused(*keys, "-o", "a.sattn", code=2, words=["--append", "--resume", "--force"], cwd=tmp_path)
     refused(*keys, "-o", "s.npy", code=2, words=["s.npy", "FILE.sattn"], cwd=tmp_path)
     refused("attend", "q.npy", "-o", "o.npy", code=4, words=["--q FILE --k FILE --v FILE"], cwd=tmp_path)
     run("attend", *FILES, "-o", "o.npy", "--quiet", cwd=tmp_path)

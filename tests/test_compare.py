@@ -72,7 +72,7 @@ def test_the_text_fits_its_terminal_and_holds_both_plots():
         assert max(map(len, lines)) <= width
         assert "window" in text and "against resident memory" in " ".join(text.split())
         assert any("⠀" < c <= "⣿" for c in text)
-    assert "95% interval" in text and "best in" in text
+    assert "95% interval" in text and "not beaten in" in text
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -101,6 +101,7 @@ def test_quiet_does_not_hide_what_decides_the_result(tmp_path):
         "4",
         "--method",
         "window",
+        "--force",
         "-o",
         tmp_path / "o.npy",
     )

@@ -31,7 +31,7 @@ OTHER = {
     "eps": (POLY, 0.1), "sketches": (PHI, "paper"), "order": (PHI, "kvq"), "m1": (PHI | {"sketches": "paper"}, 128),
     "m2": (PHI, 1024), "decoder": (PHI | {"m2": None}, "peel"), "top_k": (TOP, 5), "per_column": (PHI, True),
     "deviation": (TOP, True), "memory": (SMALL, 1 << 30), "seed": (SMALL, 7), "threads": (SMALL, 1),
-    "block_rows": (SMALL, 64), "nan_policy": (SMALL, "drop"), "audit": (SMALL, 8), "out_dtype": (SMALL, "f2"),
+    "block_rows": (SMALL, 64), "nan_policy": (SMALL, "drop"), "audit": (SMALL, 8), "force": (SMALL, True), "out_dtype": (SMALL, "f2"),
     "repair": (SMALL, "5%"), "doubt": (SMALL, "d.npy"),
     "checkpoint_every": (SMALL, "5s"), "resume": (SMALL, True), "skip_rows": (SMALL, 0), "fingerprint": (SMALL, True),
     "checkpoint": (SMALL, "c.sattn"), "shards": (SMALL, 2), "engine": (SMALL, "processes"), "select": (SMALL, (0,)), "missing": (SMALL, "zeros"),

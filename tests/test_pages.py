@@ -4,10 +4,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import chdir
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from clirun import environment
+from shells import INSTALLED, completed
+
+from streamattn_cli.cli.completion import arrays
 
 TOP = Path(__file__).resolve().parent.parent
 SHARE = TOP / "streamattn_cli" / "cli" / "share"
@@ -61,38 +67,42 @@ def folder(tmp_path):
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c '
                        '"from streamattn_cli.cli.main import app; app(prog_name=\'streamattn\')"\n')  # fmt: skip
     program.chmod(0o755)
-    (tmp_path / "dump.h5").touch()
+    with h5py.File(tmp_path / "dump.h5", "w") as file:
+        for name in ("layer0/keys", "layer0/values", "queries"):
+            file[name] = np.zeros((3, 4), "f4")
     return tmp_path
 
 
-def in_shell(folder, *command):
-    """What a shell that runs a script in `folder` prints."""
+LINES = {
+    "streamattn comp": "compare",
+    "streamattn attend --resident": "--resident-rows",
+    "streamattn attend --method nys": "nystrom",
+    "streamattn attend --effort be": "best",
+    "streamattn attend --effort=be": "--effort=best",
+    "streamattn attend --layout BTH": "BTHD",
+    "streamattn attend --scale sq": "sqrt",
+    "streamattn sketch --engine dask=lo": "dask=local",
+    "streamattn compare --methods nystrom,wi": "nystrom,wi",  # window or wildcat
+    "streamattn compare --methods nystrom,win": "nystrom,window",
+    "streamattn attend dum": "dump.h5",
+    "streamattn attend dump.h5:/layer0/ke": "dump.h5:/layer0/keys",
+    "streamattn attend --k dump.h5:layer0/v": "dump.h5:layer0/values",
+    "streamattn attend --k=dump.h5:/layer0/v": "--k=dump.h5:/layer0/values",
+    "streamattn query s.sattn dump.h5:/q": "dump.h5:/queries",
+    "streamattn inspect dump.h5:/nothing": "dump.h5:/nothing",
+}
+
+
+@pytest.mark.parametrize("shell", INSTALLED)
+@pytest.mark.parametrize("line", LINES)
+def test_a_shell_completes(folder, shell, line):
     words = environment(PATH=f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin", HOME=str(folder))
-    done = subprocess.run(command, cwd=folder, env=words, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    assert completed(shell, line, folder, words)[-1] == LINES[line]
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
-@pytest.mark.parametrize("line, expected", [
-    ("streamattn comp", ["compare"]),
-    ("streamattn attend --resident", ["--resident-rows"]),
-    ("streamattn attend dum", []),
-])  # fmt: skip
-def test_bash_completes(folder, line, expected):
-    words = line.split()
-    script = f"""
-source {SHARE / "completion" / "streamattn"}
-COMP_WORDS=({line}) COMP_CWORD={len(words) - 1}
-complete -p streamattn | grep -q -e '-o default' || exit 1   # nothing of ours: a file name
-_streamattn_completion streamattn
-printf '%s\\n' "${{COMPREPLY[@]}}"
-"""
-    assert in_shell(folder, "bash", "--norc", "-c", script) == expected
-
-
-@pytest.mark.skipif(not shutil.which("fish"), reason="no fish")
-@pytest.mark.parametrize("line, expected", [("streamattn comp", "compare"), ("streamattn attend dum", "dump.h5")])
-def test_fish_completes(folder, line, expected):
-    script = f"source {SHARE / 'completion' / 'streamattn.fish'}; complete --do-complete '{line}'"
-    assert expected in in_shell(folder, "fish", "--no-config", "-c", script)
+def test_a_file_that_names_no_arrays_is_completed_by_nothing(folder):
+    (folder / "broken.h5").write_text("no HDF5 file")
+    np.save(folder / "k.npy", np.zeros((3, 4), "f4"))
+    with chdir(folder):
+        assert arrays("broken.h5:") == arrays("k.npy:") == arrays("absent.h5:") == arrays("dump.h5") == []
+        assert arrays("dump.h5:") == ["dump.h5:/layer0/keys", "dump.h5:/layer0/values", "dump.h5:/queries"]

@@ -82,6 +82,40 @@ def test_the_text_names_methods_and_the_command():
         assert max(map(len, lines[:-1])) <= int(width) and "nystrom" in text and "guess" in text
 
 
+def test_an_error_that_nobody_can_know_is_unknown():
+    options = {o["method"]: o["error"] for o in run("plan", HEADS, "--json").document["options"]}
+    assert options.pop("exact") == "none" and options.pop("poly") == "above 25%"
+    assert set(options.values()) == {"unknown"}
+    few = run("plan", HEADS, "--rows", "0:300", "--json").document["options"]
+    assert {o["error"] for o in few if not o["refused"]} == {"none"}
+
+
+def test_what_is_larger_than_the_data_is_left_out(tmp_path):
+    """The 5.66 TiB of a polynomial of degree 8 for a head of 1 MiB, say."""
+    (poly,) = (o for o in run("plan", HEADS, "--rows", "0:300", "--json").document["options"] if o["method"] == "poly")
+    assert "larger than the 300 rows of keys and values" in poly["refused"] and "from 393 rows on" in poly["refused"]
+    found = run("inspect", HEADS, "--json").document
+    assert found["methods"] == [] and "from degree 2 on larger than the keys" in run("inspect", HEADS).out.decode()
+    save_heads(tmp_path, rows=3000, dim=8)
+    found = run("inspect", *FILES, "--json", cwd=tmp_path).document["methods"]
+    assert [m["degree"] for m in found] == [2, 4] and all(m["state_bytes"] <= 3000 * 16 * 4 for m in found)
+
+
+@pytest.mark.parametrize("words, told", [
+    (("--method", "poly", "--degree", "2", "--scale", "d"), "from 4618 rows on"),
+    (("--resident-rows", "3000"), "from 3000 rows on"), (("--resident-rows", "256"), None),
+])  # fmt: skip
+def test_a_sketch_that_is_larger_than_its_data_says_so(tmp_path, words, told):
+    done = run("sketch", HEADS, "--rows", "0:2048", *words, "-o", tmp_path / "a.sattn")
+    said = [line for line in done.err.splitlines() if "is larger than the 2048 rows" in line]
+    assert len(said) == (told is not None) and all(told in line for line in said)
+
+
+def test_the_command_line_holds_no_defaults():
+    command = run("plan", HEADS, "--layout", "THD", "--json").document["recommended"]["command"]
+    assert "--layout THD" in command and "--missing" not in command
+
+
 def test_a_budget_in_rows_is_planned_for(tmp_path):
     found = run("plan", HEADS, "--resident-rows", "300", "--json").document
     options = {o["method"]: o["settings"] for o in found["options"]}

@@ -62,7 +62,7 @@ def test_the_error_is_told_before_and_after(made):
 
 @pytest.mark.parametrize("more", [("--block-rows", "128"), ("--threads", "1"), ("--memory", "24MiB")])
 def test_the_same_rows_for_any_blocks_threads_and_batches(made, more):
-    run(*WORDS, "--repair", "100", *more, "-o", "again.npy", cwd=made["folder"])
+    run(*WORDS, "--repair", "100", *more, "--force", "-o", "again.npy", cwd=made["folder"])
     assert (np.load(made["folder"] / "again.npy") == made["repaired"]).all()
 
 

@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from clirun import SAMPLE, run
 from rich.console import Console
 
+import streamattn_cli
 from streamattn_cli.engine.audit.estimate import draw_rows
 from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Finished, Note, Outcome, Progress, Started
 from streamattn_cli.errors import UsageError
@@ -21,7 +23,7 @@ from streamattn_cli.report.live.lines import eta_seconds, progress_line
 from streamattn_cli.report.live.livebar import LiveBar
 from streamattn_cli.report.live.memoryline import budget_bar, memory_line, sparkline
 from streamattn_cli.report.live.progress import make_listener
-from streamattn_cli.report.text.outcome import outcome_rows, render_outcome
+from streamattn_cli.report.text.outcome import SAID, facts_text, outcome_rows, render_outcome
 from streamattn_cli.report.text.plan import plan_rows, render_plan
 
 PROGRESS = Progress("keys", 1_250_000, 2_000_000, 1 << 26, 2.5, 12 << 20, 33 << 20, 40 << 20, 64 << 20)
@@ -84,7 +86,7 @@ def test_a_wide_bar_shows_everything():
     text = " ".join(_screen(PROGRESS, 200))
     assert "error" not in text and "saved" not in text
     for word in ("━", "62%", "ETA 0:02", "500 k rows/s", "1.25 M of 2.00 M rows", "25.6 MiB/s", "sketch 12.0 MiB",
-                 "mem █████████▒░░░░░░  33.0 MiB, peak 40.0 MiB of 64.0 MiB  ▁▇█▁▇█"):  # fmt: skip
+                 "mem █████████▒░░░░░░  33.0 MiB, peak 40.0 MiB of 64.0 MiB  over time ▁▇█▁▇█"):  # fmt: skip
         assert word in text
 
 
@@ -93,7 +95,28 @@ def test_what_a_narrow_bar_keeps():
     assert re.search(r"62%.*ETA 0:02.*500 k rows/s.*error 0\.0123.*mem ██████▒░░░░  peak 40\.0 MiB", text)
     assert "sketch" not in text
     text = " ".join(_screen(WATCHED, 80))
-    assert "error so far 0.0123" in text and "not saved for 1:12" in text and "█▁▇█" in text
+    assert "error so far 0.0123" in text and "not saved for 1:12" in text and re.search("over time [▁▇█]{8}", text)
+
+
+@pytest.mark.parametrize("width", range(30, 130))
+def test_memory_over_time_is_never_shown_without_its_name(width):
+    line = memory_line(PROGRESS, [4 << 20] * 23 + [9 << 20], width).plain
+    assert len(line) <= width and ("over time" in line) == ("▄" in line) == (width >= 77)
+
+
+def test_outcomes_use_words_and_not_the_names_of_json():
+    params = {"sinks": 4, "group": 16, "active": 192, "temper": 0.8, "storage": "bf16"}
+    said = facts_text({"method": "nystrom", "params": params})
+    assert said == (
+        "nystrom, sinks 4, buffer 16, atoms compressed at a time 192, kernel flattened to 0.8, rows kept as bfloat16"
+    )
+    assert facts_text({"params": {"temper": 1.0, "storage": "f2"}}) == "rows kept as float16"
+
+
+def test_the_glossary_has_every_word_that_is_translated():
+    page = (Path(streamattn_cli.__file__).parent / "report" / "pages" / "how-wrong.md").read_text()
+    for name, word in SAID.items():
+        assert f"**{word}**" in page and f"`{name}`" in page
 
 
 def test_the_budget_as_a_bar():
@@ -113,7 +136,7 @@ def test_a_sparkline_shows_the_largest_of_each_part():
 
 def test_error_and_checkpoint_age_reach_the_log(tmp_path):
     rows = ("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--block-rows", "512", "--progress-every", "0")
-    causal = (*rows, "--causal", "--method", "window", "--window", "32", "-o", tmp_path / "out.npy")
+    causal = (*rows, "--causal", "--method", "window", "--window", "32", "--force", "-o", tmp_path / "out.npy")
     audit, saved = ("--audit", "32"), ("--checkpoint", tmp_path / "run.sattn")
 
     def progress(*words):
@@ -137,7 +160,9 @@ def test_error_and_checkpoint_age_reach_the_log(tmp_path):
     assert any(f"error so far {so_far(rows):.3g}" in text for rows in (512, 1024)) and "not saved" not in text
     saved = ("--checkpoint", tmp_path / "another.sattn")
     assert "not saved for" in run(*causal, *saved).err
-    full = progress(*rows, "--full", "--method", "window", "--window", "32", "-o", tmp_path / "out.npy", *audit)
+    full = progress(
+        *rows, "--full", "--method", "window", "--window", "32", "--force", "-o", tmp_path / "out.npy", *audit
+    )
     assert all(event["error"] is None and event["unsaved_seconds"] is None for event in full)
 
 

@@ -180,7 +180,7 @@ def told(tmp_path_factory):
 def answers(told, name, *words):
     """The bytes of the answers, and what was said."""
     out = told / "out.npy"
-    done = run("attend", told / f"{name}.h5", "--causal", "--resident-rows", 96, *words, "-o", out)
+    done = run("attend", told / f"{name}.h5", "--causal", "--resident-rows", 96, *words, "--force", "-o", out)
     return out.read_bytes(), done.err
 
 
@@ -219,5 +219,7 @@ def test_attributes_that_are_no_rotation_are_4(told):
     (("--full",), "full attention"), (("--causal", "--method", "window"), "--method window"),
 ])  # fmt: skip
 def test_where_a_rotation_has_no_meaning_that_is_said(told, words, said):
-    done = run("attend", told / "told.h5", *words, "--resident-rows", 96, "--rope", "1e4", "-o", told / "out.npy")
+    done = run(
+        "attend", told / "told.h5", *words, "--resident-rows", 96, "--rope", "1e4", "--force", "-o", told / "out.npy"
+    )
     assert "--rope has no meaning" in done.err and said in done.err

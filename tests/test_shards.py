@@ -249,5 +249,7 @@ def test_more_rows_in_shards_as_the_refusal_says(short, tmp_path):
     for rows, name in (((0, 2000), "all.sattn"), ((2000, 5000), "new.sattn")):
         words = ["--k", short.k, "--v", short.v, "--layout", "THD", "--rows", f"{rows[0]}:{rows[1]}"]
         run("sketch", *words, "--method", "sample", "--resident-rows", 160, "--shards", 2, "-o", tmp_path / name)
-    merged = run("merge", tmp_path / "all.sattn", tmp_path / "new.sattn", "-o", tmp_path / "all.sattn", "--json")
+    merged = run(
+        "merge", tmp_path / "all.sattn", tmp_path / "new.sattn", "--force", "-o", tmp_path / "all.sattn", "--json"
+    )
     assert merged.document["rows"] == 5000

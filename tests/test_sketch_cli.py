@@ -117,7 +117,7 @@ def test_deviations_from_the_mean_output(folder, tmp_path):
     for extra, least in (((), 1.0), (("--deviation",), 3.0)):
         top = ["--top-k", HEAVY, *extra]
         for by in (["--method", "exact"], phi):
-            said = run("attend", *words, *by, *top, "-o", tmp_path / "x.h5").document["facts"]["top_k"]
+            said = run("attend", *words, *by, *top, "--force", "-o", tmp_path / "x.h5").document["facts"]["top_k"]
             assert said["zero_ratio"]["median"] >= least and said["deviation"] == bool(extra)
             assert said["recovery_ratio"]["worst"] < (1.1 if extra or by != phi else 2)
     found = _columns(tmp_path / "x.h5")
@@ -201,7 +201,7 @@ def test_eps_chooses_degree_and_sizes(folder, tmp_path):
     degrees = {}
     save_heads(tmp_path, 2000, 4, 4, factor=0.7)
     for eps in ("0.1", "0.001"):
-        words = ["--full", "--eps", eps, "--json", "--audit", "64", "-o", "x.npy"]
+        words = ["--full", "--eps", eps, "--json", "--audit", "64", "--force", "-o", "x.npy"]
         said = run("attend", *FILES, *words, cwd=tmp_path).document
         degrees[eps] = said["facts"]["params"]["degree"]
         assert said["audit"]["method"]["error"] <= float(eps)

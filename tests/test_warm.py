@@ -29,8 +29,8 @@ def test_no_run_compiles_after_it(tmp_path, warmed, dtype, words):
     save_heads(tmp_path, rows=900, dtype=np.dtype(dtype))
     size = () if words[1] in ("poly", "exact") else ("--resident-rows", "200")
     for mode in ("--causal", "--full"):
-        done = run("attend", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", mode, *words, *size, "--audit", "8", "-o", "o.npy",
-                   cwd=tmp_path)  # fmt: skip
+        done = run("attend", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", mode, *words, *size, "--audit", "8", "-o",
+                   "o.npy", "--force", cwd=tmp_path)  # fmt: skip
         assert "compil" not in done.err
 
 
@@ -38,7 +38,7 @@ def test_a_run_that_compiles_says_so_whatever_the_cache_holds(tmp_path):
     """Of `window` in a cache that holds the kernels of `exact`."""
     save_heads(tmp_path, rows=900)
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "NUMBA_CACHE_DIR": ""}
-    words = ("attend", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--full", "-o", "o.npy")
+    words = ("attend", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--full", "--force", "-o", "o.npy")
     told = []
     for method in ("exact", "window", "window"):
         done = run(*words, "--method", method, cwd=tmp_path, env=environment, timeout=600)

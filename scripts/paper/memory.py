@@ -94,7 +94,7 @@ def _measure(folder: Path, what: str, n: int) -> tuple[dict, float]:
     made = _start(
         [*COMMAND, "generate", *stream, "--emit", "kv", "--seed", "1", "--quiet", "-"], stdout=subprocess.PIPE
     )
-    done = subprocess.run(list(map(str, [*COMMAND, "attend", "-", "--q", queries, *words, "-o", out])),
+    done = subprocess.run(list(map(str, [*COMMAND, "attend", "-", "--q", queries, *words, "--force", "-o", out])),
     stdin=made.stdout,
                           stdout=subprocess.PIPE, check=True)  # fmt: skip
     for process in (made, *makers):

@@ -172,7 +172,7 @@ def audit() -> Iterator[Line]:
 def start() -> Iterator[Line]:
     """Start-up: seconds of whole commands."""
     sample = str(TOP / "sample_data" / "heads.h5")
-    attend = "attend", sample, "--causal", "--resident-rows", "256", "-o", str(FOLDER / "out.npy")
+    attend = "attend", sample, "--causal", "--resident-rows", "256", "--force", "-o", str(FOLDER / "out.npy")
     bare = best(lambda: os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", "pass"]), 5)
     yield "python -c pass", bare, "s", "", None
     for name, words in (("--help", ["--help"]), ("attend --help", ["attend", "--help"])):

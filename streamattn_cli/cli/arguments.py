@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from streamattn_cli.cli.completion import completion_of
 from streamattn_cli.options import SHOWN, Option, option, options_of, spelling
 
 Words = dict[str, Any]  # a command's arguments by name, as typed
@@ -65,5 +66,5 @@ def _typer_option(name: str, described: Option) -> Any:
         metavar=described.metavar or "|".join(choices) or None,
         show_default=described.shown or True,
         show_envvar=False,  # the rule is told once, at the end of every help text
-        autocompletion=(lambda incomplete: [c for c in choices if c.startswith(incomplete)]) if choices else None,
+        autocompletion=completion_of(described),
     )

@@ -12,6 +12,7 @@ from streamattn_cli.engine.request.settings import (
     AttentionSettings,
     CheckpointSettings,
     MethodSettings,
+    OutputSettings,
     PaperSettings,
     RunSettings,
 )
@@ -20,7 +21,15 @@ from streamattn_cli.rows.spec import InputSpec
 
 
 @takes(
-    InputSpec, AttentionSettings, MethodSettings, PaperSettings, RunSettings, AnswerSettings, CheckpointSettings, Shown
+    InputSpec,
+    AttentionSettings,
+    MethodSettings,
+    PaperSettings,
+    RunSettings,
+    AnswerSettings,
+    OutputSettings,
+    CheckpointSettings,
+    Shown,
 )
 def attend(
     words: Words,

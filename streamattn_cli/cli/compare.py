@@ -6,6 +6,7 @@ from typing import Annotated
 
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
+from streamattn_cli.cli.completion import methods as names_of_methods
 from streamattn_cli.cli.options import option
 from streamattn_cli.engine.request.settings import AttentionSettings, MethodSettings, RunSettings
 from streamattn_cli.options import ATTENTION, BUDGET
@@ -25,7 +26,7 @@ def compare(
         str,
         option(
             "--methods", help="Names, with settings: nystrom,nystrom:effort=best,poly:degree=2.", show_default="all",
-            rich_help_panel=ATTENTION,
+            rich_help_panel=ATTENTION, autocompletion=names_of_methods,
         ),
     ] = "",
     resident_rows: Annotated[

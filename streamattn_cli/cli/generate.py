@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from streamattn_cli.cli.arguments import Shown, Words, takes
+from streamattn_cli.engine.request.settings import OutputSettings
 from streamattn_cli.options import option
-from streamattn_cli.rows.spec import FLOATS
+from streamattn_cli.rows.spec import FLOATS, RECORDS
 
 shape = partial(option, panel="What the rows look like")
 spread = partial(option, panel="Their statistics")
@@ -27,11 +28,13 @@ class Made:
     value_dim: int | None = shape(None, "Columns of one value head.", shown="as --dim")
     heads: int = shape(1, "Query heads.")
     kv_heads: int | None = shape(None, "Key and value heads.", shown="as --heads")
-    emit: str = shape("qkv", "Tensors: q, k, v, kv or qkv, packed in that order.")
+    emit: str = shape("qkv", "Tensors: q, k, v, kv or qkv, packed in that order.", choices=RECORDS)
     dtype: str = shape("f32", "f16, bf16, f32 or f64.", choices=FLOATS, open=True)
     seed: int = spread(0, "Same seed, same rows.")
     logit_std: float = spread(1.0, "Standard deviation of the logits scale q.k.")
-    scale: str = spread("sqrt", "The scale meant: sqrt (1/sqrt(dim)), d (1/dim) or a number.")
+    scale: str = spread(
+        "sqrt", "The scale meant: sqrt (1/sqrt(dim)), d (1/dim) or a number.", choices=("sqrt", "d"), metavar="WORD"
+    )
     heavy: int = spread(0, "Rows with a key that every query looks at.")
     heavy_logit: float = spread(10.0, "Logit of those rows.")
     value_mean: float = spread(0.0, "Mean of every value entry.")
@@ -39,7 +42,7 @@ class Made:
     block_rows: int | None = target_of(None, "Rows made at a time.", shown="about 1 MiB")
 
 
-@takes(Made, Shown)
+@takes(Made, OutputSettings, Shown)
 def generate(
     words: Words,
     target: Annotated[
@@ -84,4 +87,6 @@ def generate(
         seed=made.seed,
         dtype=storage_word(made.dtype, "--dtype"),
     )
-    run_and_render(run_generate, GenerateRequest(spec, made.emit, target, made.raw, made.block_rows), words)
+    run_and_render(
+        run_generate, GenerateRequest(spec, made.emit, target, made.raw, made.block_rows, words["force"]), words
+    )

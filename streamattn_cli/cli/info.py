@@ -43,11 +43,28 @@ def _describe(file: str, header) -> dict:
         except ValueError:
             meta[key] = text
     tensors = [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in header.tensors]
+    head = sum(t.end - t.begin for t in header.tensors if t.name.startswith("head."))
     return {
         "type": "info",
         "file": file,
         "container": header.version,
         "meta": meta,
+        **_told(*(found if isinstance(found := meta.get(key), dict) else {} for key in ("params", "source")), head),
         "state_bytes": header.state_bytes,
         "tensors": tensors,
     }
+
+
+def _told(facts: dict, source: dict, head: int) -> dict:
+    """What follows from the metadata and from the bytes of the arrays of all key heads."""
+    params, shapes = facts.get("head"), facts.get("shapes", {})
+    sources = source.get("absorbed", [source])
+    rows = size = None
+    if params and shapes.get("kv_heads"):
+        heads, item = shapes["kv_heads"], {"f4": 4, "f8": 8}.get(params["storage"], 2)
+        size = head // heads
+        rows = round(size / ((params["dim"] + params["value_dim"]) * item), 1)
+    layouts = dict.fromkeys(filter(None, [facts.get("layout"), *(one.get("k", {}).get("layout") for one in sources)]))
+    queries = dict.fromkeys(one["q"].get("name", "none") for one in sources if "q" in one and "absorbed" in source)
+    model = facts.get("query_model") or ", ".join(queries) or None
+    return {"resident_rows": rows, "resident_bytes": size, "layout": ", ".join(layouts) or None, "queries": model}

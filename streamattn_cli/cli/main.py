@@ -107,10 +107,11 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Until a run owns its signals, Ctrl-C ends us as it ends any program: no traceback, nothing to clean up yet.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.argv[1:] = map(_at_home, sys.argv[1:])
     try:
         _run_app()
     except StreamattnError as error:
-        _end(str(error), error.code)
+        _end(str(error) + (_unquoted() if error.code in (2, 3) else ""), error.code)
     except Interrupted as stop:
         _end(f"stopped by {signal.Signals(stop.signum).name}; {stop.consequence}", 128 + stop.signum)
     except MemoryError as error:
@@ -126,12 +127,17 @@ def _run_app() -> None:
     """The command line; help and version, which Typer prints, fail as what we print does."""
     try:
         app()
-    except (SystemExit, OSError):
+    except (SystemExit, OSError) as stop:
         try:
             with printing():  # OutputFailed where standard output is full
                 pass
         except BrokenPipeError:
             _die_of_pipe()
+        if "extra argument" in getattr(stop.__context__, "message", ""):  # what Typer said of it
+            _end(
+                f"several words found where one is expected{_unquoted() or _QUOTE}. Only sketch and merge take several files",
+                2,
+            )
         raise
 
 
@@ -145,6 +151,26 @@ def _end(message: str, code: int) -> None:
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _at_home(word: str) -> str:
+    """--option=~/FILE with the name of the home folder, which no shell puts in there."""
+    option, equals, value = word.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if equals and option[:2] == "--" and value[:1] == "~" else word
+
+
+_QUOTE = "; quote a name that holds spaces"
+
+
+def _unquoted() -> str:
+    """What to do where the name of a file was typed without quotes and came as several words; nothing otherwise."""
+    words = sys.argv[1:]
+    for first in range(len(words)):
+        for last in range(first + 2, len(words) + 1):
+            name = " ".join(words[first:last])
+            if os.path.isfile(name):
+                return f"{_QUOTE}: '{name}'"
+    return ""
 
 
 def _asked(switch: str) -> bool:

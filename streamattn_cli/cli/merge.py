@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from streamattn_cli.cli.options import Json, option
+from streamattn_cli.cli.options import Force, Json, option
 
 
 def merge(
@@ -15,6 +15,7 @@ def merge(
     pool_queries: Annotated[
         bool, option("--pool-queries", help="Merge even sketches that were fitted to different queries (nystrom).")
     ] = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Merge sketches of different rows into one, as if one pass had absorbed them all.
@@ -24,7 +25,7 @@ def merge(
     from streamattn_cli.cli.words import show_json
     from streamattn_cli.engine.jobs.merge import merge as run
 
-    result = run(sketches, output, pool_queries)
+    result = run(sketches, output, pool_queries, force)
     if json:
         show_json(result)
     else:

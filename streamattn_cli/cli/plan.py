@@ -76,9 +76,9 @@ def plan(
 
 def _input_words(words: dict) -> list[str]:
     """The options that say what the input is, as they were given."""
-    names = [*(name for name, _, _ in options_of(InputSpec)), "threads"]
+    plain = {name: default for name, default, _ in options_of(InputSpec)} | {"threads": None}
     line = [words["input"]] if words["input"] is not None else []
-    for name in names:
-        if words[name] is not None:
+    for name, default in plain.items():
+        if words[name] != default:
             line += [f"--{name.replace('_', '-')}", str(words[name])]
     return line + (["--effort", words["effort"]] if words["effort"] != "default" else [])

@@ -8,26 +8,31 @@ import typer
 
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
-from streamattn_cli.engine.request.settings import AnswerSettings, RunSettings
+from streamattn_cli.cli.completion import arrays
+from streamattn_cli.engine.request.settings import AnswerSettings, OutputSettings, RunSettings
 from streamattn_cli.rows.spec import InputSpec
 
 
 @takes(
-    InputSpec, RunSettings, AnswerSettings, Shown,
-    without=(
-        "k", "v", "record", "kv_heads", "dim", "value_dim", "select", "rows", "lengths", "starts", "seed", "audit", "repair",
-        "doubt",
-    ),
+    InputSpec, RunSettings, AnswerSettings, OutputSettings, Shown,
+    without=("record", "kv_heads", "dim", "value_dim", "select", "lengths", "starts", "repair", "doubt"),
 )  # fmt: skip
 def query(
     words: Words,
     checkpoint: Annotated[str, typer.Argument(metavar="SKETCH", help="A sketch, FILE.sattn.")],
     q: Annotated[
-        str, typer.Argument(metavar="QUERIES", help="FILE, FILE:DATASET or - (.npy records, answered as they come).")
+        str,
+        typer.Argument(
+            metavar="QUERIES",
+            help="FILE, FILE:DATASET or - (.npy records, answered as they come).",
+            autocompletion=arrays,
+        ),
     ] = "-",
     output: options.Answers = "-",
 ) -> None:
     """Answer queries from a sketch: attention over all rows that it has absorbed.
+
+    How wrong the answers are: --audit 64 --k heads.h5 --v heads.h5, with the keys and values that it was made of.
 
     streamattn query heads.sattn heads.h5:/q -o out.npy
     """

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from streamattn_cli.cli.options import option
+from streamattn_cli.cli.options import Force, option
 
 
 def report(
@@ -17,6 +17,7 @@ def report(
         ),
     ] = "-",
     output: Annotated[str, option("-o", "--output", help="The page, FILE.html, or - for standard output.")] = "-",
+    force: Force = False,
 ) -> None:
     """One self-contained HTML page from the outcome of a run or a comparison: error, memory and speed in pictures.
 
@@ -38,4 +39,4 @@ def report(
         with printing():
             print(page, end="")
     else:
-        save_page(page, output)
+        save_page(page, output, force)

@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from streamattn_cli.cli.arguments import Shown, Words, takes
+from streamattn_cli.cli.completion import arrays
 from streamattn_cli.cli.options import option
 from streamattn_cli.engine.request.settings import (
     AttentionSettings,
     MethodSettings,
+    OutputSettings,
     ResumeSettings,
     RunSettings,
     ShardSettings,
@@ -20,7 +22,7 @@ from streamattn_cli.rows.spec import InputSpec
 
 
 @takes(
-    InputSpec, AttentionSettings, MethodSettings, RunSettings, ResumeSettings, ShardSettings, Shown,
+    InputSpec, AttentionSettings, MethodSettings, RunSettings, OutputSettings, ResumeSettings, ShardSettings, Shown,
     without=("q_rows", "lengths", "starts", "causal", "buffer", "atoms"),
 )  # fmt: skip
 def sketch(
@@ -30,13 +32,16 @@ def sketch(
         typer.Argument(
             metavar="INPUT...",
             help="File that holds k, v (.h5, .safetensors, packed .npy), several or a pattern for one long stream, or -.",
+            autocompletion=arrays,
         ),
     ] = None,
     output: Annotated[str, option("-o", "--output", help="The sketch, FILE.sattn.")] = "sketch.sattn",
     append: Annotated[
         bool, option("--append", help="Add the rows to those of the sketch that is there.", rich_help_panel=BUDGET)
     ] = False,
-    q: Annotated[str | None, option("--q", help="Queries to learn from (nystrom).", rich_help_panel=INPUT)] = None,
+    q: Annotated[
+        str | None, option("--q", help="Queries to learn from (nystrom).", rich_help_panel=INPUT, autocompletion=arrays)
+    ] = None,
     blind: Annotated[
         bool,
         option(
@@ -49,14 +54,14 @@ def sketch(
 ) -> None:
     """Read keys and values once and keep a sketch of them, to be queried, added to and merged.
 
-    streamattn sketch heads.h5 --scale d --method poly --degree 2 -o heads.sattn
+    streamattn sketch heads.h5 --resident-rows 256 -o heads.sattn
     """
     from streamattn_cli.cli.words import attend_request, run_and_render
     from streamattn_cli.engine.jobs.sketch import learning_from_input
     from streamattn_cli.errors import UsageError
 
     shards = words["shards"]
-    _check_target(output, append, resume)
+    _check_target(output, append or resume or words["force"], append)
     if shards is None:
         from streamattn_cli.engine.jobs.sketch import sketch as run
     else:
@@ -65,7 +70,7 @@ def sketch(
         raise UsageError(
             f"--shards with --append: make a sketch of the new rows alone, by the same settings, and merge the two: "
             f"streamattn sketch ... --shards {shards} -o new.sattn, then "
-            f"streamattn merge {output} new.sattn -o {output}"
+            f"streamattn merge {output} new.sattn -o {output} --force"
         )
     if shards is not None and resume:
         raise UsageError(
@@ -84,19 +89,18 @@ def sketch(
     run_and_render(lambda *given: run(*given, **extra), request, words)
 
 
-def _check_target(output: str, append: bool, resume: bool) -> None:
+def _check_target(output: str, may_be_there: bool, append: bool) -> None:
     """What is there already is never replaced by accident. Raises UsageError."""
     import os
 
+    from streamattn_cli.engine.jobs.sketch import check_sketch_name
     from streamattn_cli.errors import UsageError
 
     if append and not os.path.exists(output):
         raise UsageError(f"--append: there is no sketch {output} yet; omit --append to make it")
-    if not append and not resume and os.path.exists(output):
+    if not may_be_there and os.path.isfile(output):
         raise UsageError(
-            f"{output}: there is a file already; --append adds to it, --resume goes on with it; or remove it first"
+            f"{output}: there is a file already; --append adds to it, --resume goes on with it, --force replaces it"
         )
-    if not append and output.endswith((".npy", ".h5", ".hdf5", ".safetensors")):
-        raise UsageError(
-            f"{output}: a sketch is called FILE.sattn; answers are written by attend, and by query from a sketch"
-        )
+    if not append:
+        check_sketch_name(output)

@@ -8,6 +8,7 @@ import sys
 from math import inf
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.rows.targets import refuse_existing
 from streamattn_cli.rows.temporary import Temporary, failing_as_output
 
 KINDS = {
@@ -55,12 +56,13 @@ def _with_infinities(found: object) -> object:
     return {key: inf if value is None and key in errors else _with_infinities(value) for key, value in found.items()}
 
 
-def save_page(page: str, name: str) -> None:
+def save_page(page: str, name: str, force: bool = False) -> None:
     """Write a page to a file, which gets its name when it is complete. Raises UsageError and OutputFailed."""
     if not name.endswith((".html", ".htm")):
         raise UsageError(f"{name}: a page is called FILE.html; or give - for standard output")
     if os.path.isdir(name):
         raise UsageError(f"{name}: is a folder; name a file in it")
+    refuse_existing([name], force)
     with failing_as_output(name):
         file = Temporary(name)
         try:

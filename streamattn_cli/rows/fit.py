@@ -26,7 +26,7 @@ def check_heads(spec: InputSpec, heads: dict[str, Heads]) -> None:
         if q.dim != k.dim:
             raise InputMalformed(
                 f"{q.tensor.name} has query heads of {q.dim} items and {k.tensor.name} key heads of "
-                f"{k.dim}; they must agree (check --layout, --heads and --dim)"
+                f"{k.dim}; they must agree ({_shared_dim(spec, q, k) or 'check --layout, --heads and --dim'})"
             )
         group_size(q, k)
     said = [("q", "heads", spec.heads), ("k", "kv_heads", spec.kv_heads), ("v", "kv_heads", spec.kv_heads)]
@@ -43,6 +43,23 @@ def check_heads(spec: InputSpec, heads: dict[str, Heads]) -> None:
                 f"{heads[part].tensor.name}: {part} heads of {heads[part].dim} items found, but "
                 f"{_option(option)} {wanted} was given"
             )
+
+
+def _shared_dim(spec: InputSpec, q: Heads, k: Heads) -> str:
+    """Numbers of heads that make the heads of fused rows agree, as an advice; nothing where there are none."""
+    if {q.layout, k.layout} - {"TD", "TC"}:
+        return ""
+    query_width, key_width = len(q) * q.dim, len(k) * k.dim
+    if spec.heads:
+        key_heads = key_width // q.dim
+        fits = key_heads * q.dim == key_width and key_heads and spec.heads % key_heads == 0
+        return f"give --kv-heads {key_heads}, which makes key heads of {q.dim}, too" if fits else ""
+    fitting = [
+        f"--dim {dim} for {query_width // dim} query and {key_width // dim} key heads"
+        for dim in (64, 128, 256, 96, 80, 32, 16, 8)
+        if query_width % dim == key_width % dim == 0 and (query_width // dim) % (key_width // dim) == 0
+    ]
+    return f"several heads lie side by side in a row: give {' or '.join(fitting[:2])}" if fitting else ""
 
 
 def _option(name: str) -> str:

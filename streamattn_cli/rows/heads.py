@@ -104,9 +104,17 @@ def split_record(
         listed = " + ".join(f"{count[part]} {part} of {size[part]}" for part in record)
         raise InputMalformed(
             f"{name}: {width} items in a row found, expected {at} ({listed}); check --dim, "
-            f"--value-dim, --heads, --kv-heads and --record"
+            f"--value-dim, --heads, --kv-heads and --record{_packing(record)}"
         )
     return parts
+
+
+def _packing(record: str) -> str:
+    """What a record is, for those whose records hold q, k and v in turn."""
+    if len(record) == 1:
+        return ""
+    listed = ", ".join(record[:-1]) + f" and {record[-1]}"
+    return f". A row packs {listed} side by side; records of {listed} that take turns are not read"
 
 
 def _even_dim(width: int | None, record: str, count: dict[str, int], value_dim: int | None, name: str) -> int:
@@ -120,7 +128,7 @@ def _even_dim(width: int | None, record: str, count: dict[str, int], value_dim: 
         raise InputMalformed(
             f"{name}: {width} items in a row cannot be shared out evenly over a {record} record of "
             f"{count['q']} query and {count['k']} key heads; give --dim, --value-dim, --heads or "
-            f"--kv-heads; or name a file each: --q FILE --k FILE --v FILE"
+            f"--kv-heads; or name a file each: --q FILE --k FILE --v FILE{_packing(record)}"
         )
     return rest // heads
 

@@ -12,6 +12,7 @@ from streamattn_cli.errors import SourceChanged, UsageError
 from streamattn_cli.rows.concat import ConcatTensor, files_of
 from streamattn_cli.rows.divide import SequenceTensor
 from streamattn_cli.rows.ranges import RangeTensor
+from streamattn_cli.rows.targets import split_target
 from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
 
 EDGE_ROWS = 64  # first and last rows that are always looked at
@@ -39,10 +40,20 @@ def identity(tensor: RowTensor, whole: bool = False) -> dict[str, str]:
     path = tensor.path
     if path is not None:
         status = os.stat(path)
-        found |= {"size": str(status.st_size), "modified_ns": str(status.st_mtime_ns)}
+        found |= {"size": str(status.st_size), "modified_ns": str(status.st_mtime_ns), "name": name_of(tensor)}
     if whole:
         found["all"] = _digest(tensor, 0, tensor.rows)
     return found
+
+
+def name_of(tensor: RowTensor) -> str:
+    """What it is called, without the folder of its file: heads.h5:/k."""
+    names = []
+    for part in files_of(tensor):
+        base = part.base if isinstance(part, RangeTensor) else part
+        inside = base.name.removeprefix(base.path or "")
+        names.append(os.path.basename(base.path) + inside if base.path else inside)
+    return ", ".join(dict.fromkeys(names))
 
 
 def file_states(tensors: Iterable[RowTensor]) -> dict[str, tuple[int, ...]]:
@@ -85,7 +96,8 @@ def refuse_inputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
             if os.path.isfile(name):
                 status = os.stat(name)
                 read[status.st_dev, status.st_ino] = name
-    for name in outputs:
+    for word in outputs:
+        name = word and split_target(word)[0]
         if name in (None, "-") or not os.path.isfile(name):
             continue
         status = os.stat(name)
@@ -95,9 +107,14 @@ def refuse_inputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
 
 
 def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """What changed, in words; what only one of the two knows (a digest of everything) is not compared."""
+    """What changed, in words; what only one of the two knows (a digest of everything) is not compared, nor are names and
+    layouts."""
     words = {"modified_ns": "modification time", "first": "first rows", "last": "last rows", "all": "content"}
-    return [words.get(key, key) for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]
+    return [
+        words.get(key, key)
+        for key in sorted((before.keys() & now.keys()) - {"name", "layout"})
+        if before[key] != now[key]
+    ]
 
 
 def _digest(tensor: RowTensor, start: int, stop: int) -> str:

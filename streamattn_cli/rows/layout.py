@@ -147,16 +147,20 @@ def _check_guess(shapes: Mapping[str, Shape], layout: str, listed: str) -> None:
         )
 
 
-def infer_query(shape: Shape, name: str, key_heads: int, dim: int) -> str:
-    """The one layout in which q alone fits `key_heads` key heads of `dim` items. UsageError if it is not clear."""
+def infer_query(shape: Shape, name: str, key_heads: int, dim: int, like: str | None = None) -> str:
+    """The one layout in which q alone fits `key_heads` key heads of `dim` items. Of several, that with at least PLAUSIBLE
+    rows per head, or else `like`, the layout of the keys. UsageError if it is not clear."""
     if len(shape) == 2:
         return "TD"
     candidates = {3: ["THD", "HTD"], 4: ["BTHD", "BHTD"]}.get(len(shape))
     if candidates is None:
         raise InputMalformed(f"{name}: expected 2 to 4 axes, found shape {show(shape)}")
     fitting = [word for word in candidates if shape[-1] == dim and shape[word.index("H")] % key_heads == 0]
-    if len(fitting) == 1:
-        return fitting[0]
+    plausible = [word for word in fitting if _long({"q": shape}, word)]
+    alike = [word for word in fitting if like and word[-3:] == like[-3:]]
+    for words in (fitting, plausible, alike):
+        if len(words) == 1:
+            return words[0]
     raise UsageError(
         f"layout not clear from {name} {show(shape)} and {key_heads} key heads of {dim}; "
         f"give --layout {' or --layout '.join(fitting or candidates)}"

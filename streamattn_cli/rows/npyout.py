@@ -28,6 +28,8 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 class NpyFormat:
     """See placed.Format."""
 
+    adds = False
+
     def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
         """The header comes first; unknown rows are written as none until `finish`."""
         self._write_header(temporary, shape, rows or 0)

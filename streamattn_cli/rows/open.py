@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from streamattn_cli.errors import UsageError
+from streamattn_cli.errors import InputMalformed, StreamattnError, UsageError
 from streamattn_cli.rows import arrays
 from streamattn_cli.rows.attributes import clean
 from streamattn_cli.rows.divide import in_sequences
@@ -262,14 +262,32 @@ class _Opening:
         keys = (len(packed_keys), packed_keys.dim) if packed_keys else (self._spec.kv_heads, self._spec.dim)
         if list(self._plain) == ["q"] and None not in keys:
             q = unclear["q"]
-            word = infer_query(q.shape, q.name, *keys)
+            word = infer_query(q.shape, q.name, *keys, self._spec.like)
         else:
-            word = infer({p: s.shape for p, s in unclear.items()}, {p: s.name for p, s in unclear.items()})
+            word = self._infer(unclear, keys)
         for part, stored in unclear.items():
             layouts[part] = self._fused(stored, part) if word == "TD" else word
             axes = ", ".join(_AXES[letter] for letter in layouts[part])
             self.notes.append(f"{stored.name}: {show(stored.shape)} is read as layout {layouts[part]} ({axes})")
         return layouts
+
+    def _infer(self, unclear: dict[str, Stored], keys: tuple[int | None, int | None]) -> str:
+        """The layout of these arrays; where it is not clear, key heads of known number and dim (`keys`) tell it, or queries
+        beside them that nobody asked for."""
+        try:
+            return infer({p: s.shape for p, s in unclear.items()}, {p: s.name for p, s in unclear.items()})
+        except UsageError:
+            if "k" in unclear and None not in keys:
+                return infer_query(unclear["k"].shape, unclear["k"].name, *keys, self._spec.like)
+            place = None if self._spec.input in (None, "-") or "q" in self._parts else find(self._spec.input)
+            if place is None or not place.names_arrays or place.inside:
+                raise
+            try:
+                both = unclear | arrays.parts_of(place, ("q",), self._spec.group, self._dtype)
+                return infer({p: s.shape for p, s in both.items()}, {p: s.name for p, s in both.items()})
+            except StreamattnError:
+                pass
+            raise
 
     def _fused(self, stored: Stored, part: str) -> str:
         """An array of two axes is TC if the user gives more than one head, or a dim shorter than a row."""
@@ -284,4 +302,17 @@ class _Opening:
 
     def _extent(self, stored: Stored, layout: str, part: str) -> Extent:
         heads, dim = self._expected(part) if layout == "TC" else (None, None)
-        return extent(stored.shape, layout, stored.name, heads, dim)
+        try:
+            return extent(stored.shape, layout, stored.name, heads, dim)
+        except InputMalformed as error:
+            raise InputMalformed(f"{error}{self._fewer_heads(stored, part)}") from None
+
+    def _fewer_heads(self, stored: Stored, part: str) -> str:
+        """The --kv-heads that fit keys or values to the query heads, as an advice; nothing where there is none."""
+        spec, q = self._spec, self._plain.get("q")
+        if part == "q" or q is None or not spec.heads or spec.kv_heads or q.shape[-1] % spec.heads:
+            return ""
+        dim = (spec.value_dim or spec.dim if part == "v" else spec.dim) or q.shape[-1] // spec.heads
+        count, rest = divmod(stored.shape[-1], dim)
+        fits = count and not rest and not spec.heads % count
+        return f"; with heads of {dim} as in {q.name} there are {count}: give --kv-heads {count}" if fits else ""

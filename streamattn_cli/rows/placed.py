@@ -15,7 +15,9 @@ from streamattn_cli.rows.temporary import Temporary, failing_as_output
 
 
 class Format(Protocol):
-    """What surrounds the rows in a file."""
+    """What surrounds the rows in a file. adds: whether they are added to a file that is there."""
+
+    adds: bool
 
     def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
         """Prepare the file; return the byte at which the rows begin."""
@@ -43,6 +45,7 @@ class PlacedWriter:
             )
         self.name = path
         self.lasting = False  # an unfinished file outlives a failure, because a checkpoint counts on it
+        self.adds = format_.adds  # to a file that others may add to meanwhile
         part, self.rows_written = going_on or (None, 0)
         self._rows, self._shape, self._format = rows, shape, format_
         with failing_as_output(path):

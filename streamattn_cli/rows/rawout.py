@@ -18,6 +18,8 @@ from streamattn_cli.rows.temporary import Temporary, failing_as_output
 class RawFormat:
     """See placed.Format: nothing surrounds the rows, and `meta` has no place."""
 
+    adds = False
+
     def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
         """The rows begin at once."""
         return 0

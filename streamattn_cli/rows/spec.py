@@ -39,11 +39,12 @@ class InputSpec:
 
     input: str | None = None  # holds all of q, k, v (or packed rows, see record)
     more: tuple[str, ...] = ()  # further files whose rows follow those of `input` (see many.py)
+    like: str | None = None  # of queries to a sketch: the layout that its keys had
     own_queries: bool = False  # of keys and values: the queries of `input` are read, too
     # a file of its own for one of them wins over `input`
-    q: str | None = source(None, "Queries: FILE, FILE:DATASET or -.", "--q")
-    k: str | None = source(None, "Keys.", "--k")
-    v: str | None = source(None, "Values.", "--v")
+    q: str | None = source(None, "Queries: FILE, FILE:DATASET or -.", "--q", arrays=True)
+    k: str | None = source(None, "Keys.", "--k", arrays=True)
+    v: str | None = source(None, "Values.", "--v", arrays=True)
     group: str | None = source(None, "HDF5 group or name prefix of q, k, v.")
     layout: str | None = source(None, "Axes of a tensor.", choices=LAYOUTS, open=True, shown="of the file, or inferred")
     record: str | None = source(None, "What packed rows hold.", choices=RECORDS)
@@ -63,7 +64,10 @@ class InputSpec:
         None, "Rows A to B (not included) only.", metavar="A:B", read=partial(read_range, "--rows")
     )
     q_rows: tuple[int, int | None] | None = source(
-        None, "The same for queries of their own.", metavar="A:B", read=partial(read_range, "--q-rows")
+        None,
+        "Rows A to B of queries that have a file of their own.",
+        metavar="A:B",
+        read=partial(read_range, "--q-rows"),
     )
     lengths: str | None = source(
         None,

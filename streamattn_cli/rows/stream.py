@@ -105,7 +105,8 @@ class NpyRecords:
         elif (header.shape[1:], header.dtype) != (first.shape[1:], first.dtype):
             raise InputMalformed(
                 f"{self._where()}: rows of {show(header.shape[1:])} {header.dtype} found, expected "
-                f"{show(first.shape[1:])} {first.dtype} as in record 1"
+                f"{show(first.shape[1:])} {first.dtype} as in record 1 (a record packs q, k and v of its rows side by side; "
+                "records of q, k and v that take turns are not read)"
             )
         return header
 

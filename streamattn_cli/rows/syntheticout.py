@@ -11,6 +11,7 @@ from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.rawout import is_special, open_raw
 from streamattn_cli.rows.readahead import Block
 from streamattn_cli.rows.synthetic import SyntheticSpec, SyntheticTensor
+from streamattn_cli.rows.targets import side_of
 from streamattn_cli.rows.tensor import STORAGE
 from streamattn_cli.rows.writers import Writer, open_writer
 
@@ -28,6 +29,13 @@ class Sink(Protocol):
 
     def abort(self) -> None:
         """Leave nothing behind; does nothing after `commit`."""
+
+
+def names_of(emit: str, target: str, raw: bool) -> list[str]:
+    """The files that `open_sink` makes."""
+    apart = "{}" in target and not raw and not target.lower().endswith((".h5", ".hdf5"))
+    names = [target.replace("{}", part) for part in emit] if apart else [target]
+    return names + ([] if raw else [side for name in names if (side := side_of(name))])
 
 
 def open_sink(spec: SyntheticSpec, emit: str, target: str, raw: bool) -> Sink:

@@ -15,6 +15,7 @@ from streamattn_cli.rows.outshape import OutShape
 from streamattn_cli.rows.placed import PlacedWriter
 from streamattn_cli.rows.recordout import RecordWriter, open_special
 from streamattn_cli.rows.sequences import Sequences
+from streamattn_cli.rows.targets import split_target
 from streamattn_cli.rows.tensor import STORAGE, storage_word
 
 
@@ -53,8 +54,9 @@ def open_writer(
 ) -> Writer:
     """Open `target` for `rows` rows (None: unknown) of `heads` heads (batches included) of `dim` items.
 
-    target: a name in .npy, .h5 or .hdf5; `-` for standard output (`stdout`, default sys.stdout.buffer); or an existing
-    fifo or device, which is written to as it is. A regular file of that name is replaced at `commit`, not before.
+    target: a name in .npy, .h5 or .hdf5; FILE.h5:DATASET to add to a file; `-` for standard output (`stdout`, default
+    sys.stdout.buffer); or an existing fifo or device, which is written to as it is. A regular file of that name, or the
+    dataset, is replaced at `commit`, not before; whether it may be, `targets.refuse_existing` has said.
     going_on: the unfinished file of an earlier run and how many of its rows count (.npy, and .h5 of known rows); tag: of
     the name of a new one, for a caller who knows that nobody else uses it. sequences: rows are those of several sequences, of
     as many heads each; of batches, `heads` does not include them then, and padded rows are zeros.
@@ -66,6 +68,7 @@ def open_writer(
     if target == "-":
         return RecordWriter(_standard_output(stdout), "standard output", shape, owned=False)
     kind = check_target(target)
+    file, dataset = split_target(target)
     if kind == "special":
         return RecordWriter(open_special(target), target, shape, owned=True)
     if kind == ".npy":
@@ -73,8 +76,8 @@ def open_writer(
     from streamattn_cli.rows.hdf5out import GrowingHdf5Writer, Hdf5Format
 
     if rows is None and shape.segments == 1:
-        return GrowingHdf5Writer(target, shape)
-    return PlacedWriter(target, rows, shape, Hdf5Format(), going_on, tag)
+        return GrowingHdf5Writer(file, shape, dataset)
+    return PlacedWriter(file, rows, shape, Hdf5Format(dataset), going_on, tag)
 
 
 def _dtype(word: str) -> np.dtype:
@@ -96,6 +99,7 @@ def check_target(target: str) -> str:
 
     Raises UsageError and OutputFailed as `open_writer` does, and touches nothing.
     """
+    target, dataset = split_target(target)
     try:
         mode = os.stat(target).st_mode
     except FileNotFoundError:
@@ -105,6 +109,8 @@ def check_target(target: str) -> str:
     if mode is not None and stat.S_ISDIR(mode):
         raise OutputFailed(f"{target}: is a folder, expected the name of a file; write to {target.rstrip('/')}/out.npy")
     if mode is not None and not stat.S_ISREG(mode):
+        if dataset:
+            raise UsageError(f"{target}: is no file, to which {dataset} could be added; omit :{dataset}")
         return "special"
     extension = os.path.splitext(target)[1].lower()
     if extension not in (".npy", ".h5", ".hdf5"):

@@ -181,8 +181,7 @@ class Method:
     `name`: of --method and in checkpoints. `options`: those of OPTIONS that it knows; with "resident_rows" it is given a
     budget. `settings`(head, options, causal, stream): a HeadParams with its settings, from one that the input decides;
     stream is the number of rows that will come, None if nobody knows. Raises UsageError. `micros`: time of a Load.
-    `miniature`: the same HeadParams small, to compile kernels with. `expected`(causal, spread of the logits): the range of
-    its error, in words. `compared`: by `compare` where no methods are named.
+    `miniature`: the same HeadParams small, to compile kernels with. `compared`: by `compare` where no methods are named.
     """
 
     name: str
@@ -192,5 +191,4 @@ class Method:
     params: type | None = None
     history: type[History] | None = None
     miniature: Callable[[Any], Any] = _usual_miniature
-    expected: Callable[[bool, float], str] = lambda causal, spread: "5% to 50%" if causal else "above 25%"
     compared: bool = True

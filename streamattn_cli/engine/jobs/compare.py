@@ -23,7 +23,7 @@ from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Finished, L
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import Answers
-from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
+from streamattn_cli.errors import CannotMeet, InputMalformed, MemoryBudget, UsageError
 from streamattn_cli.rows.identity import check_unchanged, file_states
 from streamattn_cli.rows.open import Inputs, open_inputs
 
@@ -136,32 +136,64 @@ def compare(
     `request.audit` rows are sampled. Raises the errors of errors.py; what one method cannot do is in its trial.
     """
     with open_inputs(request.inputs, apart=True) as inputs:
-        files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
-        problem = _exact_problem(request, inputs)
-        for note in problem.notes:
-            listener(Note(note))
-        plan = make_plan(problem)
-        truth = _truth(plan, min(request.audit, problem.q.rows), listener, interrupts)
-        trials, trivial = [], None
-        for label, budget, settings in requests(request, candidates, budgets, by_bytes, problem):
-            trial, zero = _trial(label, budget, settings, inputs, truth, listener, interrupts)
-            trials.append(trial)
-            trivial = trivial or zero
-        check_unchanged(files)
-        if trivial is None:
-            raise CannotMeet(f"{problem.k.tensor.name}: no method could run; the first: {trials[0].refused}")
-        facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params")}
-        comparison = Comparison(
-            problem.k.tensor.name,
-            facts | {"threads": plan.threads},
-            len(truth.design.rows),
-            truth.seconds,
-            trivial,
-            _fronts(trials),
-            problem.notes,
-        )
+        comparison = compare_on(inputs, request, candidates, budgets, by_bytes, listener, interrupts)
     listener(Finished(comparison))
     return comparison
+
+
+def compare_on(
+    inputs: Inputs,
+    request: AttendRequest,
+    candidates: list[Candidate],
+    budgets: list[int],
+    by_bytes: bool,
+    listener: Listener,
+    interrupts: Interrupts,
+) -> Comparison:
+    """`compare` of inputs that are open."""
+    files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
+    problem = _exact_problem(request, inputs)
+    for note in problem.notes:
+        listener(Note(note))
+    plan = make_plan(problem)
+    truth = _truth(plan, min(request.audit, problem.q.rows), listener, interrupts)
+    trials, trivial = [], None
+    for label, budget, settings in requests(request, candidates, budgets, by_bytes, problem):
+        trial, zero = _trial(label, budget, settings, inputs, truth, listener, interrupts)
+        trials.append(trial)
+        trivial = trivial or zero
+    check_unchanged(files)
+    if trivial is None:
+        raise CannotMeet(f"{problem.k.tensor.name}: no method could run; the first: {trials[0].refused}")
+    facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params")}
+    return Comparison(
+        problem.k.tensor.name,
+        facts | {"threads": plan.threads},
+        len(truth.design.rows),
+        truth.seconds,
+        trivial,
+        _fronts(trials),
+        problem.notes,
+    )
+
+
+def audit_answers(answers: np.ndarray, request: AttendRequest, inputs: Inputs) -> Audit:
+    """How wrong are answers (rows, heads, dv) of anybody to all queries of the inputs? `request.audit` rows are sampled.
+
+    Raises what `compare` does, and InputMalformed for answers of another shape.
+    """
+    plan = make_plan(_exact_problem(request, inputs))
+    q, v = plan.problem.q, plan.problem.v
+    if answers.shape != (q.rows, len(q), v.dim):
+        raise InputMalformed(
+            f"answers: shape {answers.shape} found, expected {(q.rows, len(q), v.dim)}: rows, query heads, items"
+        )
+    nobody, never = (lambda event: None), Interrupts()
+    truth = _truth(plan, min(request.audit, q.rows), nobody, never)
+    found, reason = compare_answers(truth.exact, truth.trivial, answers[truth.design.rows].astype("f8"), truth.design)
+    if found is None:
+        raise CannotMeet(f"answers: {reason}")
+    return found
 
 
 def _exact_problem(request: AttendRequest, inputs: Inputs) -> Problem:

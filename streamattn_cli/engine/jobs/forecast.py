@@ -13,7 +13,7 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.planning.speed import calibrate, expected_seconds
-from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.problem import Problem, larger_than_data
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
 from streamattn_cli.rows.imagined import imagined
@@ -127,6 +127,9 @@ def _option(
         except (MemoryBudget, UsageError, CannotMeet) as error:
             tried = tried or str(error)
             continue
+        if method == "poly" and (more := larger_than_data(plan.problem)):
+            tried = more
+            continue
         error = _error_class(method, plan, spread)
         seconds = expected_seconds(plan, factor)
         return Option(method, settings, plan.sketch_bytes, plan.projected, seconds, error, plan.audit_rows)
@@ -147,17 +150,14 @@ def _settings(method: str, request: AttendRequest, degree: int | None) -> list[d
 
 
 def _error_class(method: str, plan: Plan, spread: dict | None) -> str:
-    """In words: poly by its formula for values without structure, the others as where they were measured."""
+    """In words: of poly by its formula for values without structure; nobody knows that of the others before they run."""
     problem = plan.problem
     if method == "exact" or (problem.params and problem.k.rows is not None and problem.params.window >= problem.k.rows):
         return "none"
-    if spread is None or not spread["row_std"]:
+    if method != "poly" or spread is None or not spread["row_std"]:
         return "unknown"
-    std = spread["row_std_rms"]
-    if method == "poly":
-        error = predicted_poly_error(problem.request.degree, std)
-        return next(words for limit, words in CLASSES if error < limit)
-    return registry.find(method).expected(problem.causal, std)
+    error = predicted_poly_error(problem.request.degree, spread["row_std_rms"])
+    return next(words for limit, words in CLASSES if error < limit)
 
 
 def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list[str]) -> str:

@@ -13,7 +13,8 @@ from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.readahead import ReadAhead
 from streamattn_cli.rows.recordout import waits
 from streamattn_cli.rows.synthetic import SyntheticSpec
-from streamattn_cli.rows.syntheticout import open_sink
+from streamattn_cli.rows.syntheticout import names_of, open_sink
+from streamattn_cli.rows.targets import refuse_existing
 from streamattn_cli.rows.tensor import row_bytes
 
 BLOCK_BYTES = 1 << 20
@@ -30,6 +31,7 @@ class GenerateRequest:
     target: str
     raw: bool = False
     block_rows: int | None = None
+    force: bool = False
 
 
 def run_generate(request: GenerateRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
@@ -40,6 +42,7 @@ def run_generate(request: GenerateRequest, listener: Listener, interrupts: Inter
     """
     if request.block_rows is not None and request.block_rows < 1:
         raise UsageError(f"--block-rows is {request.block_rows}: it must be at least 1")
+    refuse_existing(names_of(request.emit, request.target, request.raw), request.force)
     began = time.monotonic()
     with interrupts.at_once(waits(request.target)):
         sink = open_sink(request.spec, request.emit, request.target, request.raw)

@@ -19,7 +19,7 @@ from streamattn_cli.rows.open import Inputs, open_inputs
 from streamattn_cli.rows.paths import Place, find
 from streamattn_cli.rows.readahead import Block, ReadAhead, distinct
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.rows.tensor import RowTensor, row_bytes
+from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
 from streamattn_cli.sketches.histories.monomials import feature_count
 
 BLOCK_BYTES = 4 << 20
@@ -141,10 +141,12 @@ def _methods(logits: dict, inputs: Inputs, rows: int) -> dict:
     """What each method would do here, and which one to take."""
     std = logits["row_std_p95"]
     table = []
+    data = rows * len(inputs.k) * (inputs.k.dim + inputs.v.dim) * STORAGE[inputs.k.tensor.dtype].itemsize
     for degree in DEGREES:
         size = len(inputs.k) * feature_count(inputs.k.dim, degree) * (inputs.v.dim + 1) * 8
-        error = predicted_poly_error(degree, std)
-        table.append({"method": "poly", "degree": degree, "state_bytes": size, "predicted_error": error})
+        if size <= data:  # a larger one would be no sketch
+            error = predicted_poly_error(degree, std)
+            table.append({"method": "poly", "degree": degree, "state_bytes": size, "predicted_error": error})
     fitting = [m for m in table if m["predicted_error"] <= GOOD_ERROR and m["state_bytes"] <= GOOD_BYTES]
     if fitting:
         advice = f"--method poly --degree {fitting[0]['degree']}: the logits are close enough together for a polynomial"

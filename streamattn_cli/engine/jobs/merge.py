@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 import numpy as np
 
 from streamattn_cli.checkpoint.commit import save
-from streamattn_cli.checkpoint.container import read_header
-from streamattn_cli.engine.jobs.sketch import OPEN, SketchFile, open_sketch_file
+from streamattn_cli.engine.jobs.sketch import OPEN, SketchFile, check_sketch_name, open_sketch_file
 from streamattn_cli.engine.saving.saver import describe, stack_heads
 from streamattn_cli.engine.saving.sources import check_disjoint
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
+from streamattn_cli.rows.targets import refuse_existing
 from streamattn_cli.sketches.head import HeadAttention, allocate
 
 
-def merge(names: list[str], target: str, pool_queries: bool = False) -> dict:
+def merge(names: list[str], target: str, pool_queries: bool = False, force: bool = False) -> dict:
     """Merge sketch files of disjoint rows, in the order given, into `target`; returns what it holds.
 
     Raises CheckpointIncompatible for other parameters, for rows that two of them share, and (without `pool_queries`)
@@ -24,8 +23,8 @@ def merge(names: list[str], target: str, pool_queries: bool = False) -> dict:
     """
     if len(names) < 2:
         raise UsageError("merge: give at least two sketches")
-    if os.path.exists(target):
-        read_header(target)  # raises where it is something else, which must not be replaced
+    check_sketch_name(target)
+    refuse_existing([target], force)
     files = [open_sketch_file(name) for name in names]
     check_alike(files)
     if not pool_queries:

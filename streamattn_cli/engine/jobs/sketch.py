@@ -13,6 +13,7 @@ import numpy as np
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
+from streamattn_cli.engine.audit.audit import Auditor
 from streamattn_cli.engine.passes.open_run import check_finite, check_output
 from streamattn_cli.engine.passes.passes import Run
 from streamattn_cli.engine.passes.pump import Watch
@@ -21,12 +22,12 @@ from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
-from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.problem import Problem, larger_than_data
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import Saved, continued, find_saved, make_saver
 from streamattn_cli.engine.saving.saver import Saver, check_schema, describe
 from streamattn_cli.engine.saving.sources import absorbed, check_disjoint, check_same, key_sources
-from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Started
+from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, Outcome, Started
 from streamattn_cli.engine.watch.meter import Meter, available_memory
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import (
@@ -38,7 +39,8 @@ from streamattn_cli.errors import (
 )
 from streamattn_cli.rows.absent import absent
 from streamattn_cli.rows.fit import check_layout
-from streamattn_cli.rows.identity import check_unchanged, file_states
+from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.identity import check_unchanged, file_states, identity
 from streamattn_cli.rows.imagined import imagined
 from streamattn_cli.rows.many import open_stream, wants_queries, with_own_queries
 from streamattn_cli.rows.open import Inputs, open_inputs
@@ -141,6 +143,14 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
     return outcome
 
 
+def check_sketch_name(name: str) -> None:
+    """Refuse (UsageError) to give a sketch the name of another kind of file."""
+    if name.endswith((".npy", ".h5", ".hdf5", ".safetensors")):
+        raise UsageError(
+            f"{name}: a sketch is called FILE.sattn; answers are written by attend, and by query from a sketch"
+        )
+
+
 def learning_from_input(request: AttendRequest) -> AttendRequest:
     """The request with the queries that its input holds beside k and v, if its method learns from queries."""
     method = registry.find(request.method or "nystrom") if request.method != "auto" else None
@@ -151,17 +161,22 @@ def learning_from_input(request: AttendRequest) -> AttendRequest:
 
 
 def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
-    """Answer the queries of `request.inputs` from the sketch file `request.checkpoint`."""
+    """Answer the queries of `request.inputs` from the sketch file `request.checkpoint`.
+
+    With `request.audit` and the keys and values that the sketch was made of, tell how wrong the answers are. Raises
+    InputMalformed and SourceChanged where they are other ones.
+    """
     check_output(request, request.checkpoint)
+    keys_given = _keys_given(request)
     with ExitStack() as stack:
         file = open_sketch_file(request.checkpoint, request.memory)
-        spec = replace(request.inputs, kv_heads=file.heads, dim=file.params.dim)
-        inputs = stack.enter_context(open_inputs(spec, need_kv=False))
+        spec = replace(request.inputs, kv_heads=file.heads, dim=file.params.dim, like=_layout_of_keys(file))
+        inputs = stack.enter_context(open_inputs(spec, need_kv=keys_given))
         keys = replace(
             imagined(file.params.stored, file.rows, file.heads, file.params.dim, file.name), batch=inputs.q.batch
         )
         check_layout(request.inputs, inputs.q, keys, alone=True)
-        files = file_states([inputs.q.tensor])
+        files = file_states([heads.tensor for heads in (inputs.q, inputs.k, inputs.v) if heads])
         problem = queries_problem(request, file, inputs)
         plan = make_plan(problem)
         listener(Started(plan.to_dict()))
@@ -178,25 +193,60 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
         began = time.monotonic()
         with Meter() as meter:
             watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
-            rows, counts = answer(file, plan, watch, writer)
+            rows, counts, audit, reason = answer(file, plan, watch, writer)
         check_finite(counts, request)
         check_unchanged(files)
-        writer.commit({**problem.facts(), "sketch": os.path.basename(file.name), "counts": counts})
+        told = {"audit": audit.summary(), "audit_reason": reason} if audit else {}
+        writer.commit({**problem.facts(), "sketch": os.path.basename(file.name), "counts": counts, **told})
         outcome = outcome_of("query", plan, counts, watch, meter, rows, began, request.output)
+        outcome = replace(outcome, audit=audit, audit_reason=reason)
     listener(Finished(outcome))
     return outcome
 
 
-def answer(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> tuple[int, dict]:
-    """Answer the queries of a plan made by `queries_problem` into `writer`; returns their number and the counts."""
-    run = Run(plan, watch, writer)
+def _layout_of_keys(file: SketchFile) -> str | None:
+    """The layout that the keys of a sketch had, which their sources tell; None where they do not agree."""
+    found = {source["k"].get("layout") for source in file.sources}
+    return found.pop() if len(found) == 1 else None
+
+
+class _Answering(Run):
+    """The run of a query: the keys passed long ago, and only an audit reads them again."""
+
+    def _make_auditor(self) -> Auditor:
+        return Auditor(self.problem, self.lanes, self.plan.audit_rows, postponed=True)
+
+    def go(self) -> tuple[int, Audit | None, str | None]:
+        """See Run.go."""
+        rows = self.answer_queries()
+        if not self.auditor:
+            return rows, None, self.plan.audit_reason
+        return rows, *self.auditor.estimate(self._second_pass(), self.workers.works[0])
+
+
+def answer(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> tuple[int, dict, Audit | None, str | None]:
+    """Answer the queries of a plan made by `queries_problem` into `writer`; returns their number, the counts, the audit,
+    and why there is none."""
+    run = _Answering(plan, watch, writer)
     try:
         run.load_sketch(file.state, file.name)
         if not file.complete:
             run.finish()
-        return run.answer_queries(), run.counts()
+        rows, audit, reason = run.go()
+        return rows, run.counts(), audit, reason
     finally:
         run.close()
+
+
+def _keys_given(request: AttendRequest) -> bool:
+    """Whether there are keys and values for an audit. Raises UsageError for the one without the other."""
+    given = [name for name in ("k", "v") if getattr(request.inputs, name)]
+    if request.audit and len(given) < 2:
+        raise UsageError(f"--audit {request.audit}: exact answers need the keys and values that {request.checkpoint} was made "
+                         "of: give --k FILE --v FILE with it")  # fmt: skip
+    if given and not request.audit:
+        raise UsageError(f"--{given[0]}: only an audit reads keys and values again; give --audit N with it, or omit it")
+    return bool(request.audit)
 
 
 def _saved(request: AttendRequest, facts: dict, sources: list[dict]) -> Saved | None:
@@ -250,7 +300,8 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
             f"poly chooses its bounds by these {inputs.k.rows} rows alone: longer keys that follow will be shortened",
         )
     if before is None:
-        return replace(problem, notes=notes)
+        more = larger_than_data(problem)
+        return replace(problem, notes=notes + ((more,) if more else ()))
     if before.complete:
         raise CheckpointIncompatible(f"{before.name}: its last rows have been compressed ({before.phase}), so that none can "
                                      "follow them; merge it with a sketch of the new rows instead")  # fmt: skip
@@ -278,7 +329,31 @@ def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) ->
     if file.heads % q.batch:
         raise InputMalformed(f"{q.tensor.name}: {q.batch} batches do not fit the {file.heads} key heads of {file.name}")
     k, v = (absent(file.heads, dim, p.stored, q.batch) for dim in (p.dim, p.value_dim))
-    return Problem(replace(request, audit=0), q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes)
+    if inputs.k:
+        k, v = inputs.k, inputs.v
+        _check_keys(file, k, v)
+    return Problem(request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes)
+
+
+def _check_keys(file: SketchFile, k: Heads, v: Heads) -> None:
+    """Refuse keys and values that are not those of the sketch. Raises InputMalformed and SourceChanged."""
+    here, there = (len(k), k.dim, v.dim, k.rows), (file.heads, file.params.dim, file.params.value_dim, file.rows)
+    if any(found not in (expected, None) for found, expected in zip(here, there, strict=True)):
+        shown = [
+            f"{heads} key heads of dim {dim} and value dim {wide}, {rows} rows"
+            for heads, dim, wide, rows in (here, there)
+        ]
+        raise InputMalformed(
+            f"{k.tensor.name}: {shown[0]} found, {file.name} was made of {shown[1]}; give the keys and values that it was "
+            "made of (part of a file: --rows A:B)"
+        )
+    if len(file.sources) != 1 or not (k.tensor.seekable and v.tensor.seekable):
+        return
+    pairs = [(file.sources[0][part], identity(heads.tensor)) for part, heads in (("k", k), ("v", v))]
+    if all(one.get("kind") == "file" and "range" not in one for pair in pairs for one in pair):
+        old, new = ({part: {end: one[end] for end in ("first", "last")} for part, one in zip("kv", side, strict=True)}
+                    for side in zip(*pairs, strict=True))  # fmt: skip
+        check_same(file.name, [old], [new], "audit with the keys and values that it was made of")
 
 
 def sketch_facts(problem: Problem) -> dict:
@@ -304,7 +379,6 @@ def outcome_of(
             "allowed": plan.allowed, "reserved": meter.baseline, "projected": plan.projected, "peak": meter.peak(),
         },
         counts=counts,
-        audit_reason=None if command == "sketch" else "the keys are not at hand; audit with attend",
         output=output,
         notes=plan.problem.notes,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import Saved
 from streamattn_cli.errors import NonFinite, UsageError
 from streamattn_cli.rows.identity import refuse_inputs
+from streamattn_cli.rows.targets import refuse_existing, side_of, split_target
 from streamattn_cli.rows.writers import Writer, check_target, open_writer
 
 
@@ -25,11 +26,10 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
     """Refuse an output that cannot be opened, or that is an input, without touching anything. Raises UsageError and
     OutputFailed. sketches: inputs beside those of the request."""
     spec = request.inputs
-    side = None if request.output == "-" else request.output + ".json"
+    written = request.output, side_of(request.output), request.doubt, side_of(request.doubt)
     checkpoint = request.checkpoint if request.checkpoint not in sketches else None
     inputs = spec.input, *spec.more, spec.q, spec.k, spec.v, request.query_model, *sketches
-    doubt_side = None if request.doubt is None else request.doubt + ".json"
-    refuse_inputs((request.output, side, checkpoint, request.doubt, doubt_side), inputs)
+    refuse_inputs((*written, checkpoint), inputs)
     if request.doubt:
         _check_doubt(request)
     if request.top_k:
@@ -38,6 +38,8 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
         check_sparse(request.output)
     if request.output != "-":
         check_target(request.output)
+    goes_on = request.resume and request.checkpoint is not None and os.path.exists(request.checkpoint)
+    refuse_existing(written, request.force or goes_on)
 
 
 def _check_doubt(request: AttendRequest) -> None:
@@ -45,8 +47,8 @@ def _check_doubt(request: AttendRequest) -> None:
         raise UsageError(f"--doubt {request.doubt}: give the name of a file in .npy or .h5")
     if request.top_k or request.sketches:
         raise UsageError("--doubt: rows of --top-k and --sketches are not written one by one; omit it")
-    if os.path.realpath(request.doubt) == os.path.realpath(request.output):
-        raise UsageError(f"--doubt {request.doubt}: is the output itself; give another name")
+    if len({os.path.realpath(split_target(word)[0]) for word in (request.doubt, request.output)}) == 1:
+        raise UsageError(f"--doubt {request.doubt}: is the file of the output itself; give another name")
 
 
 def open_doubt(problem: Problem, saved: Saved | None, tag: str | None) -> Writer | None:

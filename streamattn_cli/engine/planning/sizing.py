@@ -139,6 +139,8 @@ def _audit(problem: Problem) -> tuple[int, str | None]:
         raise UsageError(f"--audit {wanted}: must be 0 or more")
     if problem.q.rows == 0 or problem.k.rows == 0:
         raise InputMalformed(f"{problem.k.tensor.name}: no rows")
+    if wanted == 0 and problem.k.tensor.width == 0:
+        return 0, "not asked for (--audit N --k FILE --v FILE)"
     if wanted == 0:
         return 0, "not asked for (--audit N)"
     if problem.method == "exact":

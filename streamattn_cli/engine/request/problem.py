@@ -10,9 +10,25 @@ from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.sequences import Sequences
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
+from streamattn_cli.units import format_bytes
 
 if TYPE_CHECKING:
     from streamattn_cli.engine.request.sketching import Sketching
+
+
+def larger_than_data(problem: Problem) -> str | None:
+    """That the sketches take more than the keys and values that they stand for, in words; None where they do not, or nobody
+    knows how many rows come."""
+    rows = problem.k.rows
+    if not problem.params or rows is None:
+        return None
+    row, kept = len(problem.k) * row_bytes(problem.params), problem.sketch_bytes
+    if kept <= (rows + problem.rows_before) * row:
+        return None
+    return (
+        f"a sketch of {format_bytes(kept)} is larger than the {rows} rows of keys and values that it stands for "
+        f"({format_bytes(rows * row)}): it pays from {-(-kept // row)} rows on"
+    )
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,11 @@ class Problem:
     def out_dtype(self) -> str:
         """Dtype of the output."""
         return self.request.out_dtype or self.precision
+
+    @property
+    def sketch_bytes(self) -> int:
+        """Bytes of the sketches of all key heads; 0 for `exact`."""
+        return len(self.k) * spec_bytes(self.params.state_spec()) if self.params else 0
 
     @property
     def shapes(self) -> dict:

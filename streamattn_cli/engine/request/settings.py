@@ -54,7 +54,13 @@ class AttentionSettings:
 
     causal: bool | None = attention(None, "Row i sees rows up to i, or all rows.", "--causal/--full", decides=True)
     scale: str | None = attention(
-        None, "sqrt (1/sqrt(dim)), d (1/dim) or a number.", shown="of the file, or sqrt", decides=True
+        None,
+        "sqrt (1/sqrt(dim)), d (1/dim) or a number.",
+        shown="of the file, or sqrt",
+        choices=("sqrt", "d"),
+        open=True,
+        metavar="WORD",
+        decides=True,
     )
 
 
@@ -84,6 +90,7 @@ class MethodSettings:
         None,
         "nystrom: queries that stand for those to come, FILE or FILE:DATASET.",
         metavar="FILE",
+        arrays=True,
         shown="learnt on the way; full attention: of --q",
         decides=True,
     )
@@ -91,6 +98,8 @@ class MethodSettings:
         None,
         "nystrom, causal: rotary positions of q and k, THETA:half, THETA:interleaved (THETA alone: half) or none.",
         metavar="WORD",
+        choices=("none",),
+        open=True,
         shown="of the file",
         decides=True,
     )
@@ -147,6 +156,13 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """What happens to outputs that are there already."""
+
+    force: bool = budget(False, "Replace outputs that are there already.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnswerSettings:
     """What is written, and how it is checked."""
 
@@ -158,7 +174,13 @@ class AnswerSettings:
         None, "FILE.npy or .h5 for the doubt of every answer, rows x heads in float16.", decides=True
     )
     out_dtype: str | None = budget(
-        None, "f16, f32 or f64.", shown="f32; f64 for f64", read=read_out_dtype, decides=True
+        None,
+        "f16, f32 or f64.",
+        shown="f32; f64 for f64",
+        choices=("f16", "f32", "f64"),
+        open=True,
+        read=read_out_dtype,
+        decides=True,
     )
 
 
@@ -197,7 +219,14 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class AttendRequest(
-    ShardSettings, CheckpointSettings, AnswerSettings, RunSettings, PaperSettings, MethodSettings, AttentionSettings
+    ShardSettings,
+    CheckpointSettings,
+    AnswerSettings,
+    OutputSettings,
+    RunSettings,
+    PaperSettings,
+    MethodSettings,
+    AttentionSettings,
 ):
     """The words of `streamattn attend`, and of the commands that run a part of it."""
 

@@ -89,8 +89,10 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
         return None
     if not os.path.exists(name):
         return None
+    if not request.resume and request.force:
+        return None
     if not request.resume:
-        raise UsageError(f"{name}: there is a checkpoint already; continue with --resume, or remove it first")
+        raise UsageError(f"{name}: there is a checkpoint already; continue with --resume, or start again with --force")
     state, meta = read(name, request.memory or available_memory())
     check_facts(name, meta, facts)
     check_sources(name, meta, sources)
@@ -177,3 +179,8 @@ def check_saveable(output: Writer | None) -> None:
     """Refuse outputs that cannot be gone on with."""
     if type(output).__name__ == "GrowingHdf5Writer":
         raise UsageError(f"{output.name}: an .h5 output of unknown length cannot be resumed; use .npy")
+    if getattr(output, "adds", False):
+        raise UsageError(
+            f"{output.name}: a dataset that is added to a file cannot be resumed: others may add to it meanwhile; give it a "
+            "file of its own, or omit --checkpoint"
+        )

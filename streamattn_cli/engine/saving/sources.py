@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.errors import CheckpointIncompatible, SourceChanged
 from streamattn_cli.rows.concat import files_of
-from streamattn_cli.rows.identity import differences, identity
+from streamattn_cli.rows.identity import differences, identity, name_of
+from streamattn_cli.sketches.registry import history_of
 
 
 def key_sources(problem: Problem) -> list[dict]:
-    """Identities {"k": ..., "v": ...} of what the keys and values are read from, one entry for each file in order."""
+    """Identities {"k": ..., "v": ...} of what the keys and values are read from, one entry for each file in order.
+
+    The keys' layout is with them. Of a method that learns from queries "q" is where they came from.
+    """
     whole = problem.request.fingerprint
     parts = [[identity(tensor, whole) for tensor in files_of(getattr(problem, part).tensor)] for part in "kv"]
-    if len(parts[0]) == len(parts[1]):
-        return [{"k": k, "v": v} for k, v in zip(*parts, strict=True)]
-    return [{"k": identity(problem.k.tensor, whole), "v": identity(problem.v.tensor, whole)}]
+    if len(parts[0]) != len(parts[1]):
+        parts = [[identity(problem.k.tensor, whole)], [identity(problem.v.tensor, whole)]]
+    queries = _queries(problem)
+    layout = {"layout": problem.k.layout}
+    return [{"k": k | layout, "v": v} | queries for k, v in zip(*parts, strict=True)]
+
+
+def _queries(problem: Problem) -> dict:
+    """{"q": ...}: the queries that a sketch learns from, kind none where it knows none; {} for methods that learn nothing."""
+    if not (problem.params and problem.params.history and history_of(problem.params.history).learns):
+        return {}
+    if problem.request.query_model:
+        word = problem.request.query_model
+        file, colon, inside = (word, "", "") if os.path.exists(word) else word.rpartition(":")
+        return {"q": {"kind": "file", "name": os.path.basename(file) + colon + inside}}
+    tensor = problem.q.tensor
+    return {"q": {"kind": "file", "name": name_of(tensor)} if tensor.width else {"kind": "none"}}
 
 
 def check_same(name: str, before: Sequence[Mapping], now: Sequence[Mapping], advice: str) -> None:

@@ -7,7 +7,7 @@ from rich.text import Text
 from streamattn_cli.engine.watch.events import Progress
 from streamattn_cli.units import format_bytes
 
-LABEL, GAP = "mem ", "  "
+LABEL, NAME, GAP = "mem ", "over time ", "  "
 SHORTEST, LONGEST = 8, 16  # columns of the bar
 HISTORY = 24  # at most, of the sparkline
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -16,7 +16,7 @@ PLAIN = str.maketrans(HELD + PEAK + FREE, "#=.")  # for terminals that know ASCI
 
 
 def memory_line(event: Progress, history: list[int], width: int, ascii_only: bool = False) -> Text | None:
-    """'mem ▂▅▆ ███▒░░░░ 33.0 MiB, peak 40.0 MiB of 64.0 MiB': the bar is the budget, ▒ what was held at the peak.
+    """'mem ███▒░░░░  33.0 MiB, peak 40.0 MiB of 64.0 MiB  over time ▂▅▆': the bar is the budget, ▒ what was held at the peak.
 
     The longest words that leave room for a bar, then the bar, then `history` (bytes, oldest first) in what is left.
     None where memory is not measured.
@@ -37,8 +37,9 @@ def memory_line(event: Progress, history: list[int], width: int, ascii_only: boo
         drawn = budget_bar(event.memory_now, event.memory_peak, event.memory_allowed, bar)
         line.append((drawn.translate(PLAIN) if ascii_only else drawn) + GAP, "green")
     line.append(text, "green")
-    if room >= SHORTEST + len(GAP) and len(history) > 1 and not ascii_only:
-        line.append(GAP + sparkline(history, min(HISTORY, room - len(GAP))), "green")
+    room -= len(GAP) + len(NAME)
+    if room >= SHORTEST and len(history) > 1 and not ascii_only:
+        line.append(GAP + NAME + sparkline(history, min(HISTORY, room)), "green")
     return line
 
 

@@ -15,7 +15,7 @@ from streamattn_cli.units import format_bytes, format_count, format_duration
 
 HEIGHT = 10
 WIDEST = 100
-COLUMNS = ("", "method", "resident", "rows kept", "error", "95% interval", "row p95", "rows/s", "peak", "best in")
+COLUMNS = ("", "method", "resident", "rows kept", "error", "95% interval", "row p95", "rows/s", "peak", "not beaten in")
 DROPPED = (9, 3, 8, 6, 2, 5, 7)  # columns that a narrow terminal does without, in this order
 
 
@@ -105,7 +105,7 @@ def _plot(title: str, ran: list[tuple[str, dict]], front: str, cost: str, text, 
     gap = max(1, width - margin - 1 - len(low) - len(high))
     return [
         "",
-        *textwrap.wrap(f"{title} (logarithmic; the line joins the best)", width),
+        *textwrap.wrap(f"{title} (logarithmic; the line joins those that are not beaten)", width),
         *body,
         " " * (margin + 1) + low + " " * gap + high,
     ]

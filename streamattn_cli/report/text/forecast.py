@@ -10,7 +10,10 @@ from streamattn_cli.report.text.terminal import columns
 from streamattn_cli.units import format_bytes, format_duration
 
 COLUMNS = ("method", "settings", "resident", "memory", "time", "expected error")
-GUESS = "The expected error is a guess: a formula for poly, else as on other heads. compare and --audit measure it."
+GUESS = (
+    "The expected error of poly is a guess by a formula. That of the others is unknown until they run: compare and --audit "
+    "measure it."
+)
 DROPPED = (2, 3, 4)  # columns that a narrow terminal does without, in this order
 
 

@@ -21,6 +21,13 @@ def info_rows(found: dict) -> Rows:
     facts = meta.get("params", {})
     rows = [
         ("holds", facts_text(facts) if isinstance(facts, dict) else str(facts)),
+        ("settings", _settings(facts) if isinstance(facts, dict) else ""),
+        ("resident", _resident(found)),
+        ("layout", found["layout"] or ""),
+        (
+            "queries",
+            {None: "", "none": "none: it knew no queries"}.get(found["queries"], f"learnt from {found['queries']}"),
+        ),
         ("rows", f"{meta.get('rows', '?')} ({meta.get('phase', '?')})"),
         ("made by", f"{meta.get('created_by', '?')}, container {found['container']}, schema {meta.get('schema', '?')}"),
         ("size", f"{format_bytes(found['state_bytes'])} of state in {len(found['tensors'])} arrays"),
@@ -31,13 +38,30 @@ def info_rows(found: dict) -> Rows:
     return [(label, text) for label, text in rows if text]
 
 
+def _settings(facts: dict) -> str:
+    """The settings of a sketch; a run has them among its facts."""
+    head = facts.get("head")
+    if not head or "params" in facts:
+        return ""
+    (history,) = (head["history"] or {"": {}}).values()
+    return facts_text({"params": {name: head[name] for name in ("sinks", "window", "group", "storage")} | history})
+
+
+def _resident(found: dict) -> str:
+    if found["resident_rows"] is None:
+        return ""
+    return f"{found['resident_rows']} rows of k and v for each key head, {format_bytes(found['resident_bytes'])}"
+
+
 def _sources(source: object) -> str:
+    """'heads.h5:/k and heads.h5:/v, rows 0:2048 of 4096' for each source."""
     parts = source.get("absorbed", [source]) if isinstance(source, dict) else []
     told = []
     for part in parts:
         keys = part.get("k", {})
-        told.append(
-            f"{keys.get('rows', '?')} rows of a {keys.get('kind', 'source')}"
-            + (f" ({keys['range']})" if "range" in keys else "")
-        )
+        names = [part[name]["name"] for name in ("q", "k", "v") if "name" in part.get(name, {}) and not (
+            name == "q" and "absorbed" in source)]  # fmt: skip
+        whose = " and ".join(dict.fromkeys(names)) or f"a {keys.get('kind', 'source')}"
+        rows = f", {keys['rows']} rows" if "rows" in keys else ""
+        told.append(whose + (f", rows {keys['range']} of {keys['rows']}" if "range" in keys else rows))
     return "; ".join(told)

@@ -27,6 +27,8 @@ def inspection_rows(report: dict) -> Rows:
     for m in report.get("methods", []):
         rows.append((f"poly {m['degree']}", f"state {format_bytes(m['state_bytes'])}, predicted error "
                                             f"{m['predicted_error']:.2g} (values without structure)"))  # fmt: skip
+    if report.get("methods") == []:
+        rows.append(("poly", "from degree 2 on larger than the keys and values themselves"))
     rows.append(("advice", report.get("advice", "")))
     return [(label, text) for label, text in rows if text]
 

@@ -14,6 +14,8 @@ from streamattn_cli.units import format_bytes, format_count, format_duration, is
 
 MEMORY_WORDS = ("allowed", "reserved", "projected", "peak")
 WORST = 3  # rows named
+SAID = {"group": "buffer", "active": "atoms compressed at a time", "temper": "kernel flattened to"}  # the names of JSON
+FLOATS = {"f2": "float16", "bf16": "bfloat16", "f4": "float32", "f8": "float64"}
 SHOWN_FACTS = ("method", "mode", "params", "scale", "shapes", "seed", "threads")
 
 
@@ -63,8 +65,11 @@ def facts_text(facts: dict) -> str:
 
 
 def _fact(name: str, value: object) -> str:
-    if value is None or value == {}:
+    if value is None or value == {} or (name, value) == ("temper", 1):
         return ""
+    if name == "storage":
+        return f"rows kept as {FLOATS.get(str(value), value)}"
+    name = SAID.get(name, name)
     if name in ("method", "mode"):
         return str(value)
     if isinstance(value, dict):

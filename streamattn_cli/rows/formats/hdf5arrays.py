@@ -19,6 +19,7 @@ from streamattn_cli.rows.attributes import HEARD
 from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.hdf5holes import Intervals, holes, within
 from streamattn_cli.rows.formats.hdf5types import file_storage
+from streamattn_cli.rows.formats.names import advice
 from streamattn_cli.rows.layout import Extent
 from streamattn_cli.rows.stored import Stored
 from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable
@@ -57,7 +58,11 @@ def hdf5_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> 
         found = datasets_of(file)
         for dataset in names.values():
             if not isinstance(file.get(dataset), h5py.Dataset):
-                raise InputMissing(f"{path}: no dataset {dataset}; there are: {', '.join(found) or 'none at all'}")
+                alike = [name for name in found if name.rpartition("/")[2] == dataset.rpartition("/")[2]]
+                name_it = f", or name one of them: {path}:{alike[0]}" if alike else ""
+                raise InputMissing(
+                    f"{path}: no dataset {dataset}; there are: {', '.join(found) or 'none at all'}{advice(alike)}{name_it}"
+                )
         return {key: _stored(path, file[dataset], wanted) for key, dataset in names.items()}
 
 

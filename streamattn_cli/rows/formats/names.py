@@ -30,7 +30,8 @@ def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: s
         fitting = _fitting(names, part, group)
         if not fitting:
             wanted = f"{group}.{part}" if group else f"{part} or *.{part}"
-            raise InputMissing(f"{path}: no tensor {wanted}; there are: {listed}")
+            groups = advice([name for name in names if _is(name, part)])
+            raise InputMissing(f"{path}: no tensor {wanted}; there are: {listed}{groups}")
         if len(fitting) > 1:
             groups = [_group(name) for name in fitting]
             raise InputMalformed(
@@ -51,6 +52,13 @@ def _fitting(names: list[str], part: str, group: str | None) -> list[str]:
         return [part]
     plain = [name for name in names if name.endswith((f".{part}", f"/{part}"))]
     return plain or [name for name in names if _is(name, part)]
+
+
+def advice(names: list[str]) -> str:
+    """Which --group to give for one of these tensors, for the end of a message; nothing where there is none."""
+    groups = [group for group in dict.fromkeys(_group(name).strip("/") for name in names) if group]
+    others = f" (or {', '.join(groups[1:4])}{', ...' if len(groups) > 4 else ''})" if len(groups) > 1 else ""
+    return f"; give --group {groups[0]}{others}" if groups else ""
 
 
 def _is(name: str, part: str) -> bool:

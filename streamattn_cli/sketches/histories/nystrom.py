@@ -306,5 +306,4 @@ METHOD = Method(
     history=NystromHistory,
     micros=_micros,
     miniature=_miniature,
-    expected=lambda causal, spread: "1% to 10%" if spread > 0.5 else "1% to 3%",
 )

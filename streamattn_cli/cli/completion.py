@@ -1,0 +1,47 @@
+"""What the shell completes beside options: the words of a choice, and the arrays of a file after FILE: ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from streamattn_cli.options import Option
+
+
+def completion_of(described: Option) -> Callable[[str], list[str]] | None:
+    """The function that completes the value of an option; None where the shell completes names of files."""
+    if described.arrays:
+        return arrays
+    if not described.choices:
+        return None
+
+    def words(incomplete: str) -> list[str]:
+        others = described.others() if described.others else ()
+        return [word for word in dict.fromkeys((*described.choices, *others)) if word.startswith(incomplete)]
+
+    return words
+
+
+def arrays(incomplete: str) -> list[str]:
+    """FILE:NAME of every array of a file that fits; nothing for a word without a colon, and for files without names."""
+    from streamattn_cli.errors import StreamattnError
+    from streamattn_cli.rows.paths import find
+
+    file, colon, start = incomplete.rpartition(":")
+    if not colon or not os.path.isfile(file):
+        return []
+    try:
+        place = find(file)
+        names = place.format.names(file) if place.names_arrays else []
+    except (StreamattnError, OSError):
+        return []
+    names = names if start.startswith("/") or not start else [name.lstrip("/") for name in names]
+    return [f"{file}:{name}" for name in names if name.startswith(start)]
+
+
+def methods(incomplete: str) -> list[str]:
+    """Names of methods after the last comma."""
+    from streamattn_cli.sketches.registry import names
+
+    before, comma, start = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in sorted(names()) if name.startswith(start) and name != "exact"]

@@ -1,0 +1,42 @@
+"""What the word of an output means, and whether something is there already: the one policy of all commands."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+
+from streamattn_cli.errors import UsageError
+
+
+def split_target(word: str) -> tuple[str, str | None]:
+    """(file, dataset) of FILE.h5:DATASET, which adds to a file; (file, None) of any other word. A file whose own name
+    holds the colon wins."""
+    found = re.fullmatch(r"(.+\.(?:h5|hdf5)):([^:]+)", word, re.IGNORECASE)
+    if not found or os.path.lexists(word):
+        return word, None
+    return found[1], "/" + found[2].strip("/")
+
+
+def side_of(word: str | None) -> str | None:
+    """The JSON file beside an .npy output; None where there is none."""
+    if not word or not word.lower().endswith(".npy") or (os.path.exists(word) and not os.path.isfile(word)):
+        return None
+    return word + ".json"
+
+
+def refuse_existing(words: Iterable[str | None], force: bool) -> None:
+    """Refuse (UsageError) outputs that are there already, unless they may be replaced (`--force`).
+
+    A dataset of FILE.h5:DATASET counts, the file around it does not. None, -, pipes and devices are passed over.
+    """
+    for word in words:
+        if word in (None, "-"):
+            continue
+        file, dataset = split_target(word)
+        if dataset:
+            from streamattn_cli.rows.hdf5out import check_dataset
+
+            check_dataset(file, dataset, force)
+        elif not force and os.path.isfile(file):
+            raise UsageError(f"{file}: there is a file already; --force replaces it, or choose another name")
