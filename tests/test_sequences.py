@@ -7,7 +7,8 @@ from unittest import mock
 import h5py
 import numpy as np
 import pytest
-from keptruns import METHODS, POLY, not_warmed, run  # noqa: F401
+from keptruns import METHODS, POLY, not_warmed  # noqa: F401
+from keptruns import run as run_once
 from test_resume import Stops
 
 from streamattn_cli.engine.jobs.attend import attend
@@ -26,6 +27,11 @@ KINDS = {
     "rows first": {"layout": "BTHD", "lengths": ",".join(map(str, LENGTHS))},
     "packed": {"layout": "THD", "starts": ",".join(map(str, np.cumsum((0, *LENGTHS))))},
 }
+
+
+def run(spec, **words):
+    """attend, over what was written before; returns the outcome."""
+    return run_once(spec, force=True, **words)
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +141,14 @@ def test_a_resumed_run_has_the_same_bytes(parts, tmp_path, kind, causal, method)
     wanted, stops = (tmp_path / "whole.npy").read_bytes(), 0
     for blocks in range(1, 40):
         paths = {"output": str(tmp_path / "out.npy"), "checkpoint": str(tmp_path / f"{blocks}.sattn")}
-        request, counter = AttendRequest(inputs=spec, **paths, **words), Stops(blocks)
+        request, counter = AttendRequest(inputs=spec, force=True, **paths, **words), Stops(blocks)
         try:
             with mock.patch("streamattn_cli.engine.passes.passes.pump", counter.pump):
                 attend(request, lambda event: None, counter)
             break
         except Interrupted:
             stops += 1
-        outcome = run(spec, resume=True, **paths, **words)
+        outcome = run_once(spec, resume=True, **paths, **words)
         assert (tmp_path / "out.npy").read_bytes() == wanted, blocks
         assert outcome.audit == whole.audit
     assert stops >= 3
