@@ -8,9 +8,8 @@ import numpy as np
 from streamattn_cli.kernels.half import half_to_single, single_to_half
 from streamattn_cli.kernels.jit import kernel
 
-# `kind` of every storage dtype
+# `kind` of a storage dtype: rows/dtypes.py names the one of each
 HALF, BRAIN, FLOAT = 0, 1, 2
-KIND = {"f2": HALF, "bf16": BRAIN, "f4": FLOAT, "f8": FLOAT}
 
 _BODY = np.uint32(0x7FFF)
 _BRAIN_EXPONENT = np.uint32(0x7F80)
@@ -26,7 +25,7 @@ def widen(src, kind, outer, column, dim, start, rows, dst, mask):
     """Widen rows [start, start + rows) of a block into per-head float rows.
 
     src     (O, n, I) C-contiguous: uint16 bit patterns, float32 or float64
-    kind    KIND[storage dtype]
+    kind    HALF, BRAIN or FLOAT
     outer, column   int64[heads]: head h is src[outer[h], :, column[h] : column[h] + dim]
     dst     (heads, >= rows, >= dim) float32 or float64: dst[h, t, :dim] is written for t < rows
     mask    uint8 (heads, >= rows): set to 1 where all items of head h, row t are finite, else 0; shape (0, 0): unwanted

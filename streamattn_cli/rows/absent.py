@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.tensor import STORAGE
 
 
 class AbsentTensor:
@@ -28,7 +28,7 @@ class AbsentTensor:
 
     def peek(self, n: int) -> np.ndarray:
         """No rows, (1, 0, 0)."""
-        return np.empty((1, 0, 0), STORAGE[self.dtype].holder)
+        return np.empty((1, 0, 0), DTYPES[self.dtype].holder)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.bytestream import ByteStream
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.npyheader import MAGIC
 from streamattn_cli.rows.paths import Place
 from streamattn_cli.rows.stored import Stored
 from streamattn_cli.rows.stream import NpyRecords, RawRows, StreamTensor
-from streamattn_cli.rows.tensor import STORAGE
 
 
 def standard_input(given: BinaryIO | None) -> BinaryIO:
@@ -50,7 +50,7 @@ def record_stream(file: BinaryIO, name: str, wanted: str | None) -> Stored:
 def raw_stream(file: BinaryIO, name: str, dtype: str, width: int) -> Stored:
     """Headerless rows of `width` items; waits for the first one. InputMalformed if there is none."""
     stream = ByteStream(file, name)
-    tensor = StreamTensor(stream, RawRows(stream, width * STORAGE[dtype].itemsize), width, dtype)
+    tensor = StreamTensor(stream, RawRows(stream, width * DTYPES[dtype].itemsize), width, dtype)
     if tensor.peek(1).tobytes().startswith(MAGIC):
         raise UsageError(f"{name}: these are .npy records, not raw rows; omit --raw")
     return _not_empty(tensor, Stored(name, (None, width), dtype, lambda extent: tensor))
@@ -64,7 +64,7 @@ def _not_empty(tensor: StreamTensor, stored: Stored) -> Stored:
 
 def raw_file(path: str, dtype: str, width: int) -> Stored:
     """Headerless rows of `width` items in a regular file. InputMalformed for none or a partial last row."""
-    size, row = os.stat(path).st_size, width * STORAGE[dtype].itemsize
+    size, row = os.stat(path).st_size, width * DTYPES[dtype].itemsize
     if size % row or size == 0:
         raise InputMalformed(
             f"{path}: {size} bytes found, expected whole rows of {row} bytes ({width} items of "

@@ -11,8 +11,9 @@ import os
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable
+from streamattn_cli.rows.tensor import check_buffer, peek_seekable
 
 
 class FileTensor:
@@ -26,7 +27,7 @@ class FileTensor:
         self.outer, self.rows, self.width, self.dtype = extent.outer, extent.rows, extent.width, dtype
         self.path = path
         self._offset = offset
-        self._row = extent.width * STORAGE[dtype].itemsize
+        self._row = extent.width * DTYPES[dtype].itemsize
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:

@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 
 from streamattn_cli.errors import OutputFailed
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.fdio import pwrite_all
 from streamattn_cli.rows.hdf5out import set_attributes
 from streamattn_cli.rows.temporary import Temporary, failing_as_output
-from streamattn_cli.rows.tensor import STORAGE
 
 
 class Hdf5Dump:
@@ -26,7 +26,7 @@ class Hdf5Dump:
 
     def __init__(self, path: str, rows: int, parts: list[tuple[str, int, int]], dtype: str):
         self.name = path
-        self._itemsize = STORAGE[dtype].itemsize
+        self._itemsize = DTYPES[dtype].itemsize
         self._widths = [heads * dim for _, heads, dim in parts]
         with failing_as_output(path):
             self._temporary = Temporary(path)
@@ -68,12 +68,14 @@ class Hdf5Dump:
 
 def file_type(dtype: str) -> h5py.h5t.TypeID:
     """The HDF5 type of a storage dtype, little-endian."""
-    if dtype != "bf16":
-        return {"f2": h5py.h5t.IEEE_F16LE, "f4": h5py.h5t.IEEE_F32LE, "f8": h5py.h5t.IEEE_F64LE}[dtype]
+    found = DTYPES[dtype]
+    if found.numpy:
+        return h5py.h5t.py_create(np.dtype(found.numpy))
     kind = h5py.h5t.IEEE_F32LE.copy()
-    kind.set_fields(15, 7, 8, 0, 7)  # sign, exponent and mantissa of bfloat16; the size can shrink only after that
-    kind.set_size(2)
-    kind.set_ebias(127)
+    # sign, exponent and mantissa; the size can shrink only after that
+    kind.set_fields(found.exponent + found.mantissa, found.mantissa, found.exponent, 0, found.mantissa)
+    kind.set_size(found.itemsize)
+    kind.set_ebias(found.bias)
     return kind
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from streamattn_cli.errors import SourceChanged, UsageError
 from streamattn_cli.rows.concat import ConcatTensor, files_of
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.ranges import RangeTensor
-from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
+from streamattn_cli.rows.tensor import RowTensor, row_bytes
 
 EDGE_ROWS = 64  # first and last rows that are always looked at
 _BLOCK_BYTES = 4 << 20
@@ -100,7 +101,7 @@ def _digest(tensor: RowTensor, start: int, stop: int) -> str:
     digest = hashlib.sha256()
     step = max(1, _BLOCK_BYTES // max(1, row_bytes(tensor)))
     for a in range(start, stop, step):
-        block = np.empty((tensor.outer, min(step, stop - a), tensor.width), STORAGE[tensor.dtype].holder)
+        block = np.empty((tensor.outer, min(step, stop - a), tensor.width), DTYPES[tensor.dtype].holder)
         tensor.read_into(block, a)
         digest.update(memoryview(block).cast("B") if block.size else b"")
     return digest.hexdigest()[:32]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from streamattn_cli.rows.convert import items_of
+from streamattn_cli.rows.dtypes import DTYPES, storage_of
 from streamattn_cli.rows.layout import extent
-from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable, storage_of
+from streamattn_cli.rows.tensor import check_buffer, peek_seekable
 
 
 class MemoryTensor:
@@ -21,7 +23,14 @@ class MemoryTensor:
         self.extent = extent(array.shape, layout, name, heads)
         self.outer, self.rows, self.width = self.extent.outer, self.extent.rows, self.extent.width
         contiguous = np.ascontiguousarray(array)
-        self._array = contiguous.view(STORAGE[self.dtype].holder).reshape(self.outer, self.rows, self.width)
+        self._array = contiguous.view(DTYPES[self.dtype].holder).reshape(self.outer, self.rows, self.width)
+
+    @classmethod
+    def of(cls, values: np.ndarray, dtype: str) -> MemoryTensor:
+        """Made-up numbers, float32 (n, dim), as rows of a storage dtype."""
+        tensor = cls(values, name="made up")
+        tensor.dtype, tensor._array = dtype, items_of(values, dtype)[None]
+        return tensor
 
     def read_into(self, buf: np.ndarray, start: int) -> int:
         """See RowTensor."""

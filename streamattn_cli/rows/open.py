@@ -6,8 +6,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from streamattn_cli.errors import UsageError
+from streamattn_cli.options import one_of
 from streamattn_cli.rows import arrays
 from streamattn_cli.rows.attributes import clean
+from streamattn_cli.rows.dtypes import DTYPES, PATTERNS, storage_word
 from streamattn_cli.rows.fit import check_heads, check_layout, check_rows, range_notes, with_ranges
 from streamattn_cli.rows.heads import (
     Heads,
@@ -23,7 +25,7 @@ from streamattn_cli.rows.layout import LAYOUTS, Extent, extent, infer, infer_que
 from streamattn_cli.rows.paths import find
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.stored import Stored
-from streamattn_cli.rows.tensor import RowTensor, storage_word
+from streamattn_cli.rows.tensor import RowTensor
 
 _AXES = {"B": "batches", "T": "rows", "H": "heads", "D": "items", "C": "heads x items"}
 
@@ -82,8 +84,10 @@ class _Opening:
         self._layout = layout_word(spec.layout) if spec.layout else None
         self._raw = storage_word(spec.raw, "--raw") if spec.raw else None
         self._dtype = storage_word(spec.dtype, "--dtype") if spec.dtype else None
-        if self._dtype not in (None, "bf16", "f2"):
-            raise UsageError(f"--dtype {spec.dtype}: it tells what 16-bit integers are; use bf16 or f16, or omit it")
+        if self._dtype and not DTYPES[self._dtype].patterns:
+            raise UsageError(
+                f"--dtype {spec.dtype}: it tells what 16-bit integers are; use {one_of(PATTERNS)}, or omit it"
+            )
         self._plain: dict[str, Stored] = {}  # part -> array that holds it alone
         self._packed: dict[str, Stored] = {}  # record -> array or stream that holds its parts side by side
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, UsageError
-from streamattn_cli.rows.tensor import STORAGE, RowTensor, check_buffer, peek_seekable
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.tensor import RowTensor, check_buffer, peek_seekable
 
 _SKIP_BYTES = 1 << 18  # piece in which unwanted rows of a pipe are read
 
@@ -70,8 +71,8 @@ class RangeTensor:
         if self._skipped:
             return
         self._skipped = True
-        at, row = 0, self.width * STORAGE[self.dtype].itemsize
-        piece = np.empty((1, max(1, min(self.first, _SKIP_BYTES // row)), self.width), STORAGE[self.dtype].holder)
+        at, row = 0, self.width * DTYPES[self.dtype].itemsize
+        piece = np.empty((1, max(1, min(self.first, _SKIP_BYTES // row)), self.width), DTYPES[self.dtype].holder)
         while at < self.first:
             want = min(piece.shape[1], self.first - at)
             got = self.base.read_into(piece[:, :want], at)

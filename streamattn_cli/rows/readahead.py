@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed
-from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.tensor import RowTensor, row_bytes
 
 _POLL = 0.1  # seconds between looks at signals while waiting
 
@@ -92,9 +93,9 @@ class ReadAhead:
         """
         room, at, found = np.empty(self.bytes_held, np.uint8), 0, {}
         room.fill(0)
-        for tensor in sorted(self._distinct, key=lambda tensor: -STORAGE[tensor.dtype].itemsize):
+        for tensor in sorted(self._distinct, key=lambda tensor: -DTYPES[tensor.dtype].itemsize):
             size = slots * self._block_rows * row_bytes(tensor)
-            found[id(tensor)] = room[at : at + size].view(STORAGE[tensor.dtype].holder).reshape(slots, -1)
+            found[id(tensor)] = room[at : at + size].view(DTYPES[tensor.dtype].holder).reshape(slots, -1)
             at += size
         return [[found[id(tensor)][slot] for tensor in self._distinct] for slot in range(slots)]
 

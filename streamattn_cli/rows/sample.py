@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.rows.tensor import STORAGE, RowTensor
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.tensor import RowTensor
 
 
 def spread_rows(tensor: RowTensor, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -13,7 +14,7 @@ def spread_rows(tensor: RowTensor, count: int) -> tuple[np.ndarray, np.ndarray]:
         block = tensor.peek(count)
         return block, np.arange(block.shape[1])
     rows = np.unique(np.linspace(0, tensor.rows - 1, min(count, tensor.rows)).astype(np.int64))
-    block = np.empty((tensor.outer, len(rows), tensor.width), STORAGE[tensor.dtype].holder)
+    block = np.empty((tensor.outer, len(rows), tensor.width), DTYPES[tensor.dtype].holder)
     one = np.empty((tensor.outer, 1, tensor.width), block.dtype)
     for i, row in enumerate(rows):
         tensor.read_into(one, int(row))

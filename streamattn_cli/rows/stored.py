@@ -15,7 +15,7 @@ class Stored:
 
     name: str  # for messages: "dump.h5:/k"
     shape: Shape
-    dtype: str  # key of tensor.STORAGE
+    dtype: str  # key of dtypes.DTYPES
     open: Callable[[Extent], RowTensor]
     attrs: dict = field(default_factory=dict)  # scale, causal, layout ... where the file says so
     notes: tuple[str, ...] = ()

@@ -11,9 +11,10 @@ import numpy as np
 
 from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.bytestream import ByteStream
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.npyheader import NpyHeader, parse_header, raw_header
 from streamattn_cli.rows.layout import show
-from streamattn_cli.rows.tensor import STORAGE, check_buffer
+from streamattn_cli.rows.tensor import check_buffer
 
 _LONGEST_ROW = 1 << 28  # bytes; a damaged header must not make us ask for more memory than there is
 _MAGIC_READ = 8  # bytes that raw_header asks for first
@@ -94,7 +95,7 @@ class NpyRecords:
         if not all(header.shape[1:]):
             raise InputMalformed(f"{self._where()}: shape {show(header.shape)} has rows without items")
         first = self.first
-        row = prod(header.shape[1:]) * STORAGE[header.dtype].itemsize
+        row = prod(header.shape[1:]) * DTYPES[header.dtype].itemsize
         if row > _LONGEST_ROW:
             raise InputMalformed(
                 f"{self._where()}: shape {show(header.shape)} {header.dtype} makes rows of {row} "
@@ -126,8 +127,8 @@ class StreamTensor:
         self.width, self.dtype = width, dtype
         self._stream = stream
         self._framing = framing
-        self._row = width * STORAGE[dtype].itemsize
-        self._kept = np.empty((1, 0, width), STORAGE[dtype].holder)  # rows peeked at and not yet handed out
+        self._row = width * DTYPES[dtype].itemsize
+        self._kept = np.empty((1, 0, width), DTYPES[dtype].holder)  # rows peeked at and not yet handed out
         self._next_row = 0
 
     @property

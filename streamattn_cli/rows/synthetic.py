@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable
+from streamattn_cli.rows.convert import items_of
+from streamattn_cli.rows.dtypes import DTYPES, WRITTEN
+from streamattn_cli.rows.tensor import check_buffer, peek_seekable
 
 STREAMS = {"q": 1, "k": 2, "v": 3, "heavy": 4}
 EMITS = ("q", "k", "v", "kv", "qkv")
 MAX_ROWS = 1 << 43  # the counter's row part; see kernels/synthetic.py
 MAX_WIDTH = 1 << 20
 NARROW_ENTRIES = 1 << 14  # entries converted at a time when the storage type is 16 bits wide
+_MADE = [name for name, found in DTYPES.items() if found.words[0] in WRITTEN]
 SCRATCH_PAIRS = 1 << 12  # CHUNK of kernels/synthetic.py, known without importing numba
 
 
@@ -59,7 +62,7 @@ class SyntheticSpec:
         self._demand(math.isfinite(self.value_mean), "value_mean", "a finite number")
         self._demand(self.heads % self.kv_heads == 0, "heads", f"a multiple of kv_heads ({self.kv_heads})")
         self._demand(0 <= self.seed < 1 << 64, "seed", "from 0 to 2^64 - 1")
-        self._demand(self.dtype in STORAGE, "dtype", "one of " + ", ".join(STORAGE))
+        self._demand(self.dtype in _MADE, "dtype", "one of " + ", ".join(_MADE))
         self._demand(0 <= self.heavy <= self.rows, "heavy", f"from 0 to the number of rows ({self.rows})")
         if self.heavy:
             self._demand(self.dim >= 2, "dim", "at least 2 when heavy rows are planted")
@@ -114,26 +117,27 @@ class SyntheticTensor:
         self.width = sum(spec.width(part) for part in emit)
         self.dtype = spec.dtype
         self.rows = spec.rows
+        self._narrow = DTYPES[spec.dtype].itemsize < 4
 
     @property
     def held_bytes(self) -> int:
         """Bytes of its own buffers: the kernel's scratch, and the floats that 16-bit rows are rounded from."""
         scratch = 24 * max(SCRATCH_PAIRS, self.width)
-        return scratch + (12 * max(NARROW_ENTRIES, self.width) if self.dtype in ("f2", "bf16") else 0)
+        return scratch + (12 * max(NARROW_ENTRIES, self.width) if self._narrow else 0)
 
     def read_into(self, buf: np.ndarray, start: int) -> int:
         """See RowTensor."""
         check_buffer(self, buf)
         rows = max(0, min(buf.shape[1], self.rows - start))
         out = buf[0, :rows]
-        if self.dtype in ("f4", "f8"):
+        if not self._narrow:
             self._fill(out, start)
             return rows
         step = max(1, NARROW_ENTRIES // self.width)
         for first in range(0, rows, step):
             wide = np.empty((min(step, rows - first), self.width), np.float32)
             self._fill(wide, start + first)
-            out[first : first + len(wide)] = _float16_bits(wide) if self.dtype == "f2" else _bfloat16_bits(wide)
+            out[first : first + len(wide)] = items_of(wide, self.dtype)
         return rows
 
     def peek(self, n: int) -> np.ndarray:
@@ -195,16 +199,3 @@ def _key(seed: int, stream: str) -> np.uint64:
 
     with np.errstate(over="ignore"):
         return np.uint64(stream_key(np.uint64(seed), np.uint64(STREAMS[stream])))
-
-
-def _float16_bits(wide: np.ndarray) -> np.ndarray:
-    """float32 rounded to half precision (values beyond 65504 become infinite, without a warning), as bits."""
-    with np.errstate(over="ignore"):
-        return wide.astype(np.float16).view(np.uint16)
-
-
-def _bfloat16_bits(wide: np.ndarray) -> np.ndarray:
-    """Finite float32 rounded to the nearest bfloat16, ties to even, as bits."""
-    bits = wide.view(np.uint32)
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return ((bits + (np.uint32(0x7FFF) + odd)) >> np.uint32(16)).astype(np.uint16)

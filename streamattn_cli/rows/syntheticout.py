@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from streamattn_cli.errors import UsageError
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.rawout import is_special, open_raw
 from streamattn_cli.rows.readahead import Block
 from streamattn_cli.rows.synthetic import SyntheticSpec, SyntheticTensor
-from streamattn_cli.rows.tensor import STORAGE
 from streamattn_cli.rows.writers import Writer, open_writer
 
 
@@ -35,13 +35,16 @@ def open_sink(spec: SyntheticSpec, emit: str, target: str, raw: bool) -> Sink:
     (one file per tensor), FILE.h5 (datasets q, k, v), or any name for raw rows. Raises UsageError and OutputFailed."""
     packed = SyntheticTensor(spec, emit)
     if raw:
-        writer = open_raw(target, spec.rows, packed.width, STORAGE[spec.dtype].holder)
+        writer = open_raw(target, spec.rows, packed.width, np.dtype(DTYPES[spec.dtype].holder))
         return WriterSink([packed], [writer], [(1, packed.width)])
     extension = os.path.splitext(target)[1].lower()
     if extension in (".h5", ".hdf5") and not is_special(target):
         return Hdf5Sink(spec, emit, target)
-    if spec.dtype == "bf16":
-        raise UsageError(f"--dtype bf16 and {target}: .npy has no bfloat16; use --raw, FILE.h5 or another --dtype")
+    dtype = DTYPES[spec.dtype]
+    if not dtype.numpy:
+        raise UsageError(
+            f"--dtype {dtype.words[0]} and {target}: .npy has no {dtype.title}; use --raw, FILE.h5 or another --dtype"
+        )
     if "{}" in target:
         return _one_file_each(spec, emit, target)
     writer = open_writer(target, spec.rows, 1, packed.width, spec.dtype, "TD")
@@ -80,7 +83,7 @@ class WriterSink:
     def take(self, block: Block) -> None:
         """See Sink."""
         for writer, array, shape in zip(self._writers, block.arrays, self._shapes, strict=True):
-            items = array.view(np.float16) if self.tensors[0].dtype == "f2" else array
+            items = array.view(DTYPES[self.tensors[0].dtype].numpy or array.dtype)
             writer.write(block.start, items.reshape(block.rows, *shape))
 
     def commit(self, meta: dict) -> None:

@@ -10,11 +10,11 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from streamattn_cli.errors import OutputFailed, UsageError
+from streamattn_cli.rows.dtypes import DTYPES, number_word
 from streamattn_cli.rows.npyout import NpyFormat
 from streamattn_cli.rows.outshape import OutShape
 from streamattn_cli.rows.placed import PlacedWriter
 from streamattn_cli.rows.recordout import RecordWriter, open_special
-from streamattn_cli.rows.tensor import STORAGE, storage_word
 
 
 class Writer(Protocol):
@@ -75,10 +75,7 @@ def open_writer(
 
 
 def _dtype(word: str) -> np.dtype:
-    storage = storage_word(word, "--out-dtype")
-    if storage == "bf16":
-        raise UsageError("--out-dtype bf16: .npy has no bfloat16; use f16, f32 or f64")
-    return np.dtype("<f2") if storage == "f2" else STORAGE[storage].holder
+    return np.dtype(DTYPES[number_word(word, "--out-dtype")].numpy)
 
 
 def _standard_output(given: BinaryIO | None) -> BinaryIO:

@@ -14,6 +14,7 @@ from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.arrays import single
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.open import Inputs, open_inputs
 from streamattn_cli.rows.paths import Place, find
@@ -24,7 +25,6 @@ from streamattn_cli.sketches.histories.monomials import feature_count
 
 BLOCK_BYTES = 4 << 20
 PIECE = 1 << 18  # items of a block that are looked at together
-EXPONENT = {"f2": 0x7C00, "bf16": 0x7F80, "f4": 0x7F800000, "f8": 0x7FF0000000000000}
 DEGREES = (2, 4, 6, 8)
 GOOD_ERROR = 0.05  # predicted error up to which poly is recommended
 GOOD_BYTES = 64 << 20  # and the most that its state may take
@@ -113,15 +113,14 @@ def _scan(tensor: RowTensor, watch: Watch) -> tuple[int, int]:
 
 
 def _not_finite(items: np.ndarray, dtype: str) -> int:
-    """How many have all bits of the exponent set: infinities and NaN."""
+    """How many have a bit pattern that no number has: infinities and NaN."""
     bits, signed = (items.view(f"{kind}{items.itemsize}") for kind in "ui")
-    exponent = EXPONENT[dtype]
+    limit = DTYPES[dtype].limit
     sign = 1 << (8 * items.itemsize - 1)
     # two maxima take half the time of a count: that of the numbers with a sign, and that of those without
-    if int(bits.max(initial=0)) < exponent | sign and int(signed.max(initial=0)) < exponent:
+    if int(bits.max(initial=0)) < limit | sign and int(signed.max(initial=0)) < limit:
         return 0
-    mask = bits.dtype.type(exponent)
-    return int(np.count_nonzero((bits & mask) == mask))
+    return int(np.count_nonzero((bits & bits.dtype.type(sign - 1)) >= limit))
 
 
 def _describe(name: str, heads: Heads, rows: int, lost: int) -> dict:

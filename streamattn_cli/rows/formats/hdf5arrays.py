@@ -16,12 +16,13 @@ import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.attributes import HEARD
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.hdf5holes import Intervals, holes, within
 from streamattn_cli.rows.formats.hdf5types import file_storage
 from streamattn_cli.rows.layout import Extent
 from streamattn_cli.rows.stored import Stored
-from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable
+from streamattn_cli.rows.tensor import check_buffer, peek_seekable
 
 _FILTERS = {307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp",
             32015: "zstd", 32026: "blosc2"}  # fmt: skip
@@ -177,7 +178,7 @@ class ChunkedTensor:
         if chunks:
             across = [ceil(s / c) for s, c in zip(self._shape, chunks, strict=True)]
             count = prod(across) // across[self._axis]
-            chunk_bytes = prod(chunks) * STORAGE[self.dtype].itemsize
+            chunk_bytes = prod(chunks) * DTYPES[self.dtype].itemsize
         access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
         # a chunk that was read to its end goes first (w0 = 1); the slot count is a prime well above the chunks held
         access.set_chunk_cache(_prime_above(10 * count), count * chunk_bytes, 1.0)

@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed
-from streamattn_cli.rows.tensor import STORAGE, storage_of
+from streamattn_cli.rows.dtypes import DTYPES, storage_of
 
 MAGIC = b"\x93NUMPY"
 _OTHER_NUMBERS = re.compile(r"\b(\d+)L\b|\bnp\.u?int\d*\((\d+)\)")  # as Python 2 wrote them, and as NumPy 2 shows them
@@ -23,14 +23,14 @@ class NpyHeader:
     """What an .npy header says."""
 
     shape: tuple[int, ...]
-    dtype: str  # key of tensor.STORAGE
+    dtype: str  # key of dtypes.DTYPES
     size: int  # bytes of the header itself
     note: str | None  # an inference about the dtype
 
     @property
     def payload(self) -> int:
         """Bytes of data that follow the header."""
-        return prod(self.shape) * STORAGE[self.dtype].itemsize
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def read_header(read: Callable[[int], bytes], name: str, wanted: str | None = None) -> NpyHeader:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from math import prod
 
 from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.rows.dtypes import DTYPES, EXPECTED
 from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.inflate import Member, file_key, members
@@ -20,7 +21,7 @@ from streamattn_cli.rows.formats.plainpickle import LONGEST, Bag, Name, Refused,
 from streamattn_cli.rows.formats.strided import StridedTensor, in_order
 from streamattn_cli.rows.layout import Extent
 from streamattn_cli.rows.stored import Stored
-from streamattn_cli.rows.tensor import STORAGE, RowTensor
+from streamattn_cli.rows.tensor import RowTensor
 
 MAGIC = b"PK\x03\x04"
 DEEPEST = 16  # containers within containers
@@ -28,7 +29,7 @@ VISITED = 500_000  # objects that are looked at for tensors, at most,
 NAMED = 1 << 24  # and characters of their names in all,
 NAME = 1000  # and of one
 AXES = 16
-STORAGES = {"HalfStorage": "f2", "BFloat16Storage": "bf16", "FloatStorage": "f4", "DoubleStorage": "f8"}
+STORAGES = {word: name for name, found in DTYPES.items() for word in found.torch}
 ALONE = "tensor"  # the name of a tensor that was saved without a container
 
 
@@ -169,13 +170,13 @@ def _stored(path: str, name: str, tensor: Tensor, found: dict[str, Member], pref
     label, storage = f"{path}:{name}", tensor.storage
     dtype = STORAGES.get(storage.kind)
     if dtype is None:
-        raise InputMalformed(f"{label}: {storage.kind} found, expected float16, bfloat16, float32 or float64")
+        raise InputMalformed(f"{label}: {storage.kind} found, expected {EXPECTED}")
     member = found.get(f"{prefix}data/{storage.key}")
     if member is None or member.deflated:
         raise InputMalformed(
             f"{label}: its data {prefix}data/{storage.key} are not there, or compressed; save it again"
         )
-    item = STORAGE[dtype].itemsize
+    item = DTYPES[dtype].itemsize
     last = tensor.offset + 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
     if prod(tensor.shape) and last * item > member.size:
         raise InputMalformed(
