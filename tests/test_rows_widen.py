@@ -11,6 +11,7 @@ import pytest
 from streamattn_cli.kernels.widen import any_bad, widen
 from streamattn_cli.sketches.coding.rowstore import kind
 
+ONE = np.zeros(0, np.float32)  # no factors
 NO_MASK = np.zeros((0, 0), np.uint8)
 PATTERNS = np.arange(65536, dtype=np.uint16)
 
@@ -19,7 +20,7 @@ def one_head(items, dtype, to, mask=NO_MASK):
     """Widen (rows, dim) items as one head."""
     rows, dim = items.shape
     dst = np.full((1, rows, dim), 7, to)
-    report = widen(items[None], kind(dtype), np.zeros(1, np.int64), np.zeros(1, np.int64), dim, 0, rows, dst, mask)
+    report = widen(items[None], kind(dtype), np.zeros(1, np.int64), np.zeros(1, np.int64), dim, 0, rows, ONE, dst, mask)
     return dst[0], tuple(int(n) for n in report)
 
 
@@ -57,7 +58,7 @@ def test_heads_rows_and_mask():
     src[0, 12, 10] = np.inf
     outer, column = np.array([2, 0, 1]), np.array([3, 7, 0])
     dst, mask = np.full((3, 12, 4), 7.0), np.full((3, 12), 9, np.uint8)
-    report = widen(src, kind("f4"), outer, column, 4, 5, 10, dst, mask)
+    report = widen(src, kind("f4"), outer, column, 4, 5, 10, ONE, dst, mask)
     expected = np.stack([src[o, 5:15, c : c + 4] for o, c in zip(outer, column, strict=True)])
     np.testing.assert_array_equal(dst[:, :10], expected)
     assert (dst[:, 10:] == 7).all() and (mask[:, 10:] == 9).all()

@@ -13,6 +13,7 @@ from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.npyheader import MAGIC
 from streamattn_cli.rows.paths import Place
+from streamattn_cli.rows.scales import with_scale
 from streamattn_cli.rows.stored import Stored
 from streamattn_cli.rows.stream import NpyRecords, RawRows, StreamTensor
 
@@ -75,12 +76,11 @@ def raw_file(path: str, dtype: str, width: int) -> Stored:
 
 def single(place: Place, word: str, part: str | None, wanted: str | None) -> Stored:
     """The one array that FILE or FILE:DATASET names. `part` chooses q, k or v in a file that names them."""
-    held = place.format
-    if place.inside is not None:
-        return held.arrays(place.path, {"one": place.inside}, wanted)["one"]
-    names = held.names(place.path)
-    if len(names) == 1:
-        return held.arrays(place.path, {"one": names[0]}, wanted)["one"]
+    held, name = place.format, place.inside
+    if name is None and len(names := held.names(place.path)) == 1:
+        name = names[0]
+    if name is not None:
+        return with_scale(held.arrays(place.path, {"one": name}, wanted)["one"], held, place.path, name, part)
     if part is not None:
         return parts_of(place, (part,), None, wanted)[part]
     raise UsageError(f"{word}: holds several arrays ({', '.join(names[:40])}); name one: {word}:NAME")
@@ -88,4 +88,7 @@ def single(place: Place, word: str, part: str | None, wanted: str | None) -> Sto
 
 def parts_of(place: Place, parts: tuple[str, ...], group: str | None, wanted: str | None) -> dict[str, Stored]:
     """The arrays q, k, v (those asked for) of a file that names its arrays. InputMissing lists what is there."""
-    return place.format.arrays(place.path, place.format.parts(place.path, parts, group), wanted)
+    held, path = place.format, place.path
+    names = held.parts(path, parts, group)
+    found = held.arrays(path, names, wanted)
+    return {part: with_scale(stored, held, path, names[part], part) for part, stored in found.items()}

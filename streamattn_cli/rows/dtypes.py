@@ -76,6 +76,16 @@ DTYPES = {found.name: found for found in (
         name="f8", title="float64", words=("f64", "f8", "float64", "double"), exponent=11, mantissa=52, holder="<f8",
         numpy="<f8", safetensors="F64", torch=("DoubleStorage", "float64"), kernel="FLOAT",
     ),
+    # OCP 8-bit floating point: E4M3 has no infinity, and only one NaN
+    Dtype(
+        name="f8e4m3", title="fp8 E4M3", words=("f8e4m3", "f8e4m3fn", "e4m3", "float8_e4m3fn"), exponent=4, mantissa=3,
+        finite=0x7F, holder="|u1", patterns=_BYTES, assumed=("|V1", "<V1"), safetensors="F8_E4M3",
+        torch=("Float8_e4m3fnStorage", "float8_e4m3fn"), kernel="E4M3", kept="f2",
+    ),
+    Dtype(
+        name="f8e5m2", title="fp8 E5M2", words=("f8e5m2", "e5m2", "float8_e5m2"), exponent=5, mantissa=2, holder="|u1",
+        patterns=_BYTES, safetensors="F8_E5M2", torch=("Float8_e5m2Storage", "float8_e5m2"), kernel="E5M2", kept="f2",
+    ),
 )}  # fmt: skip
 WORDS = tuple(found.words[0] for found in DTYPES.values())
 PATTERNS = tuple(found.words[0] for found in DTYPES.values() if found.patterns)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from streamattn_cli.errors import InputMalformed, UsageError
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.layout import Extent
 from streamattn_cli.rows.spec import RECORDS
 from streamattn_cli.rows.tensor import RowTensor
@@ -21,6 +22,7 @@ class Heads:
     dim: int
     layout: str = "THD"  # how an output that mirrors these heads is laid out
     batch: int = 1  # len(outer) = batch * heads per batch
+    factors: tuple[float, ...] | None = None  # by which the rows of each head are multiplied, as float32
 
     def __len__(self) -> int:
         return len(self.outer)
@@ -30,12 +32,18 @@ class Heads:
         """Rows of the tensor, None while unknown."""
         return self.tensor.rows
 
+    @property
+    def kept(self) -> str:
+        """The storage dtype that holds its numbers exactly."""
+        return "f4" if self.factors else DTYPES[self.tensor.dtype].kept or self.tensor.dtype
+
     def take(self, chosen: Sequence[int]) -> Heads:
         """Only these heads, in this order; batches become plain heads."""
         return replace(
             self,
             outer=tuple(self.outer[h] for h in chosen),
             column=tuple(self.column[h] for h in chosen),
+            factors=self.factors and tuple(self.factors[h] for h in chosen),
             layout={"BTHD": "THD", "BHTD": "HTD"}.get(self.layout, self.layout),
             batch=1,
         )

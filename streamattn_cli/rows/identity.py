@@ -11,6 +11,7 @@ import numpy as np
 from streamattn_cli.errors import SourceChanged, UsageError
 from streamattn_cli.rows.concat import ConcatTensor, files_of
 from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.heads import Heads
 from streamattn_cli.rows.ranges import RangeTensor
 from streamattn_cli.rows.tensor import RowTensor, row_bytes
 
@@ -40,6 +41,14 @@ def identity(tensor: RowTensor, whole: bool = False) -> dict[str, str]:
         found |= {"size": str(status.st_size), "modified_ns": str(status.st_mtime_ns)}
     if whole:
         found["all"] = _digest(tensor, 0, tensor.rows)
+    return found
+
+
+def identity_of(heads: Heads, whole: bool = False, tensor: RowTensor | None = None) -> dict[str, str]:
+    """The same of heads, or of one tensor of theirs, with a digest of the scale of their rows."""
+    found = identity(tensor or heads.tensor, whole)
+    if heads.factors:
+        found["scale"] = hashlib.sha256(np.array(heads.factors, "<f4").tobytes()).hexdigest()[:32]
     return found
 
 

@@ -164,6 +164,10 @@ def _joined(parts: list[Heads], made: dict[tuple[int, ...], ConcatTensor]) -> He
     """The heads of all files as one; k and v that share every file's tensor keep sharing one."""
     first = parts[0]
     for other in parts[1:]:
+        if other.factors != first.factors:
+            raise InputMalformed(
+                f"{other.tensor.name}: has another scale than {first.tensor.name}; files of one stream must be alike"
+            )
         if (other.outer, other.column, other.dim) != (first.outer, first.column, first.dim):
             raise InputMalformed(
                 f"{other.tensor.name}: {len(other)} heads of {other.dim} found, expected them as in {first.tensor.name} "

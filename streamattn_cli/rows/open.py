@@ -23,6 +23,7 @@ from streamattn_cli.rows.heads import (
 )
 from streamattn_cli.rows.layout import LAYOUTS, Extent, extent, infer, infer_query, layout_word, show
 from streamattn_cli.rows.paths import find
+from streamattn_cli.rows.scales import scaled
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.stored import Stored
 from streamattn_cli.rows.tensor import RowTensor
@@ -86,7 +87,7 @@ class _Opening:
         self._dtype = storage_word(spec.dtype, "--dtype") if spec.dtype else None
         if self._dtype and not DTYPES[self._dtype].patterns:
             raise UsageError(
-                f"--dtype {spec.dtype}: it tells what 16-bit integers are; use {one_of(PATTERNS)}, or omit it"
+                f"--dtype {spec.dtype}: it tells what 8- or 16-bit integers are; use {one_of(PATTERNS)}, or omit it"
             )
         self._plain: dict[str, Stored] = {}  # part -> array that holds it alone
         self._packed: dict[str, Stored] = {}  # record -> array or stream that holds its parts side by side
@@ -101,7 +102,7 @@ class _Opening:
         layouts = self._layouts(found.get("k"))
         for part, stored in self._plain.items():
             shape = self._extent(stored, layouts[part], part)
-            found[part] = whole(self._open(stored, shape, part), shape)
+            found[part] = scaled(whole(self._open(stored, shape, part), shape), stored, part, self.notes)
         return {part: found[part] for part in self._parts}
 
     @property
@@ -224,7 +225,7 @@ class _Opening:
         )
         listed = " | ".join(f"{len(heads[part])} {part} of {heads[part].dim}" for part in record)
         self.notes.append(f"{stored.name}: {show(stored.shape)} rows are {listed}")
-        return heads
+        return {part: scaled(heads[part], stored, part, self.notes) for part in record}
 
     def _check_record(self, stored: Stored, record: str) -> None:
         """Refuse one array of a file for several parts where nothing says that its rows are packed: it may be one of them."""

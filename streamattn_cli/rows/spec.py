@@ -48,7 +48,9 @@ class InputSpec:
     layout: str | None = source(None, "Axes of a tensor.", choices=LAYOUTS, open=True, shown="of the file, or inferred")
     record: str | None = source(None, "What packed rows hold.", choices=RECORDS)
     raw: str | None = source(None, f"Rows without headers, of {one_of(WORDS)}.", choices=WORDS, open=True)
-    dtype: str | None = source(None, f"What 16-bit integers are: {one_of(PATTERNS)}.", choices=PATTERNS, open=True)
+    dtype: str | None = source(
+        None, f"What 8- or 16-bit integers are: {one_of(PATTERNS)}.", choices=PATTERNS, open=True
+    )
     heads: int | None = source(None, "Query heads in fused rows.", "--heads")
     kv_heads: int | None = source(None, "Key heads in fused rows.", "--kv-heads", shown="as --heads")
     dim: int | None = source(None, "Length of a query or key in fused rows.")

@@ -10,6 +10,15 @@ from streamattn_cli.rows.tensor import RowTensor
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What the rows of an array are multiplied by: its numbers in C order, as float32 has them."""
+
+    name: str  # for messages
+    shape: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Stored:
     """Name, shape and storage dtype of an array, and how to open it once its layout is known."""
 
@@ -19,3 +28,4 @@ class Stored:
     open: Callable[[Extent], RowTensor]
     attrs: dict = field(default_factory=dict)  # scale, causal, layout ... where the file says so
     notes: tuple[str, ...] = ()
+    scale: Scale | None = None

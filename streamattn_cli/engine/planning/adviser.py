@@ -32,6 +32,8 @@ def _some_rows(heads: Heads, count: int) -> tuple[np.ndarray, np.ndarray]:
     block, rows = spread_rows(tensor, count)
     parts = [block[o, :, c : c + heads.dim] for o, c in zip(heads.outer, heads.column, strict=True)]
     found = np.stack([numbers(part, tensor.dtype) for part in parts])
+    if heads.factors:
+        found *= np.array(heads.factors)[:, None, None]
     return np.where(np.isfinite(found), found, 0.0), rows
 
 

@@ -51,7 +51,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
             "(use --full, or --rows and --q-rows to choose equal ranges)"
         )
     precision = "f8" if "f8" in (h.tensor.dtype for h in (q, k, v)) else "f4"
-    head = HeadParams(k.dim, v.dim, scale, precision, storage=_storage(k.tensor.dtype, v.tensor.dtype, precision))
+    head = HeadParams(k.dim, v.dim, scale, precision, storage=k.kept if k.kept == v.kept else precision)
     if method == "auto":
         from streamattn_cli.engine.planning.choose import decided  # which builds on this module
 
@@ -85,11 +85,6 @@ def _all_fit(request: AttendRequest, rows: int) -> bool:
     """Whether the budget holds every row, and no part of it was chosen by hand."""
     by_hand = (request.window, request.atoms, request.buffer)
     return by_hand == (None, None, None) and rows <= (request.resident_rows or DEFAULT_ROWS)
-
-
-def _storage(k: str, v: str, precision: str) -> str:
-    """Storage dtype of rows that are kept exactly: that of the input where k and v agree."""
-    return k if k == v else precision
 
 
 def _causal(request: AttendRequest, inputs: Inputs, notes: list[str]) -> bool:

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.errors import CheckpointIncompatible, SourceChanged
 from streamattn_cli.rows.concat import files_of
-from streamattn_cli.rows.identity import differences, identity
+from streamattn_cli.rows.identity import differences, identity_of
 
 
 def key_sources(problem: Problem) -> list[dict]:
     """Identities {"k": ..., "v": ...} of what the keys and values are read from, one entry for each file in order."""
     whole = problem.request.fingerprint
-    parts = [[identity(tensor, whole) for tensor in files_of(getattr(problem, part).tensor)] for part in "kv"]
+    keys, values = problem.k, problem.v
+    parts = [[identity_of(heads, whole, tensor) for tensor in files_of(heads.tensor)] for heads in (keys, values)]
     if len(parts[0]) == len(parts[1]):
         return [{"k": k, "v": v} for k, v in zip(*parts, strict=True)]
-    return [{"k": identity(problem.k.tensor, whole), "v": identity(problem.v.tensor, whole)}]
+    return [{"k": identity_of(keys, whole), "v": identity_of(values, whole)}]
 
 
 def check_same(name: str, before: Sequence[Mapping], now: Sequence[Mapping], advice: str) -> None:

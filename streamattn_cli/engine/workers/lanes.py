@@ -66,7 +66,7 @@ class Part:
         value that is not raises NonFinite.
         """
         h = self.heads
-        bad, head, at = kernel.widen(source, self._kind, *self._places, h.dim, a, b - a, out, mask)
+        bad, head, at = kernel.widen(source, self._kind, *self._places, h.dim, a, b - a, self._factor, out, mask)
         if bad and not self.drop:
             raise NonFinite(
                 f"{h.tensor.name}: a value that is not finite in {self.name}, row {row + at}, head {self.first + head}; "
@@ -86,6 +86,10 @@ class Part:
     @cached_property
     def _kind(self) -> int:
         return kind(self.heads.tensor.dtype)
+
+    @cached_property
+    def _factor(self) -> np.ndarray:
+        return np.array((self.heads.factors or ())[self.first : self.first + self.count], np.float32)
 
     @cached_property
     def _places(self) -> np.ndarray:

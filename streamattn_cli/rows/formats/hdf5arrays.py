@@ -77,12 +77,12 @@ def datasets_of(file: h5py.File) -> list[str]:
 
 def _stored(path: str, dataset: h5py.Dataset, wanted: str | None) -> Stored:
     name = f"{path}:{dataset.name}"
-    if not dataset.shape:
-        raise InputMalformed(f"{name}: a dataset without axes, expected rows; choose another dataset")
     dtype, native, note = file_storage(dataset.id.get_type(), name, wanted)
     _check_filters(dataset, name)
     offset = dataset.id.get_offset() if native and dataset.id.get_create_plist().get_external_count() == 0 else None
     inside, shape = dataset.name, dataset.shape
+    if shape is None or (shape == () and offset is None):
+        raise InputMalformed(f"{name}: a dataset without axes, expected rows; choose another dataset")
     path = os.fsdecode(dataset.file.filename)  # another file where the name is an external link
 
     def open_(extent: Extent) -> FileTensor | ChunkedTensor:
@@ -133,6 +133,8 @@ def _attributes(dataset: h5py.Dataset, name: str) -> dict:
                 value = value.decode("utf-8", "replace")
             if isinstance(value, (str, int, float, bool)):
                 merged[key] = value
+            elif key.endswith("_scale") and isinstance(value, np.ndarray):
+                merged[key] = value.tolist()
             elif key in HEARD:
                 raise InputMalformed(
                     f"{name}: attribute {key} is {value!r}, expected one value; correct it, or remove it and give --{key}"

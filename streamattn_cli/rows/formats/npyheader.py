@@ -15,6 +15,7 @@ from streamattn_cli.rows.dtypes import DTYPES, storage_of
 
 MAGIC = b"\x93NUMPY"
 _OTHER_NUMBERS = re.compile(r"\b(\d+)L\b|\bnp\.u?int\d*\((\d+)\)")  # as Python 2 wrote them, and as NumPy 2 shows them
+_EXTENDED = {"bfloat16": "<V2", "<f1": "|V1"}  # what ml_dtypes writes that NumPy alone does not read; f1 is fp8 E5M2
 _LONGEST = 10_000  # bytes of header text; NumPy's own limit
 
 
@@ -73,7 +74,9 @@ def _parse(text: str, name: str, wanted: str | None) -> tuple[tuple[int, ...], s
     try:
         found = ast.literal_eval(_OTHER_NUMBERS.sub(lambda m: m[1] or m[2], text.strip()))
         descr, fortran, shape = found["descr"], found["fortran_order"], found["shape"]
-        dtype = np.lib.format.descr_to_dtype("<V2" if descr == "bfloat16" else descr)
+        if descr == "<f1":
+            wanted = wanted or "f8e5m2"
+        dtype = np.lib.format.descr_to_dtype(_EXTENDED.get(descr, descr) if isinstance(descr, str) else descr)
     except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise InputMalformed(f"{name}: unreadable .npy header {text[:80]!r}: {error}") from error
     if not isinstance(shape, tuple) or not all(type(items) is int and items >= 0 for items in shape):

@@ -7,7 +7,7 @@ storage. Instances of classes, such as a KV cache, are searched for tensors as d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
@@ -61,6 +61,14 @@ def _tensor(storage: object, offset: object, shape: object, strides: object, *_o
     return Tensor(storage, offset, shape, strides)
 
 
+def _tensor_of_bytes(storage: object, offset: object, shape: object, strides: object, *others: object) -> Tensor:
+    """What torch._utils._rebuild_tensor_v3 is given, of dtypes without a class of storages; the third of others names it."""
+    if len(others) < 3 or not isinstance(others[2], Name):
+        raise Refused("a tensor without a dtype")
+    found = _tensor(storage, offset, shape, strides)
+    return replace(found, storage=replace(found.storage, kind=others[2].name))
+
+
 def _nothing(*_arguments: object) -> None:
     """In place of what says where a tensor was, or how an object was made."""
 
@@ -72,6 +80,7 @@ def _sizes(sizes: object = ()) -> tuple:
 CALLED = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_bytes,
     ("torch._utils", "_rebuild_parameter"): lambda data, *others: data,
     ("collections", "OrderedDict"): lambda: {},
     ("torch", "Size"): _sizes,
