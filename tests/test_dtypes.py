@@ -20,9 +20,9 @@ from streamattn_cli.rows.dtypes import DTYPES, PATTERNS, WORDS, WRITTEN, number_
 from streamattn_cli.rows.formats.hdf5types import file_storage
 from streamattn_cli.rows.formats.pytorch import STORAGES
 from streamattn_cli.rows.formats.safetensors import FORMAT as SAFETENSORS
-from streamattn_cli.rows.hdf5dump import file_type
-from streamattn_cli.rows.memory import MemoryTensor
 from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensors.memory import MemoryTensor
+from streamattn_cli.rows.writers.hdf5dump import file_type
 from streamattn_cli.sketches.coding.rowstore import kind
 
 PLAIN = {"f2": "e", "f4": "f", "f8": "d"}  # of struct

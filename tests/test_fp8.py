@@ -10,7 +10,7 @@ import torchfiles
 from clirun import refused, run
 
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.hdf5dump import file_type
+from streamattn_cli.rows.writers.hdf5dump import file_type
 
 KINDS = ("f8e4m3", "f8e5m2")
 H, T, D = 2, 90, 8

@@ -13,7 +13,7 @@ import pytest
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
 COUNT = int(os.environ.get("STREAMATTN_MUTATIONS", "1500"))

@@ -62,7 +62,7 @@ def generate(
     from streamattn_cli.engine.request.scale import scale_value
     from streamattn_cli.errors import UsageError
     from streamattn_cli.rows.dtypes import storage_word
-    from streamattn_cli.rows.synthetic import SyntheticSpec
+    from streamattn_cli.rows.synthetic.generated import SyntheticSpec
     from streamattn_cli.units import parse_count
 
     made = Made(**settings(Made, words))

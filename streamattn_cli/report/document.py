@@ -8,7 +8,7 @@ import sys
 from math import inf
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows.temporary import Temporary, failing_as_output
+from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
 
 KINDS = {
     "outcome": ("command", "facts", "rows", "seconds", "memory", "counts", "bytes_read", "wait_seconds"),

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from streamattn_cli.errors import UsageError
 from streamattn_cli.options import INPUT, check_choices, one_of, option
 from streamattn_cli.rows.dtypes import PATTERNS, WORDS
-from streamattn_cli.rows.layout import LAYOUTS
+from streamattn_cli.rows.tensors.layout import LAYOUTS
 
 RECORDS = ("qkv", "kv", "q", "k", "v")
 
@@ -38,7 +38,7 @@ class InputSpec:
     """Words of the command line. FILE may be FILE:DATASET, and `-` is standard input."""
 
     input: str | None = None  # holds all of q, k, v (or packed rows, see record)
-    more: tuple[str, ...] = ()  # further files whose rows follow those of `input` (see many.py)
+    more: tuple[str, ...] = ()  # further files whose rows follow those of `input` (see several_files.py)
     own_queries: bool = False  # of keys and values: the queries of `input` are read, too
     # a file of its own for one of them wins over `input`
     q: str | None = source(None, "Queries: FILE, FILE:DATASET or -.", "--q")

@@ -1,4 +1,4 @@
-"""What every source of rows promises (rows/tensor.py, RowTensor)."""
+"""What every source of rows promises (rows/tensors/tensor.py, RowTensor)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.tensor import RowTensor
+from streamattn_cli.rows.tensors.tensor import RowTensor
 from streamattn_cli.testing.require import require, require_raises, require_same_bytes
 
 BLOCKS = (1, 2, 7, 64, 1000)

@@ -13,14 +13,14 @@ from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows.arrays import single
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.open import Inputs, open_inputs
-from streamattn_cli.rows.paths import Place, find
-from streamattn_cli.rows.readahead import Block, ReadAhead, distinct
+from streamattn_cli.rows.inputs.arrays import single
+from streamattn_cli.rows.inputs.open import Inputs, open_inputs
+from streamattn_cli.rows.inputs.paths import Place, find
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.rows.tensor import RowTensor, row_bytes
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.readahead import Block, ReadAhead, distinct
+from streamattn_cli.rows.tensors.tensor import RowTensor, row_bytes
 from streamattn_cli.sketches.histories.monomials import feature_count
 
 BLOCK_BYTES = 4 << 20

@@ -15,9 +15,9 @@ from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.kernels import jit
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.memory import MemoryTensor
-from streamattn_cli.rows.open import Inputs
+from streamattn_cli.rows.inputs.open import Inputs
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.sketches import registry
 
 HELD = {found.holder: name for name, found in reversed(DTYPES.items())}  # those held alike have the same kernels

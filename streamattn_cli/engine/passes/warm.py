@@ -19,9 +19,9 @@ from streamattn_cli.engine.watch.meter import trim
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.kernels import atoms, blas, compress, jit, nystrom
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.memory import MemoryTensor
-from streamattn_cli.rows.topk import BestRows
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.memory import MemoryTensor
+from streamattn_cli.rows.writers.topk import BestRows
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
 from streamattn_cli.sketches.histories.nystrom import NystromParams, insert_size

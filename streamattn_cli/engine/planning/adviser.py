@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from streamattn_cli.rows.convert import numbers
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.open import Inputs
-from streamattn_cli.rows.sample import spread_rows
+from streamattn_cli.rows.inputs.open import Inputs
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.sample import spread_rows
 
 QUERIES, KEYS = 128, 1024  # rows sampled for the logits
 

@@ -11,10 +11,10 @@ from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Decision
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
-from streamattn_cli.rows.fit import range_notes
-from streamattn_cli.rows.heads import Heads, group_size
-from streamattn_cli.rows.open import Inputs
-from streamattn_cli.rows.ranges import RangeTensor
+from streamattn_cli.rows.inputs.checks import range_notes
+from streamattn_cli.rows.inputs.open import Inputs
+from streamattn_cli.rows.tensors.heads import Heads, group_size
+from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.head import HeadParams

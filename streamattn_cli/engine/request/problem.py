@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
 

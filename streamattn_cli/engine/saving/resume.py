@@ -17,12 +17,12 @@ from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.saver import Every, Saver, check_facts, check_sources, describe, parse_every
 from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
-from streamattn_cli.rows.continued import ContinuedTensor
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.identity import identity_of
-from streamattn_cli.rows.ranges import RangeTensor
-from streamattn_cli.rows.temporary import recover
-from streamattn_cli.rows.writers import Writer
+from streamattn_cli.rows.inputs.fingerprint import identity_of
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.ranges import RangeTensor
+from streamattn_cli.rows.tensors.resumed import ContinuedTensor
+from streamattn_cli.rows.writers.temporary import recover
+from streamattn_cli.rows.writers.writer import Writer
 
 DONE = "done"
 

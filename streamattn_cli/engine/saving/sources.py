@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.errors import CheckpointIncompatible, SourceChanged
-from streamattn_cli.rows.concat import files_of
-from streamattn_cli.rows.identity import differences, identity_of
+from streamattn_cli.rows.inputs.fingerprint import differences, identity_of
+from streamattn_cli.rows.tensors.concat import files_of
 
 
 def key_sources(problem: Problem) -> list[dict]:

@@ -10,7 +10,7 @@ import numpy as np
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.errors import NonFinite
 from streamattn_cli.kernels import widen as kernel
-from streamattn_cli.rows.heads import Heads
+from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.sketches.coding.rowstore import kind
 from streamattn_cli.sketches.head import pieces
 

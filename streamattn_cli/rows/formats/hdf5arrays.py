@@ -17,12 +17,12 @@ import numpy as np
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.attributes import HEARD
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.hdf5holes import Intervals, holes, within
 from streamattn_cli.rows.formats.hdf5types import file_storage
-from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.stored import Stored
-from streamattn_cli.rows.tensor import check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.file import FileTensor
+from streamattn_cli.rows.tensors.layout import Extent
+from streamattn_cli.rows.tensors.stored import Stored
+from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
 
 _FILTERS = {307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp",
             32015: "zstd", 32026: "blosc2"}  # fmt: skip

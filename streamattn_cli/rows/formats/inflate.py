@@ -13,8 +13,8 @@ import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.tensor import check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.layout import Extent
+from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
 
 CHUNK = 1 << 14
 WINDOW = 3 << 14  # bytes that one decompressor holds, at most

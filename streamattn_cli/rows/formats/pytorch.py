@@ -13,15 +13,15 @@ from math import prod
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.dtypes import DTYPES, EXPECTED
-from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.inflate import Member, file_key, members
 from streamattn_cli.rows.formats.names import SHOWN, find_parts
 from streamattn_cli.rows.formats.plainpickle import LONGEST, Bag, Name, Refused, load
 from streamattn_cli.rows.formats.strided import StridedTensor, in_order
-from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.stored import Stored
-from streamattn_cli.rows.tensor import RowTensor
+from streamattn_cli.rows.tensors.file import FileTensor
+from streamattn_cli.rows.tensors.layout import Extent
+from streamattn_cli.rows.tensors.stored import Stored
+from streamattn_cli.rows.tensors.tensor import RowTensor
 
 MAGIC = b"PK\x03\x04"
 DEEPEST = 16  # containers within containers

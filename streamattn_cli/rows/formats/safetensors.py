@@ -11,11 +11,11 @@ import numpy as np
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.options import one_of
 from streamattn_cli.rows.dtypes import DTYPES, storage_of
-from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.names import SHOWN, find_parts
-from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.stored import Stored
+from streamattn_cli.rows.tensors.file import FileTensor
+from streamattn_cli.rows.tensors.layout import Extent
+from streamattn_cli.rows.tensors.stored import Stored
 
 _DTYPES = {found.safetensors: name for name, found in DTYPES.items()}
 _INTEGERS = {"U16": "<u2", "I16": "<i2", "U8": "|u1", "I8": "|i1"}  # of which --dtype may say what they are

@@ -10,8 +10,8 @@ import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.tensor import check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.layout import Extent
+from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
 
 PIECE = 1 << 20  # bytes that are read at a time, unless one row spans more
 LARGEST = 1 << 24  # bytes that one row may span
