@@ -22,7 +22,7 @@ from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.passes.passes import Run
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
 

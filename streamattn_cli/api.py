@@ -39,12 +39,12 @@ from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import STEP
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.options import options_of
-from streamattn_cli.rows.continued import ContinuedTensor
-from streamattn_cli.rows.fit import check_heads, check_rows
-from streamattn_cli.rows.heads import Heads, whole
-from streamattn_cli.rows.memory import MemoryTensor
-from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.rows.inputs.checks import check_heads, check_rows
+from streamattn_cli.rows.inputs.open import Inputs, open_inputs
 from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensors.heads import Heads, whole
+from streamattn_cli.rows.tensors.memory import MemoryTensor
+from streamattn_cli.rows.tensors.resumed import ContinuedTensor
 
 SETTINGS = (
     "method", "scale", "resident_rows", "effort", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta",
@@ -314,7 +314,7 @@ class _Into:
         self.out = out
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See rows/writers.Writer."""
+        """See rows/writers/writer.py, Writer."""
         self.out[start : start + len(block)] = block
 
     def patch(self, row: int, block: np.ndarray) -> None:

@@ -92,6 +92,7 @@ RUNS = {
         f"sketch by {method}": ("sketch", *SHORT, "--method", method, *SMALL, "-o", f"{method}.sattn")
         for method in ("evict", "sample", "balance", "wildcat", "nystrom")
     },
+    "sketch of fp8 rows": ("sketch", "bytes.h5", "--dtype", "f8e4m3", *SMALL, "-o", "bytes.sattn"),
     "merge": ("merge", "a.sattn", "b.sattn", "-o", "all.sattn"),
     "query": ("query", "all.sattn", f"{HEADS}:/q", "-o", "answers.npy"),
     "query, audited": (
@@ -113,6 +114,7 @@ RUNS = {
     "info of a run over packed rows": ("info", "packed.sattn"),
     "info of a run with Phi": ("info", "phi.sattn"),
     **{f"info of {name}": ("info", f"{name}.sattn") for name in ("evict", "sample", "balance", "wildcat", "nystrom")},
+    "info of fp8 rows": ("info", "bytes.sattn"),
     "info of an unfinished run": ("info", "unfinished.sattn"),
     "compare": ("compare", *SHORT, "--causal", "--methods", METHODS, "--audit", "32", *SMALL),
     "compare by bytes": ("compare", TINY, "--full", "--methods", "evict,sample,balance,wildcat", "--resident", "4KiB"),
@@ -143,6 +145,7 @@ def all_documents(folder):
     """(name, document) of everything that commands write as JSON, made in `folder`."""
     save_heads(folder, rows=700)
     _save_holes(folder / "holes.h5")
+    _save_bytes(folder / "bytes.h5")
     _stop_early(folder)
     with chdir(folder):
         for name, words in RUNS.items():
@@ -175,6 +178,13 @@ def _save_holes(path):
             file[name] = array
         file["ids"] = np.arange(5)
         file.attrs.update(causal=True, model="made up", lengths=[100, 200])
+
+
+def _save_bytes(path):
+    """k and v in fp8, and a scale of k."""
+    rows = np.random.default_rng(0).integers(0, 64, (2, 300, 8)).astype("u1")
+    with h5py.File(path, "w") as file:
+        file["k"], file["v"], file["k_scale"] = *rows, 0.5
 
 
 class _Stops(Interrupts):

@@ -5,11 +5,11 @@ import json
 import h5py
 import numpy as np
 
-from streamattn_cli.rows.tensor import STORAGE
+from streamattn_cli.rows import dtypes
 
 DTYPES = ("f2", "bf16", "f4", "f8")
 LAYOUTS = ("TD", "TC", "THD", "HTD", "BTHD", "BHTD")
-_SAFE = {"f2": "F16", "bf16": "BF16", "f4": "F32", "f8": "F64"}
+_SAFE = {name: found.safetensors for name, found in dtypes.DTYPES.items()}
 
 
 def bits(rng, shape, dtype):
@@ -19,7 +19,7 @@ def bits(rng, shape, dtype):
         return values.astype("<f2").view("<u2")
     if dtype == "bf16":
         return (values.astype("<f4").view("<u4") >> 16).astype("<u2")
-    return values.astype(STORAGE[dtype].holder)
+    return values.astype(dtypes.DTYPES[dtype].holder)
 
 
 def lay_out(heads, layout, batch):
@@ -94,7 +94,7 @@ def tensor_items(tensor, piece):
     blocks, at = [], 0
     while True:
         room = piece if tensor.rows is None else min(piece, tensor.rows - at)
-        block = np.full((tensor.outer, room, tensor.width), 7, STORAGE[tensor.dtype].holder)
+        block = np.full((tensor.outer, room, tensor.width), 7, dtypes.DTYPES[tensor.dtype].holder)
         got = tensor.read_into(block, at) if room else 0
         blocks.append(block[:, :got])
         at += got

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import rowfiles as rf
 
-from streamattn_cli.rows.memory import MemoryTensor
-from streamattn_cli.rows.open import InputSpec, open_inputs
-from streamattn_cli.rows.rawout import open_raw
-from streamattn_cli.rows.writers import open_writer
+from streamattn_cli.rows.inputs.open import InputSpec, open_inputs
+from streamattn_cli.rows.tensors.memory import MemoryTensor
+from streamattn_cli.rows.writers.rawout import open_raw
+from streamattn_cli.rows.writers.writer import open_writer
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.histories.nystrom import NystromParams
 from streamattn_cli.sketches.histories.poly import PolyParams

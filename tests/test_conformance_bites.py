@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from streamattn_cli.rows.memory import MemoryTensor
+from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import HeadAttention, HeadParams
 from streamattn_cli.testing import dual, sink, sketch, source

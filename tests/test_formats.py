@@ -16,9 +16,9 @@ from clirun import refused, run
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.formats import inflate, npz, pytorch, registry
 from streamattn_cli.rows.formats.names import find_parts
-from streamattn_cli.rows.layout import extent
-from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensors.layout import extent
 from streamattn_cli.testing.source import SOURCE_LAWS, SourceCase
 
 COUNT = int(os.environ.get("STREAMATTN_MUTATIONS", "1500")) // 3

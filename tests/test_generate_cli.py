@@ -14,7 +14,7 @@ import pytest
 
 from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.errors import UsageError
-from streamattn_cli.rows.synthetic import SyntheticSpec, SyntheticTensor
+from streamattn_cli.rows.synthetic.generated import SyntheticSpec, SyntheticTensor
 
 COMMAND = [sys.executable, "-m", "streamattn_cli", "generate"]
 HOLDERS = {"f2": np.uint16, "bf16": np.uint16, "f4": np.float32, "f8": np.float64}

@@ -11,7 +11,7 @@ from streamattn_cli.engine.jobs.inspect import _not_finite, inspect
 from streamattn_cli.engine.planning.adviser import predicted_poly_error
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.rows.synthetic import SyntheticSpec, SyntheticTensor
+from streamattn_cli.rows.synthetic.generated import SyntheticSpec, SyntheticTensor
 
 SAMPLE = "sample_data/heads.h5"
 

@@ -100,7 +100,7 @@ def test_hdf5_files_are_read_where_nothing_can_be_locked(tmp_path, monkeypatch):
         "        if locking is not False: raise OSError(errno.ENOLCK, 'unable to lock file')\n"
         "        super().__init__(*args, locking=locking, **words)\n"
         "h5py.File = File\n"
-        "from streamattn_cli.rows.open import open_inputs\n"
+        "from streamattn_cli.rows.inputs.open import open_inputs\n"
         "from streamattn_cli.rows.spec import InputSpec\n"
         "with open_inputs(InputSpec(input='d0.h5', layout='THD')) as inputs: print(inputs.k.rows)\n"
     )

@@ -13,7 +13,7 @@ from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import facts_of
 from streamattn_cli.errors import UsageError
 from streamattn_cli.options import options_of
-from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
 POLY = {"method": "poly", "degree": 2}

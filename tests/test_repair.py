@@ -15,8 +15,8 @@ from streamattn_cli.engine.watch.events import Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import Answers
 from streamattn_cli.errors import Interrupted
-from streamattn_cli.rows.npyout import NpyFormat
 from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.writers.npyout import NpyFormat
 
 HEADS = (SAMPLE / "heads.h5", "--rows", "0:2500")
 WORDS = ("attend", *HEADS, "--resident-rows", "128")

@@ -10,7 +10,7 @@ import rowfiles as rf
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.formats import hdf5arrays as hdf5
-from streamattn_cli.rows.open import InputSpec, open_inputs
+from streamattn_cli.rows.inputs.open import InputSpec, open_inputs
 
 
 def refused(error, match, need_q=True, **words):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import rowfiles as rf
 
-from streamattn_cli.rows.memory import MemoryTensor
-from streamattn_cli.rows.open import InputSpec, open_inputs
-from streamattn_cli.rows.readahead import ReadAhead
+from streamattn_cli.rows.inputs.open import InputSpec, open_inputs
+from streamattn_cli.rows.tensors.memory import MemoryTensor
+from streamattn_cli.rows.tensors.readahead import ReadAhead
 
 ROWS = 23
 CHUNKS = {"TD": (5, 3), "TC": (4, 6), "THD": (7, 1, 3), "HTD": (2, 6, 4), "BTHD": (1, 9, 2, 4), "BHTD": (2, 1, 5, 4)}
@@ -229,8 +229,8 @@ def test_npy_needs_no_heavy_modules(tmp_path):
     word = rf.write_npy(tmp_path / "k.npy", np.ones((4, 2)), "f8")
     program = (
         "import sys\n"
-        "from streamattn_cli.rows.open import InputSpec, open_inputs\n"
-        "import streamattn_cli.rows.readahead, streamattn_cli.rows.writers\n"
+        "from streamattn_cli.rows.inputs.open import InputSpec, open_inputs\n"
+        "import streamattn_cli.rows.tensors.readahead, streamattn_cli.rows.writers.writer\n"
         f"open_inputs(InputSpec(k={word!r}, v={word!r}), need_q=False).close()\n"
         "print(sorted({'numba', 'h5py', 'hdf5plugin'} & set(sys.modules)))"
     )

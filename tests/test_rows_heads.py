@@ -8,10 +8,10 @@ import pytest
 import rowfiles as rf
 
 from streamattn_cli.errors import InputMalformed, UsageError
-from streamattn_cli.rows.heads import split_record
-from streamattn_cli.rows.layout import infer, infer_query
-from streamattn_cli.rows.many import open_stream
-from streamattn_cli.rows.open import InputSpec, open_inputs
+from streamattn_cli.rows.inputs.open import InputSpec, open_inputs
+from streamattn_cli.rows.inputs.several_files import open_stream
+from streamattn_cli.rows.tensors.heads import split_record
+from streamattn_cli.rows.tensors.layout import infer, infer_query
 
 NAMES = {part: part + ".npy" for part in "qkv"}
 

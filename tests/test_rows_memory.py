@@ -13,8 +13,8 @@ import pytest
 # A process of its own: the test runner's memory must not count. It prints how much resident memory grew at its peak.
 READER = """
 import sys
-from streamattn_cli.rows.open import InputSpec, open_inputs
-from streamattn_cli.rows.readahead import ReadAhead
+from streamattn_cli.rows.inputs.open import InputSpec, open_inputs
+from streamattn_cli.rows.tensors.readahead import ReadAhead
 
 def resident():
     fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("Rss"))

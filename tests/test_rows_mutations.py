@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
 COUNT = int(os.environ.get("STREAMATTN_MUTATIONS", "1500"))
 LARGEST = 1 << 20  # bytes a reader may be asked for; more would be a memory blow-up
 WORDS = [b"0", b"-1", b"9" * 25, b"(", b")", b",", b"{", b"}", b"'", b'"', b"\x00", b"\xff", b"<f4", b">f8", b"|O", b"NaN",
-         b"1e9", b"True", b"shape", b"descr", b"F32", b"data_offsets", b"[0,0]", b"\x93NUMPY", b" " * 70]  # fmt: skip
+         b"1e9", b"True", b"_scale", b"shape",
+         b"descr", b"F32", b"F8_E4M3", b"data_offsets", b"[0,0]", b"\x93NUMPY", b" " * 70]  # fmt: skip
 
 
 def record(array):
@@ -67,7 +69,7 @@ def read_all(spec):
         for tensor in {id(h.tensor): h.tensor for h in (inputs.k, inputs.v)}.values():
             if tensor.outer * tensor.width * 8 * 3 > LARGEST:
                 continue
-            items = {"f2": "u2", "bf16": "u2"}.get(tensor.dtype, tensor.dtype)
+            items = DTYPES[tensor.dtype].holder
             at = 0
             while at < 100 and (got := tensor.read_into(np.empty((tensor.outer, 3, tensor.width), items), at)):
                 at += got
@@ -109,6 +111,21 @@ def test_safetensors_files(tmp_path):
         return InputSpec(k=f"{path}:k", v=f"{path}:v")
 
     tried(make, safetensors())
+
+
+def test_fp8_with_scales(tmp_path):
+    path = tmp_path / "x.safetensors"
+    header = {"k": {"dtype": "F8_E4M3", "shape": [5, 4], "data_offsets": [0, 20]},
+              "v": {"dtype": "F8_E5M2", "shape": [5, 4], "data_offsets": [20, 40]},
+              "k_scale": {"dtype": "F32", "shape": [], "data_offsets": [40, 44]},
+              "__metadata__": {"v_scale": "0.5"}}  # fmt: skip
+    text = json.dumps(header).encode()
+
+    def make(data):
+        path.write_bytes(data)
+        return InputSpec(str(path))
+
+    tried(make, struct.pack("<Q", len(text)) + text + bytes(40) + struct.pack("<f", 0.25))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::SyntaxWarning")

@@ -9,9 +9,9 @@ import pytest
 import rowfiles as rf
 
 from streamattn_cli.errors import InputMalformed
-from streamattn_cli.rows.memory import MemoryTensor
-from streamattn_cli.rows.open import InputSpec, open_inputs
-from streamattn_cli.rows.readahead import ReadAhead, readahead_bytes
+from streamattn_cli.rows.inputs.open import InputSpec, open_inputs
+from streamattn_cli.rows.tensors.memory import MemoryTensor
+from streamattn_cli.rows.tensors.readahead import ReadAhead, readahead_bytes
 
 RNG = np.random.default_rng(1)
 K = MemoryTensor(RNG.random((3, 20, 4)), "HTD", "k")

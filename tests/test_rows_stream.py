@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows.open import InputSpec, open_inputs
-from streamattn_cli.rows.readahead import ReadAhead
+from streamattn_cli.rows.inputs.open import InputSpec, open_inputs
+from streamattn_cli.rows.tensors.readahead import ReadAhead
 
 
 def records(*arrays):

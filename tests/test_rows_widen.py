@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamattn_cli.kernels.widen import KIND, any_bad, widen
+from streamattn_cli.kernels.widen import any_bad, widen
+from streamattn_cli.sketches.coding.rowstore import kind
 
+ONE = np.zeros(0, np.float32)  # no factors
 NO_MASK = np.zeros((0, 0), np.uint8)
 PATTERNS = np.arange(65536, dtype=np.uint16)
 
@@ -18,7 +20,7 @@ def one_head(items, dtype, to, mask=NO_MASK):
     """Widen (rows, dim) items as one head."""
     rows, dim = items.shape
     dst = np.full((1, rows, dim), 7, to)
-    report = widen(items[None], KIND[dtype], np.zeros(1, np.int64), np.zeros(1, np.int64), dim, 0, rows, dst, mask)
+    report = widen(items[None], kind(dtype), np.zeros(1, np.int64), np.zeros(1, np.int64), dim, 0, rows, ONE, dst, mask)
     return dst[0], tuple(int(n) for n in report)
 
 
@@ -56,7 +58,7 @@ def test_heads_rows_and_mask():
     src[0, 12, 10] = np.inf
     outer, column = np.array([2, 0, 1]), np.array([3, 7, 0])
     dst, mask = np.full((3, 12, 4), 7.0), np.full((3, 12), 9, np.uint8)
-    report = widen(src, KIND["f4"], outer, column, 4, 5, 10, dst, mask)
+    report = widen(src, kind("f4"), outer, column, 4, 5, 10, ONE, dst, mask)
     expected = np.stack([src[o, 5:15, c : c + 4] for o, c in zip(outer, column, strict=True)])
     np.testing.assert_array_equal(dst[:, :10], expected)
     assert (dst[:, 10:] == 7).all() and (mask[:, 10:] == 9).all()
@@ -90,7 +92,7 @@ def test_any_bad_looks_at_these_heads_and_rows_alone(dtype):
         src[:] = 1
         src[place] = items[dtype]
         with np.errstate(over="ignore"):  # without the compiler, NumPy makes the limit of float32 one itself
-            found.append(any_bad(src, KIND[dtype], *runs, 5, 5))
-            assert any_bad(src, KIND[dtype], *every, 5, 5) == (5 <= place[1] < 10)
-            assert any_bad(src, KIND[dtype], *every[:, :1], 5, 5) == (5 <= place[1] < 10 and place[0] == 0)
+            found.append(any_bad(src, kind(dtype), *runs, 5, 5))
+            assert any_bad(src, kind(dtype), *every, 5, 5) == (5 <= place[1] < 10)
+            assert any_bad(src, kind(dtype), *every[:, :1], 5, 5) == (5 <= place[1] < 10 and place[0] == 0)
     assert found == [True, True, False, False, False, False]

@@ -14,8 +14,8 @@ import rowfiles as rf
 from numpy.lib.format import read_array
 
 from streamattn_cli.errors import OutputFailed, StreamattnError, UsageError
-from streamattn_cli.rows.npyout import npy_header
-from streamattn_cli.rows.writers import open_writer
+from streamattn_cli.rows.writers.npyout import npy_header
+from streamattn_cli.rows.writers.writer import open_writer
 
 HEADS = np.random.default_rng(1).standard_normal((4, 23, 3)).astype("f4")  # (head, row, item)
 META = {"method": "exact", "rows": 23, "error": 0.25, "causal": True, "params": {"degree": 2}}

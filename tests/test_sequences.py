@@ -14,7 +14,7 @@ from test_resume import Stops
 from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.errors import Interrupted
-from streamattn_cli.rows.open import open_inputs
+from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
 pytestmark = pytest.mark.usefixtures("not_warmed")

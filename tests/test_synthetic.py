@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.rows.synthetic import MAX_ROWS, SyntheticSpec, SyntheticTensor
+from streamattn_cli.rows.synthetic.generated import MAX_ROWS, SyntheticSpec, SyntheticTensor
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -239,7 +239,7 @@ def test_what_cannot_be_emitted_is_refused():
 
 def test_the_scratch_it_admits_to_is_the_kernels():
     from streamattn_cli.kernels.synthetic import CHUNK
-    from streamattn_cli.rows.synthetic import SCRATCH_PAIRS
+    from streamattn_cli.rows.synthetic.generated import SCRATCH_PAIRS
 
     assert SCRATCH_PAIRS == CHUNK
     assert SyntheticTensor(_spec(), "kv").held_bytes == 24 * CHUNK

@@ -13,7 +13,7 @@ import pytest
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.formats import registry as formats
-from streamattn_cli.rows.paths import find
+from streamattn_cli.rows.inputs.paths import find
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.head import HeadAttention, HeadParams
 from streamattn_cli.sketches.method import Method, MethodOptions

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from streamattn_cli.errors import OutputFailed, UsageError
-from streamattn_cli.rows.hdf5sparse import TopKWriter, check_sparse
-from streamattn_cli.rows.topk import BestRows
+from streamattn_cli.rows.writers.hdf5sparse import TopKWriter, check_sparse
+from streamattn_cli.rows.writers.topk import BestRows
 
 
 def _dense(sparse, n, dim):

@@ -12,10 +12,10 @@ from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.workers.lanes import Lane, Part
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.memory import MemoryTensor
-from streamattn_cli.rows.open import Inputs
+from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.sketches.coding.rowstore import kernel
 
 WINDOW = {"method": "window", "resident_rows": 64}

@@ -17,13 +17,15 @@ TYPES = {
     "<f8": "DoubleStorage",
     "|i1": "CharStorage",
 }
+NEW = ("float8_e4m3fn", "float8_e5m2")  # dtypes that have no class of storages: the tensor names them
 
 
 class Tensor:
-    """A tensor over a NumPy array, which may be a view: `base` is its storage. uint16 stands for bfloat16."""
+    """A tensor over a NumPy array, which may be a view: `base` is its storage. uint16 stands for bfloat16; uint8 is of a
+    dtype in NEW."""
 
-    def __init__(self, array):
-        self.array, base = array, array
+    def __init__(self, array, dtype=None):
+        self.array, base, self.dtype = array, array, dtype
         while base.base is not None:
             base = base.base
         self.base = base
@@ -33,7 +35,20 @@ class Tensor:
         offset = (self.array.__array_interface__["data"][0] - self.base.__array_interface__["data"][0]) // item
         strides = tuple(stride // item for stride in self.array.strides)
         arguments = (Storage(self.base), offset, self.array.shape, strides, False, OrderedDict())
+        if self.dtype:
+            arguments = *arguments, getattr(sys.modules["torch"], self.dtype)
+            return sys.modules["torch._utils"]._rebuild_tensor_v3, arguments
         return sys.modules["torch._utils"]._rebuild_tensor_v2, arguments
+
+
+class Dtype:
+    """A torch.dtype, which pickles as its name."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __reduce__(self):
+        return self.name
 
 
 class Storage:
@@ -56,11 +71,17 @@ def _named(module, name, kind=type):
 @contextmanager
 def pretended():
     """Modules named as PyTorch's, while a file is written."""
-    names = ("torch", "torch._utils", "transformers", "transformers.cache_utils")
+    names = ("torch", "torch._utils", "torch.storage", "transformers", "transformers.cache_utils")
     before = {name: sys.modules.get(name) for name in names}
     sys.modules.update({name: ModuleType(name) for name in names})
     try:
-        _named("torch._utils", "_rebuild_tensor_v2", None)
+        for name in ("_rebuild_tensor_v2", "_rebuild_tensor_v3"):
+            _named("torch._utils", name, None)
+        for name in NEW:
+            made = Dtype(name)
+            made.__module__ = "torch"
+            setattr(sys.modules["torch"], name, made)
+        _named("torch.storage", "UntypedStorage")
         for name in TYPES.values():
             _named("torch", name)
         yield
@@ -90,9 +111,10 @@ def save(path, found):
             place = next((i for i, base in enumerate(storages) if base is thing.base), len(storages))
             if place == len(storages):
                 storages.append(thing.base)
+            kind = TYPES.get(thing.base.dtype.str)
             return (
                 "storage",
-                getattr(sys.modules["torch"], TYPES[thing.base.dtype.str]),
+                getattr(sys.modules["torch"], kind) if kind else sys.modules["torch.storage"].UntypedStorage,
                 str(place),
                 "cpu",
                 thing.base.size,

@@ -25,7 +25,7 @@ def completion_of(described: Option) -> Callable[[str], list[str]] | None:
 def arrays(incomplete: str) -> list[str]:
     """FILE:NAME of every array of a file that fits; nothing for a word without a colon, and for files without names."""
     from streamattn_cli.errors import StreamattnError
-    from streamattn_cli.rows.paths import find
+    from streamattn_cli.rows.inputs.paths import find
 
     file, colon, start = incomplete.rpartition(":")
     if not colon or not os.path.isfile(file):

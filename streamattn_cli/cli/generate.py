@@ -11,8 +11,9 @@ import typer
 
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.engine.request.settings import OutputSettings
-from streamattn_cli.options import option
-from streamattn_cli.rows.spec import FLOATS, RECORDS
+from streamattn_cli.options import one_of, option
+from streamattn_cli.rows.dtypes import WRITTEN
+from streamattn_cli.rows.spec import RECORDS
 
 shape = partial(option, panel="What the rows look like")
 spread = partial(option, panel="Their statistics")
@@ -29,7 +30,7 @@ class Made:
     heads: int = shape(1, "Query heads.")
     kv_heads: int | None = shape(None, "Key and value heads.", shown="as --heads")
     emit: str = shape("qkv", "Tensors: q, k, v, kv or qkv, packed in that order.", choices=RECORDS)
-    dtype: str = shape("f32", "f16, bf16, f32 or f64.", choices=FLOATS, open=True)
+    dtype: str = shape("f32", f"{one_of(WRITTEN)}.", choices=WRITTEN, open=True)
     seed: int = spread(0, "Same seed, same rows.")
     logit_std: float = spread(1.0, "Standard deviation of the logits scale q.k.")
     scale: str = spread(
@@ -64,8 +65,8 @@ def generate(
     from streamattn_cli.engine.jobs.generate import GenerateRequest, run_generate
     from streamattn_cli.engine.request.scale import scale_value
     from streamattn_cli.errors import UsageError
-    from streamattn_cli.rows.synthetic import SyntheticSpec
-    from streamattn_cli.rows.tensor import storage_word
+    from streamattn_cli.rows.dtypes import storage_word
+    from streamattn_cli.rows.synthetic.generated import SyntheticSpec
     from streamattn_cli.units import parse_count
 
     made = Made(**settings(Made, words))

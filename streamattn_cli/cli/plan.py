@@ -8,7 +8,8 @@ from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Words, takes
 from streamattn_cli.cli.options import option
 from streamattn_cli.engine.request.settings import AttentionSettings, MethodSettings, RunSettings
-from streamattn_cli.options import INPUT, options_of
+from streamattn_cli.options import INPUT, one_of, options_of
+from streamattn_cli.rows.dtypes import WORDS
 from streamattn_cli.rows.spec import InputSpec
 
 
@@ -24,7 +25,7 @@ def plan(
     input: options.Input = None,
     dtype: Annotated[
         str | None,
-        option("--dtype", help="Of an input that does not exist yet: f16, bf16, f32 or f64.", rich_help_panel=INPUT),
+        option("--dtype", help=f"Of an input that does not exist yet: {one_of(WORDS)}.", rich_help_panel=INPUT),
     ] = None,
     rows: Annotated[
         str | None,
@@ -54,7 +55,7 @@ def plan(
         count = parse_count(rows, "--rows")
         request = attend_request(words, rows=None, heads=None, kv_heads=None, dim=None, value_dim=None, dtype=None)
         from streamattn_cli.engine.jobs.forecast import Numbers, forecast
-        from streamattn_cli.rows.tensor import storage_word
+        from streamattn_cli.rows.dtypes import storage_word
 
         numbers = Numbers(
             count,

@@ -27,7 +27,7 @@ def fill_standard_streams() -> None:
 @contextmanager
 def printing() -> Iterator[None]:
     """Everything printed inside is written before it ends: OutputFailed or BrokenPipeError where that fails."""
-    from streamattn_cli.rows.temporary import failing_as_output
+    from streamattn_cli.rows.writers.temporary import failing_as_output
 
     with failing_as_output("standard output"):
         yield

@@ -8,7 +8,7 @@ from streamattn_cli.kernels.widen import narrow_row, widen_row
 def load(rows, kind, k, c):
     """Widen stored rows (n, d + dv) into k (>= n, d) and c (>= n, dv + 1) = [v, weight].
 
-    kind: KIND of the storage dtype. A row that is not finite stands for a dropped one: all 0, weight 0.
+    kind: that of the storage dtype, see widen.py. A row that is not finite stands for a dropped one: all 0, weight 0.
     """
     d, dv = k.shape[1], c.shape[1] - 1
     for i in range(rows.shape[0]):

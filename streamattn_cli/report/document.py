@@ -9,7 +9,7 @@ from math import inf
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.targets import refuse_existing
-from streamattn_cli.rows.temporary import Temporary, failing_as_output
+from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
 
 KINDS = {
     "outcome": ("command", "facts", "rows", "seconds", "memory", "counts", "bytes_read", "wait_seconds"),

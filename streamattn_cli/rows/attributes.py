@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 
 from streamattn_cli.errors import InputMalformed
-from streamattn_cli.rows.layout import LAYOUTS
+from streamattn_cli.rows.tensors.layout import LAYOUTS
 
 HEARD = ("scale", "causal", "layout")
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "1.0": True, "0.0": False}

@@ -7,11 +7,11 @@ from functools import partial
 from typing import BinaryIO
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.options import INPUT, check_choices, option
-from streamattn_cli.rows.layout import LAYOUTS
+from streamattn_cli.options import INPUT, check_choices, one_of, option
+from streamattn_cli.rows.dtypes import PATTERNS, WORDS
+from streamattn_cli.rows.tensors.layout import LAYOUTS
 
 RECORDS = ("qkv", "kv", "q", "k", "v")
-FLOATS = ("f16", "bf16", "f32", "f64")
 
 source = partial(option, panel=INPUT)
 
@@ -38,7 +38,7 @@ class InputSpec:
     """Words of the command line. FILE may be FILE:DATASET, and `-` is standard input."""
 
     input: str | None = None  # holds all of q, k, v (or packed rows, see record)
-    more: tuple[str, ...] = ()  # further files whose rows follow those of `input` (see many.py)
+    more: tuple[str, ...] = ()  # further files whose rows follow those of `input` (see several_files.py)
     like: str | None = None  # of queries to a sketch: the layout that its keys had
     own_queries: bool = False  # of keys and values: the queries of `input` are read, too
     # a file of its own for one of them wins over `input`
@@ -48,8 +48,10 @@ class InputSpec:
     group: str | None = source(None, "HDF5 group or name prefix of q, k, v.")
     layout: str | None = source(None, "Axes of a tensor.", choices=LAYOUTS, open=True, shown="of the file, or inferred")
     record: str | None = source(None, "What packed rows hold.", choices=RECORDS)
-    raw: str | None = source(None, "Rows without headers, of f16, bf16, f32 or f64.", choices=FLOATS, open=True)
-    dtype: str | None = source(None, "What 16-bit integers are: bf16 or f16.", choices=("bf16", "f16"), open=True)
+    raw: str | None = source(None, f"Rows without headers, of {one_of(WORDS)}.", choices=WORDS, open=True)
+    dtype: str | None = source(
+        None, f"What 8- or 16-bit integers are: {one_of(PATTERNS)}.", choices=PATTERNS, open=True
+    )
     heads: int | None = source(None, "Query heads in fused rows.", "--heads")
     kv_heads: int | None = source(None, "Key heads in fused rows.", "--kv-heads", shown="as --heads")
     dim: int | None = source(None, "Length of a query or key in fused rows.")

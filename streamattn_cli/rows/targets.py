@@ -35,7 +35,7 @@ def refuse_existing(words: Iterable[str | None], force: bool) -> None:
             continue
         file, dataset = split_target(word)
         if dataset:
-            from streamattn_cli.rows.hdf5out import check_dataset
+            from streamattn_cli.rows.writers.hdf5out import check_dataset
 
             check_dataset(file, dataset, force)
         elif not force and os.path.isfile(file):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.sketches.coding.rowstore import HOLDER
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
 from streamattn_cli.sketches.method import HistoryParams, MethodOptions
 
@@ -21,7 +21,7 @@ BUDGETED = frozenset(
 
 def row_bytes(params: HeadParams) -> int:
     """Bytes of one row of k and v as stored: the unit of a budget."""
-    return (params.dim + params.value_dim) * np.dtype(HOLDER[params.stored]).itemsize
+    return (params.dim + params.value_dim) * DTYPES[params.stored].itemsize
 
 
 def with_sinks(head: HeadParams, options: MethodOptions) -> HeadParams:

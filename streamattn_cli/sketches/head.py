@@ -16,8 +16,9 @@ import numpy as np
 
 from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import blas, dense
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.coding.rowstore import HOLDER, get, kind, put
+from streamattn_cli.sketches.coding.rowstore import get, kind, put
 from streamattn_cli.sketches.method import History, HistoryParams
 from streamattn_cli.sketches.tiles import ALL, TILE_QUERIES, QueryTile, tile_spec
 
@@ -94,8 +95,8 @@ class HeadParams:
         d, width = self.dim, self.dim + self.value_dim
         spec = {
             "counters": ((4,), "i8"),  # rows absorbed, first recent row, rows in the history, keys clipped
-            "sinks": ((self.sinks, width), HOLDER[self.stored]),
-            "recent": ((self.recent_rows, width), HOLDER[self.stored]),
+            "sinks": ((self.sinks, width), DTYPES[self.stored].holder),
+            "recent": ((self.recent_rows, width), DTYPES[self.stored].holder),
             "range": ((2, self.value_dim), self.dtype),  # of the values in the history
         }
         if self.history:

@@ -1,4 +1,4 @@
-"""What every source of rows promises (rows/tensor.py, RowTensor)."""
+"""What every source of rows promises (rows/tensors/tensor.py, RowTensor)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamattn_cli.rows.tensor import STORAGE, RowTensor
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.tensors.tensor import RowTensor
 from streamattn_cli.testing.require import require, require_raises, require_same_bytes
 
 BLOCKS = (1, 2, 7, 64, 1000)
@@ -59,7 +60,7 @@ def facts_agree(case: SourceCase) -> None:
     """outer, width, dtype and rows (None if unknown) are those of the items; there is a name."""
     with closing(case.open()) as tensor:
         outer, rows, width = case.expected.shape
-        found = (tensor.outer, tensor.width, STORAGE[tensor.dtype].holder)
+        found = (tensor.outer, tensor.width, DTYPES[tensor.dtype].holder)
         expected = (outer, width, case.expected.dtype)
         require(found == expected, f"outer, width, dtype {found} found, expected {expected}")
         require(tensor.rows in (None, rows), f"{tensor.rows} rows found, expected {rows}")

@@ -19,8 +19,8 @@ from streamattn_cli.engine.watch.events import Audit, Flagged
 from streamattn_cli.engine.workers.lanes import Answers, Lane
 from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import norms
-from streamattn_cli.rows.sequences import Sequences
-from streamattn_cli.rows.tensor import STORAGE
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.tensors.sequences import Sequences
 
 EVEN, ANSWER, DOUBT, FLAGGED = range(4)  # facts of a row: what it is chosen by, and whether the method flagged it
 FACTS = 4
@@ -90,7 +90,7 @@ class Auditor:
         if not problem.q.tensor.seekable:
             held, query_dim = [*held, rows - 2 * by_size], problem.q.dim
         samples = sum(SizeSample.projected_bytes(count, heads, dv, query_dim, item) for count in held)
-        row = problem.q.tensor.outer * problem.q.tensor.width * STORAGE[problem.q.tensor.dtype].itemsize
+        row = problem.q.tensor.outer * problem.q.tensor.width * DTYPES[problem.q.tensor.dtype].itemsize
         return ExactRows.projected_bytes(problem, rows) + samples + rows * 8 * (heads * dv + FACTS) + row
 
     @staticmethod

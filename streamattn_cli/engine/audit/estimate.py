@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamattn_cli.engine.watch.events import ErrorEstimate, WorstRow
-from streamattn_cli.rows.sequences import Sequences
+from streamattn_cli.rows.tensors.sequences import Sequences
 
 RESAMPLES = 2000
 LEAST_ROWS = 8  # of a stratum; with fewer rows in all, nothing can be said about the spread

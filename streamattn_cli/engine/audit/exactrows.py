@@ -7,7 +7,7 @@ import numpy as np
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.saving.saver import stack_heads, unstack_heads
 from streamattn_cli.engine.workers.lanes import Lane
-from streamattn_cli.rows.tensor import STORAGE
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.sketches.exact import ExactQueries, ValueMeans
 from streamattn_cli.sketches.tiles import TILE
 
@@ -215,7 +215,7 @@ def read_queries(problem: Problem, lanes: list[Lane], rows: np.ndarray) -> np.nd
     """The queries of `rows` (n,) int64 as (heads, n, d), zero where they are dropped; q must be seekable."""
     tensor = problem.q.tensor
     found = np.zeros((len(problem.q), len(rows), problem.q.dim), problem.precision)
-    row = np.empty((tensor.outer, 1, tensor.width), STORAGE[tensor.dtype].holder)
+    row = np.empty((tensor.outer, 1, tensor.width), DTYPES[tensor.dtype].holder)
     for slot, at in enumerate(rows):
         tensor.read_into(row, int(at))
         found[:, slot] = wide_queries(problem, lanes, row, 0, int(at))

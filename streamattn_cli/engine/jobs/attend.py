@@ -33,10 +33,10 @@ from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, 
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
-from streamattn_cli.rows.identity import check_unchanged, file_states
-from streamattn_cli.rows.open import open_inputs
-from streamattn_cli.rows.recordout import waits
-from streamattn_cli.rows.writers import Writer, open_writer
+from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
+from streamattn_cli.rows.inputs.open import open_inputs
+from streamattn_cli.rows.writers.recordout import waits
+from streamattn_cli.rows.writers.writer import Writer, open_writer
 
 
 def plan_attend(request: AttendRequest) -> Plan:

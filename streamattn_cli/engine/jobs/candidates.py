@@ -102,5 +102,5 @@ def _largest_degree(request: AttendRequest, head: HeadParams, allowed: int) -> i
 
 
 def _stored(problem: Problem) -> str:
-    k, v = problem.k.tensor.dtype, problem.v.tensor.dtype
+    k, v = problem.k.kept, problem.v.kept
     return k if k == v else problem.precision

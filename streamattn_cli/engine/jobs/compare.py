@@ -24,8 +24,8 @@ from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import Answers
 from streamattn_cli.errors import CannotMeet, InputMalformed, MemoryBudget, UsageError
-from streamattn_cli.rows.identity import check_unchanged, file_states
-from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
+from streamattn_cli.rows.inputs.open import Inputs, open_inputs
 
 ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
 

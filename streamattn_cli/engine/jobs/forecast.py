@@ -16,8 +16,8 @@ from streamattn_cli.engine.planning.speed import calibrate, expected_seconds
 from streamattn_cli.engine.request.problem import Problem, larger_than_data
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
-from streamattn_cli.rows.imagined import imagined
-from streamattn_cli.rows.open import Inputs, open_inputs
+from streamattn_cli.rows.inputs.open import Inputs, open_inputs
+from streamattn_cli.rows.tensors.hypothetical import imagined
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import DEFAULT_ROWS, row_bytes
 from streamattn_cli.sketches.head import HeadParams

@@ -10,12 +10,12 @@ from streamattn_cli.engine.watch.events import Finished, Listener, Outcome
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
-from streamattn_cli.rows.readahead import ReadAhead
-from streamattn_cli.rows.recordout import waits
-from streamattn_cli.rows.synthetic import SyntheticSpec
-from streamattn_cli.rows.syntheticout import names_of, open_sink
+from streamattn_cli.rows.synthetic.generated import SyntheticSpec
+from streamattn_cli.rows.synthetic.sinks import names_of, open_sink
 from streamattn_cli.rows.targets import refuse_existing
-from streamattn_cli.rows.tensor import row_bytes
+from streamattn_cli.rows.tensors.readahead import ReadAhead
+from streamattn_cli.rows.tensors.tensor import row_bytes
+from streamattn_cli.rows.writers.recordout import waits
 
 BLOCK_BYTES = 1 << 20
 OVERHEAD_BYTES = 1 << 20  # the reading thread, the meter and the interpreter's own arenas
@@ -23,7 +23,7 @@ OVERHEAD_BYTES = 1 << 20  # the reading thread, the meter and the interpreter's 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What to make, which tensors of it to write (one of synthetic.EMITS), and where to; block_rows None: about
+    """What to make, which tensors of it to write (one of EMITS), and where to; block_rows None: about
     BLOCK_BYTES at a time."""
 
     spec: SyntheticSpec

@@ -13,18 +13,18 @@ from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows.arrays import single
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.open import Inputs, open_inputs
-from streamattn_cli.rows.paths import Place, find
-from streamattn_cli.rows.readahead import Block, ReadAhead, distinct
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.inputs.arrays import single
+from streamattn_cli.rows.inputs.open import Inputs, open_inputs
+from streamattn_cli.rows.inputs.paths import Place, find
 from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.rows.tensor import STORAGE, RowTensor, row_bytes
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.readahead import Block, ReadAhead, distinct
+from streamattn_cli.rows.tensors.tensor import RowTensor, row_bytes
 from streamattn_cli.sketches.histories.monomials import feature_count
 
 BLOCK_BYTES = 4 << 20
 PIECE = 1 << 18  # items of a block that are looked at together
-EXPONENT = {"f2": 0x7C00, "bf16": 0x7F80, "f4": 0x7F800000, "f8": 0x7FF0000000000000}
 DEGREES = (2, 4, 6, 8)
 GOOD_ERROR = 0.05  # predicted error up to which poly is recommended
 GOOD_BYTES = 64 << 20  # and the most that its state may take
@@ -113,15 +113,14 @@ def _scan(tensor: RowTensor, watch: Watch) -> tuple[int, int]:
 
 
 def _not_finite(items: np.ndarray, dtype: str) -> int:
-    """How many have all bits of the exponent set: infinities and NaN."""
+    """How many have a bit pattern that no number has: infinities and NaN."""
     bits, signed = (items.view(f"{kind}{items.itemsize}") for kind in "ui")
-    exponent = EXPONENT[dtype]
+    limit = DTYPES[dtype].limit
     sign = 1 << (8 * items.itemsize - 1)
     # two maxima take half the time of a count: that of the numbers with a sign, and that of those without
-    if int(bits.max(initial=0)) < exponent | sign and int(signed.max(initial=0)) < exponent:
+    if int(bits.max(initial=0)) < limit | sign and int(signed.max(initial=0)) < limit:
         return 0
-    mask = bits.dtype.type(exponent)
-    return int(np.count_nonzero((bits & mask) == mask))
+    return int(np.count_nonzero((bits & bits.dtype.type(sign - 1)) >= limit))
 
 
 def _describe(name: str, heads: Heads, rows: int, lost: int) -> dict:
@@ -141,7 +140,7 @@ def _methods(logits: dict, inputs: Inputs, rows: int) -> dict:
     """What each method would do here, and which one to take."""
     std = logits["row_std_p95"]
     table = []
-    data = rows * len(inputs.k) * (inputs.k.dim + inputs.v.dim) * STORAGE[inputs.k.tensor.dtype].itemsize
+    data = rows * len(inputs.k) * (inputs.k.dim + inputs.v.dim) * DTYPES[inputs.k.tensor.dtype].itemsize
     for degree in DEGREES:
         size = len(inputs.k) * feature_count(inputs.k.dim, degree) * (inputs.v.dim + 1) * 8
         if size <= data:  # a larger one would be no sketch

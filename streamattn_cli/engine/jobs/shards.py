@@ -44,8 +44,8 @@ from streamattn_cli.errors import (
     StreamattnError,
     UsageError,
 )
-from streamattn_cli.rows.identity import check_unchanged, file_states
-from streamattn_cli.rows.many import absolute, open_stream, wants_queries
+from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
+from streamattn_cli.rows.inputs.several_files import absolute, open_stream, wants_queries
 from streamattn_cli.sketches.head import HeadAttention, allocate
 
 ALIGN = 512  # rows: shards begin where tiles and groups begin

@@ -37,15 +37,15 @@ from streamattn_cli.errors import (
     Interrupted,
     UsageError,
 )
-from streamattn_cli.rows.absent import absent
-from streamattn_cli.rows.fit import check_layout
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.identity import check_unchanged, file_states, identity
-from streamattn_cli.rows.imagined import imagined
-from streamattn_cli.rows.many import open_stream, wants_queries, with_own_queries
-from streamattn_cli.rows.open import Inputs, open_inputs
-from streamattn_cli.rows.recordout import waits
-from streamattn_cli.rows.writers import Writer, open_writer
+from streamattn_cli.rows.inputs.checks import check_layout
+from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states, identity
+from streamattn_cli.rows.inputs.open import Inputs, open_inputs
+from streamattn_cli.rows.inputs.several_files import open_stream, wants_queries, with_own_queries
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.hypothetical import imagined
+from streamattn_cli.rows.tensors.placeholder import absent
+from streamattn_cli.rows.writers.recordout import waits
+from streamattn_cli.rows.writers.writer import Writer, open_writer
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.head import HeadParams

@@ -14,12 +14,13 @@ from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.kernels import jit
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.memory import MemoryTensor
-from streamattn_cli.rows.open import Inputs
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.inputs.open import Inputs
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.sketches import registry
 
-DTYPES = ("f2", "f4", "f8")  # bf16 has the kernels of f2
+HELD = {found.holder: name for name, found in reversed(DTYPES.items())}  # those held alike have the same kernels
 ROWS, DIM = 2048, 8
 
 
@@ -36,7 +37,7 @@ def warm_all(listener: Listener, interrupts: Interrupts) -> dict:
 def _requests() -> list[tuple[str, AttendRequest]]:
     """Every method, dtype and mode, and the settings that have kernels of their own."""
     found = []
-    for dtype, method, causal in product(DTYPES, (m.name for m in registry.usable()), (True, False)):
+    for dtype, method, causal in product(HELD.values(), (m.name for m in registry.usable()), (True, False)):
         plain = AttendRequest(
             method=method, causal=causal, resident_rows=256, audit=8, degree=2, max_error=float("inf")
         )
@@ -52,5 +53,5 @@ def _requests() -> list[tuple[str, AttendRequest]]:
 
 
 def _inputs(dtype: str) -> Inputs:
-    rows = np.random.default_rng(0).standard_normal((ROWS, DIM)).astype(dtype) * np.array(0.1, dtype)
-    return Inputs(*(Heads(MemoryTensor(rows, name="made up"), (0,), (0,), DIM) for _ in "qkv"))
+    rows = np.random.default_rng(0).standard_normal((ROWS, DIM)).astype("f4") * np.float32(0.1)
+    return Inputs(*(Heads(MemoryTensor.of(rows, dtype), (0,), (0,), DIM) for _ in "qkv"))

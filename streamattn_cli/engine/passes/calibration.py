@@ -11,10 +11,10 @@ from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.workers.lanes import Lane
 from streamattn_cli.errors import CannotMeet
-from streamattn_cli.rows.ranges import RangeTensor
-from streamattn_cli.rows.sample import spread_rows
-from streamattn_cli.rows.sequences import Sequences
-from streamattn_cli.rows.tensor import RowTensor
+from streamattn_cli.rows.tensors.ranges import RangeTensor
+from streamattn_cli.rows.tensors.sample import spread_rows
+from streamattn_cli.rows.tensors.sequences import Sequences
+from streamattn_cli.rows.tensors.tensor import RowTensor
 from streamattn_cli.sketches.head import HeadAttention
 
 Stored = tuple[np.ndarray, np.ndarray, np.ndarray]  # first rows of k and v, and queries, (O, n, I) as they are stored

@@ -12,9 +12,9 @@ from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import Saved
 from streamattn_cli.errors import NonFinite, UsageError
-from streamattn_cli.rows.identity import refuse_inputs
+from streamattn_cli.rows.inputs.fingerprint import refuse_inputs
 from streamattn_cli.rows.targets import refuse_existing, side_of, split_target
-from streamattn_cli.rows.writers import Writer, check_target, open_writer
+from streamattn_cli.rows.writers.writer import Writer, check_target, open_writer
 
 
 def make_run(plan: Plan, watch: Watch, writer: Writer, doubts: Writer | None = None) -> Run:
@@ -33,7 +33,7 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
     if request.doubt:
         _check_doubt(request)
     if request.top_k:
-        from streamattn_cli.rows.hdf5sparse import check_sparse
+        from streamattn_cli.rows.writers.hdf5sparse import check_sparse
 
         check_sparse(request.output)
     if request.output != "-":
@@ -78,7 +78,7 @@ def check_finite(counts: dict[str, int], request: AttendRequest) -> None:
 
 def open_sparse(problem: Problem, tag: str | None):
     """The writer of --top-k; tag: see open_writer."""
-    from streamattn_cli.rows.hdf5sparse import TopKWriter
+    from streamattn_cli.rows.writers.hdf5sparse import TopKWriter
 
     r = problem.request
     check_output(r)

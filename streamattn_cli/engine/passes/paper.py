@@ -16,9 +16,9 @@ from streamattn_cli.engine.saving.saver import stack_heads, unstack_heads
 from streamattn_cli.engine.watch.events import Audit, Note
 from streamattn_cli.engine.workers.lanes import Answers, Lane
 from streamattn_cli.errors import CannotMeet, InputMalformed
-from streamattn_cli.rows.readahead import Block
-from streamattn_cli.rows.topk import BestRows, Sparse
-from streamattn_cli.rows.writers import Writer
+from streamattn_cli.rows.tensors.readahead import Block
+from streamattn_cli.rows.writers.topk import BestRows, Sparse
+from streamattn_cli.rows.writers.writer import Writer
 from streamattn_cli.sketches.paper.ranges import row_count
 from streamattn_cli.sketches.paper.sketched import SketchedHead, require_psi
 

@@ -25,10 +25,10 @@ from streamattn_cli.engine.watch.meter import trim
 from streamattn_cli.engine.workers.lanes import Answers, Lane, Part
 from streamattn_cli.engine.workers.pool import Batch, Workers
 from streamattn_cli.errors import InputMalformed
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.readahead import Block, ReadAhead
-from streamattn_cli.rows.topk import BestRows
-from streamattn_cli.rows.writers import Writer
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.readahead import Block, ReadAhead
+from streamattn_cli.rows.writers.topk import BestRows
+from streamattn_cli.rows.writers.writer import Writer
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import HeadAttention, allocate
 

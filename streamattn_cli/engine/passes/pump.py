@@ -10,7 +10,7 @@ from streamattn_cli.engine.watch.events import Listener, Progress
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.series import Series
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.rows.readahead import Block, ReadAhead
+from streamattn_cli.rows.tensors.readahead import Block, ReadAhead
 
 
 @dataclass

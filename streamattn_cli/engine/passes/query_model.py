@@ -7,9 +7,9 @@ import numpy as np
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.workers.lanes import Part
 from streamattn_cli.errors import InputMalformed
-from streamattn_cli.rows.open import open_inputs
-from streamattn_cli.rows.sample import spread_rows
+from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensors.sample import spread_rows
 
 
 def model_queries(problem: Problem, count: int) -> list[np.ndarray]:

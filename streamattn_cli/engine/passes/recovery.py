@@ -8,7 +8,7 @@ from math import log
 import numpy as np
 
 from streamattn_cli.engine.request.sketching import Sketching
-from streamattn_cli.rows.topk import BestRows, Sparse
+from streamattn_cli.rows.writers.topk import BestRows, Sparse
 from streamattn_cli.sketches.paper.countsketch import Recovered, noise_of, residual
 
 

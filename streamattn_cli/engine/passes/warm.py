@@ -19,9 +19,9 @@ from streamattn_cli.engine.watch.meter import trim
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.kernels import atoms, blas, compress, jit, nystrom
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.memory import MemoryTensor
-from streamattn_cli.rows.topk import BestRows
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.memory import MemoryTensor
+from streamattn_cli.rows.writers.topk import BestRows
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
 from streamattn_cli.sketches.histories.nystrom import NystromParams, insert_size
@@ -126,9 +126,7 @@ def _made_up(heads: Heads, last: float = 0.0) -> Heads:
     """One head of small numbers and a row of `last`, in the storage dtype of `heads`."""
     values = np.random.default_rng(0).standard_normal((ROWS, heads.dim)).astype("f4") * np.float32(0.1)
     values[-1] = last
-    kind = heads.tensor.dtype
-    stored = (values.view("u4") >> 16).astype("u2") if kind == "bf16" else values.astype(kind)
-    return Heads(MemoryTensor(stored, name="made up"), (0,), (0,), heads.dim)
+    return Heads(MemoryTensor.of(values, heads.tensor.dtype), (0,), (0,), heads.dim)
 
 
 def _compiled() -> bool:

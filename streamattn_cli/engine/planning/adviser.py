@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.open import Inputs
-from streamattn_cli.rows.sample import spread_rows
+from streamattn_cli.rows.convert import numbers
+from streamattn_cli.rows.inputs.open import Inputs
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.sample import spread_rows
 
 QUERIES, KEYS = 128, 1024  # rows sampled for the logits
 
@@ -30,14 +31,10 @@ def _some_rows(heads: Heads, count: int) -> tuple[np.ndarray, np.ndarray]:
     tensor = heads.tensor
     block, rows = spread_rows(tensor, count)
     parts = [block[o, :, c : c + heads.dim] for o, c in zip(heads.outer, heads.column, strict=True)]
-    found = np.stack([_floats(part, tensor.dtype) for part in parts])
+    found = np.stack([numbers(part, tensor.dtype) for part in parts])
+    if heads.factors:
+        found *= np.array(heads.factors)[:, None, None]
     return np.where(np.isfinite(found), found, 0.0), rows
-
-
-def _floats(items: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "bf16":
-        return (items.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-    return (np.ascontiguousarray(items).view(np.float16) if dtype == "f2" else items).astype(np.float64)
 
 
 def logit_spread(

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from streamattn_cli.engine.planning.adviser import SHORT, logit_spread, predicted_poly_error, sample_rows
 from streamattn_cli.engine.planning.parameters import poly_bytes
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.rows.open import Inputs
-from streamattn_cli.rows.tensor import RowTensor
+from streamattn_cli.rows.inputs.open import Inputs
+from streamattn_cli.rows.tensors.tensor import RowTensor
 from streamattn_cli.sketches.budget import DEFAULT_ROWS, row_bytes
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
@@ -41,7 +41,7 @@ def spread_of(inputs: Inputs, scale: float, causal: bool) -> dict | None:
 
 
 def _unreadable(tensor: RowTensor) -> bool:
-    """Whether there is nothing behind it: no rows, or numbers alone (rows/imagined.py, rows/absent.py)."""
+    """Whether there is nothing behind it: no rows, or numbers alone (hypothetical.py and placeholder.py of rows/tensors)."""
     return tensor.width == 0 or tensor.rows == 0 or (tensor.path is None and tensor.seekable)
 
 

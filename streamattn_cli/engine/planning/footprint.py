@@ -13,8 +13,8 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.sketch_memory import sketch_parts, top_k_parts
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.workers.lanes import lane_work_spec
-from streamattn_cli.rows.readahead import distinct, readahead_bytes
-from streamattn_cli.rows.tensor import row_bytes
+from streamattn_cli.rows.tensors.readahead import distinct, readahead_bytes
+from streamattn_cli.rows.tensors.tensor import row_bytes
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import spec_bytes
 from streamattn_cli.sketches.registry import history_of

@@ -13,10 +13,10 @@ from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Decision
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
-from streamattn_cli.rows.fit import range_notes
-from streamattn_cli.rows.heads import Heads, group_size
-from streamattn_cli.rows.open import Inputs
-from streamattn_cli.rows.ranges import RangeTensor
+from streamattn_cli.rows.inputs.checks import range_notes
+from streamattn_cli.rows.inputs.open import Inputs
+from streamattn_cli.rows.tensors.heads import Heads, group_size
+from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.head import HeadParams
@@ -55,7 +55,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
             "(use --full, or --rows and --q-rows to choose equal ranges)"
         )
     precision = "f8" if "f8" in (h.tensor.dtype for h in (q, k, v)) else "f4"
-    head = HeadParams(k.dim, v.dim, scale, precision, storage=_storage(k.tensor.dtype, v.tensor.dtype, precision))
+    head = HeadParams(k.dim, v.dim, scale, precision, storage=k.kept if k.kept == v.kept else precision)
     if method == "auto":
         from streamattn_cli.engine.planning.choose import decided  # which builds on this module
 
@@ -113,11 +113,6 @@ def _all_fit(request: AttendRequest, rows: int) -> bool:
     """Whether the budget holds every row, and no part of it was chosen by hand."""
     by_hand = (request.window, request.atoms, request.buffer)
     return by_hand == (None, None, None) and rows <= (request.resident_rows or DEFAULT_ROWS)
-
-
-def _storage(k: str, v: str, precision: str) -> str:
-    """Storage dtype of rows that are kept exactly: that of the input where k and v agree."""
-    return k if k == v else precision
 
 
 def _causal(request: AttendRequest, inputs: Inputs, notes: list[str]) -> bool:

@@ -20,8 +20,8 @@ from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.workers.lanes import STEP
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import InputMalformed, MemoryBudget, UsageError
-from streamattn_cli.rows.readahead import distinct
-from streamattn_cli.rows.tensor import row_bytes
+from streamattn_cli.rows.tensors.readahead import distinct
+from streamattn_cli.rows.tensors.tensor import row_bytes
 from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.registry import history_of
 from streamattn_cli.units import format_bytes

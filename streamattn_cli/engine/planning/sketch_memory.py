@@ -9,8 +9,8 @@ import numpy as np
 
 from streamattn_cli.engine.planning.first_rows import FIRST
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.rows.tensor import STORAGE
-from streamattn_cli.rows.topk import BestRows
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.writers.topk import BestRows
 from streamattn_cli.sketches.head import spec_bytes
 from streamattn_cli.sketches.histories.poly import PolyHistory
 from streamattn_cli.units import format_bytes, format_count
@@ -52,7 +52,7 @@ def sketch_account(problem: Problem) -> dict:
     }
     total = sum(sizes.values())
     exact = len(problem.k) * p.features * (p.value_dim + 1) * 8
-    inputs = sum(len(h) * h.dim * STORAGE[h.tensor.dtype].itemsize for h in (problem.k, problem.v))
+    inputs = sum(len(h) * h.dim * DTYPES[h.tensor.dtype].itemsize for h in (problem.k, problem.v))
     output = len(problem.q) * problem.v.dim * 4
     account = {
         "degree": p.poly.degree,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.sequences import Sequences
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.sequences import Sequences
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
 from streamattn_cli.units import format_bytes

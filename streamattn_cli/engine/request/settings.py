@@ -21,12 +21,9 @@ ORDERS = {"exact": ("kvq",), "psi": ("kvq", "vkq"), "phi": ("kqv", "kvq"), "pape
 
 def read_out_dtype(word: str) -> str:
     """A --out-dtype word as 'f2', 'f4' or 'f8'."""
-    from streamattn_cli.rows.tensor import storage_word
+    from streamattn_cli.rows.dtypes import number_word
 
-    storage = storage_word(word, "--out-dtype")
-    if storage == "bf16":
-        raise UsageError("--out-dtype bf16: neither .npy nor NumPy has it; use f16, f32 or f64")
-    return storage
+    return number_word(word, "--out-dtype")
 
 
 def read_rows(word: str) -> int | str:

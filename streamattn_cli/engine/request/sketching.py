@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from streamattn_cli.rows.tensor import RowTensor
+from streamattn_cli.rows.tensors.tensor import RowTensor
 from streamattn_cli.sketches.paper.sketched import SketchParams
 
 

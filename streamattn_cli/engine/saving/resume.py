@@ -17,12 +17,12 @@ from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.saver import Every, Saver, check_facts, check_sources, describe, parse_every
 from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
-from streamattn_cli.rows.continued import ContinuedTensor
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.identity import identity
-from streamattn_cli.rows.ranges import RangeTensor
-from streamattn_cli.rows.temporary import recover
-from streamattn_cli.rows.writers import Writer
+from streamattn_cli.rows.inputs.fingerprint import identity_of
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.ranges import RangeTensor
+from streamattn_cli.rows.tensors.resumed import ContinuedTensor
+from streamattn_cli.rows.writers.temporary import recover
+from streamattn_cli.rows.writers.writer import Writer
 
 DONE = "done"
 
@@ -75,7 +75,7 @@ def _borders(problem: Problem) -> list[str]:
 def sources_of(problem: Problem) -> dict[str, dict]:
     """Identities of the inputs."""
     parts = {"q": problem.q, "k": problem.k, "v": problem.v}
-    return {name: identity(heads.tensor, problem.request.fingerprint) for name, heads in parts.items()}
+    return {name: identity_of(heads, problem.request.fingerprint) for name, heads in parts.items()}
 
 
 def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dict]) -> Saved | None:

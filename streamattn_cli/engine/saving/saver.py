@@ -13,7 +13,7 @@ import numpy as np
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.header import canonical_json
 from streamattn_cli.errors import CheckpointIncompatible, SourceChanged, UsageError
-from streamattn_cli.rows.identity import differences
+from streamattn_cli.rows.inputs.fingerprint import differences
 
 SCHEMA = 1  # of the state arrays of all methods; raised when their meaning changes
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.errors import CheckpointIncompatible, SourceChanged
-from streamattn_cli.rows.concat import files_of
-from streamattn_cli.rows.identity import differences, identity, name_of
+from streamattn_cli.rows.inputs.fingerprint import differences, identity_of, name_of
+from streamattn_cli.rows.tensors.concat import files_of
 from streamattn_cli.sketches.registry import history_of
 
 
@@ -19,9 +19,10 @@ def key_sources(problem: Problem) -> list[dict]:
     The keys' layout is with them. Of a method that learns from queries "q" is where they came from.
     """
     whole = problem.request.fingerprint
-    parts = [[identity(tensor, whole) for tensor in files_of(getattr(problem, part).tensor)] for part in "kv"]
+    keys, values = problem.k, problem.v
+    parts = [[identity_of(heads, whole, tensor) for tensor in files_of(heads.tensor)] for heads in (keys, values)]
     if len(parts[0]) != len(parts[1]):
-        parts = [[identity(problem.k.tensor, whole)], [identity(problem.v.tensor, whole)]]
+        parts = [[identity_of(keys, whole)], [identity_of(values, whole)]]
     queries = _queries(problem)
     layout = {"layout": problem.k.layout}
     return [{"k": k | layout, "v": v} | queries for k, v in zip(*parts, strict=True)]

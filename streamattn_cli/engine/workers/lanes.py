@@ -11,8 +11,9 @@ import numpy as np
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.errors import NonFinite
 from streamattn_cli.kernels import widen as kernel
-from streamattn_cli.rows.heads import Heads
-from streamattn_cli.rows.sequences import Sequences
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.sequences import Sequences
+from streamattn_cli.sketches.coding.rowstore import kind
 from streamattn_cli.sketches.head import pieces
 
 STEP = 512  # rows are widened and consumed a multiple of this at a time, aligned to the global row,
@@ -67,7 +68,7 @@ class Part:
         value that is not raises NonFinite.
         """
         h = self.heads
-        bad, head, at = kernel.widen(source, kernel.KIND[h.tensor.dtype], *self._places, h.dim, a, b - a, out, mask)
+        bad, head, at = kernel.widen(source, self._kind, *self._places, h.dim, a, b - a, self._factor, out, mask)
         if bad and not self.drop:
             raise NonFinite(
                 f"{h.name_of(row + at)}: a value that is not finite in {self.name}, row {h.local(row + at)}, head "
@@ -78,12 +79,20 @@ class Part:
 
     def bad(self, source: np.ndarray, a: int, b: int) -> bool:
         """Whether rows [a, b) of a block array hold anything that `widen` would look at twice."""
-        return kernel.any_bad(source, kernel.KIND[self.heads.tensor.dtype], *self._runs, a, b - a)
+        return kernel.any_bad(source, self._kind, *self._runs, a, b - a)
 
     def stored(self, source: np.ndarray) -> np.ndarray:
         """The rows of a block array (O, n, I) of the first of these heads, as they are stored: (n, dim)."""
         column = self.heads.column[self.first]
         return source[self.heads.outer[self.first], :, column : column + self.heads.dim]
+
+    @cached_property
+    def _kind(self) -> int:
+        return kind(self.heads.tensor.dtype)
+
+    @cached_property
+    def _factor(self) -> np.ndarray:
+        return np.array((self.heads.factors or ())[self.first : self.first + self.count], np.float32)
 
     @cached_property
     def _places(self) -> np.ndarray:

@@ -36,7 +36,8 @@ def inspection_rows(report: dict) -> Rows:
 def _array(entry: dict) -> str:
     if "error" in entry:
         return entry["error"]
-    return f"{entry['name']}, {' x '.join(str(n) for n in entry['shape'])}, {entry['dtype']}"
+    shape = " x ".join(str(n) for n in entry["shape"]) or "one number"
+    return f"{entry['name']}, {shape}, {entry['dtype']}"
 
 
 def _tensor(t: dict) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from streamattn_cli.rows.stored import Stored
+from streamattn_cli.rows.tensors.stored import Stored
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import os
 from streamattn_cli.errors import InputMissing
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.names import find_parts
-from streamattn_cli.rows.stored import Stored
+from streamattn_cli.rows.tensors.stored import Stored
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _LAST = 1 << 24  # where a user block ends at the latest

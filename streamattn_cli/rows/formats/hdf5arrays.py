@@ -16,13 +16,14 @@ import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.attributes import HEARD
-from streamattn_cli.rows.file import FileTensor
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.hdf5holes import Intervals, holes, within
 from streamattn_cli.rows.formats.hdf5types import file_storage
 from streamattn_cli.rows.formats.names import advice
-from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.stored import Stored
-from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.file import FileTensor
+from streamattn_cli.rows.tensors.layout import Extent
+from streamattn_cli.rows.tensors.stored import Stored
+from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
 
 _FILTERS = {307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp",
             32015: "zstd", 32026: "blosc2"}  # fmt: skip
@@ -81,12 +82,12 @@ def datasets_of(file: h5py.File) -> list[str]:
 
 def _stored(path: str, dataset: h5py.Dataset, wanted: str | None) -> Stored:
     name = f"{path}:{dataset.name}"
-    if not dataset.shape:
-        raise InputMalformed(f"{name}: a dataset without axes, expected rows; choose another dataset")
     dtype, native, note = file_storage(dataset.id.get_type(), name, wanted)
     _check_filters(dataset, name)
     offset = dataset.id.get_offset() if native and dataset.id.get_create_plist().get_external_count() == 0 else None
     inside, shape = dataset.name, dataset.shape
+    if shape is None or (shape == () and offset is None):
+        raise InputMalformed(f"{name}: a dataset without axes, expected rows; choose another dataset")
     path = os.fsdecode(dataset.file.filename)  # another file where the name is an external link
 
     def open_(extent: Extent) -> FileTensor | ChunkedTensor:
@@ -137,6 +138,8 @@ def _attributes(dataset: h5py.Dataset, name: str) -> dict:
                 value = value.decode("utf-8", "replace")
             if isinstance(value, (str, int, float, bool)):
                 merged[key] = value
+            elif key.endswith("_scale") and isinstance(value, np.ndarray):
+                merged[key] = value.tolist()
             elif key in HEARD:
                 raise InputMalformed(
                     f"{name}: attribute {key} is {value!r}, expected one value; correct it, or remove it and give --{key}"
@@ -184,7 +187,7 @@ class ChunkedTensor:
         if chunks:
             across = [ceil(s / c) for s, c in zip(self._shape, chunks, strict=True)]
             count = prod(across) // across[self._axis] // (across[0] if self._apart else 1)
-            chunk_bytes = prod(chunks) * STORAGE[self.dtype].itemsize
+            chunk_bytes = prod(chunks) * DTYPES[self.dtype].itemsize
         access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
         # a chunk that was read to its end goes first (w0 = 1); the slot count is a prime well above the chunks held
         access.set_chunk_cache(_prime_above(10 * count), count * chunk_bytes, 1.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import h5py
 
 from streamattn_cli.errors import InputMalformed
-from streamattn_cli.rows.tensor import storage_of
+from streamattn_cli.rows.dtypes import DTYPES, EXPECTED, storage_of
 
 # (bytes, exponent position, exponent bits, mantissa bits, exponent bias)
-_FLOATS = {(2, 10, 5, 10, 15): "f2", (2, 7, 8, 7, 127): "bf16", (4, 23, 8, 23, 127): "f4", (8, 52, 11, 52, 1023): "f8"}
+_FLOATS = {(d.itemsize, d.mantissa, d.exponent, d.mantissa, d.bias): name for name, d in DTYPES.items()}
 
 
 def file_storage(found: h5py.h5t.TypeID, name: str, wanted: str | None) -> tuple[str, bool, str | None]:
@@ -19,12 +19,12 @@ def file_storage(found: h5py.h5t.TypeID, name: str, wanted: str | None) -> tuple
         if dtype is None:
             raise InputMalformed(
                 f"{name}: a float of {8 * found.get_size()} bits with {exponent} exponent bits found, "
-                f"expected float16, bfloat16, float32 or float64; convert it"
+                f"expected {EXPECTED}; convert it"
             )
         return dtype, found.get_order() == h5py.h5t.ORDER_LE, None
     try:
         plain = found.dtype
     except TypeError as error:
-        raise InputMalformed(f"{name}: {error}; expected float16, bfloat16, float32 or float64") from error
+        raise InputMalformed(f"{name}: {error}; expected {EXPECTED}") from error
     dtype, note = storage_of(plain, name, wanted)
     return dtype, True, note

@@ -12,8 +12,9 @@ from typing import BinaryIO
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
-from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.tensors.layout import Extent
+from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
 
 CHUNK = 1 << 14
 WINDOW = 3 << 14  # bytes that one decompressor holds, at most
@@ -165,7 +166,7 @@ class InflatedTensor:
         self.name, self.path, self.dtype = member.label, member.path, dtype
         self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
         self.held_bytes = 2 * (extent.side_by_side + extent.apart) * (WINDOW + CHUNK)
-        self._offset, self._row = offset, extent.width * STORAGE[dtype].itemsize
+        self._offset, self._row = offset, extent.width * DTYPES[dtype].itemsize
         try:
             self._file = os.open(member.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:

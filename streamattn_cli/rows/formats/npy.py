@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from streamattn_cli.errors import InputMalformed
-from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.format import Format
-from streamattn_cli.rows.formats.npyheader import MAGIC, read_header
-from streamattn_cli.rows.stored import Stored
+from streamattn_cli.rows.npyheader import MAGIC, read_header
+from streamattn_cli.rows.tensors.file import FileTensor
+from streamattn_cli.rows.tensors.stored import Stored
 
 
 def npy_array(path: str, wanted: str | None = None) -> Stored:

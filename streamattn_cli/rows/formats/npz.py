@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 
 from streamattn_cli.errors import InputMalformed, InputMissing
-from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.inflate import InflatedTensor, Member, members
 from streamattn_cli.rows.formats.names import SHOWN, find_parts
-from streamattn_cli.rows.formats.npyheader import read_header
-from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.stored import Stored
-from streamattn_cli.rows.tensor import RowTensor
+from streamattn_cli.rows.npyheader import read_header
+from streamattn_cli.rows.tensors.file import FileTensor
+from streamattn_cli.rows.tensors.layout import Extent
+from streamattn_cli.rows.tensors.stored import Stored
+from streamattn_cli.rows.tensors.tensor import RowTensor
 
 MAGIC = b"PK\x03\x04"
 HEADER = 1 << 14  # bytes, more than any .npy header

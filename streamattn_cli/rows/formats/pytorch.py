@@ -7,20 +7,21 @@ storage. Instances of classes, such as a KV cache, are searched for tensors as d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
 from streamattn_cli.errors import InputMalformed, InputMissing
-from streamattn_cli.rows.file import FileTensor
+from streamattn_cli.rows.dtypes import DTYPES, EXPECTED
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.inflate import Member, file_key, members
 from streamattn_cli.rows.formats.names import SHOWN, find_parts
 from streamattn_cli.rows.formats.plainpickle import LONGEST, Bag, Name, Refused, load
 from streamattn_cli.rows.formats.strided import StridedTensor, in_order
-from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.stored import Stored
-from streamattn_cli.rows.tensor import STORAGE, RowTensor
+from streamattn_cli.rows.tensors.file import FileTensor
+from streamattn_cli.rows.tensors.layout import Extent
+from streamattn_cli.rows.tensors.stored import Stored
+from streamattn_cli.rows.tensors.tensor import RowTensor
 
 MAGIC = b"PK\x03\x04"
 DEEPEST = 16  # containers within containers
@@ -28,7 +29,7 @@ VISITED = 500_000  # objects that are looked at for tensors, at most,
 NAMED = 1 << 24  # and characters of their names in all,
 NAME = 1000  # and of one
 AXES = 16
-STORAGES = {"HalfStorage": "f2", "BFloat16Storage": "bf16", "FloatStorage": "f4", "DoubleStorage": "f8"}
+STORAGES = {word: name for name, found in DTYPES.items() for word in found.torch}
 ALONE = "tensor"  # the name of a tensor that was saved without a container
 
 
@@ -60,6 +61,14 @@ def _tensor(storage: object, offset: object, shape: object, strides: object, *_o
     return Tensor(storage, offset, shape, strides)
 
 
+def _tensor_of_bytes(storage: object, offset: object, shape: object, strides: object, *others: object) -> Tensor:
+    """What torch._utils._rebuild_tensor_v3 is given, of dtypes without a class of storages; the third of others names it."""
+    if len(others) < 3 or not isinstance(others[2], Name):
+        raise Refused("a tensor without a dtype")
+    found = _tensor(storage, offset, shape, strides)
+    return replace(found, storage=replace(found.storage, kind=others[2].name))
+
+
 def _nothing(*_arguments: object) -> None:
     """In place of what says where a tensor was, or how an object was made."""
 
@@ -71,6 +80,7 @@ def _sizes(sizes: object = ()) -> tuple:
 CALLED = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_bytes,
     ("torch._utils", "_rebuild_parameter"): lambda data, *others: data,
     ("collections", "OrderedDict"): lambda: {},
     ("torch", "Size"): _sizes,
@@ -169,13 +179,13 @@ def _stored(path: str, name: str, tensor: Tensor, found: dict[str, Member], pref
     label, storage = f"{path}:{name}", tensor.storage
     dtype = STORAGES.get(storage.kind)
     if dtype is None:
-        raise InputMalformed(f"{label}: {storage.kind} found, expected float16, bfloat16, float32 or float64")
+        raise InputMalformed(f"{label}: {storage.kind} found, expected {EXPECTED}")
     member = found.get(f"{prefix}data/{storage.key}")
     if member is None or member.deflated:
         raise InputMalformed(
             f"{label}: its data {prefix}data/{storage.key} are not there, or compressed; save it again"
         )
-    item = STORAGE[dtype].itemsize
+    item = DTYPES[dtype].itemsize
     last = tensor.offset + 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
     if prod(tensor.shape) and last * item > member.size:
         raise InputMalformed(

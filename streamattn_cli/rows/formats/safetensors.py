@@ -9,14 +9,18 @@ from math import prod
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
-from streamattn_cli.rows.file import FileTensor
+from streamattn_cli.options import one_of
+from streamattn_cli.rows.dtypes import DTYPES, storage_of
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.names import SHOWN, find_parts
-from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.stored import Stored
-from streamattn_cli.rows.tensor import STORAGE, storage_of
+from streamattn_cli.rows.tensors.file import FileTensor
+from streamattn_cli.rows.tensors.layout import Extent
+from streamattn_cli.rows.tensors.stored import Stored
 
-_DTYPES = {"F16": "f2", "BF16": "bf16", "F32": "f4", "F64": "f8"}
+_DTYPES = {found.safetensors: name for name, found in DTYPES.items()}
+_INTEGERS = {"U16": "<u2", "I16": "<i2", "U8": "|u1", "I8": "|i1"}  # of which --dtype may say what they are
+_SIZES = {word: DTYPES[name].itemsize for word, name in _DTYPES.items()}
+_SIZES |= {word: np.dtype(name).itemsize for word, name in _INTEGERS.items()}
 _LONGEST = 100_000_000  # bytes of header; the format's own limit
 
 
@@ -76,8 +80,8 @@ def _check_places(path: str, tensors: dict[str, dict], size: int) -> None:
             )
         if begin < last_end:
             raise InputMalformed(f"{path}: tensors {last_name} and {name} overlap; the header is damaged")
-        dtype = (_DTYPES | {"U16": "bf16", "I16": "bf16"}).get(entry["dtype"])
-        needed = prod(entry["shape"]) * STORAGE[dtype].itemsize if dtype else end - begin
+        item = _SIZES.get(entry["dtype"])
+        needed = prod(entry["shape"]) * item if item else end - begin
         if end - begin != needed:
             raise InputMalformed(
                 f"{path}: tensor {name} of shape {entry['shape']} {entry['dtype']} needs {needed} "
@@ -99,10 +103,10 @@ def safetensors_arrays(path: str, names: dict[str, str], wanted: str | None = No
 def _stored(path: str, name: str, entry: dict, metadata: dict[str, str], base: int, wanted: str | None) -> Stored:
     label, note = f"{path}:{name}", None
     dtype = _DTYPES.get(entry["dtype"])
-    if entry["dtype"] in ("U16", "I16"):
-        dtype, note = storage_of(np.dtype("<u2"), label, wanted)
+    if entry["dtype"] in _INTEGERS:
+        dtype, note = storage_of(np.dtype(_INTEGERS[entry["dtype"]]), label, wanted)
     if dtype is None:
-        raise InputMalformed(f"{label}: dtype {entry['dtype']} found, expected F16, BF16, F32 or F64; convert it")
+        raise InputMalformed(f"{label}: dtype {entry['dtype']} found, expected {one_of(tuple(_DTYPES))}; convert it")
     offset = base + entry["data_offsets"][0]
 
     def open_(extent: Extent) -> FileTensor:

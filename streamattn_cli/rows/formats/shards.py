@@ -9,7 +9,7 @@ from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.names import SHOWN, find_parts
 from streamattn_cli.rows.formats.safetensors import safetensors_arrays
-from streamattn_cli.rows.stored import Stored
+from streamattn_cli.rows.tensors.stored import Stored
 
 LONGEST = 1 << 26  # bytes of an index
 

@@ -10,8 +10,9 @@ from math import prod
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
-from streamattn_cli.rows.layout import Extent
-from streamattn_cli.rows.tensor import STORAGE, check_buffer, peek_seekable
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.tensors.layout import Extent
+from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
 
 PIECE = 1 << 20  # bytes that are read at a time, unless one row spans more
 LARGEST = 1 << 24  # bytes that one row may span
@@ -30,7 +31,7 @@ class StridedTensor:
     ):  # fmt: skip
         self.path, self.name, self.dtype = path, name, dtype
         self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
-        self._offset, self._item = offset, STORAGE[dtype].itemsize
+        self._offset, self._item = offset, DTYPES[dtype].itemsize
         self._axis, self._each = extent.layout.index("T"), extent.outer // extent.batch
         self._shape, self._strides = shape, strides
         self._arrange(shape, strides)
@@ -101,7 +102,7 @@ class StridedTensor:
             got += more
         axes = [*self._near, (rows, self._stride), *self._after]
         shape, strides = [size for size, _ in axes], [stride * self._item for _, stride in axes]
-        flat = np.frombuffer(data, STORAGE[self.dtype].holder)
+        flat = np.frombuffer(data, DTYPES[self.dtype].holder)
         return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
 
     def peek(self, n: int) -> np.ndarray:

@@ -6,19 +6,13 @@ import numpy as np
 
 from streamattn_cli.kernels import rowstore as kernel
 from streamattn_cli.kernels import widen as widening
-
-HOLDER = {"f2": "u2", "bf16": "u2", "f4": "f4", "f8": "f8"}
-_NOT_A_NUMBER = {"f2": 0x7E00, "bf16": 0x7FC0, "f4": np.nan, "f8": np.nan}
+from streamattn_cli.rows.convert import not_a_number
+from streamattn_cli.rows.dtypes import DTYPES
 
 
 def kind(storage: str) -> int:
     """What kernels call a storage dtype."""
-    return widening.KIND[storage]
-
-
-def dropped(storage: str) -> np.generic:
-    """The item that a row of weight 0 is stored as."""
-    return np.dtype(HOLDER[storage]).type(_NOT_A_NUMBER[storage])
+    return getattr(widening, DTYPES[storage].kernel)
 
 
 def put(rows: np.ndarray, k: np.ndarray, c: np.ndarray, storage: str) -> None:
@@ -27,7 +21,7 @@ def put(rows: np.ndarray, k: np.ndarray, c: np.ndarray, storage: str) -> None:
     A row of weight 0 was dropped: it is stored as NaN, which no other row can be.
     """
     with np.errstate(over="ignore"):  # without the compiler: bits wrap around on purpose
-        kernel.store(k, c, kind(storage), dropped(storage), rows)
+        kernel.store(k, c, kind(storage), not_a_number(storage), rows)
 
 
 def get(rows: np.ndarray, storage: str, k: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

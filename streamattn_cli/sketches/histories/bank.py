@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from streamattn_cli.sketches.coding.rowstore import HOLDER, get, put
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.sketches.coding.rowstore import get, put
 from streamattn_cli.sketches.method import History
 from streamattn_cli.sketches.partial import Partial
 
 
 def bank_spec(rows: int, dim: int, value_dim: int, storage: str) -> tuple[tuple[int, int], str]:
     """Shape and dtype of the array that a bank is made on."""
-    return (rows, dim + value_dim), HOLDER[storage]
+    return (rows, dim + value_dim), DTYPES[storage].holder
 
 
 class Bank:

@@ -16,8 +16,10 @@ import numpy as np
 from streamattn_cli.errors import UsageError
 from streamattn_cli.kernels import atoms, blas
 from streamattn_cli.kernels import nystrom as kernel
+from streamattn_cli.rows.convert import not_a_number
+from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.sketches.budget import BUDGETED, DEFAULT_ROWS, check_buffer, group_rows, row_bytes, with_sinks
-from streamattn_cli.sketches.coding.rowstore import HOLDER, dropped, get, kind, put
+from streamattn_cli.sketches.coding.rowstore import get, kind, put
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
 from streamattn_cli.sketches.histories.bank import live
 from streamattn_cli.sketches.histories.querymodel import FORGET, FORGET_TURNED, LOOKBACK, QueryModel
@@ -97,7 +99,7 @@ class NystromHistory(History):
         self.coefs = bank[8 * m : coefs].view(f"i{params.bits // 8}").reshape(m, value_dim)
         self.keys = bank[coefs:].view(np.int8).reshape(m, dim)
         self.bank = self.keys, self.coefs, self.scales, self.weights
-        holder = np.dtype(HOLDER[params.storage])
+        holder = np.dtype(DTYPES[params.storage].holder)
         capacity = len(bank) // ((dim + value_dim) * holder.itemsize)
         self.exact = bank[: capacity * (dim + value_dim) * holder.itemsize].view(holder).reshape(capacity, -1)
 
@@ -127,7 +129,7 @@ class NystromHistory(History):
         rows = (
             params.atoms
             * atom_bytes(dim, value_dim, params.bits)
-            // ((dim + value_dim) * np.dtype(HOLDER[params.storage]).itemsize)
+            // ((dim + value_dim) * DTYPES[params.storage].itemsize)
         )
         return rows * (4 * (2 * dim + value_dim + 1) + 1)
 
@@ -186,7 +188,7 @@ class NystromHistory(History):
         )
         forget = FORGET_TURNED if self.params.rope else FORGET
         numbers = self.scale, self.params.temper, -1 / forget, LOOKBACK
-        given += numbers, self.rope, dropped(p.stored), self.mean_value()
+        given += numbers, self.rope, not_a_number(p.stored), self.mean_value()
         rows = np.ascontiguousarray(q), k, c, answers, doubt, work["counts"]
         held = tuple(s[name] for name in ("counters", "sinks", "recent", "range")), *self._arrays(), self.queries.arrays
         scratch = tuple(work[name] for name in SCRATCH), work["fit"], work["alive"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from streamattn_cli.errors import InputMissing
-from streamattn_cli.rows.file import FileTensor
 from streamattn_cli.rows.formats.format import Format
-from streamattn_cli.rows.stored import Stored
+from streamattn_cli.rows.tensors.file import FileTensor
+from streamattn_cli.rows.tensors.stored import Stored
 
 MAGIC = b"ROWS"
 

@@ -1,0 +1,129 @@
+"""Do q, k and v belong together? And only the rows that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from streamattn_cli.errors import InputMalformed, UsageError
+from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensors.heads import Heads, group_size
+from streamattn_cli.rows.tensors.ranges import RangeTensor
+
+OTHER = {"THD": "HTD", "HTD": "THD", "BTHD": "BHTD", "BHTD": "BTHD"}  # the layout with rows and heads exchanged
+TURNED = {3: (1, 0, 2), 4: (0, 2, 1, 3)}  # axes of an array that is brought into it
+
+
+def check_heads(spec: InputSpec, heads: dict[str, Heads]) -> None:
+    """Numbers of heads and items agree with each other and with what the user said. Raises InputMalformed."""
+    k, v, q = (heads.get(part) for part in ("k", "v", "q"))
+    if k is not None and (len(k) != len(v) or k.batch != v.batch):
+        raise InputMalformed(
+            f"{k.tensor.name} has {len(k)} key heads and {v.tensor.name} {len(v)} value heads; they "
+            f"must agree (check --layout and --kv-heads)"
+        )
+    if None not in (q, k):
+        if q.dim != k.dim:
+            raise InputMalformed(
+                f"{q.tensor.name} has query heads of {q.dim} items and {k.tensor.name} key heads of "
+                f"{k.dim}; they must agree ({_shared_dim(spec, q, k) or 'check --layout, --heads and --dim'})"
+            )
+        group_size(q, k)
+    said = [("q", "heads", spec.heads), ("k", "kv_heads", spec.kv_heads), ("v", "kv_heads", spec.kv_heads)]
+    for part, option, wanted in said:
+        if part in heads and wanted is not None and len(heads[part]) != wanted * heads[part].batch:
+            raise InputMalformed(
+                f"{heads[part].tensor.name}: {len(heads[part])} heads found for {part}, but "
+                f"{_option(option)} {wanted} was given"
+            )
+    said = [("q", "dim", spec.dim), ("k", "dim", spec.dim), ("v", "value_dim", spec.value_dim)]
+    for part, option, wanted in said:
+        if part in heads and wanted is not None and heads[part].dim != wanted:
+            raise InputMalformed(
+                f"{heads[part].tensor.name}: {part} heads of {heads[part].dim} items found, but "
+                f"{_option(option)} {wanted} was given"
+            )
+
+
+def _shared_dim(spec: InputSpec, q: Heads, k: Heads) -> str:
+    """Numbers of heads that make the heads of fused rows agree, as an advice; nothing where there are none."""
+    if {q.layout, k.layout} - {"TD", "TC"}:
+        return ""
+    query_width, key_width = len(q) * q.dim, len(k) * k.dim
+    if spec.heads:
+        key_heads = key_width // q.dim
+        fits = key_heads * q.dim == key_width and key_heads and spec.heads % key_heads == 0
+        return f"give --kv-heads {key_heads}, which makes key heads of {q.dim}, too" if fits else ""
+    fitting = [
+        f"--dim {dim} for {query_width // dim} query and {key_width // dim} key heads"
+        for dim in (64, 128, 256, 96, 80, 32, 16, 8)
+        if query_width % dim == key_width % dim == 0 and (query_width // dim) % (key_width // dim) == 0
+    ]
+    return f"several heads lie side by side in a row: give {' or '.join(fitting[:2])}" if fitting else ""
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check_layout(spec: InputSpec, q: Heads, k: Heads, alone: bool) -> None:
+    """Refuse (UsageError) rows and heads that were taken for one another: q and k have other rows, and more heads than rows,
+    and agree in the other layout. `alone`: --layout decides of q only. `--heads` says that they are what they seem.
+    """
+    other, heads, key_heads = OTHER.get(q.layout), len(q) // q.batch, len(k) // k.batch
+    if other is None or spec.heads is not None or None in (q.rows, k.rows) or q.rows == k.rows:
+        return
+    if heads > q.rows and heads == k.rows and q.rows % key_heads == 0:
+        turned = ", ".join(map(str, TURNED[len(other)]))
+        mend = f"give --layout {other}" if alone else f"save it as {k.tensor.name} is: q.transpose({turned})"
+    elif k.layout == q.layout and key_heads > k.rows and heads == key_heads and q.rows % k.rows == 0:
+        mend = f"give --layout {other}"
+    else:
+        return
+    raise UsageError(
+        f"{q.tensor.name}: read as layout {q.layout} it has {heads} heads of {q.rows} rows, and {k.tensor.name} {key_heads} of "
+        f"{k.rows}; read as {other} it has {q.rows} heads of {heads} rows, and they agree; {mend} (or --heads {heads} if they "
+        "are right as they are)"
+    )
+
+
+def check_rows(heads: dict[str, Heads]) -> None:
+    """No tensor is empty, and k and v have the same rows where both are known. Raises InputMalformed."""
+    for part in heads.values():
+        if part.rows == 0:
+            raise InputMalformed(f"{part.tensor.name}: no rows, expected at least one")
+    k, v = heads.get("k"), heads.get("v")
+    if k is not None and None not in (k.rows, v.rows) and k.rows != v.rows:
+        raise InputMalformed(
+            f"{k.tensor.name} has {k.rows} rows and {v.tensor.name} {v.rows}; every key needs one "
+            f"value (check --layout, or cut both with --rows)"
+        )
+
+
+def with_ranges(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
+    """The heads over only the rows asked for; parts that share a tensor and a range keep sharing one."""
+    wanted = {"k": spec.rows, "v": spec.rows, "q": spec.q_rows}
+    shares = "q" in heads and any(heads["q"].tensor is heads[part].tensor for part in ("k", "v") if part in heads)
+    if shares and spec.q_rows is None:
+        wanted["q"] = spec.rows
+    if shares and wanted["q"] != spec.rows and not heads["q"].tensor.seekable:
+        raise UsageError(
+            f"{heads['q'].tensor.name}: queries and keys arrive in the same rows of a pipe; give the same "
+            f"range for both"
+        )
+    made: dict[tuple, RangeTensor] = {}
+    ranged = {}
+    for part, part_heads in heads.items():
+        if wanted[part] is None:
+            ranged[part] = part_heads
+            continue
+        key = (id(part_heads.tensor), wanted[part])
+        if key not in made:
+            made[key] = RangeTensor(part_heads.tensor, *wanted[part])
+        ranged[part] = replace(part_heads, tensor=made[key])
+    return ranged
+
+
+def range_notes(heads: Iterable[Heads]) -> list[str]:
+    """What is to be said about ranges that reached beyond the end."""
+    return [note for part in heads if (note := getattr(part.tensor, "note", None))]

@@ -1,0 +1,121 @@
+"""Divides heads into sequences: of a batch, padded or not, and of packed rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from streamattn_cli.errors import InputMalformed, UsageError
+from streamattn_cli.rows.inputs.numbers import integers
+from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.ranges import RangeTensor
+from streamattn_cli.rows.tensors.sequences import Sequences
+from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_seekable
+
+
+class SequenceTensor:
+    """A RowTensor over a batch: the rows of its first sequence, then those of the second, and so on.
+
+    The base has `batch` times as many segments (O), those of each sequence side by side.
+    """
+
+    seekable = True
+
+    def __init__(self, base: RowTensor, sequences: Sequences):
+        self.base, self.sequences = base, sequences
+        self.name, self.path, self.dtype, self.width = base.name, base.path, base.dtype, base.width
+        self.outer, self.rows = base.outer // len(sequences), sequences.rows
+
+    @property
+    def held_bytes(self) -> int:
+        """Buffers of the tensor underneath, and the borders of the sequences."""
+        return self.base.held_bytes + self.sequences.edges.nbytes
+
+    def read_into(self, buf: np.ndarray, start: int) -> int:
+        """See RowTensor."""
+        check_buffer(self, buf)
+        count = max(0, min(buf.shape[1], self.rows - start))
+        for piece in self.sequences.pieces(start, start + count):
+            into = buf[:, piece.first - start : piece.last - start]
+            whole = into if into.flags.c_contiguous else np.empty(into.shape, into.dtype)
+            self.base.read_into(whole, piece.row, piece.number * self.outer)
+            if whole is not into:
+                into[...] = whole
+        return count
+
+    def peek(self, n: int) -> np.ndarray:
+        """See RowTensor."""
+        return peek_seekable(self, n)
+
+    def close(self) -> None:
+        """Close the tensor underneath."""
+        self.base.close()
+
+
+def in_sequences(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
+    """The heads of every part with their sequences, if there are several: as many heads as one batch has, over a
+    SequenceTensor; or those of packed rows, cut where --starts says. Raises UsageError and InputMalformed."""
+    if spec.lengths and spec.starts:
+        raise UsageError("--lengths is for padded batches, --starts for packed rows; give one of them")
+    if spec.rows or spec.q_rows:
+        for option, word in (("--lengths", spec.lengths), ("--starts", spec.starts)):
+            if word:
+                raise UsageError(f"{option}: its rows are those of whole sequences; omit --rows and --q-rows")
+    if spec.starts:
+        return _packed(spec.starts, integers(spec.starts, "--starts", spec.input), heads)
+    lengths = None if spec.lengths is None else integers(spec.lengths, "--lengths", spec.input)
+    made: dict[int, SequenceTensor] = {}
+    return {part: _apart(part_heads, spec.lengths, lengths, made) for part, part_heads in heads.items()}
+
+
+def _apart(heads: Heads, word: str | None, lengths: np.ndarray | None, made: dict[int, SequenceTensor]) -> Heads:
+    if "B" not in heads.layout:
+        if lengths is not None:
+            raise UsageError(
+                f"{heads.tensor.name}: --lengths {word}: it has no axis of batches (layout {heads.layout}); give --layout BHTD "
+                "or BTHD, or --starts for packed rows"
+            )
+        return heads
+    if heads.batch == 1 and lengths is None:
+        return heads
+    if lengths is not None:
+        if len(lengths) != heads.batch:
+            raise InputMalformed(
+                f"{heads.tensor.name}: {heads.batch} batches, and {len(lengths)} numbers in --lengths {word}"
+            )
+        wrong = np.flatnonzero((lengths < 0) | (lengths > heads.rows))
+        if len(wrong) or not lengths.any():
+            one = int(wrong[0]) if len(wrong) else 0
+            raise InputMalformed(
+                f"{heads.tensor.name}: batch {one} has {heads.rows} rows, and --lengths {word} says {lengths[one]}; "
+                f"expected 0 to {heads.rows}, not all of them 0"
+            )
+    count = len(heads) // heads.batch
+    sequences = Sequences.of_batch(heads.batch, heads.rows, lengths)
+    tensor = made.setdefault(id(heads.tensor), SequenceTensor(heads.tensor, sequences))
+    chosen = {"outer": heads.outer[:count], "column": heads.column[:count]}
+    return replace(heads, tensor=tensor, **chosen, batch=1, sequences=tensor.sequences)
+
+
+def _packed(word: str, starts: np.ndarray, heads: dict[str, Heads]) -> dict[str, Heads]:
+    made: dict[int, RangeTensor] = {}
+    found = {}
+    for part, one in heads.items():
+        name, rows = one.tensor.name, one.rows
+        if "B" in one.layout:
+            raise UsageError(f"{name}: --starts {word}: it is a batch (layout {one.layout}); give --lengths instead")
+        if starts[0] != 0 or (np.diff(starts) < 0).any() or (rows is not None and starts[-1] > rows):
+            raise InputMalformed(
+                f"{name}: --starts {word}: expected numbers from 0 on that do not fall, the last at most its "
+                f"{'rows' if rows is None else f'{rows} rows'}; found {', '.join(map(str, starts[:5]))} ... {starts[-1]}"
+            )
+        edges = starts if rows is None or starts[-1] == rows else np.append(starts, rows)
+        if edges[-1] == 0:
+            raise InputMalformed(
+                f"{name}: --starts {word}: there is no row in any sequence; end with the number of rows"
+            )
+        tensor = made.setdefault(id(one.tensor), RangeTensor(one.tensor, 0, int(edges[-1])))
+        found[part] = replace(one, tensor=tensor, sequences=Sequences(edges))
+    return found

@@ -1,0 +1,81 @@
+"""Whole numbers that say something about rows: typed with commas between them, or from a file."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import numpy as np
+
+from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.rows.inputs.paths import find
+
+MOST = 1 << 27  # numbers in a file
+
+
+def integers(word: str, option: str, beside: str | None = None) -> np.ndarray:
+    """The numbers (n,) int64 of a word: `5,9,7`; FILE or FILE:DATASET of .npy, .npz, HDF5 or plain text; or the name of a
+    dataset in the file `beside`. Raises UsageError, InputMissing and InputMalformed."""
+    if re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", word):
+        return _checked(np.array([int(part) for part in word.split(",")], np.object_), word, option)
+    path, colon, inside = word.rpartition(":")
+    if os.path.lexists(word) or not (colon and os.path.lexists(path)):
+        path, inside = word, ""
+    if not os.path.lexists(path) and beside is not None and beside != "-" and os.path.isfile(beside):
+        path, inside = beside, word
+    return _checked(_read(path, inside, option), word, option)
+
+
+def _read(path: str, inside: str, option: str) -> np.ndarray:
+    if path.lower().endswith((".txt", ".csv")):
+        try:
+            with open(path, encoding="ascii") as file:
+                return np.array([int(part) for part in re.split(r"[\s,]+", file.read(MOST * 8).strip())], np.object_)
+        except OSError as error:
+            raise InputMissing(f"{path}: {error.strerror}; check the path") from error
+        except ValueError as error:
+            raise InputMalformed(
+                f"{path}: expected whole numbers with commas or line breaks between them: {error}"
+            ) from error
+    kind = find(path).kind
+    if kind == "hdf5":
+        return _of_hdf5(path, inside, option)
+    if kind not in ("npy", "npz"):
+        raise UsageError(f"{option} {path}: numbers are read from .npy, .npz, .h5 and .txt; save them so, or type them")
+    try:
+        found = np.load(path, allow_pickle=False, mmap_mode="r" if kind == "npy" else None)
+        if kind == "npy":
+            return found
+        with found:
+            if inside not in found:
+                raise InputMissing(
+                    f"{path}: no array {inside or '(name it: FILE:NAME)'}; there are: {', '.join(found)}"
+                )
+            return found[inside]
+    except (OSError, ValueError, EOFError) as error:
+        raise InputMalformed(f"{path}: unreadable: {error}") from error
+
+
+def _of_hdf5(path: str, inside: str, option: str) -> np.ndarray:
+    from streamattn_cli.rows.formats.hdf5arrays import dataset_names, opened
+
+    with opened(path) as file:
+        if not inside or inside not in file or not hasattr(file[inside], "shape"):
+            listed = ", ".join(dataset_names(path))
+            raise InputMissing(
+                f"{path}: no dataset {inside or '(name it: FILE:DATASET)'} for {option}; there are: {listed}"
+            )
+        if file[inside].size > MOST:
+            raise InputMalformed(f"{path}:{inside}: {file[inside].size} numbers for {option}, expected at most {MOST}")
+        return file[inside][()]
+
+
+def _checked(found: np.ndarray, word: str, option: str) -> np.ndarray:
+    """As (n,) int64."""
+    exact = found.dtype.kind in "iu" or found.dtype == np.object_
+    if not exact or found.ndim != 1 or not 1 <= len(found) <= MOST or found.min() < 0 or found.max() > 1 << 53:
+        raise InputMalformed(
+            f"{option} {word}: {found.dtype} numbers of shape {found.shape} found, expected one axis of whole numbers that are "
+            "not negative"
+        )
+    return found.astype(np.int64)

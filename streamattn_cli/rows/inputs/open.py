@@ -1,0 +1,323 @@
+"""From the words of a command line to q, k, v ready to be read."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from streamattn_cli.errors import InputMalformed, StreamattnError, UsageError
+from streamattn_cli.options import one_of
+from streamattn_cli.rows.attributes import clean
+from streamattn_cli.rows.dtypes import DTYPES, PATTERNS, storage_word
+from streamattn_cli.rows.inputs import arrays
+from streamattn_cli.rows.inputs.checks import check_heads, check_layout, check_rows, range_notes, with_ranges
+from streamattn_cli.rows.inputs.divide import in_sequences
+from streamattn_cli.rows.inputs.paths import find
+from streamattn_cli.rows.inputs.scales import scaled
+from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensors.heads import (
+    Heads,
+    Part,
+    packed_fused,
+    packed_heads,
+    record_word,
+    select,
+    split_record,
+    whole,
+)
+from streamattn_cli.rows.tensors.layout import LAYOUTS, Extent, extent, infer, infer_query, layout_word, show
+from streamattn_cli.rows.tensors.stored import Stored
+from streamattn_cli.rows.tensors.tensor import RowTensor
+
+_AXES = {"B": "batches", "T": "rows", "H": "heads", "D": "items", "C": "heads x items"}
+
+
+@dataclass
+class Inputs:
+    """The opened input; a context manager that closes it."""
+
+    q: Heads | None
+    k: Heads | None
+    v: Heads | None
+    attrs: dict = field(default_factory=dict)  # scale (float), causal (bool) and others where a file says so
+    notes: tuple[str, ...] = ()  # what was inferred, one line each
+    _stack: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    def close(self) -> None:
+        """Close all files."""
+        self._stack.close()
+
+    def __enter__(self) -> Inputs:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True, apart: bool = False) -> Inputs:
+    """Open k, v and q, or those of them that are needed, check that they fit together, and read nothing but headers.
+
+    apart: batches, and what --lengths and --starts say, become sequences (see sequences.py); else batches are more heads. Of
+    a pipe the first row is read and kept. Raises InputMissing (3), InputMalformed (4) and UsageError (2).
+    """
+    with ExitStack() as stack:
+        opening = _Opening(spec, ("q",) * need_q + ("k", "v") * need_kv, stack, apart)
+        heads = opening.heads()
+        check_heads(spec, heads)
+        if need_q and need_kv:
+            check_layout(spec, heads["q"], heads["k"], opening.decides_of_q_alone)
+        heads = with_ranges(spec, heads)
+        check_rows(heads)
+        if apart:
+            heads = in_sequences(spec, heads)
+        q, k, v = (heads.get(part) for part in ("q", "k", "v"))
+        if spec.select is not None:
+            q, k, v = select(q, k, v, spec.select)
+        notes = dict.fromkeys([*opening.notes, *range_notes(heads.values())])
+        return Inputs(q, k, v, opening.attrs, tuple(notes), stack.pop_all())
+
+
+class _Opening:
+    """The steps of opening: words -> stored arrays -> layouts -> tensors -> heads."""
+
+    def __init__(self, spec: InputSpec, parts: tuple[str, ...], stack: ExitStack, apart: bool):
+        self.attrs: dict = {}
+        self.notes: list[str] = []
+        self._spec = spec
+        self._parts = parts
+        self._stack = stack
+        self._apart = apart
+        self._layout = layout_word(spec.layout) if spec.layout else None
+        self._raw = storage_word(spec.raw, "--raw") if spec.raw else None
+        self._dtype = storage_word(spec.dtype, "--dtype") if spec.dtype else None
+        if self._dtype and not DTYPES[self._dtype].patterns:
+            raise UsageError(
+                f"--dtype {spec.dtype}: it tells what 8- or 16-bit integers are; use {one_of(PATTERNS)}, or omit it"
+            )
+        self._plain: dict[str, Stored] = {}  # part -> array that holds it alone
+        self._packed: dict[str, Stored] = {}  # record -> array or stream that holds its parts side by side
+
+    def heads(self) -> dict[str, Heads]:
+        """Heads of every part asked for."""
+        self._gather()
+        found: dict[str, Heads] = {}
+        for record, stored in self._packed.items():
+            heads = self._unpack(stored, record)
+            found.update((part, heads[part]) for part in record if part in self._parts and part not in found)
+        layouts = self._layouts(found.get("k"))
+        for part, stored in self._plain.items():
+            shape = self._extent(stored, layouts[part], part)
+            found[part] = scaled(whole(self._open(stored, shape, part), shape), stored, part, self.notes)
+        return {part: found[part] for part in self._parts}
+
+    @property
+    def decides_of_q_alone(self) -> bool:
+        """Whether --layout says something about q and nothing about k."""
+        return "k" not in self._plain
+
+    # --- words -> stored arrays
+
+    def _gather(self) -> None:
+        """Sort every word's array into plain and packed ones."""
+        words = {part: word for part in self._parts if (word := getattr(self._spec, part))}
+        rest = tuple(part for part in self._parts if part not in words)
+        self._check_words(words, rest)
+        for part, word in words.items():
+            place = None if word == "-" else find(word)
+            if place is None or place.kind == "pipe":
+                self._packed[part] = self._stream(word, part)
+            else:
+                self._plain[part] = self._keep(arrays.single(place, word, part, self._dtype), place.note)
+        if rest:
+            self._gather_input(self._spec.input, rest)
+
+    def _check_words(self, words: dict[str, str], rest: tuple[str, ...]) -> None:
+        given = self._spec.input
+        if [given, *words.values()].count("-") > 1:
+            raise UsageError("only one of the inputs can be standard input (-); write the others to files")
+        if given is None and rest:
+            named = ", ".join(rest)
+            raise UsageError(f"no input for {named}: give --{rest[0]} FILE, or one file or - that holds {named}")
+        if given is not None and not rest:
+            raise UsageError(
+                f"{given}: nothing is left to read from it, {', '.join(self._parts)} have files of their own; omit it"
+            )
+
+    def _gather_input(self, word: str, rest: tuple[str, ...]) -> None:
+        """The input that holds the parts without a file of their own."""
+        place = None if word == "-" else find(word, raw=self._raw is not None)
+        if place is not None and place.names_arrays and place.inside is None:
+            found = arrays.parts_of(place, rest, self._spec.group, self._dtype)
+            self._plain.update((part, self._keep(stored, place.note)) for part, stored in found.items())
+            return
+        record = self._record(word, rest)
+        if place is None or place.kind == "pipe":
+            self._packed[record] = self._stream(word, record)
+        elif place.kind == "raw":
+            self._packed[record] = arrays.raw_file(place.path, self._raw, self._raw_width(word, record))
+        else:
+            stored = self._keep(arrays.single(place, word, None, self._dtype), place.note)
+            (self._plain if len(record) == 1 else self._packed)[record] = stored
+
+    def _record(self, word: str, rest: tuple[str, ...]) -> str:
+        """The record kind as given, or what is needed."""
+        if self._spec.record is None:
+            record = record_word("".join(rest))
+            self.notes.append(f"{word}: rows are taken as --record {record}")
+            return record
+        lacking = [part for part in rest if part not in record_word(self._spec.record)]
+        if lacking:
+            raise UsageError(
+                f"{word}: a {self._spec.record} record lacks {', '.join(lacking)}; give --{lacking[0]} "
+                f"FILE or another --record"
+            )
+        return self._spec.record
+
+    def _stream(self, word: str, record: str) -> Stored:
+        """Standard input or a fifo, as .npy records or raw rows."""
+        if word == "-":
+            name, file = "standard input", arrays.standard_input(self._spec.stdin)
+        else:
+            name, file = word, self._stack.enter_context(arrays.pipe(word))
+        if self._raw is not None:
+            return arrays.raw_stream(file, name, self._raw, self._raw_width(name, record))
+        return self._keep(arrays.record_stream(file, name, self._dtype), None)
+
+    def _keep(self, stored: Stored, note: str | None) -> Stored:
+        """Remember the notes and attributes that come with an array."""
+        self.notes += [*([note] if note else []), *stored.notes]
+        self.attrs.update(clean(stored.attrs, stored.name))
+        return stored
+
+    def _open(self, stored: Stored, shape: Extent, part: str = "k") -> RowTensor:
+        tensor = stored.open(replace(shape, apart=self._apart))
+        self._stack.callback(tensor.close)
+        missing = getattr(tensor, "missing", [])
+        if missing:
+            count = sum(last - first for first, last in missing)
+            tensor.missing_allowed = self._spec.missing == "zeros"
+            if tensor.missing_allowed:
+                self.notes.append(
+                    f"{stored.name}: {count} rows are not stored and are zeros or the file's fill value (--missing zeros)"
+                )
+            elif not (self._spec.rows or (part == "q" and self._spec.q_rows)):  # else: as soon as one is read
+                tensor.refuse_missing(missing[0][0], count)
+        return tensor
+
+    # --- packed rows
+
+    def _split(self, width: int | None, record: str, name: str, one_head: bool = False) -> dict[str, Part]:
+        """Places of the parts in a row, or (one_head) in the items of one head."""
+        spec = self._spec
+        heads = (1, 1) if one_head else (spec.heads, spec.kv_heads)
+        return split_record(width, record, name, *heads, spec.dim, spec.value_dim)
+
+    def _raw_width(self, name: str, record: str) -> int:
+        """Items of one raw row, from what the user said."""
+        return sum(part.heads * part.dim for part in self._split(None, record, name).values())
+
+    def _unpack(self, stored: Stored, record: str) -> dict[str, Heads]:
+        """Heads of every part of a packed array."""
+        fused = len(stored.shape) == 2
+        layout = "TD" if fused else self._packed_layout(stored)
+        shape = extent(stored.shape, layout, stored.name)
+        parts = self._split(shape.dim, record, stored.name, one_head=not fused)
+        self._check_record(stored, record)
+        heads = (
+            packed_fused(self._open(stored, shape), parts)
+            if fused
+            else packed_heads(self._open(stored, shape), shape, parts)
+        )
+        listed = " | ".join(f"{len(heads[part])} {part} of {heads[part].dim}" for part in record)
+        self.notes.append(f"{stored.name}: {show(stored.shape)} rows are {listed}")
+        return {part: scaled(heads[part], stored, part, self.notes) for part in record}
+
+    def _check_record(self, stored: Stored, record: str) -> None:
+        """Refuse one array of a file for several parts where nothing says that its rows are packed: it may be one of them."""
+        spec = self._spec
+        if stored.shape[0] is not None and len(record) > 1 and spec.record is spec.dim is None:
+            raise UsageError(
+                f"{stored.name}: one array {show(stored.shape)} for {', '.join(record)}; give --record {record} if every row "
+                f"of it holds them side by side, or a file for each: {' '.join(f'--{part} FILE' for part in record)}"
+            )
+
+    def _packed_layout(self, stored: Stored) -> str:
+        """Of a packed array with a head axis: records of three axes are (rows, heads, items) unless a file's
+        layout is given."""
+        told = None if stored.shape[0] is None else self._told(stored)
+        if told or len(stored.shape) == 3:
+            return told or "THD"
+        words = [word for word in LAYOUTS if len(word) == len(stored.shape)] or list(LAYOUTS)
+        raise UsageError(
+            f"{stored.name}: layout not clear from shape {show(stored.shape)}; give --layout {' or '.join(words)}"
+        )
+
+    # --- layouts of plain arrays
+
+    def _told(self, stored: Stored) -> str | None:
+        """The layout that the user or the file gives."""
+        return self._layout or clean(stored.attrs, stored.name).get("layout")
+
+    def _layouts(self, packed_keys: Heads | None) -> dict[str, str]:
+        """The layout of every plain array: told, or inferred with a note."""
+        layouts = {part: told for part, stored in self._plain.items() if (told := self._told(stored))}
+        unclear = {part: stored for part, stored in self._plain.items() if part not in layouts}
+        if not unclear:
+            return layouts
+        keys = (len(packed_keys), packed_keys.dim) if packed_keys else (self._spec.kv_heads, self._spec.dim)
+        if list(self._plain) == ["q"] and None not in keys:
+            q = unclear["q"]
+            word = infer_query(q.shape, q.name, *keys, self._spec.like)
+        else:
+            word = self._infer(unclear, keys)
+        for part, stored in unclear.items():
+            layouts[part] = self._fused(stored, part) if word == "TD" else word
+            axes = ", ".join(_AXES[letter] for letter in layouts[part])
+            self.notes.append(f"{stored.name}: {show(stored.shape)} is read as layout {layouts[part]} ({axes})")
+        return layouts
+
+    def _infer(self, unclear: dict[str, Stored], keys: tuple[int | None, int | None]) -> str:
+        """The layout of these arrays; where it is not clear, key heads of known number and dim (`keys`) tell it, or queries
+        beside them that nobody asked for."""
+        try:
+            return infer({p: s.shape for p, s in unclear.items()}, {p: s.name for p, s in unclear.items()})
+        except UsageError:
+            if "k" in unclear and None not in keys:
+                return infer_query(unclear["k"].shape, unclear["k"].name, *keys, self._spec.like)
+            place = None if self._spec.input in (None, "-") or "q" in self._parts else find(self._spec.input)
+            if place is None or not place.names_arrays or place.inside:
+                raise
+            try:
+                both = unclear | arrays.parts_of(place, ("q",), self._spec.group, self._dtype)
+                return infer({p: s.shape for p, s in both.items()}, {p: s.name for p, s in both.items()})
+            except StreamattnError:
+                pass
+            raise
+
+    def _fused(self, stored: Stored, part: str) -> str:
+        """An array of two axes is TC if the user gives more than one head, or a dim shorter than a row."""
+        heads, dim = self._expected(part)
+        return "TC" if (heads or 1) > 1 or (dim is not None and dim < stored.shape[1]) else "TD"
+
+    def _expected(self, part: str) -> tuple[int | None, int | None]:
+        """(heads, dim) of a part as the user gave them."""
+        spec = self._spec
+        heads = spec.heads if part == "q" else spec.kv_heads or spec.heads
+        return heads, (spec.value_dim or spec.dim) if part == "v" else spec.dim
+
+    def _extent(self, stored: Stored, layout: str, part: str) -> Extent:
+        heads, dim = self._expected(part) if layout == "TC" else (None, None)
+        try:
+            return extent(stored.shape, layout, stored.name, heads, dim)
+        except InputMalformed as error:
+            raise InputMalformed(f"{error}{self._fewer_heads(stored, part)}") from None
+
+    def _fewer_heads(self, stored: Stored, part: str) -> str:
+        """The --kv-heads that fit keys or values to the query heads, as an advice; nothing where there is none."""
+        spec, q = self._spec, self._plain.get("q")
+        if part == "q" or q is None or not spec.heads or spec.kv_heads or q.shape[-1] % spec.heads:
+            return ""
+        dim = (spec.value_dim or spec.dim if part == "v" else spec.dim) or q.shape[-1] // spec.heads
+        count, rest = divmod(stored.shape[-1], dim)
+        fits = count and not rest and not spec.heads % count
+        return f"; with heads of {dim} as in {q.name} there are {count}: give --kv-heads {count}" if fits else ""

@@ -1,0 +1,83 @@
+"""Several tensors as one: the rows of the second follow those of the first, and so on."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from streamattn_cli.errors import InputMalformed
+from streamattn_cli.rows.tensors.ranges import RangeTensor
+from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_seekable
+
+
+class ConcatTensor:
+    """A RowTensor over seekable parts of the same dtype, outer and width; row t of part i is row `starts[i]` + t."""
+
+    seekable = True
+    path = None
+
+    def __init__(self, parts: Sequence[RowTensor]):
+        one = parts[0]
+        for other in parts:
+            if not other.seekable:
+                raise InputMalformed(
+                    f"{other.name}: is a pipe; only files can be read as one stream, one after the other"
+                )
+            if (other.dtype, other.outer, other.width) != (one.dtype, one.outer, one.width):
+                raise InputMalformed(
+                    f"{other.name}: rows of {other.outer} x {other.width} {other.dtype} found, expected {one.outer} x "
+                    f"{one.width} {one.dtype} as in {one.name}; files of one stream must be alike"
+                )
+        self.parts = tuple(parts)
+        self.name = f"{one.name} ... {parts[-1].name}"
+        self.outer, self.width, self.dtype = one.outer, one.width, one.dtype
+        self.starts = [0, *accumulate(part.rows for part in parts)]
+        self.rows = self.starts.pop()
+
+    @property
+    def held_bytes(self) -> int:
+        """Buffers of all parts."""
+        return sum(part.held_bytes for part in self.parts)
+
+    def read_into(self, buf: np.ndarray, start: int) -> int:
+        """See RowTensor."""
+        check_buffer(self, buf)
+        want, done = max(0, min(buf.shape[1], self.rows - start)), 0
+        while done < want:
+            at = bisect_right(self.starts, start + done) - 1
+            part, row = self.parts[at], start + done - self.starts[at]
+            n = min(want - done, part.rows - row)
+            if n == buf.shape[1] or (self.outer == 1 and n):  # the rows lie side by side in the caller's buffer
+                part.read_into(buf[:, done : done + n], row)
+            elif n:
+                piece = np.empty((self.outer, n, self.width), buf.dtype)
+                part.read_into(piece, row)
+                buf[:, done : done + n] = piece
+            done += n
+        return want
+
+    def peek(self, n: int) -> np.ndarray:
+        """See RowTensor."""
+        return peek_seekable(self, n)
+
+    def close(self) -> None:
+        """Close all parts."""
+        for part in self.parts:
+            part.close()
+
+
+def files_of(tensor: RowTensor) -> list[RowTensor]:
+    """The tensors of single files that a tensor's rows come from, in order, each cut to the rows that are used."""
+    if isinstance(tensor, ConcatTensor):
+        return list(tensor.parts)
+    if not isinstance(tensor, RangeTensor) or not isinstance(tensor.base, ConcatTensor):
+        return [tensor]
+    found, first, stop = [], tensor.first, tensor.first + tensor.rows
+    for at, part in zip(tensor.base.starts, tensor.base.parts, strict=True):
+        a, b = max(first - at, 0), min(stop - at, part.rows)
+        if a < b:
+            found.append(part if (a, b) == (0, part.rows) else RangeTensor(part, a, b))
+    return found

@@ -1,0 +1,48 @@
+"""Rows that are already in memory: a NumPy array behind the same face as a file."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamattn_cli.rows.convert import items_of
+from streamattn_cli.rows.dtypes import DTYPES, storage_of
+from streamattn_cli.rows.tensors.layout import extent
+from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
+
+
+class MemoryTensor:
+    """A RowTensor over a float array (uint16: bfloat16 bit patterns) in one of the layouts. It copies only on read."""
+
+    seekable = True
+    held_bytes = 0
+    path = None
+
+    def __init__(self, array: np.ndarray, layout: str = "TD", name: str = "array", heads: int | None = None):
+        self.name = name
+        self.dtype, _ = storage_of(array.dtype, name)
+        self.extent = extent(array.shape, layout, name, heads)
+        self.outer, self.rows, self.width = self.extent.outer, self.extent.rows, self.extent.width
+        contiguous = np.ascontiguousarray(array)
+        self._array = contiguous.view(DTYPES[self.dtype].holder).reshape(self.outer, self.rows, self.width)
+
+    @classmethod
+    def of(cls, values: np.ndarray, dtype: str) -> MemoryTensor:
+        """Made-up numbers, float32 (n, dim), as rows of a storage dtype."""
+        tensor = cls(values, name="made up")
+        tensor.dtype, tensor._array = dtype, items_of(values, dtype)[None]
+        return tensor
+
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
+        """See RowTensor."""
+        check_buffer(self, buf, segment)
+        count = max(0, min(buf.shape[1], self.rows - start))
+        first = segment or 0
+        buf[:, :count] = self._array[first : first + len(buf), start : start + count]
+        return count
+
+    def peek(self, n: int) -> np.ndarray:
+        """See RowTensor."""
+        return peek_seekable(self, n)
+
+    def close(self) -> None:
+        """Nothing to release."""

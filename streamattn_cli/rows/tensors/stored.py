@@ -1,0 +1,31 @@
+"""One array as found in a file or stream, before anyone has said which of its axes is the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from streamattn_cli.rows.tensors.layout import Extent, Shape
+from streamattn_cli.rows.tensors.tensor import RowTensor
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the rows of an array are multiplied by: its numbers in C order, as float32 has them."""
+
+    name: str  # for messages
+    shape: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Name, shape and storage dtype of an array, and how to open it once its layout is known."""
+
+    name: str  # for messages: "dump.h5:/k"
+    shape: Shape
+    dtype: str  # key of dtypes.DTYPES
+    open: Callable[[Extent], RowTensor]
+    attrs: dict = field(default_factory=dict)  # scale, causal, layout ... where the file says so
+    notes: tuple[str, ...] = ()
+    scale: Scale | None = None

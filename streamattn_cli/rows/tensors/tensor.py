@@ -1,0 +1,73 @@
+"""What the rest of the house sees of an input: a tensor of rows, read in order into the caller's buffer.
+
+Every layout reduces to a 3-D array (O, T, I): T is the row (token) axis, O the product of the axes before it and I of
+those after it. Rows are handed out in storage dtype; `kernels/widen.py` turns them into floats.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from streamattn_cli.rows.dtypes import DTYPES
+
+
+class RowTensor(Protocol):
+    """Rows of one array, reduced to (O, T, I). Not thread-safe: one reader at a time."""
+
+    name: str  # for messages: "dump.h5:/k"
+    outer: int  # O
+    width: int  # I, items
+    dtype: str  # key of DTYPES
+    rows: int | None  # T; None: unknown until the end
+    seekable: bool  # any start may be read, any number of times
+    path: str | None  # of the file that holds it, None for pipes and memory
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the tensor's own buffers (chunk cache, peeked rows)."""
+
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
+        """Fill buf, C-contiguous (O, n, I) in storage dtype, with rows [start, start+n); return the rows read.
+
+        segment: buf is (m, n, I) for the m segments from that one on. Only tensors of files and of memory know it.
+
+        Fewer than n only at the end of the tensor; then buf[:, :returned] holds them only if O == 1 or the tensor's
+        `rows` is known and the caller asked for no more than there are. A tensor that is not seekable demands that
+        start equals the rows read so far. Raises InputMalformed for a truncated source.
+        """
+
+    def peek(self, n: int) -> np.ndarray:
+        """The first m <= n rows as a new array (O, m, I), without consuming them; of a tensor that is not seekable
+        the next rows, which wait in memory until they are read."""
+
+    def close(self) -> None:
+        """Release files and buffers. May be called twice."""
+
+
+def row_bytes(tensor: RowTensor) -> int:
+    """Bytes of one row over all O segments."""
+    return tensor.outer * tensor.width * DTYPES[tensor.dtype].itemsize
+
+
+def check_buffer(tensor: RowTensor, buf: np.ndarray, segment: int | None = None) -> None:
+    """Demand what `read_into` promises to accept."""
+    holder = DTYPES[tensor.dtype].holder
+    fits = buf.ndim == 3 and (
+        buf.shape[0] == tensor.outer if segment is None else segment + buf.shape[0] <= tensor.outer
+    )
+    if not fits or buf.shape[2] != tensor.width or buf.dtype != holder:
+        raise ValueError(
+            f"{tensor.name}: buffer {buf.shape} {buf.dtype}, expected ({tensor.outer}, n, {tensor.width}) {holder}"
+        )
+    if not buf.flags.c_contiguous:
+        raise ValueError(f"{tensor.name}: buffer is not C-contiguous")
+
+
+def peek_seekable(tensor: RowTensor, n: int) -> np.ndarray:
+    """`peek` of a seekable tensor of known length: read the first rows into a new array."""
+    count = max(0, min(n, tensor.rows))
+    buf = np.empty((tensor.outer, count, tensor.width), DTYPES[tensor.dtype].holder)
+    tensor.read_into(buf, 0)
+    return buf

@@ -1,0 +1,116 @@
+"""Outputs whose every byte has a known place: .npy, and contiguous HDF5 of a known number of rows."""
+
+from __future__ import annotations
+
+import os
+from math import prod
+from typing import Protocol
+
+import numpy as np
+
+from streamattn_cli.errors import StreamattnError, UsageError
+from streamattn_cli.rows.writers.fdio import begin_writeback, pwrite_all
+from streamattn_cli.rows.writers.outshape import OutShape
+from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
+
+
+class Format(Protocol):
+    """What surrounds the rows in a file. adds: whether they are added to a file that is there."""
+
+    adds: bool
+
+    def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
+        """Prepare the file; return the byte at which the rows begin."""
+
+    def again(self, temporary: Temporary) -> int:
+        """The same byte of a file that was prepared by an earlier run."""
+
+    def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
+        """Write what could not be written before, commit the file, and leave `meta` with it."""
+
+
+class PlacedWriter:
+    """A Writer of blocks at their place in a temporary file."""
+
+    def __init__(
+        self, path: str, rows: int | None, shape: OutShape, format_: Format, going_on: tuple[str, int] | None = None,
+        tag: str | None = None,
+    ):  # fmt: skip
+        """`going_on`: name of the unfinished file of an earlier run (see `part`) and how many of its rows count; `tag`:
+        of the name of a new unfinished file (see Temporary)."""
+        if rows is None and shape.segments > 1:
+            raise UsageError(
+                f"{path}: layout {shape.layout} needs the number of rows in advance, which a pipe does "
+                f"not tell; write to - or choose a layout that begins with T"
+            )
+        self.name = path
+        self.lasting = False  # an unfinished file outlives a failure, because a checkpoint counts on it
+        self.adds = format_.adds  # to a file that others may add to meanwhile
+        part, self.rows_written = going_on or (None, 0)
+        self._rows, self._shape, self._format = rows, shape, format_
+        with failing_as_output(path):
+            self._temporary = Temporary(path, part, tag)
+        try:
+            with failing_as_output(path):
+                self._offset = format_.again(self._temporary) if part else format_.begin(self._temporary, shape, rows)
+                if shape.sequences and not part:  # padded rows are never written, and may be the last
+                    os.ftruncate(self._temporary.fd, self._offset + prod(shape.shape(rows)) * shape.dtype.itemsize)
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        """See writer.Writer."""
+        self._shape.check(block, start, self.rows_written)
+        try:
+            self._place(start, block)
+        except BaseException:
+            self.abort()
+            raise
+        self.rows_written += len(block)
+
+    def _place(self, start: int, block: np.ndarray) -> None:
+        row = self._shape.row_bytes // self._shape.segments
+        with failing_as_output(self.name):
+            for number, part in self._shape.places(start, self._rows, block):
+                place = self._offset + number * row
+                pwrite_all(self._temporary.fd, memoryview(part.reshape(-1)).cast("B"), place)
+                begin_writeback(self._temporary.fd, place, part.nbytes)
+
+    def patch(self, row: int, block: np.ndarray) -> None:
+        """Write block (n, heads, dim) once more over rows row.. that are written already. Raises OutputFailed."""
+        if row + len(block) > self.rows_written:
+            raise ValueError(f"rows up to {row + len(block)}, and {self.rows_written} are written")
+        try:
+            self._place(row, block)
+        except BaseException:
+            self.abort()
+            raise
+
+    def commit(self, meta: dict) -> None:
+        """See writer.Writer."""
+        if self._rows not in (None, self.rows_written):
+            self.abort()
+            raise StreamattnError(f"{self.name}: {self.rows_written} rows written, {self._rows} promised")
+        try:
+            with failing_as_output(self.name):
+                self._format.finish(self._temporary, self._shape, self.rows_written, meta)
+        finally:
+            self.abort()
+
+    @property
+    def part(self) -> str:
+        """Name of the unfinished file, in the folder of the output."""
+        return self._temporary.part
+
+    def sync(self) -> None:
+        """Make the rows written so far durable. Raises OutputFailed."""
+        with failing_as_output(self.name):
+            os.fdatasync(self._temporary.fd)
+
+    def abort(self) -> None:
+        """See writer.Writer."""
+        if self.lasting:
+            self._temporary.keep()
+        else:
+            self._temporary.abort()
