@@ -45,13 +45,14 @@ def attend(
     from streamattn_cli.cli.words import attend_request, run_and_render, show_json
     from streamattn_cli.engine.jobs.attend import attend as run
     from streamattn_cli.engine.jobs.attend import plan_attend
+    from streamattn_cli.engine.jobs.layers import attend_layers, plan_layers
     from streamattn_cli.report.text.plan import render_plan
 
     if not dry_run:
         refuse_terminal(output, words["json"])
-        run_and_render(run, attend_request(words), words)
+        run_and_render(attend_layers if words["layer"] else run, attend_request(words), words)
         return
-    plan = plan_attend(attend_request(words)).to_dict()
+    plan = (plan_layers if words["layer"] else plan_attend)(attend_request(words)).to_dict()
     if words["json"]:
         show_json({"type": "plan", **plan})
     else:

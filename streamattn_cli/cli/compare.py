@@ -16,7 +16,7 @@ from streamattn_cli.rows.spec import InputSpec
 @takes(
     InputSpec, AttentionSettings, MethodSettings, RunSettings, Shown,
     without=(
-        "method", "query_model", "window", "buffer", "atoms", "degree", "polynomial", "beta", "max_error", "block_rows",
+        "layer", "method", "query_model", "window", "buffer", "atoms", "degree", "polynomial", "beta", "max_error", "block_rows",
     ),
 )  # fmt: skip
 def compare(

@@ -15,7 +15,7 @@ from streamattn_cli.rows.spec import InputSpec
 
 @takes(
     InputSpec, AttentionSettings, Shown,
-    without=("select", "rows", "q_rows", "lengths", "starts", "causal", "log_json", "progress_every"),
+    without=("select", "rows", "q_rows", "layer", "lengths", "starts", "causal", "log_json", "progress_every"),
 )  # fmt: skip
 def inspect(
     words: Words,

@@ -16,8 +16,8 @@ from streamattn_cli.rows.spec import InputSpec
 @takes(
     InputSpec, AttentionSettings, MethodSettings, RunSettings,
     without=(
-        "method", "query_model", "rope", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta", "max_error",
-        "seed", "block_rows", "nan_policy",
+        "layer", "method", "query_model", "rope", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta",
+        "max_error", "seed", "block_rows", "nan_policy",
     ),
 )  # fmt: skip
 def plan(

@@ -46,6 +46,11 @@ class InputSpec:
     k: str | None = source(None, "Keys.", "--k", arrays=True)
     v: str | None = source(None, "Values.", "--v", arrays=True)
     group: str | None = source(None, "HDF5 group or name prefix of q, k, v.")
+    layer: str | None = source(
+        None,
+        "Layers, one after the other: 3, 0:8, 1,5 or all; by the number in their names, or a {layer} in FILE.",
+        metavar="NUMBERS",
+    )
     layout: str | None = source(None, "Axes of a tensor.", choices=LAYOUTS, open=True, shown="of the file, or inferred")
     record: str | None = source(None, "What packed rows hold.", choices=RECORDS)
     raw: str | None = source(None, f"Rows without headers, of {one_of(WORDS)}.", choices=WORDS, open=True)

@@ -284,6 +284,16 @@ def compare_answers(
         apart = Flagged(flagged_rows, int(met.sum()), error)
     elif flagged_rows:
         apart = Flagged(flagged_rows, 0, None)
+    norm = float(np.sqrt(weight @ together))
     return Audit(
-        int(good.sum()), method, zero, tuple(heads), tuple(edges), tuple(map(tuple, pieces)), worst, mass, apart
+        int(good.sum()),
+        method,
+        zero,
+        tuple(heads),
+        tuple(edges),
+        tuple(map(tuple, pieces)),
+        worst,
+        mass,
+        apart,
+        norm=norm,
     ), None

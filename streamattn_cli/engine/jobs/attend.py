@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
@@ -46,8 +47,13 @@ def plan_attend(request: AttendRequest) -> Plan:
         return make_plan(resolve(request, inputs))
 
 
-def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
-    """Run a request to its end. Raises the errors of errors.py; then nothing is left under the output's name."""
+def attend(
+    request: AttendRequest, listener: Listener, interrupts: Interrupts, open_output: Callable[..., Writer] = open_writer
+) -> Outcome:
+    """Run a request to its end. Raises the errors of errors.py; then nothing is left under the output's name.
+
+    open_output: called as writer.open_writer is.
+    """
     check_output(request)
     with ExitStack() as stack:
         with interrupts.at_once():
@@ -68,7 +74,7 @@ def attend(request: AttendRequest, listener: Listener, interrupts: Interrupts) -
                 checkpoint.commit(saved.state, describe(facts, DONE, saved.done, sources, None))
             return _already_done(plan, saved, listener)
         tag = checkpoint and part_tag(checkpoint)
-        writer, doubts = _open_outputs(problem, saved, tag, stack, interrupts)
+        writer, doubts = _open_outputs(problem, saved, tag, stack, interrupts, open_output)
         if checkpoint:
             check_saveable(writer)
             check_saveable(doubts)
@@ -134,7 +140,12 @@ def _resumed(saved: Saved, output: str) -> list[str]:
 
 
 def _open_outputs(
-    problem: Problem, saved: Saved | None, tag: str | None, stack: ExitStack, interrupts: Interrupts
+    problem: Problem,
+    saved: Saved | None,
+    tag: str | None,
+    stack: ExitStack,
+    interrupts: Interrupts,
+    open_output: Callable[..., Writer],
 ) -> tuple[Writer, Writer | None]:
     """The writers of the answers and of --doubt; whatever ends the run early leaves neither behind."""
 
@@ -146,7 +157,7 @@ def _open_outputs(
 
     r, q = problem.request, problem.q
     with interrupts.at_once(waits(r.output)):
-        writer = guarded(open_sparse(problem, tag) if r.top_k else open_writer(
+        writer = guarded(open_sparse(problem, tag) if r.top_k else open_output(
             r.output, q.rows, len(q), problem.v.dim, problem.out_dtype, q.layout, q.batch,
             going_on=saved.part if saved else None, tag=tag, sequences=q.sequences,
         ))  # fmt: skip

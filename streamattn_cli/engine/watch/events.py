@@ -94,7 +94,7 @@ class Audit:
     there, None where no row was audited. worst: the worst rows, worst first. history_mass: by query head, the mean share
     of the audited rows' exact attention that falls on rows which are neither sinks nor recent: what only the history
     answers, and `window` not at all. Empty where that is not known. flagged: rows that the method does not answer for.
-    before: the error before --repair.
+    before: the error before --repair. norm: about the Frobenius norm of the exact answers to all rows.
     """
 
     rows: int
@@ -107,6 +107,7 @@ class Audit:
     history_mass: tuple[float, ...] = ()
     flagged: Flagged | None = None
     before: ErrorEstimate | None = None
+    norm: float = 0.0
 
     def summary(self) -> dict:
         """What is kept beside an output: the figures without their division by head and position; strict JSON."""
@@ -116,6 +117,20 @@ class Audit:
         plain = {name: {k: v if isfinite(v) else None for k, v in f.items()} for name, f in figures.items()}
         mass = {"history_mass": sum(self.history_mass) / len(self.history_mass)} if self.history_mass else {}
         return {"rows": self.rows, **plain, **mass}
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What a run over several layers has to say of one: its error, and that of every query head, if it was audited."""
+
+    number: int
+    group: str
+    rows: int
+    seconds: float
+    peak: int | None
+    output: str | None
+    error: ErrorEstimate | None
+    heads: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,9 +152,14 @@ class Outcome:
     rows_before: int = 0  # of `rows`, done by the run that was gone on with, or there before: no rate counts them
     series: dict = field(default_factory=dict)  # seconds, phase, rows, memory: lists, see engine/watch/series.py
 
+    layers: tuple[LayerResult, ...] = ()  # of a run over several
+
     def to_dict(self) -> dict:
         """JSON-able form, keys in a fixed order."""
-        return {"type": "outcome", **asdict(self), "notes": list(self.notes)}
+        several = asdict(self)
+        if not self.layers:
+            del several["layers"]
+        return {"type": "outcome", **several, "notes": list(self.notes)}
 
 
 @dataclass(frozen=True)

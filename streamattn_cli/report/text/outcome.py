@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, Outcome, WorstRow
+from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, LayerResult, Outcome, WorstRow
 from streamattn_cli.report.text.table import Rows, print_rows
 from streamattn_cli.units import format_bytes, format_count, format_duration, is_timed
 
@@ -38,6 +38,7 @@ def outcome_rows(outcome: Outcome) -> Rows:
     rows += _errors(outcome.audit, outcome.audit_reason)
     if "top_k" in outcome.facts:
         rows += sparse_rows(outcome.facts["top_k"])
+    rows += _layers(outcome.layers)
     rows.append(("output", outcome.output or ""))
     return [(label, text) for label, text in rows if text]
 
@@ -109,6 +110,18 @@ def _errors(audit: Audit | None, reason: str | None) -> Rows:
         ("history", history_text(audit.history_mass)),
         ("worst", ", ".join(f"{_place(w)} {w.error:.3g}" for w in audit.worst[:WORST] if w.error)),
     ]
+
+
+def _layers(layers: tuple[LayerResult, ...]) -> Rows:
+    """How wrong every layer is, and its worst query head, if they were audited."""
+    if not layers or any(layer.error is None for layer in layers):
+        return [("layers", ", ".join(str(layer.number) for layer in layers))] if layers else []
+    texts = []
+    for layer in layers:
+        worst = max(range(len(layer.heads)), key=lambda head: layer.heads[head]) if len(layer.heads) > 1 else None
+        at = "" if worst is None else f", worst head {worst} {layer.heads[worst]:.3g}"
+        texts.append((f"layer {layer.number}", f"{_estimate(layer.error)}{at}"))
+    return texts
 
 
 def _place(row: WorstRow) -> str:

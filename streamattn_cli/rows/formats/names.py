@@ -42,6 +42,18 @@ def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: s
     return found
 
 
+def layer_groups(names: Iterable[str], parts: tuple[str, ...]) -> dict[int, str]:
+    """Number of a layer -> what --group chooses it by, in the order of the numbers: groups with a number in their name that
+    have all of the parts. Where several have the same number, the first."""
+    names, found = sorted(names), {}
+    wanted = [{_group(name).strip("/") for name in names if _is(name, part)} for part in parts]
+    for group in sorted(set.intersection(*wanted)) if wanted else ():
+        numbers = re.findall(r"\d+", group)
+        if numbers:
+            found.setdefault(int(numbers[-1]), group)
+    return dict(sorted(found.items()))
+
+
 def _fitting(names: list[str], part: str, group: str | None) -> list[str]:
     """Names that may be meant; the first kind of which there is any."""
     if group is not None:

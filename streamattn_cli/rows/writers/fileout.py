@@ -13,6 +13,8 @@ from streamattn_cli.rows.writers.fdio import begin_writeback, pwrite_all
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
 
+_CLEARED = 1 << 20  # bytes at a time
+
 
 class Format(Protocol):
     """What surrounds the rows in a file. adds: whether they are added to a file that is there."""
@@ -34,10 +36,10 @@ class PlacedWriter:
 
     def __init__(
         self, path: str, rows: int | None, shape: OutShape, format_: Format, going_on: tuple[str, int] | None = None,
-        tag: str | None = None,
+        tag: str | None = None, temporary: Temporary | None = None,
     ):  # fmt: skip
         """`going_on`: name of the unfinished file of an earlier run (see `part`) and how many of its rows count; `tag`:
-        of the name of a new unfinished file (see Temporary)."""
+        of the name of a new unfinished file (see Temporary); `temporary`: the file, if it is open already."""
         if rows is None and shape.segments > 1:
             raise UsageError(
                 f"{path}: layout {shape.layout} needs the number of rows in advance, which a pipe does "
@@ -49,15 +51,23 @@ class PlacedWriter:
         part, self.rows_written = going_on or (None, 0)
         self._rows, self._shape, self._format = rows, shape, format_
         with failing_as_output(path):
-            self._temporary = Temporary(path, part, tag)
+            self._temporary = temporary or Temporary(path, part, tag)
         try:
             with failing_as_output(path):
                 self._offset = format_.again(self._temporary) if part else format_.begin(self._temporary, shape, rows)
-                if shape.sequences and not part:  # padded rows are never written, and may be the last
-                    os.ftruncate(self._temporary.fd, self._offset + prod(shape.shape(rows)) * shape.dtype.itemsize)
+                if shape.sequences and not (shape.sequences.is_whole or part):
+                    self._clear(prod(shape.shape(rows)) * shape.dtype.itemsize)
         except BaseException:
             self.abort()
             raise
+
+    def _clear(self, size: int) -> None:
+        """Zeros where padded rows are, which are never written: what lies there may be what a file held before."""
+        end, fd = self._offset + size, self._temporary.fd
+        for at in range(self._offset, min(end, os.fstat(fd).st_size), _CLEARED):
+            pwrite_all(fd, memoryview(bytes(min(_CLEARED, end - at))), at)
+        if os.fstat(fd).st_size < end:
+            os.ftruncate(fd, end)
 
     def write(self, start: int, block: np.ndarray) -> None:
         """See writer.Writer."""

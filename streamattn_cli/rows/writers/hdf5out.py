@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from streamattn_cli.errors import SourceChanged, UsageError
+from streamattn_cli.rows.writers.fileout import PlacedWriter
 from streamattn_cli.rows.writers.hdf5file import PatientFile
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
@@ -96,6 +97,18 @@ def _put(file: h5py.File, dataset: str) -> None:
         file.require_group(above)
 
 
+def _contiguous(file: h5py.File, name: str, shape: OutShape, rows: int | None) -> int:
+    """Create a dataset with its room reserved, and return where its bytes lie."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plist.set_obj_track_times(False)  # equal results are equal bytes
+    _put(file, name)
+    space = h5py.h5s.create_simple(shape.shape(rows))
+    return h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(shape.dtype), space, plist).get_offset() or 0
+
+
 class Hdf5Format:
     """See fileout.Format: a contiguous dataset, laid out by the library and filled by plain writes."""
 
@@ -107,17 +120,9 @@ class Hdf5Format:
 
     def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
         """Create the dataset with its room reserved, and return where its bytes lie."""
-        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        plist.set_layout(h5py.h5d.CONTIGUOUS)
-        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        plist.set_obj_track_times(False)  # equal results are equal bytes
         self._base = _Base(temporary) if self.adds else None
         with _edited(temporary.fd, "r+" if self._base and self._base.there else "w") as file:
-            _put(file, self._name)
-            space = h5py.h5s.create_simple(shape.shape(rows))
-            dataset = h5py.h5d.create(file.id, self._name.encode(), h5py.h5t.py_create(shape.dtype), space, plist)
-            return dataset.get_offset() or 0
+            return _contiguous(file, self._name, shape, rows)
 
     def again(self, temporary: Temporary) -> int:
         """Where the dataset's bytes lie."""
@@ -131,6 +136,64 @@ class Hdf5Format:
         if self._base:
             self._base.check()
         temporary.commit()
+
+
+class JointFile:
+    """One HDF5 file of several datasets, each filled by a writer of its own; it gets its name when all are complete."""
+
+    def __init__(self, path: str, shapes: dict[str, tuple[OutShape, int]]):
+        """shapes: dataset -> its shape and rows."""
+        with failing_as_output(path):
+            self._temporary = Temporary(path)
+        self.path, self.fd, self._places = path, self._temporary.fd, {}
+        try:
+            with failing_as_output(path), _edited(self.fd, "w") as file:
+                for name, (shape, rows) in shapes.items():
+                    self._places[name] = _contiguous(file, name, shape, rows)
+        except BaseException:
+            self.abort()
+            raise
+
+    def open(self, dataset: str, shape: OutShape, rows: int) -> PlacedWriter:
+        """A writer of one of the datasets, whose attributes say how it was made."""
+        return PlacedWriter(self.path, rows, shape, _OfJoint(self._places[dataset], dataset), temporary=_Kept(self.fd))
+
+    def commit(self) -> None:
+        """All datasets are complete: give the file its name."""
+        with failing_as_output(self.path):
+            self._temporary.commit()
+
+    def abort(self) -> None:
+        """Leave nothing behind; does nothing after `commit`."""
+        self._temporary.abort()
+
+
+class _Kept:
+    """The unfinished file of a JointFile, as one of its writers sees it: it neither ends nor names it."""
+
+    def __init__(self, fd: int):
+        self.fd = fd
+
+    def abort(self) -> None:
+        """The others go on."""
+
+
+class _OfJoint:
+    """See fileout.Format."""
+
+    adds = False
+
+    def __init__(self, offset: int, dataset: str):
+        self._offset, self._dataset = offset, dataset
+
+    def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
+        """Where the dataset's bytes lie."""
+        return self._offset
+
+    def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
+        """Add the attributes."""
+        with _edited(temporary.fd, "r+") as file:
+            set_attributes(file[self._dataset], meta)
 
 
 class GrowingHdf5Writer:

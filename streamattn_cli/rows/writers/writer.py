@@ -64,7 +64,7 @@ def open_writer(
     Raises UsageError for an unknown extension, a terminal, or a layout that needs the rows in advance; OutputFailed for
     a missing folder and whatever the system refuses.
     """
-    shape = OutShape(layout, heads, dim, _dtype(dtype), batch, sequences if "B" in layout else None)
+    shape = out_shape(heads, dim, dtype, layout, batch, sequences)
     if target == "-":
         return RecordWriter(_standard_output(stdout), "standard output", shape, owned=False)
     kind = check_target(target)
@@ -78,6 +78,11 @@ def open_writer(
     if rows is None and shape.segments == 1:
         return GrowingHdf5Writer(file, shape, dataset)
     return PlacedWriter(file, rows, shape, Hdf5Format(dataset), going_on, tag)
+
+
+def out_shape(heads: int, dim: int, dtype: str, layout: str, batch: int, sequences: Sequences | None) -> OutShape:
+    """The shape of an output, by the arguments of `open_writer`."""
+    return OutShape(layout, heads, dim, _dtype(dtype), batch, sequences if "B" in layout else None)
 
 
 def _dtype(word: str) -> np.dtype:

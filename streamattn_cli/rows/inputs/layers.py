@@ -1,0 +1,84 @@
+"""The layers of a dump: groups of arrays with a number in their names, or files with one in theirs."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass, replace
+
+from streamattn_cli.errors import InputMissing, UsageError
+from streamattn_cli.rows.formats.names import layer_groups
+from streamattn_cli.rows.inputs.paths import find
+from streamattn_cli.rows.spec import InputSpec
+
+PLACE = "{layer}"
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: its number, the name of its group (or its number), and where its q, k and v are."""
+
+    number: int
+    group: str
+    spec: InputSpec
+
+
+def layers_of(spec: InputSpec) -> list[Layer]:
+    """The layers that --layer asks for, in the order of their numbers. Raises UsageError and InputMissing."""
+    words = {name: word for name in ("input", "q", "k", "v") if (word := getattr(spec, name))}
+    patterns = {name: word for name, word in words.items() if PLACE in word}
+    there = _by_files(spec, patterns) if patterns else _by_groups(spec)
+    chosen = [number for number in there if _wanted(spec.layer, number)]
+    if not chosen:
+        listed = ", ".join(map(str, list(there)[:SHOWN])) + (", ..." if len(there) > SHOWN else "")
+        raise InputMissing(
+            f"{next(iter(words.values()), '-')}: no layer {spec.layer}; there are: {listed or 'none at all'}"
+        )
+    return [there[number] for number in chosen]
+
+
+def _wanted(word: str, number: int) -> bool:
+    """Whether --layer asks for a layer."""
+    if word == "all":
+        return True
+    try:
+        for part in word.split(","):
+            first, colon, last = part.partition(":")
+            low = int(first) if first or not colon else 0
+            if low <= number < ((int(last) if last else number + 1) if colon else low + 1):
+                return True
+    except ValueError:
+        raise UsageError(f"--layer {word}: give numbers such as 3, 0:8 (8 is not included) or 1,5, or all") from None
+    return False
+
+
+def _by_groups(spec: InputSpec) -> dict[int, Layer]:
+    if spec.group:
+        raise UsageError("--layer chooses groups by their numbers, --group names one; give one of them")
+    if spec.input is None or spec.input == "-":
+        raise UsageError(
+            f"--layer {spec.layer}: give one file that holds the layers, or files with {PLACE} in their names"
+        )
+    place = find(spec.input)
+    if not place.names_arrays or place.inside is not None:
+        raise UsageError(f"{spec.input}: --layer {spec.layer}: it is one array; layers are found by names in .h5, .npz, .pt and "
+                         f"safetensors, or by {PLACE} in the name of a file")  # fmt: skip
+    parts = tuple(part for part in "qkv" if getattr(spec, part) is None)
+    groups = layer_groups(place.format.names(place.path), parts)
+    return {number: Layer(number, group, replace(spec, group=group, layer=None)) for number, group in groups.items()}
+
+
+def _by_files(spec: InputSpec, patterns: dict[str, str]) -> dict[int, Layer]:
+    first = next(iter(patterns.values()))
+    head, _, tail = first.partition(PLACE)
+    like = re.compile(re.escape(head) + r"(\d+)" + re.escape(tail.partition(":")[0] if not glob.glob(first) else tail))
+    names = glob.glob(glob.escape(head) + "*" + glob.escape(tail.partition(":")[0]))
+    numbers = {int(found[1]): found[1] for name in names if (found := like.fullmatch(name))}
+    return {
+        number: Layer(
+            number, str(number),
+            replace(spec, layer=None, **{name: word.replace(PLACE, typed) for name, word in patterns.items()}),
+        )
+        for number, typed in sorted(numbers.items())
+    }  # fmt: skip
