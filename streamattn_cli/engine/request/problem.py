@@ -72,7 +72,7 @@ class Problem:
             "kv_heads": len(self.k),
             "dim": self.k.dim,
             "value_dim": self.v.dim,
-        }
+        } | ({"batches": self.q.batch} if self.q.batch > 1 else {})
 
     def facts(self) -> dict:
         """Everything that identifies the result, JSON-able."""
