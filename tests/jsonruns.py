@@ -47,6 +47,25 @@ RUNS = {
     "attend, saved": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "-o", "saved.npy"),
     "attend, complete already": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "--resume", "-o", "saved.npy"),
     "attend with Psi": (*PSI, "--audit", "2", "-o", "out.npy"),
+    "attend, batches": (
+        "attend",
+        "--q",
+        "bk.npy",
+        "--k",
+        "bk.npy",
+        "--v",
+        "bk.npy",
+        "--layout",
+        "BTHD",
+        "--full",
+        "--method",
+        "window",
+        "--checkpoint",
+        "batches.sattn",
+        "-o",
+        "out.npy",
+    ),
+    "info of batches": ("info", "batches.sattn"),
     "attend with Phi": (*PHI, "--m2", "512", "--audit", "2", "--checkpoint", "phi.sattn", "-o", "phi.h5"),
     "attend by the paper": ("attend", TINY, "--full", *POLY, "--sketches", "paper", "--top-k", "2", "-o", "top.h5"),
     "attend --top-k": ("attend", *SHORT, "--causal", *SMALL, "--top-k", "2", "--deviation", "-o", "top.h5"),
@@ -144,6 +163,7 @@ LOGS = {
 def all_documents(folder):
     """(name, document) of everything that commands write as JSON, made in `folder`."""
     save_heads(folder, rows=700)
+    np.save(folder / "bk.npy", np.random.default_rng(0).standard_normal((2, 300, 2, 8)).astype("f4"))
     _save_holes(folder / "holes.h5")
     _save_bytes(folder / "bytes.h5")
     _stop_early(folder)

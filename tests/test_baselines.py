@@ -296,7 +296,7 @@ def test_threads_and_blocks_change_nothing(tmp_path, method, is_causal):
     def run(**words):
         words = {"resident_rows": 160, "rows": (0, 900)} | words
         spec = InputSpec(input=str(HEADS), rows=words.pop("rows"))
-        request = AttendRequest(spec, str(tmp_path / "out.npy"), method=method, causal=is_causal, **words)
+        request = AttendRequest(spec, str(tmp_path / "out.npy"), method=method, causal=is_causal, force=True, **words)
         attend(request, lambda event: None, Interrupts())
         return np.load(tmp_path / "out.npy")
 

@@ -34,7 +34,7 @@ def test_the_setting_that_is_named_works_and_is_the_largest(folder, tmp_path, mo
     else:
         done = run(*command, "--memory", budget, option, named[1], *out, "--json", "--quiet", cwd=folder)
         larger = str(int(named[1]) + 1)
-        run(*command, "--memory", budget, option, larger, *out, code=6, cwd=folder)
+        run(*command, "--memory", budget, option, larger, *out, "--force", code=6, cwd=folder)
     memory = done.document["memory"]
     assert memory["peak"] <= memory["projected"] <= memory["allowed"]
     assert np.load(tmp_path / "out.npy").shape == (3000, 16)

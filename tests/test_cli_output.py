@@ -124,7 +124,19 @@ def test_input_that_fails_half_way_leaves_the_old_file(folder, tmp_path):
     (tmp_path / "out.npy").write_bytes(b"an older answer")
     before = listing(tmp_path)
     rows = np.ones((1000, 24), np.float32).tobytes()[:-1]
-    command = ["attend", "-", "--raw", "f32", "--dim", "8", "--block-rows", "128", "-o", tmp_path / "out.npy"]
+    command = [
+        "attend",
+        "-",
+        "--raw",
+        "f32",
+        "--dim",
+        "8",
+        "--block-rows",
+        "128",
+        "--force",
+        "-o",
+        tmp_path / "out.npy",
+    ]
     run(*command, code=4, input=rows)
     assert listing(tmp_path) == before
 

@@ -117,7 +117,7 @@ def test_a_reader_of_messages_that_leaves_stops_nothing(folder, tmp_path):
 
 
 @pytest.mark.parametrize("closing, args, code, words", [
-    ("<&-", ["-", "-o", "out.npy"], 2, "standard input is closed"),
+    ("<&-", ["-", "-o", "new.npy"], 2, "standard input is closed"),
     (">&-", [*FILES, "--method", "window", "-o", "-"], 10, "standard output is closed; give -o FILE"),
     (">&-", [*FILES, "--method", "window", "-o", "out.npy", "--quiet", "--force"], 0, ""),
     ("2>&-", [*FILES, "--method", "window", "-o", "out.npy", "--force"], 0, ""),
@@ -145,7 +145,7 @@ def terminal():
 
 def test_a_terminal_as_input_is_refused(folder, terminal):
     words = ["standard input is a terminal", "pipe rows into it"]
-    refused("attend", "-", "-o", "out.npy", code=2, words=words, stdin=terminal, folder=folder, cwd=folder)
+    refused("attend", "-", "-o", "new.npy", code=2, words=words, stdin=terminal, folder=folder, cwd=folder)
 
 
 @pytest.mark.parametrize("command", [["attend", *FILES], ["attend", *FILES, "-o", "-"], ["generate", "--rows", "5"]])

@@ -29,7 +29,8 @@ for method, words in runs:
         if method != "poly":
             words["resident_rows"] = 150
         out = sys.argv[1] + (".h5" if "top_k" in words else ".npy")
-        attend(AttendRequest(spec, out, method=method, causal=causal, threads=2, **words), lambda event: None, Interrupts())
+        request = AttendRequest(spec, out, method=method, causal=causal, threads=2, force=True, **words)
+        attend(request, lambda event: None, Interrupts())
         print(method, *words.values(), causal, hashlib.sha256(open(out, "rb").read()).hexdigest()[:12])
 """
 

@@ -114,7 +114,7 @@ def test_the_memory_does_not_grow_with_the_rows(tmp_path):
 def test_outcome_as_text_and_as_json(tmp_path):
     done = _run(*SHAPE, str(tmp_path / "x.npy"))
     assert done.stdout == b"" and b"seed 9" in done.stderr and b"x.npy" in done.stderr
-    document = json.loads(_run(*SHAPE, "--json", "--quiet", str(tmp_path / "x.npy")).stdout)
+    document = json.loads(_run(*SHAPE, "--json", "--quiet", "--force", str(tmp_path / "x.npy")).stdout)
     assert document["type"] == "outcome" and document["facts"]["params"]["kv_heads"] == 2
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict
 from html.parser import HTMLParser
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from clirun import SAMPLE, refused, run
 from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, WorstRow
 from streamattn_cli.report.html.compare import comparison_page
 from streamattn_cli.report.html.outcome import outcome_page
+from streamattn_cli.report.html.page import percent
 from streamattn_cli.report.html.style import STYLE
-from streamattn_cli.report.html.svg import Scale, heat_map, shade
+from streamattn_cli.report.html.svg import Scale, heat_map, interval_plot, line_plot, scatter_plot, shade
+from streamattn_cli.units import format_bytes, format_duration
 
 VOID = {"meta"}
 
@@ -266,3 +269,90 @@ def test_infinite_errors_and_flagged_rows_are_on_the_page(tmp_path):
         "compare", *files, "--methods", "window,evict", "--resident-rows", "96", "--audit", "32", cwd=tmp_path
     ).out
     assert b"inf" in text
+
+
+# --- axes, names and origins
+
+
+def labels(svg):
+    """(x, anchor, words) of every label of a drawing."""
+    found = re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="(?:tick|name|note)" text-anchor="(\w+)">([^<]*)', svg)
+    return [(float(x), anchor, words) for x, anchor, words in found]
+
+
+@pytest.mark.parametrize("low, high", [(0.011, 0.019), (0.02, 0.021), (0.2, 0.3), (1e-6, 3.0), (0.7, 0.7)])
+def test_every_logarithmic_axis_has_ticks(low, high):
+    ticks = Scale([low, high], 50, 400, log=True).ticks()
+    assert 2 <= len(ticks) <= 8 and ticks == sorted(ticks)
+    assert len({f"{100 * tick:.3g}%" for tick in ticks}) == len(ticks)
+
+
+@pytest.mark.parametrize("low, high", [(60_000, 70_000), (65_536, 131_072), (1_000, 1 << 30)])
+def test_every_axis_of_bytes_has_ticks(low, high):
+    ticks = Scale([low, high], 50, 400, log=True, binary=True).ticks()
+    assert 2 <= len(ticks) <= 8
+
+
+def drawings():
+    names = [f"batch {b} head {h}" for b in range(2) for h in range(16)]
+    yield interval_plot("t", "d", [(name, 0.015, 0.013, 0.018) for name in names], percent)
+    yield heat_map("t", "d", [[0.1, 0.2]] * 32, names, [0, 100_000, 200_000], "row", percent)
+    yield line_plot("t", "d", [0.0, 1.0, 2.0], [0.0, 1e6, 9e6], format_duration, format_bytes, "time", "memory",
+                    [(1e7, "projected 9.54 MiB")], binary=True)  # fmt: skip
+    points = [(65_000.0 + 300 * i, 0.01 + i / 1e4, 0.009, 0.02, "abc"[i], i == 0) for i in range(3)]
+    yield scatter_plot("t", "d", points, format_bytes, percent, "resident memory", binary=True)
+
+
+@pytest.mark.parametrize("svg", list(drawings()), ids=["intervals", "map", "lines", "points"])
+def test_no_label_is_cut_though_letters_are_larger_on_a_phone(svg):
+    """There 14 units high, and thus at most 8 wide, in a drawing of 440."""
+    assert len(labels(svg)) > 3
+    for x, anchor, words in labels(svg):
+        wide = 7.6 * len(words)
+        left = {"start": x, "middle": x - wide / 2, "end": x - wide}[anchor]
+        assert -4 <= left and left + wide <= 444, (x, anchor, words)
+
+
+def test_heads_of_several_batches_are_named_by_both(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, heads in (("q", 4), ("k", 2), ("v", 2)):
+        np.save(tmp_path / f"{name}.npy", rng.standard_normal((2, heads, 600, 8)).astype("f4"))
+    files = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--layout", "BHTD", "--causal", "--method", "window")
+    words = ("attend", *files, "--window", "32", "--audit", "64", "-o", "o.npy")
+    done = run(*words, "--json", cwd=tmp_path)
+    (tmp_path / "run.json").write_bytes(done.out)
+    assert done.document["facts"]["shapes"]["batches"] == 2
+    run("report", "run.json", "-o", "run.html", cwd=tmp_path)
+    page = (tmp_path / "run.html").read_text()
+    assert "batch 1 head 3" in page and ">head " not in page
+    said = run(*words, "--force", cwd=tmp_path).err
+    assert re.search(r"row \d+ batch [01] head [0-3] ", " ".join(said.split()))
+
+
+def test_a_page_says_where_it_comes_from(tmp_path):
+    words = (
+        "attend",
+        SAMPLE / "heads.h5",
+        "--rows",
+        "0:600",
+        "--method",
+        "window",
+        "--audit",
+        "16",
+        "--json",
+        "-o",
+        "o.npy",
+    )
+    (tmp_path / "run.json").write_bytes(run(*words, cwd=tmp_path).out)
+    run("report", "run.json", "-o", "run.html", cwd=tmp_path)
+    page = (tmp_path / "run.html").read_text()
+    assert "<h1>streamattn attend: heads.h5</h1>" in page and f"streamattn {version('streamattn-cli')}</p>" in page
+    assert f"<code>streamattn attend {SAMPLE / 'heads.h5'} --rows 0:600 " in page
+    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC", page)
+    assert page.index("Measured against exact attention") < page.index("buffer ")  # what was found comes before how
+    older = json.loads((tmp_path / "run.json").read_text())
+    for name in ("inputs", "command_line", "finished"):
+        del older[name]
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    run("report", "older.json", "-o", "older.html", cwd=tmp_path)
+    assert "<h1>streamattn attend</h1>" in (tmp_path / "older.html").read_text()

@@ -26,7 +26,7 @@ def made(tmp_path_factory):
 
 def answered(folder, name):
     out = folder / f"{name}.npy"
-    run("query", folder / f"{name}.sattn", HEADS + ":/q", "-o", out, "--quiet")
+    run("query", folder / f"{name}.sattn", HEADS + ":/q", "-o", out, "--quiet", "--force")
     return error(out, folder / "exact.npy")
 
 

@@ -89,7 +89,7 @@ def test_poly_merges_in_any_grouping(stream, tmp_path_factory, borders, data):
     while len(names) > 2:
         at = data.draw(st.integers(0, len(names) - 2))
         joined = str(folder / f"{len(names)}.sattn")
-        merge(names[at : at + 2], joined)
+        merge(names[at : at + 2], joined, force=True)
         names[at : at + 2] = [joined]
     merge(names, str(folder / "nested.sattn"))
     _close(_answers(folder / "nested.sattn", stream, folder), _answers(folder / "flat.sattn", stream, folder), 1e-9)

@@ -50,7 +50,7 @@ def compare(
     import sys
 
     from streamattn_cli.cli.streams import printing
-    from streamattn_cli.cli.words import attend_request, show_json
+    from streamattn_cli.cli.words import attend_request, show_json, signed
     from streamattn_cli.engine.jobs.candidates import parse_candidates
     from streamattn_cli.engine.jobs.compare import compare as run
     from streamattn_cli.engine.watch.signals import Interrupts
@@ -65,7 +65,7 @@ def compare(
     budgets = _sizes(resident) if resident else _counts(resident_rows)
     mode = "json" if log_json else "quiet" if quiet else "auto"
     with make_listener(mode, words["progress_every"]) as listener, Interrupts(status=listener.status) as interrupts:
-        found = run(request, parse_candidates(methods), budgets, bool(resident), listener, interrupts)
+        found = signed(run(request, parse_candidates(methods), budgets, bool(resident), listener, interrupts))
     if words["json"]:
         show_json(found.to_dict())
     elif not quiet and not log_json:

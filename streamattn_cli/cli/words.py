@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from streamattn_cli.cli.arguments import Words
@@ -32,17 +35,32 @@ def settings(group: type, words: Words) -> Words:
 
 def run_and_render(run: Callable, request: AttendRequest, words: Words) -> None:
     """Run a request while progress is shown, then show its outcome, as the words json, quiet, log_json ... say."""
+    from streamattn_cli.engine.watch.events import Event, Finished, Started
     from streamattn_cli.engine.watch.signals import Interrupts
     from streamattn_cli.report.live.progress import make_listener
     from streamattn_cli.report.text.outcome import render_outcome
 
-    mode = "json" if words["log_json"] else "quiet" if words["quiet"] else "auto"
+    mode, inputs = "json" if words["log_json"] else "quiet" if words["quiet"] else "auto", {}
+
+    def told(event: Event) -> None:
+        if isinstance(event, Started):
+            inputs.update(
+                {one["part"]: one["name"] for one in event.plan.get("inputs", ()) if one["name"] != "nothing"}
+            )
+        listener(Finished(signed(event.outcome, inputs=inputs)) if isinstance(event, Finished) else event)
+
     with make_listener(mode, words["progress_every"]) as listener, Interrupts(status=listener.status) as interrupts:
-        outcome = run(request, listener, interrupts)
+        outcome = signed(run(request, told, interrupts), inputs=inputs)
     if words["json"]:
         show_json(outcome.to_dict())
     elif mode == "auto":
         render_outcome(outcome)
+
+
+def signed(outcome: Any, **more: Any) -> Any:
+    """An Outcome or a Comparison with the command line that asked for it, and when it was done."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return replace(outcome, command_line=shlex.join(["streamattn", *sys.argv[1:]]), finished=now, **more)
 
 
 def show_json(document: dict) -> None:

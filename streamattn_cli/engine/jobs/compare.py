@@ -64,6 +64,8 @@ class Comparison:
     trivial: ErrorEstimate
     trials: tuple[Trial, ...]
     notes: tuple[str, ...] = ()
+    command_line: str | None = None  # see events.Outcome
+    finished: str | None = None
 
     def to_dict(self) -> dict:
         """JSON-able form, keys in a fixed order."""

@@ -77,14 +77,18 @@ class Problem:
     def shapes(self) -> dict:
         """Sizes by their names, for plans and outcomes."""
         several = {"sequences": len(self.k.sequences)} if self.k.sequences else {}
-        return several | {
-            "queries": self.q.rows,
-            "keys": self.k.rows,
-            "heads": len(self.q),
-            "kv_heads": len(self.k),
-            "dim": self.k.dim,
-            "value_dim": self.v.dim,
-        }
+        return (
+            several
+            | {
+                "queries": self.q.rows,
+                "keys": self.k.rows,
+                "heads": len(self.q),
+                "kv_heads": len(self.k),
+                "dim": self.k.dim,
+                "value_dim": self.v.dim,
+            }
+            | ({"batches": self.q.batch} if self.q.batch > 1 else {})
+        )
 
     def facts(self) -> dict:
         """Everything that identifies the result, JSON-able."""

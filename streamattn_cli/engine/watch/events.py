@@ -151,6 +151,9 @@ class Outcome:
     notes: tuple[str, ...] = ()
     rows_before: int = 0  # of `rows`, done by the run that was gone on with, or there before: no rate counts them
     series: dict = field(default_factory=dict)  # seconds, phase, rows, memory: lists, see engine/watch/series.py
+    inputs: dict = field(default_factory=dict)  # part -> name, of q, k and v
+    command_line: str | None = None  # as it was typed, where a command line asked for the run
+    finished: str | None = None  # when, in UTC
 
     layers: tuple[LayerResult, ...] = ()  # of a run over several
 

@@ -11,10 +11,10 @@ from streamattn_cli.report.html.page import (
     heading,
     keys,
     listed,
+    origin,
     page,
     pair,
     pairs_table,
-    paragraph,
     percent,
     table,
 )
@@ -40,7 +40,7 @@ def comparison_page(found: dict) -> str:
     trials = found["trials"]
     letters = string.ascii_letters + "*" * len(trials)
     ran = [(letter, t) for letter, t in zip(letters, trials, strict=False) if t["audit"]]
-    body = [f"<h1>streamattn compare: {escape(found['input'])}</h1>", paragraph(facts_text(found["facts"]), "dim")]
+    body = [f"<h1>streamattn compare: {escape(found['input'])}</h1>", *origin(found)]
     body += [keys(_keys(found, ran)), heading("Error and cost"), _table(ran)]
     if refused := [(t["label"], f"at {t['budget']} rows: {t['refused']}") for t in trials if not t["audit"]]:
         body.append(pairs_table("Not run", refused))
@@ -49,11 +49,19 @@ def comparison_page(found: dict) -> str:
         body.append(
             pair(
                 _picture(
-                    "Error against resident memory", drawn, "memory", "resident_bytes", format_bytes, "resident memory"
+                    "Error against resident memory",
+                    drawn,
+                    "memory",
+                    "resident_bytes",
+                    format_bytes,
+                    "resident memory, logarithmic",
                 ),
-                _picture("Error against time", drawn, "time", "seconds", format_duration, "time for all rows"),
+                _picture(
+                    "Error against time", drawn, "time", "seconds", format_duration, "time for all rows, logarithmic"
+                ),
             )
         )
+    body += [pairs_table("What ran", [("ran", facts_text(found["facts"]))])]
     body += [heading("How to read this"), listed(READING)]
     return page(f"streamattn compare: {found['input']}", body)
 

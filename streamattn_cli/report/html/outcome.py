@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from html import escape
 from math import inf
 
 from streamattn_cli.report.html.page import (
@@ -10,6 +13,7 @@ from streamattn_cli.report.html.page import (
     heading,
     keys,
     listed,
+    origin,
     page,
     pair,
     pairs_table,
@@ -18,7 +22,7 @@ from streamattn_cli.report.html.page import (
     table,
 )
 from streamattn_cli.report.html.svg import heat_map, interval_plot, line_plot
-from streamattn_cli.report.text.outcome import facts_text, sparse_rows
+from streamattn_cli.report.text.outcome import facts_text, head_name, sparse_rows
 from streamattn_cli.units import format_bytes, format_count, format_duration, is_timed
 
 MOST_HEADS = 64  # shown one by one; of more, the worst
@@ -44,9 +48,12 @@ READING = (
 def outcome_page(found: dict) -> str:
     """The page of an outcome (the dict of Outcome.to_dict)."""
     audit = found.get("audit")
-    body = [f"<h1>streamattn {found['command']}</h1>", paragraph(facts_text(found["facts"]), "dim"), keys(_keys(found))]
-    body.append(paragraph(_verdict(found), "" if audit else "warn"))
-    body += _error_section(audit) if audit else []
+    inputs = found.get("inputs") or {}
+    files = (os.path.basename(name.rpartition(":")[0] or name) for name in inputs.values())
+    read = ", ".join(dict.fromkeys(files))
+    body = [f"<h1>streamattn {found['command']}{': ' if read else ''}{escape(read)}</h1>"]
+    body += [paragraph(_verdict(found), "" if audit else "warn"), keys(_keys(found)), *origin(found)]
+    body += _error_section(audit, found["facts"].get("shapes") or {}) if audit else []
     body += _time_section(found)
     body += [heading("What ran"), pairs_table("Settings and counts", _facts(found))]
     body += [heading("How to read this"), listed(READING)]
@@ -97,16 +104,17 @@ def _verdict(found: dict) -> str:
     )
 
 
-def _error_section(audit: dict) -> list[str]:
+def _error_section(audit: dict, shapes: dict) -> list[str]:
+    def name(head: int) -> str:
+        return head_name(head, shapes)
+
     body = [heading("Error by head and position")]
     heads = list(enumerate(audit.get("heads") or []))
     shown = sorted(sorted(heads, key=lambda h: -h[1]["error"])[:MOST_HEADS])
     if len(heads) > len(shown):
         body.append(paragraph(f"The {len(shown)} worst of {len(heads)} query heads are shown.", "dim"))
     drawn = [
-        (f"head {i}", e["error"], e["low"] or e["error"], e["high"] or e["error"])
-        for i, e in shown
-        if 0 < e["error"] < inf
+        (name(i), e["error"], e["low"] or e["error"], e["high"] or e["error"]) for i, e in shown if 0 < e["error"] < inf
     ]
     figures = []
     if drawn:
@@ -124,11 +132,11 @@ def _error_section(audit: dict) -> list[str]:
                 ),
             )
         )
-    figures += _map(audit, [i for i, _ in shown])
+    figures += _map(audit, [i for i, _ in shown], name)
     body.append(pair(*figures))
     mass = audit.get("history_mass")
     rows = [
-        [f"head {i}", percent(e["error"]), _interval(e), percent(e["median_row"]), percent(e["p95_row"])]
+        [name(i), percent(e["error"]), _interval(e), percent(e["median_row"]), percent(e["p95_row"])]
         + ([percent(mass[i])] if mass else [])
         for i, e in shown
     ]
@@ -137,13 +145,13 @@ def _error_section(audit: dict) -> list[str]:
     body.append(folded("Error by query head, as a table", heads_table) if len(rows) > FOLD else heads_table)
     if worst := audit.get("worst"):
         several = any(w.get("sequence") is not None for w in worst)
-        rows = [[str(w["sequence"])] * several + [str(w["row"]), str(w["head"]), percent(w["error"])] for w in worst]
+        rows = [[str(w["sequence"])] * several + [str(w["row"]), name(w["head"]), percent(w["error"])] for w in worst]
         names = ["sequence"] * several + ["row", "query head", "error of that row"]
-        body.append(table("Worst rows of the sample", names, rows))
+        body.append(table("Worst rows of the sample", names, rows, words=2 + several))
     return body
 
 
-def _map(audit: dict, heads: list[int]) -> list[str]:
+def _map(audit: dict, heads: list[int], name: Callable[[int], str]) -> list[str]:
     """Error by head and position as a picture and, folded, as a table."""
     edges = audit.get("edges") or []
     values = [audit["by_position"][i] for i in heads] if edges else []
@@ -157,15 +165,14 @@ def _map(audit: dict, heads: list[int]) -> list[str]:
         f"Rows {edges[0]} to {edges[-1]} in {len(edges) - 1} pieces; the error is greatest, "
         f"on average over heads, in rows {worst[1]} to {worst[2]}: {percent(worst[0])}.",
         values,
-        [f"head {i}" for i in heads],
+        [name(i) for i in heads],
         edges,
         "row of the stream",
         percent,
     )
     names = ["query head", *(f"{a} to {b}" for a, b in zip(edges, edges[1:], strict=False))]
     rows = [
-        [f"head {i}", *("none" if v is None else percent(v) for v in line)]
-        for i, line in zip(heads, values, strict=True)
+        [name(i), *("none" if v is None else percent(v) for v in line)] for i, line in zip(heads, values, strict=True)
     ]
     image = figure(
         "Error by query head and position", "darker (on black: lighter) is more; empty: no error, or no row", svg
@@ -197,6 +204,7 @@ def _time_section(found: dict) -> list[str]:
                 format_duration,
                 format_bytes,
                 "time since the pass began",
+                "memory",
                 marks,
                 binary=True,
             ),
@@ -215,6 +223,7 @@ def _time_section(found: dict) -> list[str]:
                     format_duration,
                     format_count,
                     "time since the pass began",
+                    "rows per second",
                 ),
             )
         )
@@ -240,6 +249,7 @@ def _facts(found: dict) -> list[tuple[str, str]]:
     rows.append(("memory", ", ".join(f"{name} {format_bytes(v)}" for name, v in memory.items() if v is not None)))
     rows.append(("counts", ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in found["counts"].items())))
     rows += sparse_rows(facts["top_k"]) if "top_k" in facts else []
+    rows += list((found.get("inputs") or {}).items())
     rows.append(("output", found.get("output") or ""))
     rows.append(("versions", ", ".join(f"{name} {v}" for name, v in facts.get("versions", {}).items())))
     return [*rows, *(("note", note) for note in found.get("notes", ()))]

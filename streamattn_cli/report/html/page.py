@@ -20,6 +20,15 @@ def page(title: str, body: list[str]) -> str:
     )
 
 
+def origin(found: dict) -> list[str]:
+    """By which command line, when and by which version a document was made, as far as it says so."""
+    version = (found["facts"].get("versions") or {}).get("streamattn-cli")
+    when = (found.get("finished") or "").replace("T", " ").replace("+00:00", " UTC")
+    told = [word for word in (when, f"streamattn {version}" if version else "") if word]
+    line = [f"<p><code>{escape(found['command_line'])}</code></p>"] if found.get("command_line") else []
+    return line + ([paragraph(", ".join(told), "dim")] if told else [])
+
+
 def figure(caption: str, under: str, svg: str) -> str:
     """A picture with its caption and a line on how to read it."""
     return f"<figure><figcaption>{escape(caption)}<span>{escape(under)}</span></figcaption>{svg}</figure>"
@@ -32,7 +41,9 @@ def pair(*figures: str) -> str:
 
 def keys(entries: Sequence[tuple[str, str, str]]) -> str:
     """The few figures that matter: (label, value, small print)."""
-    cards = (f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in entries)
+    cards = (
+        f"<div><dt>{escape(a)}</dt><dd><b>{escape(b)}</b><small>{escape(c)}</small></dd></div>" for a, b, c in entries
+    )
     return '<dl class="key">' + "".join(cards) + "</dl>"
 
 

@@ -14,10 +14,10 @@ body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-
 main{max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}
 h1{font-size:1.35rem;margin:0 0 .25rem;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
 p{margin:.5rem 0;max-width:46rem}.dim{color:var(--dim)}.warn{color:var(--warn)}
-.key{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.75rem;margin:1.2rem 0;padding:0}
+.key{display:grid;grid-template-columns:repeat(auto-fit,minmax(11.5rem,1fr));gap:.75rem;margin:1.2rem 0;padding:0}
 .key div{background:var(--card);border:1px solid var(--rule);border-radius:6px;padding:.7rem .9rem}
 .key dt{color:var(--dim);font-size:.875rem}.key dd{margin:0;font-size:1.5rem;font-weight:600;line-height:1.25}
-.key dd small{display:block;font-size:.875rem;font-weight:400;color:var(--dim)}
+.key dd{overflow-wrap:normal}.key dd b{white-space:nowrap;font-weight:600}.key dd small{display:block;font-size:.875rem;font-weight:400;color:var(--dim)}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1rem;align-items:start}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:6px;padding:.75rem}
 figcaption{font-size:.9375rem;font-weight:600;margin-bottom:.4rem}
@@ -30,7 +30,9 @@ svg{display:block;width:100%;height:auto;font:12px system-ui,-apple-system,"Sego
 .best{fill:var(--mark)}.other{fill:var(--dim)}.letter{fill:var(--paper);font-weight:700}.none{fill:none;stroke:var(--rule)}
 .s0{fill:var(--s0)}.s1{fill:var(--s1)}.s2{fill:var(--s2)}.s3{fill:var(--s3)}.s4{fill:var(--s4)}.s5{fill:var(--s5)}
 .s6{fill:var(--s6)}
-.pair,.scroll,main>table{margin:1rem 0}.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9375rem;font-variant-numeric:tabular-nums}
+.pair,.scroll,main>table{margin:1rem 0}.scroll{overflow-x:auto;background:linear-gradient(90deg,var(--paper) 30%,transparent) left/2.5rem 100% no-repeat local,
+linear-gradient(270deg,var(--paper) 30%,transparent) right/2.5rem 100% no-repeat local,linear-gradient(90deg,var(--rule),transparent) left/.8rem 100% no-repeat scroll,linear-gradient(270deg,var(--rule),transparent) right/.8rem 100% no-repeat scroll}
+table{width:100%;border-collapse:collapse;font-size:.9375rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.4rem 0}
 th,td{padding:.3rem .9rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
 thead th{color:var(--dim);font-weight:600;white-space:nowrap}tbody th{font-weight:400;color:var(--dim);white-space:nowrap}
@@ -38,6 +40,6 @@ td.n,th.n{text-align:right;white-space:nowrap}td.long{overflow-wrap:anywhere}tr.
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--mark)}
 summary:focus-visible,.scroll:focus-visible{outline:2px solid var(--mark);outline-offset:2px}
 @media print{.scroll{overflow:visible}table{font-size:.75rem}th,td{padding-right:.5rem}thead th,td.n,th.n{white-space:normal}}
-@media (max-width:30rem){.key dd{font-size:1.25rem}}
-code{font:.875em ui-monospace,monospace}li{margin:.3rem 0;max-width:46rem}
+@media (max-width:30rem){.key{grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr))}.key dd{font-size:1.25rem}}
+code{font:.875em ui-monospace,monospace;overflow-wrap:anywhere}li{margin:.3rem 0;max-width:46rem}
 """

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 WIDE, HIGH = 440, 270  # of the drawing; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 24, 40  # LEFT at least: more where labels are longer
+LETTER = 7.8  # the width of a letter of a label, at most: on a phone they are larger in proportion
 SHADES = 7
 DEPTH = 100
 
@@ -41,14 +42,17 @@ class Scale:
         return round(self._first + share * self._length, 1)
 
     def ticks(self) -> list[float]:
-        """Two to seven round values within the scale."""
+        """Two to eight round values within the scale."""
         if self.log:
             if self.binary:
                 inside = [2.0**e for e in range(60) if self.low <= 2.0**e <= self.high]
-                return inside[:: 1 + len(inside) // 8]
-            steps = [m * 10.0**e for e in range(-12, 16) for m in (1, 2, 5)]
-            inside = [s for s in steps if self.low <= s <= self.high]
-            return inside if len(inside) <= 7 else [s for s in inside if f"{s:e}".startswith("1")][:7]
+                inside = inside[:: 1 + len(inside) // 8]
+            else:
+                steps = [m * 10.0**e for e in range(-12, 16) for m in (1, 2, 5)]
+                inside = [s for s in steps if self.low <= s <= self.high]
+                inside = inside if len(inside) <= 7 else [s for s in inside if f"{s:e}".startswith("1")][:7]
+            if len(inside) > 1:
+                return inside
         rough = (self.high - self.low) / 4
         if self.binary:
             step = 2.0 ** math.ceil(math.log2(rough))
@@ -72,43 +76,55 @@ def text(x: float, y: float, words: str, style: str = "", anchor: str = "start")
     return f'<text x="{x:g}" y="{y:g}" class="{style}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
+def left_of(labels: Sequence[str]) -> float:
+    """Where the drawing begins, so that these labels have their place beside it."""
+    return max(LEFT, 10 + LETTER * max(map(len, labels), default=0))
+
+
 def axes(
-    x: Scale, y: Scale, x_words: Callable, y_words: Callable, x_name: str, bottom: float = HIGH - BOTTOM
-) -> list[str]:
-    """Grid lines and labels; the name of the horizontal axis below."""
-    found = []
+    x: Scale, y: Scale, x_words: Callable, y_words: Callable, x_name: str, y_name: str, left: float,
+    bottom: float = HIGH - BOTTOM,
+) -> list[str]:  # fmt: skip
+    """Grid lines and labels; the name of the horizontal axis below, that of the other above it."""
+    found = [text(2, 12, y_name, "name")]
     for tick in y.ticks():
         place = y.at(tick)
-        found.append(f'<line class="grid" x1="{LEFT}" x2="{WIDE - RIGHT}" y1="{place}" y2="{place}"/>')
-        found.append(text(LEFT - 6, place + 4, y_words(tick), "tick", "end"))
-    last = -math.inf
-    for tick in x.ticks():
-        place, words = x.at(tick), x_words(tick)
-        if (
-            place - 3.6 * len(words) > last and place + 3.6 * len(words) < WIDE + 4
-        ):  # labels must not run into one another
-            found.append(text(place, bottom + 17, words, "tick", "middle"))
-            found.append(f'<line class="grid" x1="{place}" x2="{place}" y1="{TOP}" y2="{bottom}"/>')
-            last = place + 3.6 * len(words) + 4
-    found.append(text((LEFT + WIDE - RIGHT) / 2, bottom + 35, x_name, "name", "middle"))
+        found.append(f'<line class="grid" x1="{left:g}" x2="{WIDE - RIGHT}" y1="{place}" y2="{place}"/>')
+        found.append(text(left - 6, place + 4, y_words(tick), "tick", "end"))
+    for place, words in _apart([(x.at(tick), x_words(tick)) for tick in x.ticks()]):
+        half = LETTER / 2 * len(words)
+        found.append(text(min(max(place, half), WIDE - half), bottom + 17, words, "tick", "middle"))
+        found.append(f'<line class="grid" x1="{place}" x2="{place}" y1="{TOP}" y2="{bottom}"/>')
+    found.append(text((left + WIDE - RIGHT) / 2, bottom + 35, x_name, "name", "middle"))
     return found
+
+
+def _apart(labels: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """As many labels as do not run into one another, evenly chosen."""
+    for step in range(1, len(labels) + 1):
+        chosen = labels[::step]
+        pairs = zip(chosen, chosen[1:], strict=False)
+        if all(b - a > LETTER / 2 * (len(before) + len(after)) + 4 for (a, before), (b, after) in pairs):
+            return chosen
+    return labels[:1]
 
 
 def line_plot(
     title: str, description: str, xs: Sequence[float], ys: Sequence[float], x_words: Callable, y_words: Callable,
-    x_name: str, marks: Sequence[tuple[float, str]] = (), binary: bool = False,
+    x_name: str, y_name: str, marks: Sequence[tuple[float, str]] = (), binary: bool = False,
 ) -> str:  # fmt: skip
     """ys over xs, from 0; `marks` are horizontal lines with words; `binary`: ys are bytes."""
-    x = Scale(xs, LEFT, WIDE - RIGHT, zero=True)
-    y = Scale([*ys, *(m for m, _ in marks)], HIGH - BOTTOM, TOP + 8, zero=True, binary=binary)
+    y = Scale([*ys, *(m for m, _ in marks)], HIGH - BOTTOM, TOP + 16, zero=True, binary=binary)
+    left = left_of([y_words(tick) for tick in y.ticks()])
+    x = Scale(xs, left, WIDE - RIGHT, zero=True)
     points = " ".join(f"{x.at(a):g},{y.at(b):g}" for a, b in zip(xs, ys, strict=True))
-    body = axes(x, y, x_words, y_words, x_name)
+    body = axes(x, y, x_words, y_words, x_name, y_name, left)
     body.append(f'<polygon class="under" points="{x.at(xs[0])},{y.at(0)} {points} {x.at(xs[-1])},{y.at(0)}"/>')
     body.append(f'<polyline class="line" points="{points}"/>')
     for value, words in marks:
         place = y.at(value)
-        body.append(f'<line class="mark" x1="{LEFT}" x2="{WIDE - RIGHT}" y1="{place}" y2="{place}"/>')
-        body.append(text(LEFT + 6, place - 4, words, "note"))
+        body.append(f'<line class="mark" x1="{left:g}" x2="{WIDE - RIGHT}" y1="{place}" y2="{place}"/>')
+        body.append(text(WIDE - RIGHT, place - 4, words, "note", "end"))
     return picture(title, description, body)
 
 
@@ -116,15 +132,15 @@ def interval_plot(
     title: str, description: str, rows: Sequence[tuple[str, float, float, float]], words: Callable
 ) -> str:
     """One line per (label, value, low, high): a dot on its interval, on a logarithmic axis. All values above 0."""
-    step = 22 if len(rows) <= 16 else 13
-    bottom = TOP + step * len(rows) + 4
-    x = Scale([v for _, value, low, high in rows for v in (value, low, high)], LEFT, WIDE - RIGHT, log=True)
-    body = axes(x, _NoScale(), words, str, "relative error", bottom)
+    step = 22 if len(rows) <= 16 else 16
+    bottom, left = TOP + step * len(rows) + 4, left_of([label for label, *_ in rows])
+    x = Scale([v for _, value, low, high in rows for v in (value, low, high)], left, WIDE - RIGHT, log=True)
+    body = axes(x, _NoScale(), words, str, "relative error, logarithmic", "query head", left, bottom)
     for i, (label, value, low, high) in enumerate(rows):
         y = TOP + step * (i + 0.5)
-        body.append(text(LEFT - 6, y + 4, label, "tick", "end"))
+        body.append(text(left - 6, y + 4, label, "tick", "end"))
         body.append(f'<line class="span" x1="{x.at(low)}" x2="{x.at(high)}" y1="{y}" y2="{y}"/>')
-        body.append(f'<circle class="dot" cx="{x.at(value)}" cy="{y}" r="{4 if step > 13 else 3}"/>')
+        body.append(f'<circle class="dot" cx="{x.at(value)}" cy="{y}" r="{4 if step > 16 else 3}"/>')
     return picture(title, description, body, bottom + BOTTOM)
 
 
@@ -146,21 +162,22 @@ def heat_map(
     low = max(min(known), high / DEPTH)
     least = words(low) if low == min(known) else f"up to {words(low)}"
     step = max(6, min(22, 640 // len(values)))
-    wide = (WIDE - RIGHT - LEFT) / len(values[0])
-    body = []
+    left = left_of(labels)
+    wide = (WIDE - RIGHT - left) / len(values[0])
+    body = [text(2, 12, "query head", "name")]
     for i, line in enumerate(values):
         y = TOP + i * step
         if step >= 12 or i % 8 == 0:
-            body.append(text(LEFT - 6, y + min(step - 1, step / 2 + 4), labels[i], "tick", "end"))
+            body.append(text(left - 6, y + min(step - 1, step / 2 + 4), labels[i], "tick", "end"))
         for j, value in enumerate(line):
             body.append(
-                f'<rect class="{shade(value, low, high)}" x="{LEFT + j * wide:.1f}" y="{y}" width="{wide - 1:.1f}" '
+                f'<rect class="{shade(value, low, high)}" x="{left + j * wide:.1f}" y="{y}" width="{wide - 1:.1f}" '
                 f'height="{step - 1}"/>'
             )  # fmt: skip
     bottom = TOP + step * len(values)
-    body.append(text(LEFT, bottom + 16, str(edges[0]), "tick"))
+    body.append(text(left, bottom + 16, str(edges[0]), "tick"))
     body.append(text(WIDE - RIGHT, bottom + 16, str(edges[-1]), "tick", "end"))
-    body.append(text((LEFT + WIDE - RIGHT) / 2, bottom + 16, x_name, "name", "middle"))
+    body.append(text((left + WIDE - RIGHT) / 2, bottom + 16, x_name, "name", "middle"))
     size = 22
     start = (WIDE + LEFT - RIGHT - SHADES * size) / 2
     body += [
@@ -185,9 +202,10 @@ def scatter_plot(
     y_words: Callable, x_name: str, binary: bool = False,
 ) -> str:  # fmt: skip
     """(x, y, low, high, letter, on the front) with intervals, both axes logarithmic; a line along the front."""
-    x = Scale([p[0] for p in points], LEFT, WIDE - RIGHT, log=True, binary=binary)
     y = Scale([v for p in points for v in p[1:4] if v > 0], HIGH - BOTTOM, TOP, log=True)
-    body = axes(x, y, x_words, y_words, x_name)
+    left = left_of([y_words(tick) for tick in y.ticks()])
+    x = Scale([p[0] for p in points], left, WIDE - RIGHT, log=True, binary=binary)
+    body = axes(x, y, x_words, y_words, x_name, "relative error", left)
     front = sorted((x.at(p[0]), y.at(p[1])) for p in points if p[5])
     body.append('<polyline class="front" points="' + " ".join(f"{a:g},{b:g}" for a, b in front) + '"/>')
     for a, b, low, high, letter, best in sorted(points, key=lambda p: p[5]):

@@ -35,7 +35,7 @@ def outcome_rows(outcome: Outcome) -> Rows:
     rows = [("ran", facts_text(outcome.facts)), ("rows", _speed(outcome)), ("memory", _memory(outcome.memory))]
     counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in outcome.counts.items() if count)
     rows.append(("counts", counts))
-    rows += _errors(outcome.audit, outcome.audit_reason)
+    rows += _errors(outcome.audit, outcome.audit_reason, outcome.facts.get("shapes", {}))
     if "top_k" in outcome.facts:
         rows += sparse_rows(outcome.facts["top_k"])
     rows += _layers(outcome.layers)
@@ -98,7 +98,16 @@ def _memory(memory: dict) -> str:
     return ", ".join(f"{word} {format_bytes(count)}" for word, count in known)
 
 
-def _errors(audit: Audit | None, reason: str | None) -> Rows:
+def head_name(head: int, shapes: dict) -> str:
+    """'head 4', or 'batch 1 head 4' where there are several batches; shapes: those of the facts."""
+    batches = shapes.get("batches", 1)
+    if batches == 1:
+        return f"head {head}"
+    batch, head = divmod(head, shapes["heads"] // batches)
+    return f"batch {batch} head {head}"
+
+
+def _errors(audit: Audit | None, reason: str | None, shapes: dict) -> Rows:
     if audit is None:
         return [("error", f"not measured: {reason}" if reason else "")]
     return [
@@ -106,9 +115,9 @@ def _errors(audit: Audit | None, reason: str | None) -> Rows:
         ("before", f"{_estimate(audit.before)} (before --repair)" if audit.before else ""),
         ("flagged", flagged_text(audit.flagged)),
         ("trivial", f"{_estimate(audit.trivial)} (the same for the mean of the values)"),
-        ("heads", _heads(audit.heads)),
+        ("heads", _heads(audit.heads, shapes)),
         ("history", history_text(audit.history_mass)),
-        ("worst", ", ".join(f"{_place(w)} {w.error:.3g}" for w in audit.worst[:WORST] if w.error)),
+        ("worst", ", ".join(f"{_place(w, shapes)} {w.error:.3g}" for w in audit.worst[:WORST] if w.error)),
     ]
 
 
@@ -124,17 +133,17 @@ def _layers(layers: tuple[LayerResult, ...]) -> Rows:
     return texts
 
 
-def _place(row: WorstRow) -> str:
+def _place(row: WorstRow, shapes: dict) -> str:
     sequence = "" if row.sequence is None else f"sequence {row.sequence} "
-    return f"{sequence}row {row.row} head {row.head}"
+    return f"{sequence}row {row.row} {head_name(row.head, shapes)}"
 
 
-def _heads(heads: tuple[ErrorEstimate, ...]) -> str:
+def _heads(heads: tuple[ErrorEstimate, ...], shapes: dict) -> str:
     """The best and the worst query head, where there are several."""
     if len(heads) < 2:
         return ""
     order = sorted(range(len(heads)), key=lambda i: heads[i].error)
-    shown = [f"{heads[i].error:.3g} (head {i})" for i in (order[0], order[-1])]
+    shown = [f"{heads[i].error:.3g} ({head_name(i, shapes)})" for i in (order[0], order[-1])]
     return f"{shown[0]} to {shown[1]}, median {heads[order[len(order) // 2]].error:.3g}"
 
 
