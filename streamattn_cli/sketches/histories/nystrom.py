@@ -44,7 +44,7 @@ SCRATCH = (
     "everything",
 )
 WINDOW_SHARE = 0.15  # of the rows, exact recent ones
-SHORT = 10  # rows of a stream per resident row up to which eight bits serve better than six: there an atom is few rows
+SHORT = 6  # rows of a stream per resident row up to which eight bits serve better than six: there an atom is few rows
 TEMPER = 0.8  # of a model of the queries that was learnt on the way
 ACTIVE = {"fast": 64, "default": 160, "best": 512}  # atoms that take part in one compression
 ACTIVE_TURNED = {**ACTIVE, "default": 128}  # the same with rotary positions, whose turns take the time of the others
