@@ -61,17 +61,20 @@ def test_what_has_no_factor_is_refused(bad, at):
 
 
 def bank(m, d, dv, bits):
-    return np.zeros((m, d), "i1"), np.zeros((m, dv), f"i{bits // 8}"), np.zeros((m, 2), "u2"), np.zeros(m, "f4")
+    parts = np.zeros((m, d), "i1"), np.zeros((m, dv), f"i{bits // 8}"), np.zeros((m, 2), "u2"), np.zeros(m, "f4")
+    return *parts, np.empty(0, "f4")
 
 
 def put(places, k, c, alive, first, taken, size, counter=0):
     with np.errstate(over="ignore"):
-        atoms.store(k, c, alive, first, taken, size, np.uint64(counter), *places)
+        atoms.store(
+            k.copy(), c.copy(), alive, first, taken, size, np.uint64(counter), places, np.empty(c.shape[1] - 1, "f4")
+        )
 
 
 def get(places, first, size, n):
     k, c = np.empty((n, places[0].shape[1]), "f4"), np.empty((n, places[1].shape[1] + 1), "f4")
-    atoms.load(*places, np.ones(k.shape[1], "f4"), np.float32(0), first, size, k, c)
+    atoms.load(places, first, size, k, c)
     return k, c
 
 

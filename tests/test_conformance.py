@@ -57,16 +57,16 @@ ATOMS = {
         head(dtype, NystromParams(24, 16, bits, storage=dtype), sinks=3, window=window),
         rows=rows,
         step_rows=16,
-        slack=0.05,
+        slack=0.05 if bits > 6 else 0.1,
         chooses=True,
     )  # fmt: skip
     for what, window, rows in (("atoms", 0, 150), ("atoms behind a window", 20, 150), ("bank under way", 5, 40))
-    for dtype, bits in (("f4", 8), ("f4", 16), ("f8", 8))
+    for dtype, bits in (("f4", 6), ("f8", 6), ("f4", 8), ("f4", 16), ("f8", 8))
 }
 
 ATOMS["rotary positions"] = SketchCase(
-    head("f4", NystromParams(24, 16, storage="f4", rope="100.0:half", turns=2), sinks=3, window=17), rows=150, step_rows=16,
-    slack=0.05,
+    head("f4", NystromParams(24, 16, 6, storage="f4", rope="100.0:half", turns=2), sinks=3, window=17), rows=150, step_rows=16,
+    slack=0.1,
 )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ from streamattn_cli.engine.passes.warm import compile_compression, compile_other
 from streamattn_cli.kernels import atoms, compress, dense, queries, rowstore
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
 from streamattn_cli.sketches.histories.nystrom import NystromParams
-params = HeadParams(8, 8, 1.0, "f4", 1, 9, 8, NystromParams(24, 12, bits=16, storage="f2"), "f2")
+params = HeadParams(8, 8, 1.0, "f4", 1, 9, 8, NystromParams(24, 12, bits=6, storage="f2"), "f2")
 compile_others(params)
 compile_compression()
 shared = (dense.exact, dense.attend, dense.softmax_tile, rowstore.load, queries.learn, queries.factor, compress.compress,

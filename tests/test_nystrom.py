@@ -234,7 +234,7 @@ class GroupByGroup(NystromHistory):
     os.environ.get("NUMBA_DISABLE_JIT") != "1", reason="compiled code may round elsewhere: see test_nojit"
 )
 @pytest.mark.parametrize("sinks, window, rows", [(4, 17, 90), (0, 1, 96), (11, 1, 75), (40, 9, 109)])
-@pytest.mark.parametrize("bits, storage", [(8, "f4"), (16, "bf16")])
+@pytest.mark.parametrize("bits, storage", [(6, "f4"), (8, "f4"), (16, "bf16")])
 def test_one_kernel_for_whole_streams_does_what_many_do(rng, monkeypatch, sinks, window, rows, bits, storage):
     """Bit by bit, in answers, state and counts; with dropped rows, several tiles of heads and a short last group."""
     q, k, v = (x.astype("f4") for x in noise(rng, rows, 8, 5))
@@ -292,7 +292,7 @@ def test_hostile_streams(rng, name, storage, rope):
     if storage == "bf16":
         k, v = ((x.view("u4") & np.uint32(0xFFFF0000)).view("f4") for x in (k, v))
     stream = Stream(q, k, np.concatenate([v, np.ones((len(v), 1), "f4")], axis=1))
-    params = nystrom_params(replace(HEAD, storage=storage), 192, "default", stream=1500, rope=rope)
+    params = nystrom_params(replace(HEAD, storage=storage), 192, "default", rope=rope)
     out, _, work = causal(params, stream)
     assert np.isfinite(out).all()
     slack = 1e-4 * np.abs(v).max()
@@ -312,7 +312,7 @@ def test_float16_extremes(rng):
     k, v = (np.clip(x, -65504, 65504).astype("f2").astype("f4") for x in (3e4 * k, 6e4 * v))
     stream = Stream(np.ascontiguousarray(100 * q, "f4"), k, np.concatenate([v, np.ones((len(v), 1), "f4")], axis=1))
     for rope in ("", "1e4:interleaved"):
-        out, _, _ = causal(nystrom_params(HEAD, 192, "default", stream=1500, rope=rope), stream)
+        out, _, _ = causal(nystrom_params(HEAD, 192, "default", rope=rope), stream)
         assert np.isfinite(out).all() and np.abs(out).max() <= 65504 * 1.001
 
 
@@ -321,7 +321,7 @@ def test_wide_heads(rng):
     q, k, v = (x.astype("f4") for x in noise(rng, 1200, 256, 2))
     stream = Stream(2 * q, k, np.concatenate([v, np.ones((len(v), 1), "f4")], axis=1))
     head = HeadParams(256, 256, 1 / 16, "f4", sinks=4, storage="f4")
-    params = nystrom_params(head, 512, "default", stream=1200)
+    params = nystrom_params(head, 512, "default")
     assert spec_bytes(params.state_spec()) <= 512 * row_bytes(params)
     exact = attention(stream, 1 / 16, causal=True)[:, 600:]
     ours, window = (causal(p, stream)[0][:, 600:] for p in (params, window_params(head, 512)))
@@ -334,7 +334,7 @@ def test_short_streams_are_exact(rng, rows):
     """As long as nothing has to be compressed, the bank holds the rows themselves."""
     q, k, v = (x[..., :rows, :].astype("f2").astype("f4") for x in noise(rng, 200))
     stream = Stream(3 * q, k, np.concatenate([v, np.ones((rows, 1), "f4")], axis=1))
-    params = nystrom_params(HEAD, 192, "default", stream=rows)
+    params = nystrom_params(HEAD, 192, "default")
     for way, is_causal in ((causal, True), (full, False)):
         assert relative(way(params, stream)[0], attention(stream, 0.125, is_causal)) < 1e-5
 
@@ -346,13 +346,12 @@ def test_short_streams_are_exact(rng, rows):
 @given(
     st.integers(128, 5000), st.sampled_from([1, 4, 16, 64, 80, 128, 256]), st.sampled_from([1, 8, 64, 128, 256]),
     st.sampled_from(["f2", "bf16", "f4", "f8"]), st.sampled_from(["fast", "default", "best"]), st.booleans(),
-    st.sampled_from([None, 1000, 10**9]),
 )  # fmt: skip
-def test_state_fits_the_budget(rows, dim, value_dim, storage, effort, is_causal, stream):
+def test_state_fits_the_budget(rows, dim, value_dim, storage, effort, is_causal):
     """Everything resident is at most R rows, and little less."""
     head = HeadParams(dim, value_dim, 0.1, "f8" if storage == "f8" else "f4", sinks=4, storage=storage)
     try:
-        params = nystrom_params(head, rows, effort, causal=is_causal, stream=stream)
+        params = nystrom_params(head, rows, effort, causal=is_causal)
     except UsageError:
         assert rows < 2048  # room for the statistics of wide heads with narrow values
         return
@@ -398,7 +397,7 @@ def test_threads_and_blocks_change_nothing(run, is_causal):
 def test_resume_at_every_group(real):
     """Copies of the state arrays, taken after any group, go on to the same answers and the same state."""
     stream = real[0].head(700)
-    params = nystrom_params(HEAD, 160, "default", stream=700)
+    params = nystrom_params(HEAD, 160, "default")
     expected, whole, _ = causal(params, stream)
     sketch, work = HeadAttention(params), allocate(params.work_spec())
     out = np.empty_like(expected)
@@ -417,7 +416,7 @@ def test_resume_at_every_group(real):
 def test_merged_shards_answer_like_one_pass(real, pieces):
     """Full attention over 4,096 rows in shards: at most 1.1 times the error of one pass."""
     stream = Stream(real[0].q[:, ::16], real[0].k, real[0].c)
-    params = nystrom_params(HEAD, 256, "default", causal=False, stream=4096)
+    params = nystrom_params(HEAD, 256, "default", causal=False)
     exact = attention(stream, 0.125, causal=False)
     one, many = (full(params, stream, n) for n in (1, pieces))
     assert relative(many[0], exact) <= 1.1 * relative(one[0], exact)
@@ -428,7 +427,7 @@ def test_merging_what_is_not_full_is_exact(rng):
     """Shards whose banks still hold exact rows: so does the merged one, byte for byte what one pass gives."""
     q, k, v = (x[..., :150, :].astype("f2").astype("f4") for x in noise(rng, 200))
     stream = Stream(q, k, np.concatenate([v, np.ones((150, 1), "f4")], axis=1))
-    params = nystrom_params(HEAD, 256, "default", causal=False, stream=150)
+    params = nystrom_params(HEAD, 256, "default", causal=False)
     for pieces in (1, 2, 5):
         found, sketch, _ = full(params, stream, pieces)
         assert relative(found, attention(stream, 0.125, causal=False)) < 1e-5
@@ -461,21 +460,28 @@ def test_real_head_is_answered_well(real):
         assert ours < 0.3 * error(window_params(HEAD, rows), real)
 
 
-def test_fast_compresses_long_streams_half_as_often_at_the_same_error(real):
-    """0.99 times the error over nine heads and eleven sizes; on this head 1.05 times."""
+def test_fast_compresses_half_as_often_for_a_tenth_more_error(real):
+    """In slices of the same size. A row of the buffer is two and a half atoms, where it was 1.3 of sixteen bits."""
     ratios = []
     for rows in (128, 256, 512, 1024):
-        ours, short = (nystrom_params(HEAD, rows, "fast", stream=stream) for stream in (10**6, 4096))
-        assert ours.group == 2 * short.group and ours.history.bits == 16
-        often = nystrom_params(HEAD, rows, "fast", stream=10**6, buffer=short.group)
-        often = replace(often, history=replace(often.history, active=64))
+        ours = nystrom_params(HEAD, rows, "fast")
+        often = nystrom_params(HEAD, rows, "fast", buffer=ours.group // 2)
+        often = replace(often, history=replace(often.history, active=ours.history.active))
         ratios.append(error(ours, real) / error(often, real))
-    assert np.prod(ratios) ** 0.25 <= 1.08 and max(ratios) <= 1.2
+    assert np.prod(ratios) ** 0.25 <= 1.12 and max(ratios) <= 1.25
+
+
+@pytest.mark.parametrize("rope", ["", "1e5:interleaved"])
+@pytest.mark.parametrize("rows", [96, 192, 512])
+def test_more_effort_is_never_less_accurate(real, rows, rope):
+    """Within 5%, also where the slices of `best` would be all atoms, and its positions ahead too many for them."""
+    errors = [error(nystrom_params(HEAD, rows, effort, rope=rope), real) for effort in ("fast", "default", "best")]
+    assert errors[1] <= 1.05 * errors[0] and errors[2] <= 1.05 * errors[1]
 
 
 def test_error_falls_with_memory(real):
     """Monotone within 5%, down to rounding where every row fits."""
-    errors = [error(nystrom_params(HEAD, rows, "default", stream=4096), real) for rows in (128, 256, 512, 1024, 2048)]
+    errors = [error(nystrom_params(HEAD, rows, "default"), real) for rows in (128, 256, 512, 1024, 2048)]
     assert all(b <= 1.05 * a for a, b in zip(errors, errors[1:], strict=False))
-    params = nystrom_params(HEAD, 4096 + 256, "default", stream=4096)
+    params = nystrom_params(HEAD, 4096 + 256, "default")
     assert error(params, real) < 2e-6

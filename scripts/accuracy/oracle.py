@@ -70,7 +70,7 @@ def nystrom_knowing(head: Head, truth: Truth, params: HeadParams) -> np.ndarray:
         alive = np.ones(taken + len(k), bool)
         keys, coefs = (np.empty((len(alive), width), "f4") for width in (k.shape[1], c.shape[1]))
         added = np.empty_like(k)
-        atoms.gather(*history.bank, history.state["centre"], first, count, k, c, keys, coefs, added, alive)
+        atoms.gather(history.bank, history.state["centre"], first, count, k, c, keys, coefs, added, alive)
         if taken:
             held[2] = (first + active) % most
             compress(keys, coefs, history.scale, taken + most - count, alive)

@@ -1,16 +1,24 @@
-"""Atoms of a coreset: int8 keys, int8 or int16 coefficients, a bfloat16 scale for each, and the weight in float32."""
+"""Atoms of a coreset: keys and coefficients in few bits, a bfloat16 scale for each, and the weight in float32 (METHODS.md
+(N12), (N13), (N20) to (N23))."""
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
+from streamattn_cli.kernels.hadamard import turn_rows
 from streamattn_cli.kernels.jit import kernel
 from streamattn_cli.kernels.linear import largest
+from streamattn_cli.kernels.sixbits import LIMIT, pack, unpack
+
+KEPT = np.float32(0.6)  # of a scale's range: if the largest coefficient is not below, the scale stays
 
 _ROUND_UP = np.uint32(0xFFFF)
 _ODD, _MIX1, _MIX2 = np.uint32(0x9E3779B9), np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _S8, _S15, _S16 = np.uint32(8), np.uint32(15), np.uint32(16)
 _GRAIN = np.float32(2.0**-24)  # of what is left of a random number after _S8
-_LIMIT8, _LIMIT16, _TINY = np.float32(127), np.float32(32767), np.float32(1e-30)
-_ONE = np.float32(1)
+_LIMIT6, _LIMIT8, _LIMIT16, _TINY = np.float32(LIMIT), np.float32(127), np.float32(32767), np.float32(1e-30)
+_NONE, _BARELY = np.uint32(0), np.float32(1 + 1e-6)  # no scale; what rounding in between may add
+_ONE, _HALF = np.float32(1), np.float32(0.5)
 
 
 @kernel()
@@ -26,68 +34,175 @@ def _widened(bits):
 
 
 @kernel(cache=True)
-def load(keys, coefs, scales, weights, centre, about, first, size, k, c):
-    """Atoms first, first + 1, ... (mod `size`) as k (n, d) and c (n, dv + 1).
+def load(bank, first, size, k, c):
+    """Atoms first, first + 1, ... (mod `size`) as k (n, d) and c (n, dv + 1), relative to the centres and turned as they are stored.
 
-    keys (m, d) int8, relative to centre (d,), of which `about` times (1 or 0) is added; coefs (m, dv) int8 or int16; scales (m, 2) bfloat16 bits; weights (m,)
-    float32.
+    bank: keys (m, d) int8, coefs (m, dv) int8 or int16; or both of six bits, packed in uint8 and turned (see sixbits.py and
+    hadamard.py); scales (m, 2) bfloat16 bits; weights (m,) float32; and mean (dv,) float32, of which each atom's weight times
+    is missing in its coefficients, (0,) where nothing is.
     """
-    d, dv = keys.shape[1], coefs.shape[1]
+    keys, coefs, scales, weights, _ = bank
+    dv = c.shape[1] - 1
     for i in range(k.shape[0]):
         a = (first + i) % size
-        scale, row, atom = _widened(scales[a, 0]), k[i], keys[a]
-        for j in range(d):
-            row[j] = atom[j] * scale + about * centre[j]
-        scale, row, part = _widened(scales[a, 1]), c[i], coefs[a]
-        for j in range(dv):
-            row[j] = part[j] * scale
-        row[dv] = weights[a]
+        _read(keys[a], _widened(scales[a, 0]), k[i])
+        _read(coefs[a], _widened(scales[a, 1]), c[i, :dv])
+        c[i, dv] = weights[a]
 
 
 @kernel(cache=True)
-def gather(keys, coefs, scales, weights, centre, first, size, k, c, x, w, new, alive):
+def gather(bank, centre, first, size, k, c, x, w, new, alive):
     """The atoms of a compression, all alive (n,): of a bank those from `first` on (see `load`), then new ones k, c.
 
-    x (n, d), w (n, dv + 1): all of them; new (., d): the new keys. Both relative to the centre.
+    x (n, d): keys relative to the centre, not turned. w (n, dv + 1), and new (., d), the new keys: as they are to be stored.
     """
-    taken = x.shape[0] - k.shape[0]
-    load(keys, coefs, scales, weights, centre, np.float32(0), first, size, x[:taken], w[:taken])
+    taken, mean = x.shape[0] - k.shape[0], bank[4]
+    load(bank, first, size, x[:taken], w[:taken])
     alive[:] = True
     for i in range(k.shape[0]):
         for j in range(k.shape[1]):
             new[i, j] = x[taken + i, j] = k[i, j] - centre[j]
         for j in range(c.shape[1]):
             w[taken + i, j] = c[i, j]
+    if mean.shape[0]:
+        prepare(new, w[taken:], mean)
+        for i in range(k.shape[0]):
+            scale = _widened(_nearest_levels(new[i]))
+            for j in range(k.shape[1]):
+                new[i, j] *= scale
+                x[taken + i, j] = new[i, j]
+        turn_rows(x, x.shape[1], True)
 
 
 @kernel(cache=True)
-def store(k, c, alive, first, taken, size, counter, keys, coefs, scales, weights):
-    """Put those of n atoms that are alive (n,) into a bank of `size` atoms; c (n, dv + 1): their coefficients.
+def prepare(k, c, mean):
+    """Turn keys k (n, d), relative to their centre, and c (n, dv + 1) into what a bank of six bits keeps (N22), in place."""
+    dv = mean.shape[0]
+    for i in range(c.shape[0]):
+        for j in range(dv):
+            c[i, j] -= c[i, dv] * mean[j]
+    turn_rows(k, k.shape[1], False)
+    turn_rows(c, dv, False)
+
+
+@kernel(cache=True)
+def restore(k, c, mean):
+    """What `prepare` was given, in place."""
+    dv = mean.shape[0]
+    turn_rows(k, k.shape[1], True)
+    turn_rows(c, dv, True)
+    for i in range(c.shape[0]):
+        for j in range(dv):
+            c[i, j] += c[i, dv] * mean[j]
+
+
+@kernel(cache=True)
+def store(k, c, alive, first, taken, size, counter, bank, carry):
+    """Put those of n atoms that are alive (n,) into a bank of `size` atoms; c (n, dv + 1): their coefficients. k and c are spoilt.
 
     The first `taken` of the n are the atoms first, first + 1, ... (mod `size`) of the bank, whose keys are moved as
-    they are; the others are new, with keys k (n - taken, d) relative to the centre. They get these places in turn, and then
-    those from `size` on.
-    Coefficients of sixteen bits are rounded up or down at random so that their mean is right: rounding to the nearest
-    would lose every increment below half a step, and on long streams all of them are. The random numbers are a hash
-    of (counter, place), so that the same stream always rounds the same way.
+    they are; the others are new, with keys k (n - taken, d). They get these places in turn, and then those from `size` on.
+    Coefficients of six and of sixteen bits are rounded up or down so that their mean is right: rounding to the nearest would
+    lose every increment below half a step, and on long streams all of them are. The random numbers are hashes of the
+    counter, so that the same stream always rounds the same way. carry (dv,): scratch, of what rounding has left (N23).
     """
-    done = 0
+    keys, coefs, scales, weights, mean = bank
+    done, dv = 0, c.shape[1] - 1
+    if mean.shape[0]:
+        draw_carry(np.uint32(counter), carry)
     for i in range(c.shape[0]):
         if not alive[i]:
             continue
-        at = (first + done) % size if done < taken else size + done - taken
+        at, before = (first + done) % size if done < taken else size + done - taken, _NONE
         if i < taken:
             a = (first + i) % size
             for j in range(keys.shape[1]):
                 keys[at, j] = keys[a, j]
-            scales[at, 0] = scales[a, 0]
+            scales[at, 0], before = scales[a, 0], np.uint32(scales[a, 1])
+        elif mean.shape[0]:
+            scales[at, 0] = _nearest_levels(k[i - taken])
+            _write(k[i - taken], keys[at])
         else:
             scales[at, 0] = _quantise(k[i - taken], keys[at])
-        scales[at, 1] = _quantise_coefs(
-            c[i], _mixed(np.uint32(np.uint32(np.uint32(counter) * _ODD) + np.uint32(done))), coefs[at]
-        )
-        weights[at] = c[i, coefs.shape[1]]
+        if mean.shape[0]:
+            scales[at, 1] = _carried_levels(c[i, :dv], before, carry)
+            _write(c[i, :dv], coefs[at])
+        else:
+            seed = _mixed(np.uint32(np.uint32(np.uint32(counter) * _ODD) + np.uint32(done)))
+            scales[at, 1] = _quantise_coefs(c[i], seed, coefs[at])
+        weights[at] = c[i, dv]
         done += 1
+
+
+@kernel()
+def _nearest_levels(row):
+    """row (n,) becomes row / scale, rounded to whole numbers -31..31; returns the bits of the scale."""
+    bits = _scale(largest(row), _LIMIT6)
+    step = _ONE / _widened(bits)
+    for j in range(row.shape[0]):
+        row[j] = np.rint(row[j] * step)
+    return bits
+
+
+@kernel()
+def draw_carry(counter, carry):
+    """Numbers in -1/2 .. 1/2 at random in carry (n,), the same for the same counter."""
+    seed = _mixed(np.uint32(counter * _ODD))
+    for j in range(carry.shape[0]):
+        mixed = _mixed(np.uint32(seed + np.uint32(np.uint32(j) * _ODD)))
+        carry[j] = np.float32(np.int32(mixed >> _S8)) * _GRAIN - _HALF
+
+
+@kernel()
+def _carried_levels(row, before, carry):
+    """row (n,) becomes row / scale, rounded with what rounding left of the row before it, `carry` (n,) (METHODS.md (N23)); returns
+    the bits of the scale. before: those of the scale that the row had, _NONE for a new one.
+    """
+    top = largest(row)
+    reach = _widened(before) * _LIMIT6
+    stays = before != _NONE and KEPT * reach <= top and top <= reach * _BARELY
+    bits = before if stays else _scale(top, _LIMIT6)
+    step = _ONE / _widened(bits)
+    for j in range(row.shape[0]):
+        x = row[j] * step + carry[j]
+        level = min(max(np.rint(x), -_LIMIT6), _LIMIT6)
+        row[j] = level
+        carry[j] = x - level
+    return bits
+
+
+def _read(row, scale, out):
+    """The numbers of a stored row times scale; this body runs only when the JIT is disabled."""
+    if row.dtype == np.uint8:
+        unpack(row, scale, out)
+    else:
+        _times(row, scale, out)
+
+
+@overload(_read, inline="always")
+def _reader(row, scale, out):
+    if row.dtype == types.uint8:
+        return lambda row, scale, out: unpack(row, scale, out)
+    return lambda row, scale, out: _times(row, scale, out)
+
+
+@kernel()
+def _times(row, scale, out):
+    for j in range(out.shape[0]):
+        out[j] = row[j] * scale
+
+
+def _write(levels, out):
+    """Levels as they are stored in six bits; nothing for other banks. This body runs only when the JIT is disabled."""
+    if out.dtype == np.uint8:
+        pack(levels, out)
+
+
+@overload(_write, inline="always")
+def _writer(levels, out):
+    if out.dtype == types.uint8:
+        return lambda levels, out: pack(levels, out)
+    return lambda levels, out: None
 
 
 @kernel()

@@ -17,6 +17,7 @@ from streamattn_cli.kernels.dense import (
     softmax_tile,
     tile_rows,
 )
+from streamattn_cli.kernels.hadamard import turn_columns, turn_rows
 from streamattn_cli.kernels.jit import kernel
 from streamattn_cli.kernels.queries import factor, learn
 from streamattn_cli.kernels.rotary import turn
@@ -34,8 +35,8 @@ USUAL, CANCELLED = (
 def insert(gemm, k, c, active, scale, temper, rope, held, centre, bank, model, scratch, alive):
     """Make atoms of new rows k (n, d), c (n, dv + 1); where there is no room, compress them with a slice of `active` atoms.
 
-    held (4,) int64: atoms, -, first of the next slice, stores so far. bank: keys, coefficients, scales and weights of all
-    atoms (see atoms.load), keys relative to centre (d,). model: that of the queries (see queries.learn), and their number
+    held (4,) int64: atoms, -, first of the next slice, stores so far. bank: all atoms (see atoms.load), keys relative to
+    centre (d,). model: that of the queries (see queries.learn), and their number
     (1,) int64 of rows. rope: see rotary.turn. scratch (insert_size(...),) and alive (active + n,) bool.
     """
     (new, d), width = k.shape, c.shape[1]
@@ -48,13 +49,13 @@ def insert(gemm, k, c, active, scale, temper, rope, held, centre, bank, model, s
     x, at = scratch[at : at + n * d].reshape(n, d), at + n * d
     w, at = scratch[at : at + n * width].reshape(n, width), at + n * width
     alive = alive[:n]
-    gather(bank[0], bank[1], bank[2], bank[3], centre, first, count, k, c, x, w, added, alive)
+    gather(bank, centre, first, count, k, c, x, w, added, alive)
     if taken:
         held[2] = (first + active) % most
         factor(model[0], model[1], model[2], model[3], root, direction)
         keep, now, draw = taken + most - count, np.float64(model[4][0]), np.uint32(held[3])
         compress(gemm, x, w, root, direction, scale, temper, keep, rope, now, draw, scratch[at:], alive)
-    store(added, w, alive, first, taken, count, np.uint64(held[3]), bank[0], bank[1], bank[2], bank[3])
+    store(added, w, alive, first, taken, count, np.uint64(held[3]), bank, scratch[at : at + width - 1])
     held[3] += 1
     held[0] = min(count + new, most)
 
@@ -64,7 +65,8 @@ def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, ga
     """The partial answers m (r,), y (r, dv + 1) of all atoms to queries q (d, r), already scaled, and their doubt (r,).
 
     rows (., d + dv), stored as KIND `kind`, is what the bank holds as long as held[1] is 0. everything (2, r) int64, k
-    (tile, d), c (tile, dv + 1), logits and gathered are scratch (see dense.attend).
+    (tile, d), c (tile, dv + 1), logits and gathered are scratch (see dense.attend). Atoms of six bits answer queries turned as they
+    are (METHODS.md (N20), (N22)); q is turned back afterwards.
 
     Weights have signs. Where they cancel, z is small beside the sum A of their absolute values, and what is left is mostly
     error: the doubt grows with A / z.
@@ -72,20 +74,52 @@ def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, ga
     m[:], y[:], doubt[:] = -math.inf, 0, 0
     low, high = everything[0, : m.shape[0]], everything[1, : m.shape[0]]
     low[:], high[:] = 0, ALL
-    count, tile = held[0], k.shape[0]
+    count, tile, mean = held[0], k.shape[0], bank[4]
+    turned = held[1] and mean.shape[0]
+    if turned:
+        turn_columns(q, False)
     for first in range(0, count, tile):
         n = min(tile, count - first)
         if held[1]:
-            load(bank[0], bank[1], bank[2], bank[3], centre, np.float32(1), first, count, k[:n], c[:n])
+            load(bank, first, count, k[:n], c[:n])
+            if not turned:
+                move(k[:n], centre)
         else:
             load_rows(rows[first : first + n], kind, k, c)
         attend_signed(gemm, q, k[:n], c[:n], low, high, logits, gathered, m, y, doubt)
+    if turned:
+        turn_columns(q, True)
+        turn_rows(y, mean.shape[0], True)
+        shift(m, y, q, centre, mean)
     weight = y.shape[1] - 1
     for i in range(m.shape[0] if held[1] else 0):
         z, size = y[i, weight], np.float64(doubt[i])
         doubt[i] = USUAL + CANCELLED * (size / z - 1) if z * (1 + (1 - USUAL) / CANCELLED) > size else 1
     if not held[1]:
         doubt[:] = 0
+
+
+@kernel()
+def move(k, centre):
+    """Add centre (d,) to every row of k (n, d)."""
+    for i in range(k.shape[0]):
+        row = k[i]
+        for j in range(row.shape[0]):
+            row[j] += centre[j]
+
+
+@kernel()
+def shift(m, y, q, centre, mean):
+    """Add what the centres of keys (d,) and of values (dv,) bring to partial answers m (r,), y (r, dv + 1) to queries q (d, r)."""
+    weight = y.shape[1] - 1
+    for j in range(q.shape[0]):
+        row, x = q[j], centre[j]
+        for i in range(m.shape[0]):
+            m[i] += row[i] * x
+    for i in range(m.shape[0]):
+        row, z = y[i], y[i, weight]
+        for j in range(mean.shape[0]):
+            row[j] += z * mean[j]
 
 
 @kernel(cache=True)

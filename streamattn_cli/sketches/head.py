@@ -10,7 +10,7 @@ Nothing depends on how the rows were cut into blocks: tiles have the same shape 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -58,6 +58,13 @@ class HeadParams:
             ((name, settings),) = history.items()
             history = registry.find(name).params(**settings)
         return cls(**{**plain, "history": history})
+
+    def takes_in(self, other: HeadParams) -> bool:
+        """Whether a sketch of parameters `other` can be merged into one of these."""
+        if self.history is None or type(self.history) is not type(other.history):
+            return self == other
+        merges = registry.history_of(self.history).merges(self.history, other.history)
+        return merges and replace(self, history=other.history) == other
 
     @property
     def stored(self) -> str:
@@ -267,7 +274,7 @@ class HeadAttention:
 
         Its window stays the exact one. Raises CheckpointIncompatible when the parameters differ.
         """
-        if other.params != self.params:
+        if not self.params.takes_in(other.params):
             raise CheckpointIncompatible(f"{other.params} cannot be merged into {self.params}: their parameters differ")
         s, o, p = self.state, other.state, self.params
         rows, first = self.rows, int(o["counters"][1])

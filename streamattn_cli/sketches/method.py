@@ -68,6 +68,11 @@ class History:
         return 0
 
     @staticmethod
+    def merges(params: Any, other: Any) -> bool:
+        """Whether a history of parameters `other` can be merged into one of `params`."""
+        return params == other
+
+    @staticmethod
     def calibration_bytes(rows: int, dim: int, value_dim: int, group: int) -> int | None:
         """Bound on the bytes that `calibrate` and its caller hold for `rows` first rows and `group` query heads; None for
         the usual bound."""

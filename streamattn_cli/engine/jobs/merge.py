@@ -76,7 +76,7 @@ def check_alike(files: list[SketchFile]) -> None:
     """Refuse (exit 8) sketches of different parameters."""
     first = files[0]
     for other in files[1:]:
-        if (other.params, other.heads) != (first.params, first.heads):
+        if other.heads != first.heads or not first.params.takes_in(other.params):
             theirs, ours = (
                 other.params.to_dict() | {"heads": other.heads},
                 first.params.to_dict() | {"heads": first.heads},

@@ -1,10 +1,10 @@
-"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N19); our own method).
+"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N23); our own method).
 
 The history is a set of atoms (k_a, C_a), C_a = [y_a, w_a]; a query's partial answer is sum_a e^(s q.k_a) C_a. Rows that
 leave the window become atoms with C = [v, 1]. When there are too many, a slice of them that moves round the set is
 compressed together with the new ones: those survive, with new coefficients, that keep the answers of future queries
-(a Gaussian learnt from past ones) best. Atoms are kept in eight bits, so that a byte budget holds about twice as many
-as half-precision rows. Until the bank is full it holds exact rows, and nothing is lost.
+(a Gaussian learnt from past ones) best. Atoms are kept in six bits, so that a byte budget holds two and a half times as
+many as half-precision rows. Until the bank is full it holds exact rows, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.rope import rotation
 
-ONE = np.float32(1)
 CENTRE_ROWS = 64  # int8 keys are relative to the mean of the first rows that come
 MERGE_ROWS = 64  # another history's atoms come in so many at a time (larger portions: 10% more error),
 MERGE_ACTIVE = 1024  # and are compressed with so many of ours
@@ -47,11 +46,12 @@ SCRATCH = (
     "everything",
 )
 WINDOW_SHARE = 0.15  # of the rows, exact recent ones
-LONG = 48  # rows of a stream per resident row above which coefficients take sixteen bits
+SHORT = 6  # rows of a stream per resident row up to which eight bits serve better than six: there an atom is few rows
 TEMPER = 0.8  # of a model of the queries that was learnt on the way
-ACTIVE = {"fast": 64, "default": 192, "best": 512}  # atoms that take part in one compression
-ACTIVE_TURNED = {**ACTIVE, "default": 144}  # the same with rotary positions, whose turns take the time of the others
+ACTIVE = {"fast": 64, "default": 160, "best": 512}  # atoms that take part in one compression
+ACTIVE_TURNED = {**ACTIVE, "default": 128}  # the same with rotary positions, whose turns take the time of the others
 TURNS = {"fast": 1, "default": 2, "best": 4}  # positions of the future that one compression looks at
+MANY = 600  # atoms; with fewer, more than two positions ask more of them than they can give
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class NystromParams:
 
     atoms: int
     active: int = 192
-    bits: int = 8  # of a coefficient, 8 or 16
+    bits: int = 8  # 6, of keys and coefficients; before there was that: 8 or 16 of a coefficient, beside keys of 8
     temper: float = 0.8  # see compress; 1 where the queries are known beforehand
     storage: str = "f4"  # dtype of the exact rows that the bank holds at first
     rope: str = ""  # rotary positions of queries and keys (rope.rope_word), where they are known
@@ -72,8 +72,13 @@ class NystromParams:
 
 
 def atom_bytes(dim: int, value_dim: int, bits: int) -> int:
-    """Bytes of one atom: int8 key, coefficients of 8 or 16 bits, a bfloat16 scale for each, float32 weight."""
-    return dim + value_dim * bits // 8 + 2 * 2 + 4
+    """Bytes of one atom: key, coefficients, a bfloat16 scale for each, float32 weight."""
+    return sum(_coded_bytes(dim, value_dim, bits)) + 2 * 2 + 4
+
+
+def _coded_bytes(dim: int, value_dim: int, bits: int) -> tuple[int, int]:
+    """Bytes of the key and of the coefficients of an atom."""
+    return (3 * -(-dim // 4), 3 * -(-value_dim // 4)) if bits == 6 else (dim, value_dim * bits // 8)
 
 
 def insert_size(atoms: int, dim: int, width: int, new: int, rope: str = "") -> int:
@@ -93,12 +98,17 @@ class NystromHistory(History):
         self.rope = (*rotation(params.rope, dim), params.turns)
         self.queries = QueryModel(state, self.rope)
         m, bank = params.atoms, state["bank"]
-        self.weights = bank[: 4 * m].view(np.float32)
-        self.scales = bank[4 * m : 8 * m].view(np.uint16).reshape(m, 2)
-        coefs = 8 * m + m * value_dim * params.bits // 8
-        self.coefs = bank[8 * m : coefs].view(f"i{params.bits // 8}").reshape(m, value_dim)
-        self.keys = bank[coefs:].view(np.int8).reshape(m, dim)
-        self.bank = self.keys, self.coefs, self.scales, self.weights
+        weights, scales = bank[: 4 * m].view(np.float32), bank[4 * m : 8 * m].view(np.uint16).reshape(m, 2)
+        end = m * (8 + _coded_bytes(dim, value_dim, params.bits)[1])
+        keys, coefs = ("u1", "u1") if params.bits == 6 else ("i1", f"i{params.bits // 8}")
+        self.mean = state.get("mean", np.empty(0, np.float32))
+        self.bank = (
+            bank[end:].view(keys).reshape(m, -1),
+            bank[8 * m : end].view(coefs).reshape(m, -1),
+            scales,
+            weights,
+            self.mean,
+        )
         holder = np.dtype(DTYPES[params.storage].holder)
         capacity = len(bank) // ((dim + value_dim) * holder.itemsize)
         self.exact = bank[: capacity * (dim + value_dim) * holder.itemsize].view(holder).reshape(capacity, -1)
@@ -107,13 +117,14 @@ class NystromHistory(History):
     def state_spec(params: NystromParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype) of every state array."""
         return {
-            # weights f4 | scales u2 x 2 | coefficients | keys i1, each for all atoms; exact rows until it is full
+            # weights f4 | scales u2 x 2 | coefficients | keys, each for all atoms; exact rows until it is full
             "bank": ((params.atoms * atom_bytes(dim, value_dim, params.bits),), "u1"),
             "held": (
                 (4,),
                 "i8",
             ),  # atoms (or exact rows), 1 once they are atoms, first of the next slice, stores so far
             "centre": ((dim,), "f4"),
+            **({"mean": ((value_dim,), "f4")} if params.bits == 6 else {}),  # of values
         } | QueryModel.state_spec(dim, bool(params.rope))
 
     @staticmethod
@@ -131,13 +142,19 @@ class NystromHistory(History):
             * atom_bytes(dim, value_dim, params.bits)
             // ((dim + value_dim) * DTYPES[params.storage].itemsize)
         )
-        return rows * (4 * (2 * dim + value_dim + 1) + 1)
+        return rows * (4 * (dim + value_dim + 1) + 1)
 
     @staticmethod
     def merging_bytes(params: NystromParams, dim: int, value_dim: int) -> int:
         """Bound on the bytes held while another history is merged in: its atoms, and scratch to compress them with ours."""
         scratch = insert_size(MERGE_ACTIVE + MERGE_ROWS, dim, value_dim + 1, MERGE_ROWS)
         return 4 * (scratch + params.atoms * (dim + value_dim + 1))
+
+    @staticmethod
+    def merges(params: NystromParams, other: NystromParams) -> bool:
+        """Equal ones; and those of a version that kept atoms in more bits, of which as many bytes hold fewer."""
+        alike = replace(other, atoms=params.atoms, active=params.active, bits=params.bits)
+        return params == (other if params.bits == other.bits else alike)
 
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
         """Take the queries q (r, d) of full attention as the model of all queries."""
@@ -159,7 +176,7 @@ class NystromHistory(History):
         return 0
 
     def merge(self, other: NystromHistory) -> None:
-        """Take in the history of other rows (same parameters, dims and scale); the query models are pooled."""
+        """Take in the history of other rows (see `merges`; same dims and scale); the query models are pooled."""
         self.queries.merge(other.queries)
         mine, theirs = self.state["held"], other.state["held"]
         a, b = int(mine[0]), int(theirs[0])
@@ -215,16 +232,24 @@ class NystromHistory(History):
     def _become_atoms(self) -> None:
         """The bank is full of exact rows: turn every one of them into an atom, which takes less room."""
         k, c = self._atoms()
-        self.state["centre"][:] = k[:CENTRE_ROWS].mean(axis=0) if len(k) else 0
+        first = len(k) if len(self.mean) else CENTRE_ROWS
+        self.state["centre"][:] = k[:first].mean(axis=0) if len(k) else 0
         self.state["held"][1] = 1
-        self._store(k - self.state["centre"], c, np.ones(len(k), bool), 0, 0, 0)
+        k -= self.state["centre"]
+        if len(self.mean):
+            self.mean[:] = c[:, :-1].mean(axis=0) if len(c) else 0
+            atoms.prepare(k, c, self.mean)
+        self._store(k, c, np.ones(len(k), bool), 0, 0, 0)
 
     def _atoms(self) -> tuple[np.ndarray, np.ndarray]:
         """All atoms, or the exact rows, as k (n, d) and c (n, dv + 1), float32."""
         count = int(self.state["held"][0])
         k, c = np.empty((count, self.dim), np.float32), np.empty((count, self.value_dim + 1), np.float32)
         if self.state["held"][1]:
-            atoms.load(*self.bank, self.state["centre"], ONE, 0, count, k, c)
+            atoms.load(self.bank, 0, count, k, c)
+            if len(self.mean):
+                atoms.restore(k, c, self.mean)
+            k += self.state["centre"]
             return k, c
         return get(self.exact[:count], self.params.storage, k, c)
 
@@ -243,7 +268,9 @@ class NystromHistory(History):
         """Put what is alive of the slice of `taken` atoms from `first` on and of new keys k into their places."""
         held = self.state["held"]
         with np.errstate(over="ignore"):  # unsigned products wrap around on purpose
-            atoms.store(k, c, alive, first, taken, size, np.uint64(held[3]), *self.bank)
+            atoms.store(
+                k, c, alive, first, taken, size, np.uint64(held[3]), self.bank, np.empty(self.value_dim, np.float32)
+            )
         held[3] += 1
 
 
@@ -253,33 +280,37 @@ def nystrom_params(
 ) -> HeadParams:  # fmt: skip
     """The `nystrom` method within `rows` rows: sinks, window and buffer exact, atoms and statistics in the rest.
 
-    `stream` is the number of rows that will come, None if nobody knows: coefficients of eight bits serve streams of up
-    to LONG rows per resident row; longer ones need sixteen, because each coefficient is rounded many times. Beside those a
-    larger buffer costs few atoms: half as many compressions come to the same error (geometric mean over 128 to 2,048 rows
-    0.99), in 5% less time at 512 rows, 30% less at 256.
+    `stream` is the number of rows that will come, None if nobody knows (see SHORT). With `fast` a causal stream gets a larger
+    buffer: half as many compressions cost up to a tenth more error. `best` compresses at most half of the atoms at once, or as
+    many as the default: a slice of all of them was up to 7% worse.
     """
-    short = stream is not None and stream <= LONG * rows
     rope = rope if causal else ""
-    active, group = (ACTIVE_TURNED if rope else ACTIVE)[effort], buffer or group_rows(rows)
-    if effort == "fast" and causal and not short:
-        active, group = min(8 * (5 + rows // 128), ACTIVE["default"]), buffer or group_rows(rows, 8, 64)
+    slices = ACTIVE_TURNED if rope else ACTIVE
+    active, group = slices[effort], buffer or group_rows(rows)
+    if effort == "fast" and causal:
+        active, group = min(8 * (4 + rows // 128), ACTIVE["default"]), buffer or group_rows(rows, 8, 64)
     check_buffer(group)
     if window is None:
         window = 1 + max(1, round(WINDOW_SHARE * rows / group)) * group if causal else 1
-    history = NystromParams(0, active, 8 if short else 16, TEMPER if causal else 1.0, params.stored, rope)
-    history = replace(history, turns=TURNS[effort]) if rope else history
+    bits = 8 if stream is not None and stream <= SHORT * rows else 6
+    history = NystromParams(0, active, bits, TEMPER if causal else 1.0, params.stored, rope)
     params = replace(params, group=group, window=max(window, 1), history=history)
+    size = atom_bytes(params.dim, params.value_dim, history.bits)
     if atoms is None:
-        free = rows * row_bytes(params) - spec_bytes(params.state_spec())
-        atoms = free // atom_bytes(params.dim, params.value_dim, history.bits)
-    if atoms < 2 * group:
-        least = spec_bytes(params.state_spec()) + 2 * group * atom_bytes(params.dim, params.value_dim, history.bits)
+        atoms = (rows * row_bytes(params) - spec_bytes(params.state_spec())) // size
+    few = max(
+        2 * group, -(-group * row_bytes(params) // size)
+    )  # the first group is held as rows, which show what is usual
+    if atoms < few:
+        least = spec_bytes(params.state_spec()) + few * size
         raise UsageError(
             f"{max(atoms, 0)} atoms are left of --resident-rows {rows} beside {params.sinks} sinks, a window of "
             f"{params.window}, a buffer of {group} and the query statistics; give --resident-rows "
             f"{-(-least // row_bytes(params))} or more, or a smaller --window or --buffer"
         )
-    return replace(params, history=replace(history, atoms=int(atoms), active=min(history.active, int(atoms))))
+    active = min(active, max(slices["default"], atoms // 2), atoms)
+    turns = min(TURNS[effort], 2 if atoms < MANY else 4) if rope else 0
+    return replace(params, history=replace(history, atoms=int(atoms), active=int(active), turns=turns))
 
 
 def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
@@ -289,9 +320,9 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 def _micros(load: Load) -> float:
     p, history = load.params, load.params.history
-    kernel = 30 + 0.015 * history.atoms + 0.07 * (p.sinks + p.window) + 40 * (not load.causal)  # of a group
+    kernel = 30 + 0.035 * history.atoms + 0.07 * (p.sinks + p.window) + 40 * (not load.causal)  # of a group
     n = history.active + p.group
-    full = 4 + n * (0.0062 * load.dim + 0.0045 * load.value_dim) + 0.0006 * n * n + 9.2e-6 * n**3
+    full = 4 + n * (0.0085 * load.dim + 0.005 * load.value_dim) + 0.0006 * n * n + 9.2e-6 * n**3
     return load.answering(history.atoms, kernel) + load.full_groups(history.atoms) * full
 
 
