@@ -83,6 +83,6 @@ def exit_code_table() -> str:
     """The exit codes as a Markdown table, in order."""
     rows = ["| code | meaning |", "| --- | --- |", "| 0 | Done. |"]
     classes = [StreamattnError, *sorted(StreamattnError.__subclasses__(), key=lambda c: c.code)]
-    rows += [f"| {c.code} | {c.__doc__.strip().splitlines()[0]} |" for c in classes]
+    rows += [f"| {c.code} | {(c.__doc__ or '').strip().splitlines()[0]} |" for c in classes]
     rows.append("| 128+N | Stopped by signal N (130: Ctrl-C, 141: closed pipe). |")
     return "\n".join(rows)

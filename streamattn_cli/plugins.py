@@ -20,7 +20,7 @@ def load(point: Any, kind: type, error: type[StreamattnError]) -> Any:
         found = point.load()
     except Exception as fault:
         raise error(broken(point, fault)) from fault
-    if not isinstance(found, kind) or found.name != point.name:
+    if not isinstance(found, kind) or getattr(found, "name", None) != point.name:
         raise error(f"{point.group} {point.name}: {point.value} is no {kind.__name__} of that name; {MEND}")
     return found
 

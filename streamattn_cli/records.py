@@ -45,6 +45,6 @@ class _Rest:
     def __init__(self, first: bytes, file: BinaryIO):
         self._first, self._file = first, file
 
-    def read(self, n: int) -> bytes:
+    def read(self, n: int = 1, /) -> bytes:
         first, self._first = self._first[:n], self._first[n:]
         return first or self._file.read(n)

@@ -49,8 +49,23 @@ def test_a_file_in_another_format_is_found_and_put_right(folder):
     assert (folder / "odd.py").read_text() == GOOD
 
 
+def test_types_are_checked_as_pyproject_says(folder):
+    (folder / "bad.py").write_text("def f(x: int) -> str:\n    return x\n\n\ndef g(x):\n    return x\n")
+    command = [sys.executable, "-m", "mypy", "--config-file", folder / "pyproject.toml", "--cache-dir", folder / "c"]
+    done = subprocess.run([*command, folder / "bad.py"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "[return-value]" in done.stdout and "[no-untyped-def]" in done.stdout
+    settings = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert settings["strict"] and settings["files"] == ["streamattn_cli"]
+    left_out = [name for part in settings["overrides"] if part.get("ignore_errors") for name in part["module"]]
+    for name in left_out:
+        place = TOP / name.removesuffix(".*").replace(".", "/")
+        assert place.is_dir() or place.with_suffix(".py").is_file(), name
+
+
 def test_the_script_reads_the_pinned_ruff_and_ci_runs_it():
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
     pins = (TOP / "scripts" / "constraints.txt").read_text()
-    assert "ruff" in project["optional-dependencies"]["test"] and "\nruff==" in pins
+    assert (
+        {"ruff", "mypy"} <= set(project["optional-dependencies"]["test"]) and "\nruff==" in pins and "\nmypy==" in pins
+    )
     assert "scripts/lint || exit" in (TOP / ".ci" / "run").read_text()

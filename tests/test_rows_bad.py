@@ -221,11 +221,25 @@ def test_hdf5_dtypes(tmp_path):
         "i": "int32",
         "s": "S2",
         "scalar": "without axes",
-        "text": "without axes",
+        "text": "dtype object",
         "odd": "16 bits with 7 exponent bits",
     }.items():
         word = f"{tmp_path / 'x.h5'}:{name}"
         refused(InputMalformed, found, need_q=False, k=word, v=word)
+
+
+@pytest.mark.parametrize("how", ["npy", "safetensors", "hdf5"])
+@pytest.mark.parametrize("record", [None, "qkv"])
+def test_one_number_is_no_tensor(tmp_path, how, record):
+    one = np.array(1.0, "f4")
+    if how == "npy":
+        word = rf.write_npy(tmp_path / "x.npy", one, "f4")
+    elif how == "safetensors":
+        word = rf.write_safetensors(tmp_path / "x.safetensors", {"x": one}, "f4") + ":x"
+    else:
+        word = rf.write_hdf5(tmp_path / "x.h5", {"x": one}, "f4") + ":x"
+    words = {"input": word, "record": record} if record else {"k": word, "v": word, "need_q": False}
+    refused(InputMalformed, "without axes", **words)
 
 
 def test_missing_filter_is_named(tmp_path, monkeypatch):
@@ -296,7 +310,7 @@ def test_words_that_contradict(npy):
     refused(UsageError, "lacks q", input=word, record="kv")
     refused(UsageError, "--raw i8: unknown dtype", input=word, raw="i8")
     refused(InputMalformed, "holds one array without a name", input=word + ":k")
-    refused(UsageError, "--dtype f64: it tells what 16-bit", need_q=False, k=word, v=word, dtype="f64")
+    refused(UsageError, "--dtype f64: it tells what 8- or 16-bit", need_q=False, k=word, v=word, dtype="f64")
     refused(InputMalformed, "layout THD has 3 axes", need_q=False, k=word, v=word, layout="THD")
     refused(UsageError, "layout TC fuses the heads", need_q=False, k=word, v=word, layout="TC")
     refused(InputMalformed, "2 items in a row cannot be 4 heads", need_q=False, k=word, v=word, kv_heads=4)

@@ -144,7 +144,7 @@ class CheckpointWriter:
             yield
         except OSError as error:
             where = f" ({error.filename})" if error.filename not in (None, self.path, self._name) else ""
-            advice = _ADVICE.get(error.errno, "write to another place")
+            advice = _ADVICE.get(error.errno or 0, "write to another place")
             raise OutputFailed(
                 f"{self._name}: the checkpoint cannot be written: {error.strerror or error}{where}; "
                 f"{consequence}; {advice}"

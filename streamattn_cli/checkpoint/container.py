@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from streamattn_cli.checkpoint.digest import RunningDigest
 from streamattn_cli.checkpoint.foreign import FIRST, foreign_kind
@@ -30,16 +30,17 @@ _STEP = 1 << 20  # bytes that are read and hashed at a time: they stay in the pr
 State = Mapping[str, "np.ndarray | Sequence[np.ndarray]"]
 
 
-def encode(state: State, meta: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+def encode(state: State, meta: Mapping[str, str]) -> Generator[bytes | memoryview, None, None]:
     """The bytes of a checkpoint as buffers, most of them views of the state: it must not change until they are used up.
 
     A value of `state` is an array, or a sequence of arrays of one shape and dtype that become one tensor with a new
     first axis. Equal state and metadata give equal bytes. The digest is computed while the buffers are being consumed;
     close the iterator if it is not used up. Raises StreamattnError at once for what the format does not allow.
     """
-    described, arrays = [], {}
+    described: list[tuple[str, str, tuple[int, ...]]] = []
+    arrays: dict[str, list[np.ndarray]] = {}
     for name, value in state.items():
-        parts = [value] if hasattr(value, "dtype") else list(value)
+        parts: list[np.ndarray] = [cast("np.ndarray", value)] if hasattr(value, "dtype") else list(value)
         if not parts or any(part.dtype != parts[0].dtype or part.shape != parts[0].shape for part in parts):
             raise StreamattnError(
                 f"checkpoint tensor {name}: arrays of one shape and dtype expected, found "
@@ -124,7 +125,7 @@ def _bytes_of(array: np.ndarray) -> memoryview:
     return memoryview(contiguous.reshape(-1).view("u1"))
 
 
-def _sealed(buffers: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+def _sealed(buffers: list[bytes | memoryview]) -> Generator[bytes | memoryview, None, None]:
     """The buffers and then the seal, which another thread computes meanwhile."""
     with RunningDigest(buffers) as digest:
         yield from buffers
@@ -178,11 +179,11 @@ def _read_state(name: str, file: BinaryIO, header: Header) -> dict[str, np.ndarr
     return state
 
 
-def _fill(name: str, file: BinaryIO, view: memoryview, digest) -> None:
+def _fill(name: str, file: Any, view: memoryview, digest: hashlib._Hash) -> None:
     """Read into the whole view and hash it, a step at a time."""
     done = 0
     while done < len(view):
-        n = file.readinto(view[done : done + _STEP])
+        n: int = file.readinto(view[done : done + _STEP])
         if not n:
             raise damaged(name, "the file became shorter while it was read")
         digest.update(view[done : done + n])

@@ -20,7 +20,7 @@ class RunningDigest:
         self._buffers = buffers
         self._digest = hashlib.sha256()
         self._stopped = False
-        self._thread = None
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> RunningDigest:
         if sum(map(len, self._buffers)) >= _SMALL:

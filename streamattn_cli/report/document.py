@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from math import inf
+from typing import Any
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.targets import refuse_existing
@@ -39,13 +40,16 @@ def read_document(name: str) -> dict:
             found = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict) and all(key in found for key in KINDS.get(found.get("type"), ("no such type",))):
-            return _with_infinities(found)
+        if isinstance(found, dict) and all(
+            key in found for key in KINDS.get(str(found.get("type")), ("no such type",))
+        ):
+            whole: dict = _with_infinities(found)
+            return whole
     raise InputMalformed(f"{'standard input' if name == '-' else name}: no outcome or comparison found; make one with "
                          "attend or compare, --json > run.json (the file beside an output is not enough)")  # fmt: skip
 
 
-def _with_infinities(found: object) -> object:
+def _with_infinities(found: Any) -> Any:
     """The document with errors that are infinite, which JSON has as null, as numbers again."""
     if isinstance(found, list):
         return [_with_infinities(entry) for entry in found]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from streamattn_cli.rows.dtypes import DTYPES
@@ -36,10 +38,11 @@ def items_of(values: np.ndarray, dtype: str) -> np.ndarray:
     bits += odd + np.uint32((1 << (22 - d.mantissa)) - 1)
     bits >>= dropped
     np.minimum(bits, np.uint32(d.limit), out=bits)
-    return bits.astype(d.holder) | sign
+    items: np.ndarray = bits.astype(d.holder) | sign
+    return items
 
 
-def not_a_number(dtype: str) -> np.generic:
+def not_a_number(dtype: str) -> Any:
     """The item that is a quiet NaN."""
     d = DTYPES[dtype]
     size = 8 * d.itemsize

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,8 @@ def _parse(text: str, name: str, wanted: str | None) -> tuple[tuple[int, ...], s
         descr, fortran, shape = found["descr"], found["fortran_order"], found["shape"]
         if descr == "<f1":
             wanted = wanted or "f8e5m2"
-        dtype = np.lib.format.descr_to_dtype(_EXTENDED.get(descr, descr) if isinstance(descr, str) else descr)
+        known: Any = _EXTENDED.get(descr, descr) if isinstance(descr, str) else descr
+        dtype = np.lib.format.descr_to_dtype(known)
     except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise InputMalformed(f"{name}: unreadable .npy header {text[:80]!r}: {error}") from error
     if not isinstance(shape, tuple) or not all(type(items) is int and items >= 0 for items in shape):

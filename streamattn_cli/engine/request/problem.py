@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.rows.tensors.heads import Heads
@@ -93,7 +93,7 @@ class Problem:
     def facts(self) -> dict:
         """Everything that identifies the result, JSON-able."""
         r = self.request
-        params = {}
+        params: dict[str, Any] = {}
         if self.params:
             params = {"sinks": self.params.sinks, "window": self.params.window, "group": self.params.group}
             if self.params.history:

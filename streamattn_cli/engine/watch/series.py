@@ -10,7 +10,7 @@ MOST = 120  # samples; when there are more, every second one goes and the rest c
 class Series:
     """Samples of (seconds, phase, rows of the phase, memory), never more than MOST, spread over the whole run."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._began = time.monotonic()
         self._samples: list[tuple[float, str, int, int]] = []
         self._every = 0.0
@@ -27,5 +27,5 @@ class Series:
 
     def to_dict(self) -> dict[str, list]:
         """JSON-able columns: seconds, phase, rows, memory (bytes above the baseline)."""
-        seconds, phase, rows, memory = ([s[i] for s in self._samples] for i in range(4))
-        return {"seconds": [round(s, 4) for s in seconds], "phase": phase, "rows": rows, "memory": memory}
+        phase, rows, memory = ([s[i] for s in self._samples] for i in (1, 2, 3))
+        return {"seconds": [round(s[0], 4) for s in self._samples], "phase": phase, "rows": rows, "memory": memory}

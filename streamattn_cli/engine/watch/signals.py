@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from streamattn_cli.errors import Interrupted
 
@@ -27,7 +28,7 @@ class Interrupts:
     def __init__(self, status: Callable[[], None] | None = None):
         self._status = status
         self._cleanups: list[Callable[[], None]] = []
-        self._old: dict[int, object] = {}
+        self._old: dict[int, Any] = {}
         self._pending: int | None = None
         self._raising = False
 
@@ -103,4 +104,5 @@ class Interrupts:
         os._exit(128 + number)  # where the default action does not end a process
 
     def _tell(self, _number: int, _frame: object) -> None:
-        self._status()
+        if self._status is not None:
+            self._status()

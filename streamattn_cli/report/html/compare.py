@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Callable
 from html import escape
 from math import inf
 
@@ -115,7 +116,7 @@ def _table(ran: list) -> str:
     return table("Methods at equal resident memory", names, rows, words=2, best=best)
 
 
-def _picture(title: str, drawn: list, front: str, cost: str, words, name: str) -> str:
+def _picture(title: str, drawn: list, front: str, cost: str, words: Callable[[float], str], name: str) -> str:
     points, unbeaten = [], []
     for letter, t in drawn:
         e = t["audit"]["method"]

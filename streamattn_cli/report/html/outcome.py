@@ -118,15 +118,15 @@ def _error_section(audit: dict, shapes: dict) -> list[str]:
     ]
     figures = []
     if drawn:
-        worst = max(drawn, key=lambda d: d[1])
+        most = max(drawn, key=lambda d: d[1])
         figures.append(
             figure(
                 "Error by query head",
                 "the dot is the estimate, the line its 95% interval",
                 interval_plot(
                     "Error by query head",
-                    f"{len(drawn)} query heads; the worst is {worst[0]} with "
-                    f"{percent(worst[1])}, interval {percent(worst[2])} to {percent(worst[3])}.",
+                    f"{len(drawn)} query heads; the worst is {most[0]} with "
+                    f"{percent(most[1])}, interval {percent(most[2])} to {percent(most[3])}.",
                     drawn,
                     percent,
                 ),
@@ -145,9 +145,9 @@ def _error_section(audit: dict, shapes: dict) -> list[str]:
     body.append(folded("Error by query head, as a table", heads_table) if len(rows) > FOLD else heads_table)
     if worst := audit.get("worst"):
         several = any(w.get("sequence") is not None for w in worst)
-        rows = [[str(w["sequence"])] * several + [str(w["row"]), name(w["head"]), percent(w["error"])] for w in worst]
-        names = ["sequence"] * several + ["row", "query head", "error of that row"]
-        body.append(table("Worst rows of the sample", names, rows, words=2 + several))
+        listed = [[str(w["sequence"])] * several + [str(w["row"]), name(w["head"]), percent(w["error"])] for w in worst]
+        titles = ["sequence"] * several + ["row", "query head", "error of that row"]
+        body.append(table("Worst rows of the sample", titles, listed, words=2 + several))
     return body
 
 

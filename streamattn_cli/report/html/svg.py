@@ -144,8 +144,11 @@ def interval_plot(
     return picture(title, description, body, bottom + BOTTOM)
 
 
-class _NoScale:
+class _NoScale(Scale):
     """An axis without ticks."""
+
+    def __init__(self) -> None:
+        """It has no values."""
 
     def ticks(self) -> list[float]:
         return []

@@ -148,7 +148,7 @@ def _with_bar(event: Progress, entries: list[tuple[str, str]], bar_width: int) -
     row = Table.grid(padding=0)
     row.add_row(
         Text(entries[0][0] + GAP, entries[0][1], no_wrap=True),
-        ProgressBar(total=max(1, event.total), completed=event.rows, width=bar_width),
+        ProgressBar(total=max(1, event.total or 1), completed=event.rows, width=bar_width),
         Text.assemble(GAP, _text(entries[1:]), no_wrap=True),
     )
     return row

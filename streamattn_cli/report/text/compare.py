@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import textwrap
+from collections.abc import Callable
 from math import inf
 from typing import TextIO
 
@@ -89,7 +90,9 @@ def _degree(trial: dict) -> str:
     return f" degree {degree}" if degree and "degree" not in trial["label"] else ""
 
 
-def _plot(title: str, ran: list[tuple[str, dict]], front: str, cost: str, text, width: int) -> list[str]:
+def _plot(
+    title: str, ran: list[tuple[str, dict]], front: str, cost: str, text: Callable[[float], str], width: int
+) -> list[str]:
     points = [
         Point(max(t[cost], 1e-9), t["audit"]["method"]["error"], letter, front in t["front"]) for letter, t in ran
     ]

@@ -35,7 +35,7 @@ def inspection_rows(report: dict) -> Rows:
 
 def _array(entry: dict) -> str:
     if "error" in entry:
-        return entry["error"]
+        return str(entry["error"])
     shape = " x ".join(str(n) for n in entry["shape"]) or "one number"
     return f"{entry['name']}, {shape}, {entry['dtype']}"
 

@@ -184,7 +184,9 @@ class _Opening:
         return self._keep(arrays.record_stream(file, name, self._dtype), None)
 
     def _keep(self, stored: Stored, note: str | None) -> Stored:
-        """Remember the notes and attributes that come with an array."""
+        """Remember the notes and attributes that come with an array. InputMalformed for one number."""
+        if stored.shape == ():
+            raise InputMalformed(f"{stored.name}: an array without axes, expected rows; choose another one")
         self.notes += [*([note] if note else []), *stored.notes]
         self.attrs.update(clean(stored.attrs, stored.name))
         return stored

@@ -128,7 +128,7 @@ class SyntheticTensor:
     def read_into(self, buf: np.ndarray, start: int) -> int:
         """See RowTensor."""
         check_buffer(self, buf)
-        rows = max(0, min(buf.shape[1], self.rows - start))
+        rows: int = max(0, min(buf.shape[1], self.rows - start))
         out = buf[0, :rows]
         if not self._narrow:
             self._fill(out, start)

@@ -43,7 +43,7 @@ def open_sink(spec: SyntheticSpec, emit: str, target: str, raw: bool) -> Sink:
     (one file per tensor), FILE.h5 (datasets q, k, v), or any name for raw rows. Raises UsageError and OutputFailed."""
     packed = SyntheticTensor(spec, emit)
     if raw:
-        writer = open_raw(target, spec.rows, packed.width, np.dtype(DTYPES[spec.dtype].holder))
+        writer: Writer = open_raw(target, spec.rows, packed.width, np.dtype(DTYPES[spec.dtype].holder))
         return WriterSink([packed], [writer], [(1, packed.width)])
     extension = os.path.splitext(target)[1].lower()
     if extension in (".h5", ".hdf5") and not is_special(target):

@@ -16,13 +16,33 @@ from streamattn_cli.rows.dtypes import DTYPES
 class RowTensor(Protocol):
     """Rows of one array, reduced to (O, T, I). Not thread-safe: one reader at a time."""
 
-    name: str  # for messages: "dump.h5:/k"
-    outer: int  # O
-    width: int  # I, items
-    dtype: str  # key of DTYPES
-    rows: int | None  # T; None: unknown until the end
-    seekable: bool  # any start may be read, any number of times
-    path: str | None  # of the file that holds it, None for pipes and memory
+    @property
+    def name(self) -> str:
+        """For messages: "dump.h5:/k"."""
+
+    @property
+    def outer(self) -> int:
+        """O."""
+
+    @property
+    def width(self) -> int:
+        """I, items."""
+
+    @property
+    def dtype(self) -> str:
+        """Key of DTYPES."""
+
+    @property
+    def rows(self) -> int | None:
+        """T; None: unknown until the end."""
+
+    @property
+    def seekable(self) -> bool:
+        """Any start may be read, any number of times."""
+
+    @property
+    def path(self) -> str | None:
+        """Of the file that holds it, None for pipes and memory."""
 
     @property
     def held_bytes(self) -> int:

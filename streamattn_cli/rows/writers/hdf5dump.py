@@ -86,4 +86,4 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], kind: h5py.h5t.
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     dataset = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), plist)
-    return dataset.get_offset()
+    return int(dataset.get_offset())

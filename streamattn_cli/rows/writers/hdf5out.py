@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import h5py
 import numpy as np
@@ -105,7 +106,7 @@ def _contiguous(file: h5py.File, name: str, shape: OutShape, rows: int | None) -
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     plist.set_obj_track_times(False)  # equal results are equal bytes
     _put(file, name)
-    space = h5py.h5s.create_simple(shape.shape(rows))
+    space = h5py.h5s.create_simple(shape.shape(rows or 0))
     return h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(shape.dtype), space, plist).get_offset() or 0
 
 
@@ -206,7 +207,7 @@ class GrowingHdf5Writer:
         self.rows_written = 0
         self._shape = shape
         self._axis = shape.layout.index("T")
-        self._file: h5py.File | None = None
+        self._file: Any = None  # h5py.File, once it is open
         with failing_as_output(path):
             self._temporary = Temporary(path)
         self._patient = PatientFile(self._temporary.fd)

@@ -46,6 +46,7 @@ class TopKWriter:
 
     def write(self, start: int, block: np.ndarray) -> None:
         """See writer.Writer."""
+        assert self.best is not None, "rows are written where there are heaps"
         self.best.offer(start, block)
         self.rows_written += len(block)
 
@@ -57,7 +58,7 @@ class TopKWriter:
                 f"--top-k {self.k}: there are only {self.rows_written} query rows; choose at most that many"
             )
         if not self.results:
-            self.results = [self.best.head(head) for head in range(self._heads)]
+            self.results = [self.best.head(head) for head in range(self._heads)] if self.best else []
         recovery = np.concatenate([ratio(s.rest, s.best) for s in self.results])
         zero = np.concatenate([ratio(s.zero, s.best) for s in self.results])
         return {

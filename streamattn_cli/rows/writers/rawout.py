@@ -24,6 +24,10 @@ class RawFormat:
         """The rows begin at once."""
         return 0
 
+    def again(self, temporary: Temporary) -> int:
+        """They begin there in any run."""
+        return 0
+
     def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
         """The rows are all there is."""
         temporary.commit()

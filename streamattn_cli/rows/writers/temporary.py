@@ -28,7 +28,7 @@ def failing_as_output(name: str) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        advice = _ADVICE.get(error.errno, "write to another place")
+        advice = _ADVICE.get(error.errno or 0, "write to another place")
         raise OutputFailed(f"{name}: cannot be written: {error.strerror or error}; {advice}") from error
 
 

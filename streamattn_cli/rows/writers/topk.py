@@ -60,7 +60,8 @@ class BestRows:
     @property
     def mean(self) -> np.ndarray:
         """The mean of the rows so far (heads, dim)."""
-        return (self.sums[1] / np.maximum(self.sums[0], 1)).reshape(self.heads, self.dim)
+        found: np.ndarray = self.sums[1] / np.maximum(self.sums[0], 1)
+        return found.reshape(self.heads, self.dim)
 
     def column(self, c: int, reference: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows (ascending) and values, less the reference, of the best entries of flat column c."""

@@ -12,7 +12,7 @@ from streamattn_cli.rows.dtypes import DTYPES
 
 def kind(storage: str) -> int:
     """What kernels call a storage dtype."""
-    return getattr(widening, DTYPES[storage].kernel)
+    return int(getattr(widening, DTYPES[storage].kernel))
 
 
 def put(rows: np.ndarray, k: np.ndarray, c: np.ndarray, storage: str) -> None:
