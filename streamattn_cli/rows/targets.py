@@ -31,7 +31,7 @@ def refuse_existing(words: Iterable[str | None], force: bool) -> None:
     A dataset of FILE.h5:DATASET counts, the file around it does not. None, -, pipes and devices are passed over.
     """
     for word in words:
-        if word in (None, "-"):
+        if word is None or word == "-":
             continue
         file, dataset = split_target(word)
         if dataset:

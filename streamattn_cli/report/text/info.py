@@ -55,7 +55,9 @@ def _resident(found: dict) -> str:
 
 def _sources(source: object) -> str:
     """'heads.h5:/k and heads.h5:/v, rows 0:2048 of 4096' for each source."""
-    parts = source.get("absorbed", [source]) if isinstance(source, dict) else []
+    if not isinstance(source, dict):
+        return ""
+    parts = source.get("absorbed", [source])
     told = []
     for part in parts:
         keys = part.get("k", {})

@@ -127,6 +127,8 @@ def _layers(layers: tuple[LayerResult, ...]) -> Rows:
         return [("layers", ", ".join(str(layer.number) for layer in layers))] if layers else []
     texts = []
     for layer in layers:
+        if layer.error is None:
+            continue
         worst = max(range(len(layer.heads)), key=lambda head: layer.heads[head]) if len(layer.heads) > 1 else None
         at = "" if worst is None else f", worst head {worst} {layer.heads[worst]:.3g}"
         texts.append((f"layer {layer.number}", f"{_estimate(layer.error)}{at}"))

@@ -12,7 +12,7 @@ from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.rows.tensors.sequences import Sequences
-from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import BatchTensor, check_buffer, peek_seekable
 
 
 class SequenceTensor:
@@ -23,7 +23,7 @@ class SequenceTensor:
 
     seekable = True
 
-    def __init__(self, base: RowTensor, sequences: Sequences):
+    def __init__(self, base: BatchTensor, sequences: Sequences):
         self.base, self.sequences = base, sequences
         self.name, self.path, self.dtype, self.width = base.name, base.path, base.dtype, base.width
         self.outer, self.rows = base.outer // len(sequences), sequences.rows

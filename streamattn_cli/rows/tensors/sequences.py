@@ -26,11 +26,11 @@ class Piece(NamedTuple):
 class Sequences:
     """Sequence s is rows [edges[s], edges[s + 1]) of the stream; edges (sequences + 1,) int64 do not fall.
 
-    padded: rows of every sequence in the array that they come from, the batch; None for packed rows.
+    padded: rows of every sequence in the array that they come from, the batch; 0 for packed rows.
     """
 
     edges: np.ndarray
-    padded: int | None = None
+    padded: int = 0
 
     @classmethod
     def of_batch(cls, batch: int, rows: int, lengths: np.ndarray | None = None) -> Sequences:
@@ -57,7 +57,7 @@ class Sequences:
     @property
     def is_whole(self) -> bool:
         """Whether the stream is the array as it is, without a padded row."""
-        return self.padded is None or self.rows == self.padded * len(self)
+        return not self.padded or self.rows == self.padded * len(self)
 
     def number(self, row: int) -> int:
         """The sequence of a row of the stream."""

@@ -48,10 +48,8 @@ class RowTensor(Protocol):
     def held_bytes(self) -> int:
         """Bytes of the tensor's own buffers (chunk cache, peeked rows)."""
 
-    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
+    def read_into(self, buf: np.ndarray, start: int) -> int:
         """Fill buf, C-contiguous (O, n, I) in storage dtype, with rows [start, start+n); return the rows read.
-
-        segment: buf is (m, n, I) for the m segments from that one on. Only tensors of files and of memory know it.
 
         Fewer than n only at the end of the tensor; then buf[:, :returned] holds them only if O == 1 or the tensor's
         `rows` is known and the caller asked for no more than there are. A tensor that is not seekable demands that
@@ -64,6 +62,13 @@ class RowTensor(Protocol):
 
     def close(self) -> None:
         """Release files and buffers. May be called twice."""
+
+
+class BatchTensor(RowTensor, Protocol):
+    """A RowTensor of a file or of memory, which can be read batch by batch."""
+
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
+        """See RowTensor. segment: buf is (m, n, I) for the m segments of one batch, of which this is the first."""
 
 
 def row_bytes(tensor: RowTensor) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -56,7 +55,7 @@ class PlacedWriter:
             with failing_as_output(path):
                 self._offset = format_.again(self._temporary) if part else format_.begin(self._temporary, shape, rows)
                 if shape.sequences and not (shape.sequences.is_whole or part):
-                    self._clear(prod(shape.shape(rows)) * shape.dtype.itemsize)
+                    self._clear(int(np.prod(shape.shape(rows or 0), dtype=np.int64)) * shape.dtype.itemsize)
         except BaseException:
             self.abort()
             raise

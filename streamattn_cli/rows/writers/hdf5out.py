@@ -169,11 +169,14 @@ class JointFile:
         self._temporary.abort()
 
 
-class _Kept:
+class _Kept(Temporary):
     """The unfinished file of a JointFile, as one of its writers sees it: it neither ends nor names it."""
 
     def __init__(self, fd: int):
         self.fd = fd
+
+    def keep(self) -> None:
+        """It is kept anyway."""
 
     def abort(self) -> None:
         """The others go on."""
@@ -189,6 +192,10 @@ class _OfJoint:
 
     def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
         """Where the dataset's bytes lie."""
+        return self._offset
+
+    def again(self, temporary: Temporary) -> int:
+        """The same."""
         return self._offset
 
     def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
