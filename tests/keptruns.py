@@ -62,7 +62,8 @@ def keys_only(spec):
 
 def answers(path, spec, out):
     """The answers of a sketch file to the queries of a stream."""
-    request = AttendRequest(inputs=InputSpec(input=spec.q, layout="THD"), output=str(out), checkpoint=str(path))
+    inputs = InputSpec(input=spec.q, layout="THD")
+    request = AttendRequest(inputs=inputs, output=str(out), checkpoint=str(path), force=True)
     query(request, silent, Interrupts())
     return np.load(out)
 
