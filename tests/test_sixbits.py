@@ -165,7 +165,7 @@ PARAMS = HeadParams(16, 16, 0.25, "f4", 4, 17, 16, NystromParams(80, 40, 6, stor
 
 
 def test_long_streams_do_not_drift(rng):
-    """Hundreds of roundings of every atom, each of less than a step's change: to the nearest, the error was .27."""
+    """Hundreds of roundings of every atom, each of less than a step's change."""
     assert error(stream(rng, 12000, 1.0), PARAMS) < 0.03
 
 

@@ -1,5 +1,7 @@
-"""Atoms of a coreset: keys and coefficients in few bits, a bfloat16 scale for each, and the weight in float32 (METHODS.md
-(N12), (N13), (N20) to (N23))."""
+"""Atoms of a coreset: keys and coefficients in few bits, a bfloat16 scale for each, and the weight in float32.
+
+METHODS.md (N12), (N13), (N20) to (N23).
+"""
 
 import numpy as np
 from numba import types

@@ -49,7 +49,7 @@ WINDOW_SHARE = 0.15  # of the rows, exact recent ones
 SHORT = 6  # rows of a stream per resident row up to which eight bits serve better than six: there an atom is few rows
 TEMPER = 0.8  # of a model of the queries that was learnt on the way
 ACTIVE = {"fast": 64, "default": 160, "best": 512}  # atoms that take part in one compression
-ACTIVE_TURNED = {**ACTIVE, "default": 128}  # the same with rotary positions, whose turns take the time of the others
+ACTIVE_TURNED = {**ACTIVE, "default": 120}  # the same with rotary positions, whose turns take the time of the others
 TURNS = {"fast": 1, "default": 2, "best": 4}  # positions of the future that one compression looks at
 MANY = 600  # atoms; with fewer, more than two positions ask more of them than they can give
 
@@ -288,7 +288,7 @@ def nystrom_params(
     slices = ACTIVE_TURNED if rope else ACTIVE
     active, group = slices[effort], buffer or group_rows(rows)
     if effort == "fast" and causal:
-        active, group = min(8 * (4 + rows // 128), ACTIVE["default"]), buffer or group_rows(rows, 8, 64)
+        active, group = min(8 * (3 + rows // 128), ACTIVE["default"]), buffer or group_rows(rows, 8, 64)
     check_buffer(group)
     if window is None:
         window = 1 + max(1, round(WINDOW_SHARE * rows / group)) * group if causal else 1
