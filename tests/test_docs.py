@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torchfiles
@@ -47,6 +48,25 @@ def shell(lines, folder):
     return done
 
 
+def save_batch(folder):
+    """The padded batch and the dumps of layers that recipes name."""
+    rows = np.random.default_rng(0).standard_normal((3, 2, 512, 8)).astype("f4")
+    np.savez(folder / "batch.npz", q=rows, k=rows, v=rows)
+    with h5py.File(folder / "batch.h5", "w") as file:
+        file.update(dict.fromkeys("qkv", rows))
+        file["lengths"] = [512, 70, 301]
+    packed = np.concatenate([one[:, :n] for one, n in zip(rows, (512, 70, 301), strict=True)], axis=1).transpose(
+        1, 0, 2
+    )
+    np.savez(folder / "packed.npz", q=packed, k=packed, v=packed)
+    np.save(folder / "cu_seqlens.npy", np.array([0, 512, 582, 883], np.int32))
+    with h5py.File(folder / "dump.h5", "w") as file:
+        for layer in (0, 1):
+            np.savez(folder / f"dump-{layer}.npz", q=rows, k=rows, v=rows)
+            for part in "qkv":
+                file[f"layer{layer}/{part}"] = rows[0].transpose(1, 0, 2)
+
+
 def indented_commands(text):
     """The indented blocks that begin with the program's name."""
     blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
@@ -60,6 +80,7 @@ def fenced(text, language):
 
 
 def test_every_command_of_the_readme_works(folder):
+    save_batch(folder)
     commands = indented_commands((TOP / "README.md").read_text())
     assert len(commands) >= 5
     for command in (*commands, *commands):  # pasted again, they find their own outputs
@@ -108,6 +129,7 @@ def test_every_command_of_the_pages_works(folder):
     rng = np.random.default_rng(0)
     for name in "qkv":
         np.save(folder / f"{name}.npy", rng.standard_normal((1, 2, 700, 16)).astype(np.float16))
+    save_batch(folder)
     with torchfiles.pretended():
         keys, values = ([torchfiles.Tensor(np.load(folder / f"{name}.npy"))] * 4 for name in "kv")
         layers = [torchfiles.instance("DynamicLayer", keys=k, values=v) for k, v in zip(keys, values, strict=True)]

@@ -107,7 +107,7 @@ def test_every_format_gives_what_the_numbers_give(tmp_path, kind):
     codes = make(kind)
     expected = attend(tmp_path, {part: TABLE[kind][array] for part, array in codes.items()}, *EXACT)
     for how in HOW:
-        run("attend", *saved(tmp_path, codes, kind, how), *EXACT, tmp_path / "out.npy")
+        run("attend", *saved(tmp_path, codes, kind, how), *EXACT, tmp_path / "out.npy", "--force")
         assert (tmp_path / "out.npy").read_bytes() == expected, how
         (tmp_path / "out.npy").unlink()
 
@@ -120,7 +120,7 @@ def test_raw_rows_of_a_pipe_and_of_a_file(tmp_path, kind):
     expected = attend(tmp_path, {part: TABLE[kind][array] for part, array in codes.items()}, "--layout", "HTD", *words)
     (tmp_path / "x.raw").write_bytes(packed.tobytes())
     for word, given in (("-", {"input": packed.tobytes()}), (tmp_path / "x.raw", {})):
-        run("attend", word, "--raw", kind, "--dim", D, *words, tmp_path / "out.npy", **given)
+        run("attend", word, "--raw", kind, "--dim", D, *words, tmp_path / "out.npy", "--force", **given)
         assert np.array_equal(np.load(tmp_path / "out.npy"), np.load(tmp_path / "expected.npy")[0])
         (tmp_path / "out.npy").unlink()
     assert expected

@@ -317,8 +317,21 @@ def test_heads_of_several_batches_are_named_by_both(tmp_path):
     rng = np.random.default_rng(0)
     for name, heads in (("q", 4), ("k", 2), ("v", 2)):
         np.save(tmp_path / f"{name}.npy", rng.standard_normal((2, heads, 600, 8)).astype("f4"))
-    files = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--layout", "BHTD", "--causal", "--method", "window")
-    words = ("attend", *files, "--window", "32", "--audit", "64", "-o", "o.npy")
+    keys = ("--k", "k.npy", "--v", "v.npy")
+    run(
+        "sketch",
+        *keys,
+        "--layout",
+        "BHTD",
+        "--method",
+        "window",
+        "--resident-rows",
+        "64",
+        "-o",
+        "s.sattn",
+        cwd=tmp_path,
+    )
+    words = ("query", "s.sattn", "q.npy", *keys, "--audit", "64", "-o", "o.npy")
     done = run(*words, "--json", cwd=tmp_path)
     (tmp_path / "run.json").write_bytes(done.out)
     assert done.document["facts"]["shapes"]["batches"] == 2
@@ -327,6 +340,17 @@ def test_heads_of_several_batches_are_named_by_both(tmp_path):
     assert "batch 1 head 3" in page and ">head " not in page
     said = run(*words, "--force", cwd=tmp_path).err
     assert re.search(r"row \d+ batch [01] head [0-3] ", " ".join(said.split()))
+
+
+def test_rows_of_several_sequences_are_named_by_both(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((3, 2, 400, 8)).astype("f4")
+    np.savez(tmp_path / "x.npz", q=rows, k=rows, v=rows)
+    words = ("attend", "x.npz", "--layout", "BHTD", "--causal", "--resident-rows", "64", "--audit", "64", "-o", "o.npy")
+    (tmp_path / "run.json").write_bytes(run(*words, "--json", cwd=tmp_path).out)
+    run("report", "run.json", "-o", "run.html", cwd=tmp_path)
+    assert re.search("<th[^>]*>sequence</th>", (tmp_path / "run.html").read_text())
+    said = run(*words, "--force", cwd=tmp_path).err
+    assert re.search(r"sequence [0-2] row \d+ head [01] ", " ".join(said.split()))
 
 
 def test_a_page_says_where_it_comes_from(tmp_path):

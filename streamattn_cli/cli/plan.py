@@ -80,6 +80,6 @@ def _input_words(words: dict) -> list[str]:
     plain = {name: default for name, default, _ in options_of(InputSpec)} | {"threads": None}
     line = [words["input"]] if words["input"] is not None else []
     for name, default in plain.items():
-        if words[name] != default:
+        if words.get(name, default) != default:
             line += [f"--{name.replace('_', '-')}", str(words[name])]
     return line + (["--effort", words["effort"]] if words["effort"] != "default" else [])

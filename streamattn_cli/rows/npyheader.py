@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -71,9 +72,15 @@ def parse_header(raw: bytes, name: str, wanted: str | None = None) -> NpyHeader:
     return NpyHeader(shape, dtype, len(raw), note)
 
 
+_ONE_AT_A_TIME = (
+    threading.Lock()
+)  # of several threads at once Python 3.11 loses count of how deep it parses (SystemError)
+
+
 def _parse(text: str, name: str, wanted: str | None) -> tuple[tuple[int, ...], str, str | None]:
     try:
-        found = ast.literal_eval(_OTHER_NUMBERS.sub(lambda m: m[1] or m[2], text.strip()))
+        with _ONE_AT_A_TIME:
+            found = ast.literal_eval(_OTHER_NUMBERS.sub(lambda m: m[1] or m[2], text.strip()))
         descr, fortran, shape = found["descr"], found["fortran_order"], found["shape"]
         if descr == "<f1":
             wanted = wanted or "f8e5m2"
