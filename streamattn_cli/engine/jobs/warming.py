@@ -19,6 +19,7 @@ from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.histories.nystrom import SHORT
 
 HELD = {found.holder: name for name, found in reversed(DTYPES.items())}  # those held alike have the same kernels
 ROWS, DIM = 2048, 8
@@ -44,8 +45,9 @@ def _requests() -> list[tuple[str, AttendRequest]]:
         if method == "exact" or method == "poly":
             plain = replace(plain, resident_rows=None)
         found.append((dtype, plain))
-        if method == "nystrom" and causal:
-            found.append((dtype, replace(plain, rope="10000:half", resident_rows=300)))
+        if method == "nystrom":  # short streams have atoms of other bits
+            kinds = [plain, replace(plain, rope="10000:half")] if causal else [plain]
+            found += [(dtype, replace(kind, resident_rows=rows)) for kind in kinds for rows in (256, ROWS // SHORT + 1)]
         if method == "poly" and not causal and dtype != "f8":
             for sketches in ("psi", "phi", "paper"):
                 found.append((dtype, replace(plain, sketches=sketches, top_k=None if sketches == "psi" else 4)))
