@@ -34,6 +34,8 @@ METHODS = (
     "poly:degree=12"
 )
 
+BATCHES = ("--k", "batchq.npy", "--v", "batchq.npy")
+
 # name -> the command line without --json; one may use files that those before it wrote
 RUNS = {
     "attend": ("attend", *SHORT, "--causal", *SMALL, "--audit", "32", "-o", "out.npy"),
@@ -100,6 +102,9 @@ RUNS = {
         "-o",
         "packed.npy",
     ),
+    "attend, layers": ("attend", "layers.npz", "--layer", "all", "--causal", *SMALL, "--audit", "8", "-o", "layers.h5"),
+    "sketch, batches": ("sketch", *BATCHES, "--layout", "BHTD", "--method", "window", *SMALL, "-o", "batches.sattn"),
+    "query, batches": ("query", "batches.sattn", "batchq.npy", *BATCHES, "--audit", "8", "-o", "answers.npy"),
     "attend, rows dropped": ("attend", "holes.h5", "--full", *SMALL, "--nan-policy", "drop", "-o", "out.npy"),
     "attend --dry-run": ("attend", *SHORT, "--causal", *SMALL, *BUDGET, "--audit", "32", "-o", "out.npy", "--dry-run"),
     "attend --dry-run exactly": ("attend", TINY, "--full", "--method", "exact", "-o", "out.npy", "--dry-run"),
@@ -165,6 +170,10 @@ def all_documents(folder):
     save_heads(folder, rows=700)
     np.save(folder / "bk.npy", np.random.default_rng(0).standard_normal((2, 300, 2, 8)).astype("f4"))
     _save_holes(folder / "holes.h5")
+    rows = np.random.default_rng(3).standard_normal((2, 2, 300, 8)).astype("f4")
+    np.save(folder / "batchq.npy", rows)
+    flat = rows[0].transpose(1, 0, 2)
+    np.savez(folder / "layers.npz", **{f"layers.{layer}.{part}": flat for layer in (0, 1) for part in "qkv"})
     _save_bytes(folder / "bytes.h5")
     _stop_early(folder)
     with chdir(folder):

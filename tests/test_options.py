@@ -24,7 +24,7 @@ BATCH = SMALL | {"lengths": "300,300"}
 # For every option: settings where it counts, and another value of it.
 OTHER = {
     "causal": (SMALL, True), "scale": (SMALL, "d"), "method": ({"resident_rows": 64}, "window"),
-    "resident_rows": (SMALL, 96), "effort": (SMALL | {"resident_rows": 128}, "best"), "query_model": (SMALL, "q.npy"),
+    "resident_rows": (SMALL, 96), "effort": (SMALL | {"resident_rows": 400}, "best"), "query_model": (SMALL, "q.npy"),
     "rope": (SMALL | {"causal": True}, "1e4:interleaved"),
     "sinks": (SMALL, 2), "window": (SMALL, 16), "buffer": (SMALL, 8), "atoms": (SMALL, 24),
     "degree": (POLY, 3), "polynomial": (POLY, "taylor"), "beta": (POLY, 2.5), "max_error": (POLY, 0.5),

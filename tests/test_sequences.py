@@ -141,6 +141,8 @@ def test_a_resumed_run_has_the_same_bytes(parts, tmp_path, kind, causal, method)
     wanted, stops = (tmp_path / "whole.npy").read_bytes(), 0
     for blocks in range(1, 40):
         paths = {"output": str(tmp_path / "out.npy"), "checkpoint": str(tmp_path / f"{blocks}.sattn")}
+        for name in ("out.npy", "out.npy.json"):
+            (tmp_path / name).unlink(missing_ok=True)
         request, counter = AttendRequest(inputs=spec, force=True, **paths, **words), Stops(blocks)
         try:
             with mock.patch("streamattn_cli.engine.passes.passes.pump", counter.pump):

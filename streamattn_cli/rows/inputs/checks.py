@@ -31,7 +31,8 @@ def check_heads(spec: InputSpec, heads: dict[str, Heads]) -> None:
         group_size(q, k)
     said = [("q", "heads", spec.heads), ("k", "kv_heads", spec.kv_heads), ("v", "kv_heads", spec.kv_heads)]
     for part, option, wanted in said:
-        if part in heads and wanted is not None and len(heads[part]) != wanted * heads[part].batch:
+        of_all = {wanted} if spec.like else set()  # a sketch counts the heads of all batches
+        if part in heads and wanted is not None and len(heads[part]) not in of_all | {wanted * heads[part].batch}:
             raise InputMalformed(
                 f"{heads[part].tensor.name}: {len(heads[part])} heads found for {part}, but "
                 f"{_option(option)} {wanted} was given"
