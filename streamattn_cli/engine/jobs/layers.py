@@ -66,6 +66,8 @@ def _of_layer(request: AttendRequest, layer: Layer, count: int) -> AttendRequest
             raise UsageError(f"{option} {word}: {count} layers need a file each: put {PLACE} into its name{hint}")
     if count > 1 and request.checkpoint and _is_joint(request.output):
         raise UsageError(f"--checkpoint: layers that are resumed need an output each: -o out-{PLACE}.npy")
+    if count > 1 and request.top_k and PLACE not in request.output:
+        raise UsageError(f"--top-k: {count} layers need a file each: -o top-{PLACE}.h5")
     filled = {name: word and word.replace(PLACE, str(layer.number)) for name, word in names.items()}
     return replace(request, inputs=layer.spec, **filled)
 
