@@ -19,9 +19,10 @@ from streamattn_cli.engine.audit.audit import ANSWER, DOUBT, FACTS, facts_of_row
 from streamattn_cli.engine.audit.estimate import Design, Strata, estimate
 from streamattn_cli.engine.audit.sample import SizeSample
 from streamattn_cli.engine.jobs.attend import attend
-from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.passes.output import Output
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.engine.workers.lanes import Answers
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
@@ -29,21 +30,21 @@ from streamattn_cli.rows.spec import InputSpec
 def answers(spec: InputSpec, folder: str, **settings: object) -> tuple[np.ndarray, np.ndarray]:
     """All outputs (rows, heads, dim) float64, and their doubt (rows, heads)."""
     kept: list[tuple] = []
-    write = Run._hear
+    tell = Output._tell
 
-    def hear(run: Run, start: int, block: object, q: object = None) -> None:
+    def keep(output: Output, start: int, block: Answers, q: object = None) -> None:
         if start == 0:
             kept.clear()
         kept.append((block.rows.copy(), block.doubt.copy()))
-        write(run, start, block, q)
+        tell(output, start, block, q)
 
-    Run._hear = hear
+    Output._tell = keep
     try:
         request = AttendRequest(spec, output=f"{folder}/out.npy", audit=0, max_error=float("inf"), **settings)
         with Interrupts() as interrupts:
             attend(request, lambda event: None, interrupts)
     finally:
-        Run._hear = write
+        Output._tell = tell
     return tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
 
 

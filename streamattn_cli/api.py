@@ -15,7 +15,6 @@ from streamattn_cli.engine.jobs.candidates import parse_candidates
 from streamattn_cli.engine.jobs.compare import Comparison, audit_answers, compare_on
 from streamattn_cli.engine.jobs.merge import heads_of, merge_files, packed
 from streamattn_cli.engine.jobs.sketch import (
-    OPEN,
     SketchFile,
     answer,
     keys_problem,
@@ -24,8 +23,8 @@ from streamattn_cli.engine.jobs.sketch import (
     sketch_facts,
 )
 from streamattn_cli.engine.passes.open_run import check_finite, make_run
-from streamattn_cli.engine.passes.passes import Run
 from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.run import SketchRun
 from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
@@ -35,6 +34,7 @@ from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.saver import stack_heads
 from streamattn_cli.engine.saving.sources import key_sources
 from streamattn_cli.engine.watch.events import Audit
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import STEP
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
@@ -45,6 +45,7 @@ from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads, whole
 from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.rows.tensors.resumed import ContinuedTensor
+from streamattn_cli.rows.writers.base import ArrayWriter, Nowhere
 
 SETTINGS = (
     "method", "scale", "resident_rows", "effort", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta",
@@ -89,7 +90,7 @@ def attend(
         plan = make_plan(resolve(request, inputs))
         problem = plan.problem
         out = np.empty((problem.q.rows, len(problem.q), problem.v.dim), problem.out_dtype)
-        run = make_run(plan, _unwatched(plan), _Into(out))
+        run = make_run(plan, _unwatched(plan), ArrayWriter(out))
         try:
             _, found, reason = run.go()
         finally:
@@ -160,7 +161,7 @@ class AttentionSketch:
         self._request = _request(settings)
         self._queries = None if queries is None else _heads(queries, "queries")
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []  # the first rows, until there are enough of them
-        self._run: Run | None = None
+        self._run: SketchRun | None = None
         self._file: SketchFile | None = None
         self._kind: tuple | None = None  # shapes and dtypes of a row of k and v
 
@@ -169,7 +170,7 @@ class AttentionSketch:
         """Rows absorbed, dropped ones included."""
         waiting = sum(len(k) for k, _ in self._waiting)
         if self._run:
-            return self._run.done + waiting
+            return self._run.rows + waiting
         return (self._file.rows if self._file else 0) + waiting
 
     def absorb(self, k: np.ndarray, v: np.ndarray) -> None:
@@ -199,7 +200,7 @@ class AttentionSketch:
         inputs = Inputs(_heads(given, "q"), None, None)
         plan = make_plan(queries_problem(replace(self._request, output="-"), file, inputs))
         out = np.empty((len(given), len(plan.problem.q), plan.problem.v.dim), plan.problem.out_dtype)
-        answer(file, plan, _unwatched(plan), _Into(out))
+        answer(file, plan, _unwatched(plan), ArrayWriter(out))
         return out if given.ndim == 3 else out[:, 0]
 
     def audit(self, q: object, k: object, v: object, rows: int = 128) -> Audit:
@@ -209,7 +210,7 @@ class AttentionSketch:
         with _inputs(q, k, v) as inputs:
             request = replace(self._request, output="-", audit=rows)
             plan = make_plan(queries_problem(request, file, inputs))
-            found, reason = answer(file, plan, _unwatched(plan), _Nowhere())[2:]
+            found, reason = answer(file, plan, _unwatched(plan), Nowhere())[2:]
         if found is None:
             raise CannotMeet(f"audit: {reason}")
         return found
@@ -229,26 +230,24 @@ class AttentionSketch:
 
     def _absorb(self, k: np.ndarray, v: np.ndarray) -> None:
         """Absorb rows through the pass of the command, as a pipe that begins where the last rows ended."""
-        done = self._run.done if self._run else self._file.rows if self._file else 0
+        done = self._run.rows if self._run else self._file.rows if self._file else 0
         parts = {name: _heads(array, name, done) for name, array in (("k", k), ("v", v))}
         if self._run is None:
             self._begin(parts)
         run = self._run
-        before = [{name: array.copy() for name, array in sketch.state.items()} for sketch in run.sketches]
-        run.problem = replace(run.problem, **parts)
-        run.plan = replace(run.plan, block_rows=min(self._block_rows, -(-len(k) // STEP) * STEP))
+        heads = run.sketches.heads
+        before = [{name: array.copy() for name, array in sketch.state.items()} for sketch in heads]
         try:
             if not done:
-                run.first_rows()
-            run.absorb_keys()
+                run.begin()
+            run.absorb_heads(parts["k"], parts["v"], done, min(self._block_rows, -(-len(k) // STEP) * STEP))
         except BaseException:
-            for sketch, saved in zip(run.sketches, before, strict=True):
+            for sketch, saved in zip(heads, before, strict=True):
                 for name, array in saved.items():
                     sketch.state[name][...] = array
             if not done:
                 self._close()
             raise
-        run.done = done + len(k)
 
     def _check(self, k: np.ndarray, v: np.ndarray) -> list[tuple]:
         """Whether k and v fit each other and the rows before; returns shapes and dtypes of their rows."""
@@ -267,12 +266,11 @@ class AttentionSketch:
         inputs = Inputs(self._queries, parts["k"], parts["v"])
         problem = keys_problem(self._request, inputs, self._file)
         plan = make_plan(problem)
-        self._run, self._block_rows = Run(plan, _unwatched(plan), None), plan.block_rows
+        self._run, self._block_rows = SketchRun(plan, _unwatched(plan)), plan.block_rows
         sources = key_sources(problem)
         self._facts, self._sources = sketch_facts(problem), [*(self._file.sources if self._file else []), *sources]
         if self._file:
-            self._run.load_sketch(self._file.state, self._file.name)
-            self._run.done = self._file.rows
+            self._run.sketches.load(self._file.state, self._file.name)
             self._file = None
 
     def _current(self) -> SketchFile:
@@ -285,9 +283,9 @@ class AttentionSketch:
         run = self._run
         if run is None:
             raise UsageError("the sketch is empty: absorb keys and values first")
-        state = stack_heads([sketch.state for sketch in run.sketches], "head")
+        params, heads = run.problem.params, len(run.sketches.heads)
         return SketchFile(
-            "sketch", run.problem.params, len(run.lanes), state, OPEN, run.done, self._facts, self._sources
+            "sketch", params, heads, run.sketches.save(), Phase.SKETCH, run.rows, self._facts, self._sources
         )
 
     def _copied(self) -> SketchFile:
@@ -298,28 +296,6 @@ class AttentionSketch:
         if self._run:
             self._run.close()
             self._run = None
-
-
-class _Nowhere:
-    """A writer that forgets."""
-
-    def write(self, start: int, block: np.ndarray) -> None:
-        """See rows/writers.Writer."""
-
-
-class _Into:
-    """A writer of answers into an array."""
-
-    def __init__(self, out: np.ndarray):
-        self.out = out
-
-    def write(self, start: int, block: np.ndarray) -> None:
-        """See rows/writers/writer.py, Writer."""
-        self.out[start : start + len(block)] = block
-
-    def patch(self, row: int, block: np.ndarray) -> None:
-        """See rows/placed.PlacedWriter."""
-        self.out[row : row + len(block)] = block
 
 
 def _inputs(q: object, k: object, v: object) -> Inputs:

@@ -169,7 +169,7 @@ def test_the_heap_holds_the_most_doubtful_rows_of_any_blocks(blocks):
     rows[7] = np.nan  # dropped
     repairs, at = Repairs(350), 0
     for n in blocks:
-        repairs.offer(at, Answers(rows[at : at + n], doubt[at : at + n]))
+        repairs.hear(at, Answers(rows[at : at + n], doubt[at : at + n]))
         at += n
     found = list(repairs.batches(100))
     assert [len(batch) for batch in found] == [100, 100, 99]

@@ -46,7 +46,7 @@ class Stops(Interrupts):
         if self.left <= 0:
             raise Interrupted(15)
 
-    def pump(self, blocks, take, watch, tell, passed=None):
+    def pump(self, blocks, take, watch, tell, reached=None):
         """See engine/passes/pump.py; counts blocks."""
 
         def counted(block):
@@ -54,7 +54,7 @@ class Stops(Interrupts):
             self.left -= not tell.phase.startswith("audit")
             return in_work
 
-        return pump(blocks, counted, watch, tell, passed)
+        return pump(blocks, counted, watch, tell, reached)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def _once(run, request, blocks, *more):
     """True when the run came to its end within so many blocks."""
     stops = Stops(blocks)
     try:
-        with mock.patch("streamattn_cli.engine.passes.passes.pump", stops.pump):
+        with mock.patch("streamattn_cli.engine.passes.driver.pump", stops.pump):
             run(request, lambda event: None, stops, *more)
     except Interrupted:
         return False

@@ -145,7 +145,7 @@ def test_a_resumed_run_has_the_same_bytes(parts, tmp_path, kind, causal, method)
             (tmp_path / name).unlink(missing_ok=True)
         request, counter = AttendRequest(inputs=spec, force=True, **paths, **words), Stops(blocks)
         try:
-            with mock.patch("streamattn_cli.engine.passes.passes.pump", counter.pump):
+            with mock.patch("streamattn_cli.engine.passes.driver.pump", counter.pump):
                 attend(request, lambda event: None, counter)
             break
         except Interrupted:

@@ -7,7 +7,7 @@ import pytest
 from keptruns import keys_only, make_sketch, not_warmed, save_stream, silent, state_of  # noqa: F401
 
 from streamattn_cli.engine.jobs.sketch import keys_problem
-from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.passes.lane_sketches import StoredRows
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.settings import AttendRequest
@@ -39,7 +39,7 @@ def test_finite_rows_are_never_widened(tmp_path, monkeypatch, dtype, block_rows,
             np.save(tmp_path / f"{part}.npy", np.load(tmp_path / f"{part}.npy").swapaxes(0, 1))
     spec = replace(spec, layout=layout, select=select)
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "_leap", lambda run, block: 0)
+        patched.setattr(StoredRows, "take", lambda shortcut, block: 0)
         make_sketch(spec, tmp_path / "plain.sattn", block_rows=block_rows, **WINDOW)
     monkeypatch.setattr(Lane, "keys", None)
     make_sketch(spec, tmp_path / "quick.sattn", block_rows=block_rows, **WINDOW)
@@ -60,7 +60,7 @@ def test_dropped_rows_leave_the_same_state(tmp_path, monkeypatch, rows, dtypes):
         np.save(tmp_path / f"{part}.npy", items)
     words = WINDOW | {"nan_policy": "drop", "block_rows": 300}
     quick = make_sketch(spec, tmp_path / "quick.sattn", **words)
-    monkeypatch.setattr(Run, "_leap", lambda run, block: 0)
+    monkeypatch.setattr(StoredRows, "take", lambda shortcut, block: 0)
     plain = make_sketch(spec, tmp_path / "plain.sattn", **words)
     assert quick.counts == plain.counts and quick.counts["dropped_keys"] == len(rows)
     plain, quick = (state_of(tmp_path / f"{name}.sattn") for name in ("plain", "quick"))

@@ -1,4 +1,4 @@
-"""What every output of rows promises (rows/writers/writer.py, Writer)."""
+"""What every output of rows promises (rows/writers/base.py, Writer)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamattn_cli.rows.writers.writer import Writer
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.testing.require import edges, require, require_raises, require_same_bytes
 
 ROWS = 70

@@ -15,6 +15,7 @@ from streamattn_cli.engine.audit.estimate import Design, Strata, by_position, es
 from streamattn_cli.engine.audit.exactrows import ExactRows, ExactSequences, exact_rows, read_queries, wide_queries
 from streamattn_cli.engine.audit.sample import SizeSample
 from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.saving.saver import State
 from streamattn_cli.engine.watch.events import Audit, Flagged
 from streamattn_cli.engine.workers.lanes import Answers, Lane
 from streamattn_cli.errors import CheckpointIncompatible
@@ -52,7 +53,43 @@ class Heard:
     facts: np.ndarray
 
 
-class Auditor:
+class Auditing:
+    """What a run shows rows and answers to. drawn: what answers rows exactly while the keys pass the first time."""
+
+    drawn: ExactRows | ExactSequences | None = None
+
+    def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict) -> None:
+        """Show the keys (n, d) and values (n, dv + 1) of a lane from this row of the stream on, in the first pass."""
+
+    def hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
+        """What the method answered to rows start..; q: their block, where it cannot be read again."""
+        raise NotImplementedError
+
+    def repaired(self, rows: np.ndarray, answers: np.ndarray) -> None:
+        """These rows (n,) have been answered exactly and written, (n, heads, dv)."""
+
+    def second(self) -> ExactRows | ExactSequences | None:
+        """The rows that are still to be answered exactly, in a second pass over the keys; None if there are none."""
+        return None
+
+    def estimate(
+        self, second: ExactRows | ExactSequences | None, work: dict, repaired: bool = False
+    ) -> tuple[Audit | None, str | None]:
+        """All keys have been seen, in the second pass, too: the audit, or the reason why there is none.
+
+        repaired: tell the error before the repairs, too.
+        """
+        raise NotImplementedError
+
+    def save(self) -> State:
+        """Everything gathered so far, as named arrays (or lists of one array per lane)."""
+        return {}
+
+    def load(self, state: State, name: str) -> None:
+        """Take back what `save` gave; `name` is the checkpoint's, for messages."""
+
+
+class Auditor(Auditing):
     """Chooses about `rows` query rows, and compares their exact answers with what the method answered.
 
     Rows that are drawn beforehand are answered exactly while keys pass the first time (`see`); the others, and all of
@@ -105,11 +142,11 @@ class Auditor:
         return int(self.tally[0])
 
     def save(self) -> dict:
-        """Everything gathered so far, as named arrays (or lists of one array per lane)."""
+        """See Auditing."""
         return self._heard_so_far() | (self.drawn.save() if self.drawn else {})
 
     def load(self, state: dict, name: str) -> None:
-        """Take back what `save` gave; `name` is the checkpoint's, for messages."""
+        """See Auditing."""
         for key, array in self._heard_so_far().items():
             if key not in state or state[key].shape != array.shape:
                 raise CheckpointIncompatible(
@@ -127,12 +164,12 @@ class Auditor:
         return {f"audit.{name}": array for name, array in held.items()}
 
     def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict) -> None:
-        """Show the keys (n, d) and values (n, dv + 1) of a lane from this row of the stream on, in the first pass."""
+        """See Auditing."""
         if self.drawn:
             self.drawn.see(lane, k, c, row, work)
 
     def hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
-        """What the method answered to rows start..; q: their block, where it cannot be read again."""
+        """See Auditing."""
         if start < self.heard:  # the same answers again, for another purpose
             return
         written = answers.rows
@@ -156,13 +193,13 @@ class Auditor:
         self.tally += len(written), flagged
 
     def repaired(self, rows: np.ndarray, answers: np.ndarray) -> None:
-        """These rows (n,) have been answered exactly and written, (n, heads, dv)."""
+        """See Auditing."""
         mine = np.isin(rows, np.concatenate([self.rows, self._chosen().rows]))
         written = answers[mine].astype(self.problem.out_dtype)
         self.exactly |= zip(map(int, rows[mine]), written, strict=True)
 
     def second(self) -> ExactRows | ExactSequences | None:
-        """The rows that are still to be answered exactly, in a second pass over the keys; None if there are none."""
+        """See Auditing."""
         chosen = self._chosen()
         if not len(chosen.rows):
             return None
@@ -172,10 +209,7 @@ class Auditor:
     def estimate(
         self, second: ExactRows | ExactSequences | None, work: dict, repaired: bool = False
     ) -> tuple[Audit | None, str | None]:
-        """All keys have been seen, in the second pass, too: the audit, or the reason why there is none.
-
-        repaired: tell the error before the repairs, too.
-        """
+        """See Auditing."""
         found = []
         if self.drawn:
             found.append((Heard(self.rows, self.approx, self.facts), *self.drawn.answers(work)))

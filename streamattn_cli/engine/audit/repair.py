@@ -29,7 +29,7 @@ class Repairs:
         """What is held, as named arrays."""
         return {"rows": self.rows, "scores": self.scores}
 
-    def offer(self, start: int, answers: Answers) -> None:
+    def hear(self, start: int, answers: Answers, _q: np.ndarray | None = None) -> None:
         """Answers to rows start.., as the method gave them. Equal scores: the earlier row."""
         scores = facts_of_rows(answers.rows, answers.doubt)[:, DOUBT]
         new = np.flatnonzero(scores > self.scores.min())

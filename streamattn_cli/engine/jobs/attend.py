@@ -10,8 +10,8 @@ from importlib.metadata import version
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.engine.passes.open_run import check_finite, check_output, make_run, open_doubt, open_sparse
-from streamattn_cli.engine.passes.passes import ANSWERING, Run
 from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.run import Run
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
@@ -19,25 +19,25 @@ from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import (
-    DONE,
     Saved,
     check_saveable,
     continued,
     facts_of,
     find_saved,
-    make_saver,
     part_tag,
     sources_of,
 )
 from streamattn_cli.engine.saving.saver import Saver, describe
 from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, Outcome, Started
 from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.open import open_inputs
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
-from streamattn_cli.rows.writers.writer import Writer, open_writer
+from streamattn_cli.rows.writers.writer import open_writer
 
 
 def plan_attend(request: AttendRequest) -> Plan:
@@ -69,9 +69,9 @@ def attend(
         listener(Started(plan.to_dict()))
         for note in (*problem.notes, *(_resumed(saved, request.output) if saved else ())):
             listener(Note(note))
-        if saved and saved.phase == DONE:
-            if saved.meta["phase"] != DONE:  # the last step was still to come
-                checkpoint.commit(saved.state, describe(facts, DONE, saved.done, sources, None))
+        if saved and saved.phase == Phase.DONE:
+            if saved.meta["phase"] != Phase.DONE:  # the last step was still to come
+                checkpoint.commit(saved.state, describe(facts, Phase.DONE, saved.done, sources, None))
             return _already_done(plan, saved, listener)
         tag = checkpoint and part_tag(checkpoint)
         writer, doubts = _open_outputs(problem, saved, tag, stack, interrupts, open_output)
@@ -81,12 +81,13 @@ def attend(
         warm(plan, listener)
         began = time.monotonic()
         with Meter() as meter:
-            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
-            run = make_run(plan, watch, writer, doubts)
-            saver = checkpoint and make_saver(checkpoint, run, writer, facts, sources, request.checkpoint_every)
+            saver = checkpoint and Saver(checkpoint, facts, sources, request.checkpoint_every, writer, doubts)
+            unsaved = saver.unsaved if saver else None
+            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes, unsaved=unsaved)
+            run = make_run(plan, watch, writer, doubts, saver)
             try:
                 if saved:
-                    run.go_on(saved)
+                    run.resume(saved)
                 rows, audit, reason = _saving(run, saver)
             finally:
                 run.close()
@@ -104,7 +105,7 @@ def attend(
             doubts.commit(told)
         writer.commit(told)
         if checkpoint:
-            checkpoint.commit(run.save(), describe(facts, DONE, rows, sources, None))
+            checkpoint.commit(run.save(), describe(facts, Phase.DONE, rows, sources, None))
         outcome = Outcome(
             command="attend",
             facts=written | {"threads": plan.threads},
@@ -133,7 +134,7 @@ def attend(
 def _resumed(saved: Saved, output: str) -> list[str]:
     """What to know of a run that is resumed."""
     notes = [f"going on after row {saved.done} ({saved.phase})"]
-    if saved.phase in ANSWERING and not saved.part:
+    if saved.phase.answers and not saved.part:
         where = "standard output" if output == "-" else output
         notes.append(f"{where} begins with row {saved.done}; those before it were written earlier")
     return notes
@@ -168,14 +169,13 @@ def _saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | Non
     """The whole run, saved as it goes on: also when a signal stops it, and when all rows are answered."""
     if saver is None:
         return run.go()
-    run.passed, run.watch.unsaved = saver.passed, saver.unsaved
     try:
         result = run.go()
     except Interrupted as stop:
-        saver.save()
+        saver.save(run)
         stop.consequence = f"the checkpoint {saver.writer.path} was saved; continue with --resume"
         raise
-    saver.save()
+    saver.save(run)
     return result
 
 

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from streamattn_cli.engine.audit.audit import compare_answers
+from streamattn_cli.engine.audit.audit import Auditing, compare_answers
 from streamattn_cli.engine.audit.estimate import Design, draw_rows
 from streamattn_cli.engine.audit.exactrows import exact_rows, read_queries
 from streamattn_cli.engine.jobs.candidates import Candidate, requests
-from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.passes.driver import Driver
+from streamattn_cli.engine.passes.open_run import pass_of
 from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.run import Run, lanes_of
 from streamattn_cli.engine.passes.warm import give_back, warm
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
@@ -21,11 +23,13 @@ from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Finished, Listener, Note, Started
 from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import Answers
 from streamattn_cli.errors import CannotMeet, InputMalformed, MemoryBudget, UsageError
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
+from streamattn_cli.rows.writers.base import Nowhere
 
 ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
 
@@ -72,34 +76,21 @@ class Comparison:
         return {"type": "comparison", "command": "compare", **asdict(self)}
 
 
-class _Nowhere:
-    """A writer that forgets."""
-
-    def write(self, start: int, block: np.ndarray) -> None:
-        pass
-
-
-class _Listening:
-    """An auditor for whom the truth is known already: it only hears what the method answers."""
-
-    drawn = None
+class _Listening(Auditing):
+    """For whom the truth is known already: it only hears what the method answers."""
 
     def __init__(self, truth: Truth):
         self.truth = truth
         self.approx = np.full_like(truth.exact, np.nan)
 
-    def see(self, *_rows: object) -> None:
-        """Keys are of no interest any more."""
-
-    def hear(self, start: int, answers: Answers, _q: object = None) -> None:
+    def hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
+        """See Auditing."""
         rows = self.truth.design.rows
         a, b = np.searchsorted(rows, [start, start + len(answers.rows)])
         self.approx[a:b] = answers.rows[rows[a:b] - start]
 
-    def second(self) -> None:
-        """Everything is known."""
-
-    def estimate(self, _second: None, _work: dict, _repaired: bool) -> tuple[Audit | None, str | None]:
+    def estimate(self, second: object, work: dict, repaired: bool = False) -> tuple[Audit | None, str | None]:
+        """See Auditing."""
         return compare_answers(self.truth.exact, self.truth.trivial, self.approx, self.truth.design)
 
 
@@ -111,18 +102,6 @@ class Truth:
     exact: np.ndarray
     trivial: np.ndarray
     seconds: float
-
-
-class _TruthRun(Run):
-    """A pass over the keys that only the audit sees."""
-
-    def truth(self, rows: int) -> Truth:
-        began = time.monotonic()
-        design = draw_rows(self.problem.q.rows, rows, self.problem.request.seed)
-        held = exact_rows(self.problem, self.lanes, design.rows, read_queries(self.problem, self.lanes, design.rows))
-        self._keys(held.see, "truth", int(design.rows[-1]) + 1 if self.problem.causal else None)
-        exact, trivial, _ = held.answers(self.workers.works[0])
-        return Truth(design, exact, trivial, time.monotonic() - began)
 
 
 def compare(
@@ -211,12 +190,19 @@ def _exact_problem(request: AttendRequest, inputs: Inputs) -> Problem:
 
 
 def _truth(plan: Plan, rows: int, listener: Listener, interrupts: Interrupts) -> Truth:
+    """The truth of `rows` sampled rows: a pass over the keys that only they see."""
     warm(plan, listener)
-    run = _TruthRun(plan, Watch(listener, interrupts), _Nowhere())
+    problem, lanes = plan.problem, lanes_of(plan)
+    driver = Driver(plan, Watch(listener, interrupts), lanes)
     try:
-        return run.truth(rows)
+        began = time.monotonic()
+        design = draw_rows(problem.q.rows, rows, problem.request.seed)
+        held = exact_rows(problem, lanes, design.rows, read_queries(problem, lanes, design.rows))
+        driver.keys(held.see, Phase.TRUTH, int(design.rows[-1]) + 1 if problem.causal else None)
+        exact, trivial, _ = held.answers(driver.workers.works[0])
+        return Truth(design, exact, trivial, time.monotonic() - began)
     finally:
-        run.close()
+        driver.close()
 
 
 def _trial(
@@ -239,8 +225,8 @@ def _trial(
         give_back()
         with Meter() as meter:
             began = time.monotonic()
-            run = Run(plan, Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes), _Nowhere())
-            run.auditor = _Listening(truth)
+            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
+            run = Run(plan, watch, pass_of(plan), Nowhere(), auditor=_Listening(truth))
             try:
                 rows, audit, reason = run.go()
             finally:

@@ -14,8 +14,9 @@ from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.inputs.layers import PLACE, Layer, layers_of
 from streamattn_cli.rows.targets import refuse_existing, split_target
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.outshape import OutShape
-from streamattn_cli.rows.writers.writer import Writer, out_shape
+from streamattn_cli.rows.writers.writer import out_shape
 
 
 def attend_layers(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from streamattn_cli.checkpoint.commit import save
-from streamattn_cli.engine.jobs.sketch import OPEN, SketchFile, check_sketch_name, open_sketch_file
+from streamattn_cli.engine.jobs.sketch import SketchFile, check_sketch_name, open_sketch_file
 from streamattn_cli.engine.saving.saver import describe, stack_heads
 from streamattn_cli.engine.saving.sources import check_disjoint
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
 from streamattn_cli.rows.targets import refuse_existing
 from streamattn_cli.sketches.head import HeadAttention, allocate
@@ -43,7 +44,7 @@ def merge_files(files: list[SketchFile]) -> SketchFile:
     state = stack_heads([head.state for head in heads], "head")
     rows = sum(file.rows for file in files)
     sources = [source for file in files for source in file.sources]
-    return SketchFile(first.name, first.params, first.heads, state, OPEN, rows, first.facts, sources)
+    return SketchFile(first.name, first.params, first.heads, state, Phase.SKETCH, rows, first.facts, sources)
 
 
 def packed(file: SketchFile) -> tuple[dict, dict]:

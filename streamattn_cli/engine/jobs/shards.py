@@ -22,9 +22,9 @@ import numpy as np
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.engine.jobs.executors import Engine, find_engine, stop_asked
 from streamattn_cli.engine.jobs.merge import merge_heads
-from streamattn_cli.engine.jobs.sketch import OPEN, keys_problem, outcome_of, sketch_facts
-from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.jobs.sketch import keys_problem, outcome_of, sketch_facts
 from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.run import SketchRun
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.footprint import merging_bytes
 from streamattn_cli.engine.planning.plan import Plan
@@ -35,6 +35,7 @@ from streamattn_cli.engine.saving.saver import describe, stack_heads
 from streamattn_cli.engine.saving.sources import check_same, key_sources
 from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Progress, Started
 from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import (
     CannotMeet,
@@ -129,7 +130,7 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
             heads = merge_heads(states(), allocate(problem.params.work_spec()))
         check_unchanged(files)
         state = stack_heads([head.state for head in heads], "head")
-        writer.commit(state, describe(facts, OPEN, problem.k.rows, {"absorbed": sources}, None))
+        writer.commit(state, describe(facts, Phase.SKETCH, problem.k.rows, {"absorbed": sources}, None))
         counts = {
             "dropped_keys": dropped[0],
             "clipped_keys": sum(int(head.state["counters"][3]) for head in heads),
@@ -152,13 +153,14 @@ def _absorb(shard: Shard, stop: threading.Event | None) -> Absorbed:
             problem.k.tensor.name, shard.sources, here, "every worker must see the same files under the same paths"
         )
         watch = Watch(lambda event: None, _Stop(stop))
-        run = Run(make_plan(problem), watch, None)
+        run = SketchRun(make_plan(problem), watch)
         try:
-            run.first_rows()
-            dropped = run.absorb_range(shard.first, shard.stop)
+            run.begin(shard.first)
+            run.absorb(shard.stop, shard.first)
         finally:
             run.close()
-        return Absorbed([sketch.state for sketch in run.sketches], dropped, watch.bytes_read)
+        dropped = run.counts()["dropped_keys"]
+        return Absorbed([sketch.state for sketch in run.sketches.heads], dropped, watch.bytes_read)
 
 
 def _portable(identity: dict) -> dict:
@@ -268,7 +270,7 @@ def _plan(problem: Problem, shards: int, engine: Engine) -> tuple[Plan, int | No
 
 def _progress(shard: Shard, problem: Problem, watch: Watch, began: float) -> Progress:
     return Progress(
-        phase="shards", rows=shard.stop, total=problem.k.rows, bytes=watch.bytes_read, seconds=time.monotonic() - began,
+        phase=Phase.SHARDS, rows=shard.stop, total=problem.k.rows, bytes=watch.bytes_read, seconds=time.monotonic() - began,
         sketch_bytes=watch.sketch_bytes, memory_now=watch.meter.now(), memory_peak=watch.meter.peak(),
         memory_allowed=watch.allowed,
     )  # fmt: skip

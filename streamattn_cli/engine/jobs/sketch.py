@@ -13,10 +13,10 @@ import numpy as np
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
-from streamattn_cli.engine.audit.audit import Auditor
+from streamattn_cli.engine.passes.full import Queries
 from streamattn_cli.engine.passes.open_run import check_finite, check_output
-from streamattn_cli.engine.passes.passes import Run
 from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.run import Run, SketchRun, auditor_of, lanes_of
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.planning.plan import Plan
@@ -24,11 +24,12 @@ from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem, larger_than_data
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.saving.resume import Saved, continued, find_saved, make_saver
+from streamattn_cli.engine.saving.resume import Saved, continued, find_saved
 from streamattn_cli.engine.saving.saver import Saver, check_schema, describe
 from streamattn_cli.engine.saving.sources import absorbed, check_disjoint, check_same, key_sources
 from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, Outcome, Started
 from streamattn_cli.engine.watch.meter import Meter, available_memory
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import (
     CannotMeet,
@@ -44,14 +45,13 @@ from streamattn_cli.rows.inputs.several_files import open_stream, wants_queries,
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.hypothetical import imagined
 from streamattn_cli.rows.tensors.placeholder import absent
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
-from streamattn_cli.rows.writers.writer import Writer, open_writer
+from streamattn_cli.rows.writers.writer import open_writer
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.registry import history_of
-
-OPEN = "sketch"  # phase of a sketch whose last rows still wait: more may be appended
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SketchFile:
     @property
     def complete(self) -> bool:
         """Whether `finish` has been applied: such a sketch takes no more rows."""
-        return self.phase != OPEN
+        return self.phase != Phase.SKETCH
 
 
 def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
@@ -90,7 +90,7 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
     if facts["mode"] == "causal":
         raise CheckpointIncompatible(f"{name}: a causal run, whose state answers only its own next rows; go on with "
                                      "attend --resume")  # fmt: skip
-    if meta["phase"] == "keys":
+    if meta["phase"] == Phase.KEYS:
         raise CheckpointIncompatible(f"{name}: its keys were not absorbed to the end ({meta['rows']} rows); go on with "
                                      "--resume first")  # fmt: skip
     try:
@@ -128,15 +128,18 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
         warm(plan, listener)
         began = time.monotonic()
         with Meter() as meter:
-            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
-            run = Run(plan, watch, None)
-            saver = make_saver(writer, run, None, facts, {"absorbed": sources}, request.checkpoint_every)
+            saver = Saver(writer, facts, {"absorbed": sources}, request.checkpoint_every)
+            if before:  # it keeps what it had until the end
+                saver = None
+            unsaved = saver.unsaved if saver else None
+            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes, unsaved=unsaved)
+            run = SketchRun(plan, watch, saver)
             try:
                 rows = _absorb(run, before, saved, saver)
             finally:
                 run.close()
             check_unchanged(files)
-            writer.commit(run.save_sketch(), describe(facts, OPEN, rows, {"absorbed": sources}, None))
+            writer.commit(run.sketches.save(), describe(facts, Phase.SKETCH, rows, {"absorbed": sources}, None))
         outcome = outcome_of("sketch", plan, run.counts(), watch, meter, rows, began, request.checkpoint)
         outcome = replace(outcome, rows_before=before.rows if before else saved.done if saved else 0)
     listener(Finished(outcome))
@@ -210,28 +213,15 @@ def _layout_of_keys(file: SketchFile) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-class _Answering(Run):
-    """The run of a query: the keys passed long ago, and only an audit reads them again."""
-
-    def _make_auditor(self) -> Auditor:
-        return Auditor(self.problem, self.lanes, self.plan.audit_rows, postponed=True)
-
-    def go(self) -> tuple[int, Audit | None, str | None]:
-        """See Run.go."""
-        rows = self.answer_queries()
-        if not self.auditor:
-            return rows, None, self.plan.audit_reason
-        return rows, *self.auditor.estimate(self._second_pass(), self.workers.works[0])
-
-
 def answer(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> tuple[int, dict, Audit | None, str | None]:
     """Answer the queries of a plan made by `queries_problem` into `writer`; returns their number, the counts, the audit,
     and why there is none."""
-    run = _Answering(plan, watch, writer)
+    lanes = lanes_of(plan)  # the keys passed long ago, and only an audit reads them again
+    run = Run(plan, watch, Queries, writer, None, lanes, auditor_of(plan, lanes, postponed=True))
     try:
-        run.load_sketch(file.state, file.name)
+        run.sketches.load(file.state, file.name)
         if not file.complete:
-            run.finish()
+            run.sketches.finish()
         rows, audit, reason = run.go()
         return rows, run.counts(), audit, reason
     finally:
@@ -257,29 +247,27 @@ def _saved(request: AttendRequest, facts: dict, sources: list[dict]) -> Saved | 
     return saved
 
 
-def _absorb(run: Run, before: SketchFile | None, saved: Saved | None, saver: Saver) -> int:
+def _absorb(run: SketchRun, before: SketchFile | None, saved: Saved | None, saver: Saver | None) -> int:
     """The pass over the keys; returns all rows that the sketch holds then."""
+    start = 0
     if before:
-        run.load_sketch(before.state, before.name)
-        run.phase = "keys"
-    if saved:
-        if saved.phase == OPEN:
-            run.load_sketch(saved.state, saved.name)
-            return saved.done
-        run.go_on(saved)
-    if not before:  # a file that is appended to keeps what it had until the end
-        run.passed, run.watch.unsaved = saver.passed, saver.unsaved
+        run.sketches.load(before.state, before.name)
+    elif saved and saved.phase == Phase.SKETCH:
+        run.sketches.load(saved.state, saved.name)
+        return saved.done
+    elif saved:
+        run.resume(saved)
+        start = saved.done
     try:
-        if not run.phase:
-            run.first_rows()
+        if not (before or saved):
             run.begin(getattr(run.problem.k.tensor, "first", 0))  # of --rows
-        run.absorb_keys()
+        run.absorb(start=start)
     except Interrupted as stop:
-        if not before:
-            saver.save()
+        if saver:
+            saver.save(run)
             stop.consequence = f"the sketch {saver.writer.path} was saved; continue with --resume"
         raise
-    return run.sketches[0].rows
+    return run.rows
 
 
 def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | None) -> Problem:

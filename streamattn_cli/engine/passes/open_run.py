@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import os
 
-from streamattn_cli.engine.passes.paper import SketchedRun
-from streamattn_cli.engine.passes.passes import Run
+from streamattn_cli.engine.passes.causal import Causal
+from streamattn_cli.engine.passes.exact import Exact
+from streamattn_cli.engine.passes.full import Full, FullSequences, WholeSequences
+from streamattn_cli.engine.passes.paper import Paper
+from streamattn_cli.engine.passes.parts import Pass
 from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.run import Run, auditor_of, lanes_of
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import Saved
+from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.errors import NonFinite, UsageError
 from streamattn_cli.rows.inputs.fingerprint import refuse_inputs
 from streamattn_cli.rows.targets import refuse_existing, side_of, split_target
-from streamattn_cli.rows.writers.writer import Writer, check_target, open_writer
+from streamattn_cli.rows.writers.base import Writer
+from streamattn_cli.rows.writers.writer import check_target, open_writer
 
 
-def make_run(plan: Plan, watch: Watch, writer: Writer, doubts: Writer | None = None) -> Run:
+def make_run(plan: Plan, watch: Watch, writer: Writer, doubts: Writer | None = None, saver: Saver | None = None) -> Run:
     """The Run of a plan; doubts: the writer of --doubt."""
-    return SketchedRun(plan, watch, writer) if plan.problem.sketches else Run(plan, watch, writer, doubts)
+    lanes, paper = lanes_of(plan), bool(plan.problem.sketches)
+    # where keys and values pass apart, and rows are produced at the end, all exact answers wait for the second pass
+    auditor = auditor_of(plan, lanes, again=not paper, postponed=paper)
+    return Run(plan, watch, pass_of(plan), writer, doubts, lanes, auditor, saver)
+
+
+def pass_of(plan: Plan) -> type[Pass]:
+    """The pass that serves a plan."""
+    p = plan.problem
+    if p.sketches:
+        return Paper
+    if p.method == "exact":
+        return Exact
+    if p.causal:
+        return Causal
+    if p.sequences:
+        return WholeSequences if plan.whole_sequences else FullSequences
+    return Full
 
 
 def check_output(request: AttendRequest, *sketches: str) -> None:

@@ -6,85 +6,80 @@ from collections.abc import Callable
 
 import numpy as np
 
-from streamattn_cli.engine.audit.audit import Auditor
-from streamattn_cli.engine.passes.passes import Run
-from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.parts import Parts, Pass
 from streamattn_cli.engine.passes.recovery import Entries, exact_norms, sparse_of
 from streamattn_cli.engine.planning.first_rows import first_rows, peek_first
-from streamattn_cli.engine.planning.plan import Plan
-from streamattn_cli.engine.saving.saver import stack_heads, unstack_heads
-from streamattn_cli.engine.watch.events import Audit, Note
+from streamattn_cli.engine.saving.saver import State, stack_heads, unstack_heads
+from streamattn_cli.engine.watch.events import Note
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.workers.lanes import Answers, Lane
 from streamattn_cli.errors import CannotMeet, InputMalformed
 from streamattn_cli.rows.tensors.readahead import Block
 from streamattn_cli.rows.writers.topk import BestRows, Sparse
-from streamattn_cli.rows.writers.writer import Writer
 from streamattn_cli.sketches.paper.ranges import row_count
 from streamattn_cli.sketches.paper.sketched import SketchedHead, require_psi
 
+UseAnswers = Callable[[int, Answers, np.ndarray], None]
+
 PRODUCED = ("sk.counts", "lane.answers")  # tallies of rows that are produced
-PHASES = {"k": "keys", "v": "values", "q": "queries", "kv": "keys and values"}
+PHASES = {"k": Phase.KEYS, "v": Phase.VALUES, "q": Phase.QUERIES, "kv": Phase.KEYS_AND_VALUES}
 
 
-class SketchedRun(Run):
-    """See attend.Run. `heads` are the sketches of the key heads, `moments` [W | prod] of each, once all rows are in."""
+class Paper(Pass):
+    """See Pass. `heads` are the sketches of the key heads, `moments` [W | prod] of each, once all rows are in."""
 
-    def __init__(self, plan: Plan, watch: Watch, writer: Writer):
-        super().__init__(plan, watch, writer)
+    tallies = ("sk.counts",)
+
+    def __init__(self, parts: Parts):
+        super().__init__(parts)
         self.sketching = self.problem.sketches
-        self.heads = [SketchedHead(self.sketching.params) for _ in self.lanes]
+        self.heads = [SketchedHead(self.sketching.params) for _ in self.driver.lanes]
         self.moments: list[np.ndarray] = []
 
-    def go(self) -> tuple[int, Audit | None, str | None]:
-        """All passes, in the order in which rows come."""
-        if not self.phase:
+    def go(self) -> int:
+        """See Pass: all passes, in the order in which rows come."""
+        d = self.driver
+        if d.phase is None:
             self._calibrate()
         order = self.sketching.order
         shared = self.problem.k.tensor is self.problem.v.tensor and not self.problem.k.tensor.seekable
         steps = [order.replace("v", "")[0] + "v", "q"] if shared and "kv" in order else list(order)
-        phases = ["keys and values" if step == "v" and self.sketching.kind == "phi" else PHASES[step] for step in steps]
-        resumed = phases.index(self.phase) if self.phase else 0
-        if "queries" in phases[:resumed]:
-            self.answered = self.problem.q.rows or 0
+        phases = [PHASES["kv" if step == "v" and self.sketching.kind == "phi" else step] for step in steps]
+        resumed = phases.index(d.phase) if d.phase else 0
+        rows = 0
         for at, (step, phase) in enumerate(zip(steps, phases, strict=True)):
-            done = self.done if at == resumed else 0
+            done = d.done if at == resumed else 0
             if step == "q" and self.sketching.heaps:
                 self._complete()
-                rows = done + self._answer(self._write_answers, phase, done, self.passed)
+                rows = done + self._answer(self.output.write, phase, done, resumable=True)
             elif at < resumed:
                 continue
             elif step == "v" and self.sketching.kind == "phi":
-                self._keys(self._absorb, phase, start=done, passed=self.passed)
+                d.keys(self._absorb, phase, start=done, resumable=True)
             else:
                 self._absorb_parts(step, phase, done)
         if not self.sketching.heaps:
             self._complete()
             self._recover()
             rows = row_count(self.heads[0].state["query_rows"])
-        if not self.auditor:
-            return rows, None, self.plan.audit_reason
-        return rows, *self.auditor.estimate(self._second_pass(), self.workers.works[0])
+        return rows
 
     def counts(self) -> dict[str, int]:
-        """What was clipped or guarded."""
-        clipped, guarded = self.workers.total("sk.counts")
+        """See Pass."""
+        clipped, guarded = self.driver.workers.total("sk.counts")
         return {
             "clipped_keys": sum(int(head.state["clipped"][0]) for head in self.heads),
             "clipped_queries": int(clipped),
             "guarded_queries": int(guarded),
-        } | self.answer_counts()
+        } | ({} if self.sketches.heads else {"unanswered_queries": 0})
 
-    def save_sketch(self) -> dict:
-        """See Run."""
-        return super().save_sketch() | stack_heads([head.state for head in self.heads], "sketch")
+    def save(self) -> State:
+        """See Pass."""
+        return stack_heads([head.state for head in self.heads], "sketch")
 
-    def load_sketch(self, state: dict, name: str) -> None:
-        """See Run."""
-        super().load_sketch(state, name)
+    def load(self, state: State, name: str) -> None:
+        """See Pass."""
         unstack_heads(state, [head.state for head in self.heads], "sketch", name)
-
-    def _tallies(self) -> list[str]:
-        return [*super()._tallies(), "sk.counts"]
 
     # --- keys, values, queries
 
@@ -92,21 +87,25 @@ class SketchedRun(Run):
         """Centre and bounds from the first rows; values are looked at only if they are there before the queries."""
         p = self.problem
         values = p.v.tensor.seekable or "v" in self.sketching.order.split("q")[0]
-        with self.watch.interrupts.at_once():
+        d = self.driver
+        with d.watch.interrupts.at_once():
             peeked = peek_first(p, values)
         for lane, k, c, q in first_rows(p, peeked):
             try:
                 error = self.heads[lane.index].calibrate(k, c, q)
             except CannotMeet as refusal:
                 raise CannotMeet(f"{p.k.tensor.name}: {refusal}") from None
-            if self.sketches:
+            if self.sketches.heads:
                 for name in ("mu", "radius"):
-                    self.sketches[lane.index].state["history." + name][:] = self.heads[lane.index].state[name]
-            self.watch.listener(
+                    self.sketches.heads[lane.index].state["history." + name][:] = self.heads[lane.index].state[name]
+            d.watch.listener(
                 Note(f"head {lane.index}: the polynomial alone errs by about {error:.2g} on the first rows")
             )
 
-    def _absorb_parts(self, step: str, phase: str, done: int) -> None:
+    def _absorb(self, lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict) -> None:
+        self.sketches.absorb(lane, k, c, work)
+
+    def _absorb_parts(self, step: str, phase: Phase, done: int) -> None:
         """A pass, from row `done` on, over one of k, v and q, or over k and v that come in the same rows of a pipe."""
         tensors = {part: getattr(self.problem, part).tensor for part in step}
         known = [getattr(self.problem, part).rows for part in step]
@@ -124,27 +123,28 @@ class SketchedRun(Run):
                         else:
                             head.absorb_values(lane.alone(part, array, a, b, row, work), row, work)
 
-            self.workers.run(lane_task, self.lanes)
+            d.workers.run(lane_task, d.lanes)
 
-        size = self.plan.query_block_rows if step == "q" else self.plan.block_rows
-        rows = done + self._pump(list(tensors.values()), take, phase, known[0], done, size, self.passed)
+        d = self.driver
+        size = d.plan.query_block_rows if step == "q" else d.plan.block_rows
+        rows = done + d.pump(list(tensors.values()), take, phase, known[0], done, size, resumable=True)
         if rows == 0:
             raise InputMalformed(f"{tensors[step[0]].name}: no rows")
 
     def _complete(self) -> None:
         """All keys and values are in: join them, and refuse a Psi that is drowned by its own noise."""
-        with self._uncounted(*PRODUCED):
+        with self.driver.uncounted(*PRODUCED):
             self._join()
 
     def _join(self) -> None:
-        p, work = self.problem, self.workers.works[0]
+        p, work = self.problem, self.driver.workers.works[0]
         if self.sketching.kind == "phi":
-            self.finish()
-            for sketch, head in zip(self.sketches, self.heads, strict=True):
+            self.sketches.finish()
+            for sketch, head in zip(self.sketches.heads, self.heads, strict=True):
                 head.state["value_range"][:] = sketch.state["range"]
             self.moments = [
                 np.column_stack([sketch.state["history.moments"][:, :-1], head.state["prod"]])
-                for sketch, head in zip(self.sketches, self.heads, strict=True)
+                for sketch, head in zip(self.sketches.heads, self.heads, strict=True)
             ]
             return
         for head in self.heads:
@@ -152,7 +152,7 @@ class SketchedRun(Run):
             self.moments.append(head.moments())
             error = head.psi_error(self.moments[-1], work, self._output_size(head, self.moments[-1]))
             require_psi(error, self.sketching.params, p.request.max_error)
-            self.watch.listener(
+            self.driver.watch.listener(
                 Note(f"head {len(self.moments) - 1}: Psi alone errs by about {error:.2g} of the outputs")
             )
 
@@ -164,16 +164,15 @@ class SketchedRun(Run):
         norms = [phi.tail(head.outputs(moments, h)[0]) for h in range(self.problem.group)]
         return float((np.array(norms) ** 2).sum(axis=1).mean() / row_count(head.state["query_rows"]))
 
-    def _answer(
-        self, use: Callable, phase: str, done: int = 0, passed: Callable[[str, int], None] | None = None
-    ) -> int:
+    def _answer(self, use: UseAnswers, phase: Phase, done: int = 0, resumable: bool = False) -> int:
         """A pass over the queries: use(start, answers (n, heads, dv), q) for every block from row `done` on; returns
         how many rows these have."""
+        d, p = self.driver, self.problem
         bounded = self.sketching.heaps
 
         def take(block: Block) -> None:
             (q,) = block.arrays
-            answers = self._next_output(block)
+            answers = self.output.room(block.rows)
 
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item
@@ -183,16 +182,10 @@ class SketchedRun(Run):
                 self.heads[lane.index].answer(queries, block.start + a, moments, out, work, bounded, doubt)
                 lane.put(out, doubt, answers, a, b, work)
 
-            self.workers.run(
-                step_task, [(lane, a, b) for lane in self.lanes for a, b in lane.steps(block.start, block.rows)]
-            )
+            d.workers.run(step_task, [(lane, a, b) for lane in d.lanes for a, b in lane.steps(block.start, block.rows)])
             use(block.start, answers, q)
 
-        p = self.problem
-        return self._pump([p.q.tensor], take, phase, p.q.rows, done, self.plan.query_block_rows, passed)
-
-    def _write_answers(self, start: int, answers: Answers, q: np.ndarray) -> None:
-        self._write(start, answers, q)
+        return d.pump([p.q.tensor], take, phase, p.q.rows, done, d.plan.query_block_rows, resumable)
 
     # --- the k-sparse result, and the truth
 
@@ -209,10 +202,9 @@ class SketchedRun(Run):
                 z -= np.outer(self.heads[lane].state["sk_one"], mean)
             results.append(sparse_of(sketching, z, n, p.request.top_k, reference))
         self._tell(results)
-        writer = self.writer
-        writer.results, writer.by, writer.joint = results, sketching.decoder, not sketching.per_column and p.v.dim > 1
-        writer.rows_written, writer.measured = n, False
+        joint = not sketching.per_column and p.v.dim > 1
         if not p.request.audit or not p.q.tensor.seekable:
+            self.output.writer.recover(results, sketching.decoder, joint, n, measured=False)
             return
         best = BestRows(p.request.top_k, len(p.q), p.v.dim, p.request.deviation)
         held = [Entries(sparse) for sparse in results]
@@ -224,19 +216,17 @@ class SketchedRun(Run):
             if self.auditor:
                 self.auditor.hear(start, answers)
 
-        with self._uncounted(*PRODUCED):
-            self._answer(compare, "audit of recovery")
-        writer.results = [
-            exact_norms(s, taken, best, head) for head, (s, taken) in enumerate(zip(results, held, strict=True))
-        ]
-        writer.measured = True
+        with self.driver.uncounted(*PRODUCED):
+            self._answer(compare, Phase.RECOVERY)
+        norms = [exact_norms(s, taken, best, head) for head, (s, taken) in enumerate(zip(results, held, strict=True))]
+        self.output.writer.recover(norms, sketching.decoder, joint, n, measured=True)
 
     def _tell(self, results: list[Sparse]) -> None:
         """Say so where the sketch is too small, or the outputs too flat, for what was asked."""
         found = sum(len(sparse.rows) for sparse in results)
         sure = sum(int(sparse.significant.sum()) for sparse in results)
         if sure < found:
-            self.watch.listener(
+            self.driver.watch.listener(
                 Note(
                     f"only {sure} of {found} entries stand above the noise of Phi "
                     f"({self.sketching.params.phi.counters} counters), the others may be noise: outputs without heavy "
@@ -244,7 +234,3 @@ class SketchedRun(Run):
                     "there need a larger --m2"
                 )
             )
-
-    def _make_auditor(self) -> Auditor:
-        """Keys and values may pass apart, and rows be produced at the end: all exact answers wait for the second pass."""
-        return Auditor(self.problem, self.lanes, self.plan.audit_rows, again=False, postponed=True)

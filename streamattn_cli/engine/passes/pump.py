@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from streamattn_cli.engine.watch.events import Listener, Progress
 from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.series import Series
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.tensors.readahead import Block, ReadAhead
@@ -25,16 +26,24 @@ class Watch:
     wait_seconds: float = 0.0
     bytes_read: int = 0
     series: Series = field(default_factory=Series)
-    unsaved: Callable[[], float | None] = lambda: None  # seconds
-    error: Callable[[], float | None] = lambda: None  # of the rows audited so far
+    unsaved: Callable[[], float] | None = None  # seconds since the last checkpoint
 
 
 class Teller:
     """Tells the listener where a pass over blocks is, whenever one of them is finished (which may be after the next ones
     were begun)."""
 
-    def __init__(self, watch: Watch, blocks: ReadAhead, phase: str, total: int | None, start: int = 0):
-        self.watch, self.phase, self.total, self.start = watch, phase, total, start
+    def __init__(
+        self,
+        watch: Watch,
+        blocks: ReadAhead,
+        phase: Phase,
+        total: int | None,
+        start: int = 0,
+        error: Callable[[], float | None] | None = None,
+    ):
+        """error: of the rows audited so far."""
+        self.watch, self.phase, self.total, self.start, self._error = watch, phase, total, start, error
         self.row_bytes = blocks.row_bytes  # not the blocks themselves, whose buffers must go when the pass is over
         self.began = time.monotonic()
 
@@ -54,8 +63,8 @@ class Teller:
                 memory_now=memory_now,
                 memory_peak=watch.meter.peak() if watch.meter else 0,
                 memory_allowed=watch.allowed,
-                unsaved_seconds=watch.unsaved(),
-                error=watch.error(),
+                unsaved_seconds=watch.unsaved() if watch.unsaved else None,
+                error=self._error() if self._error else None,
                 rows_before=self.start,
             )
         )
@@ -66,11 +75,11 @@ def pump(
     take: Callable[[Block], bool | None],
     watch: Watch,
     tell: Teller,
-    passed: Callable[[str, int], None] | None = None,
+    reached: Callable[[Phase, int], None] | None = None,
 ) -> int:
     """Feed every block to `take`, in order; returns the number of rows. Stops between blocks when a signal asks.
 
-    After each block `passed` is told the phase and the global row that has been reached; then `tell` is, unless `take` says
+    After each block `reached` is told the phase and the global row that has been reached; then `tell` is, unless `take` says
     (True) that the block is still in work and will be told later.
     """
     rows = 0
@@ -79,8 +88,8 @@ def pump(
             watch.interrupts.check()
             in_work = take(block)
             rows += block.rows
-            if passed:
-                passed(tell.phase, block.start + block.rows)
+            if reached:
+                reached(tell.phase, block.start + block.rows)
             if not in_work:
                 tell(block)
         watch.interrupts.check()

@@ -21,6 +21,7 @@ from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.kernels import atoms, blas, compress, jit, nystrom
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.memory import MemoryTensor
+from streamattn_cli.rows.writers.base import Nowhere
 from streamattn_cli.rows.writers.topk import BestRows
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
@@ -30,20 +31,6 @@ from streamattn_cli.sketches.rope import rotation
 
 COMPILING = "compiling kernels for this machine (the next run of this version finds them; streamattn warm compiles all)"
 ROWS = 600  # more than a tile, more than two groups, and not a multiple of either
-
-
-class _Nowhere:
-    """A writer that forgets, when it has done what the real one will do with a row."""
-
-    def __init__(self, problem: Problem):
-        self.best = BestRows(4, len(problem.q), problem.v.dim, False) if problem.request.top_k else None
-
-    def write(self, start: int, block: np.ndarray) -> None:
-        if self.best:
-            self.best.offer(start, block)
-
-    def patch(self, row: int, block: np.ndarray) -> None:
-        pass
 
 
 def warm(plan: Plan, listener: Listener) -> None:
@@ -73,7 +60,8 @@ def _run_small(plan: Plan) -> None:
         plan, problem=problem, threads=1, block_rows=ROWS, query_block_rows=ROWS, query_rows=512 if plan.query_rows else 0,
         audit_rows=min(plan.audit_rows, 8), repair_rows=min(plan.repair_rows, 8),
     )  # fmt: skip
-    run = make_run(plan, Watch(lambda event: None, Interrupts()), _Nowhere(problem))
+    best = BestRows(4, len(problem.q), problem.v.dim, False) if problem.request.top_k else None
+    run = make_run(plan, Watch(lambda event: None, Interrupts()), Nowhere(best))
     run.go()
     run.close()
     del run  # or its arrays would be free only after the measuring has begun, and used again unseen

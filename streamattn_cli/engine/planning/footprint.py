@@ -20,9 +20,9 @@ from streamattn_cli.sketches.head import spec_bytes
 from streamattn_cli.sketches.registry import history_of
 
 FIRST_ROWS = 1024  # shown to the method before the pass begins
-LENT = 2  # blocks that are worked on at the same time
-SLOTS = LENT + 1  # and one that is read
-OUTPUTS = LENT + 1  # blocks of answers: while one is written, the next are filled
+IN_WORK = 2  # blocks that are worked on at the same time
+SLOTS = IN_WORK + 1  # and one that is read
+OUTPUTS = IN_WORK + 1  # blocks of answers: while one is written, the next are filled
 SLACK = 2 << 20  # interpreter objects, allocator slack (measured: 0.3 to 1.5 MiB)
 THREAD = 3 << 19  # what BLAS keeps for every further thread, and its stack (measured: up to 2 MiB; SLACK helps out)
 
@@ -105,7 +105,7 @@ def _first_rows(plan: Plan) -> dict[str, int]:
     row = 2 * _item(problem.precision) * (p.dim + p.value_dim + 1 + queries)  # of one head, and of the next
     row += 3 * 8 * queries if kind.learns else 0
     row += len(problem.q) * p.dim * 8 if problem.request.query_model else 0
-    shown = FIRST_ROWS + LENT * plan.block_rows if problem.sequences else FIRST_ROWS
+    shown = FIRST_ROWS + IN_WORK * plan.block_rows if problem.sequences else FIRST_ROWS
     return {"first_rows": stored * shown // FIRST_ROWS + FIRST_ROWS * row}
 
 

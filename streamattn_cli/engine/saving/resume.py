@@ -14,17 +14,16 @@ from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.saving.saver import Every, Saver, check_facts, check_sources, describe, parse_every
+from streamattn_cli.engine.saving.saver import check_facts, check_sources
 from streamattn_cli.engine.watch.meter import available_memory
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
 from streamattn_cli.rows.inputs.fingerprint import identity_of
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.rows.tensors.resumed import ContinuedTensor
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.temporary import recover
-from streamattn_cli.rows.writers.writer import Writer
-
-DONE = "done"
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Saved:
 
     name: str
     state: dict[str, np.ndarray]
-    phase: str
+    phase: Phase
     done: int
     part: tuple[str, int] | None  # file name beside the output, and how many of its rows count
     doubt: tuple[str, int] | None  # the same of --doubt; None when that is complete
@@ -98,7 +97,7 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
     check_sources(name, meta, sources)
     output = json.loads(meta["output"]) if "output" in meta else {}
     part, doubt = ((output[key], output["rows"]) if key in output else None for key in ("part", "doubt"))
-    phase, done = meta["phase"], int(meta["rows"])
+    phase, done = _phase(name, meta), int(meta["rows"])
     if doubt and not _beside(request.doubt, doubt[0]):
         if not os.path.exists(request.doubt) or done != sources_rows(sources):
             raise CheckpointIncompatible(
@@ -109,12 +108,23 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
     if part and not _beside(request.output, part[0]):
         if os.path.exists(request.output) and done == sources_rows(sources):
             recover(request.output + ".json", part[0].split(".")[-2])
-            return Saved(name, state, DONE, done, None, None, meta)  # it ended between its last two steps
+            return Saved(name, state, Phase.DONE, done, None, None, meta)  # it ended between its last two steps
         raise CheckpointIncompatible(
             f"{name}: the unfinished output {part[0]} beside {request.output} is gone; put it back, or start again "
             "without --resume"
         )
     return Saved(name, state, phase, done, part, doubt, meta)
+
+
+def _phase(name: str, meta: Mapping[str, str]) -> Phase:
+    """The phase of a checkpoint. Raises CheckpointIncompatible for one that this version does not know."""
+    try:
+        return Phase(meta["phase"])
+    except ValueError as error:
+        raise CheckpointIncompatible(
+            f"{name}: stands in a phase {meta['phase']!r} that this version does not know; use the version of streamattn "
+            f"that wrote it ({meta.get('created_by')})"
+        ) from error
 
 
 def _beside(output: str, part: str) -> bool:
@@ -140,9 +150,9 @@ def continued(problem: Problem, saved: Saved) -> Problem:
     A pipe is expected to begin again with its first row, and what has been done is dropped, unless --skip-rows says
     how many rows to drop (0: the pipe goes on by itself).
     """
-    parts = {"keys": "kv", "rows": "qkv", "queries": "q"}
+    parts = {Phase.KEYS: "kv", Phase.ROWS: "qkv", Phase.QUERIES: "q"}
     if problem.sketches:  # keys and values pass apart
-        parts |= {"keys": "k", "values": "v", "keys and values": "kv"}
+        parts |= {Phase.KEYS: "k", Phase.VALUES: "v", Phase.KEYS_AND_VALUES: "kv"}
     wrapped: dict[int, ContinuedTensor] = {}
 
     def wrap(heads: Heads) -> Heads:
@@ -157,30 +167,7 @@ def continued(problem: Problem, saved: Saved) -> Problem:
     return replace(problem, **{part: wrap(getattr(problem, part)) for part in parts.get(saved.phase, "")})
 
 
-def make_saver(
-    writer: CheckpointWriter, run, output: Writer | None, facts: Mapping, sources: Mapping, every: str
-) -> Saver:
-    """A Saver of a run whose output is made durable before each commit, and then outlives a failure of the run."""
-
-    def snapshot(phase: str, done: int) -> tuple[dict, dict]:
-        place = {}
-        run.settle()
-        for key, file in (("part", output), ("doubt", run.doubts)):
-            if file is not None and hasattr(file, "part"):
-                file.sync()
-                file.lasting = True
-                place |= {key: file.part, "rows": file.rows_written}
-        return run.save(), describe(facts, phase, done, sources, place)
-
-    return Saver(writer, parse_every(every) if every else Every(), snapshot)
-
-
 def check_saveable(output: Writer | None) -> None:
     """Refuse outputs that cannot be gone on with."""
-    if type(output).__name__ == "GrowingHdf5Writer":
-        raise UsageError(f"{output.name}: an .h5 output of unknown length cannot be resumed; use .npy")
-    if getattr(output, "adds", False):
-        raise UsageError(
-            f"{output.name}: a dataset that is added to a file cannot be resumed: others may add to it meanwhile; give it a "
-            "file of its own, or omit --checkpoint"
-        )
+    if output and output.unresumable:
+        raise UsageError(f"{output.name}: {output.unresumable}")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Protocol
 
 import numpy as np
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.header import canonical_json
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.errors import CheckpointIncompatible, SourceChanged, UsageError
 from streamattn_cli.rows.inputs.fingerprint import differences
+from streamattn_cli.rows.writers.base import Writer
 
 SCHEMA = 1  # of the state arrays of all methods; raised when their meaning changes
 
@@ -42,45 +45,74 @@ def parse_every(word: str) -> Every:
     raise UsageError(f"--checkpoint-every {word}: write 30s, 5min or 1e6rows")
 
 
+class Saveable(Protocol):
+    """A run that can be saved between two blocks."""
+
+    def settle(self) -> None:
+        """Wait until all rows so far are done and written; raises what went wrong."""
+
+    def save(self) -> State:
+        """The state of everything, views of live arrays."""
+
+
 class Saver:
     """Commits checkpoints of a run while it goes on.
 
-    `snapshot(phase, done)` gives state and metadata as they are after row `done` of a phase; it makes outputs durable
-    up to there first. The state may be views of live arrays: the run waits while it is written.
+    Before each commit the outputs are made durable up to there; from then on their unfinished files outlive a failure of
+    the run. The state may be views of live arrays: the run waits while it is written.
     """
 
-    def __init__(self, writer: CheckpointWriter, every: Every, snapshot: Callable[[str, int], tuple[State, dict]]):
-        self.writer, self.every, self.snapshot = writer, every, snapshot
+    def __init__(
+        self,
+        writer: CheckpointWriter,
+        facts: Mapping,
+        sources: Mapping[str, object],
+        every: str,
+        output: Writer | None = None,
+        doubts: Writer | None = None,
+    ):
+        """facts, sources: see `describe`; every: the word of --checkpoint-every; doubts: the writer of --doubt."""
+        self.writer, self.every = writer, parse_every(every) if every else Every()
         self.seconds = 0.0  # spent saving
         self.commits = 0
-        self.position: tuple[str, int] | None = None
+        self._facts, self._sources, self._outputs = facts, sources, {"part": output, "doubt": doubts}
+        self._position: tuple[Phase, int] | None = None
         self._saved_at = time.monotonic()
         self._saved_row = 0
 
-    def passed(self, phase: str, done: int) -> None:
+    def reached(self, phase: Phase, done: int, run: Saveable) -> None:
         """Row `done` of a phase has been reached; saves when it is time."""
-        if self.position is None or self.position[0] != phase:
-            self._saved_row = min(self._saved_row, done) if self.position is None else 0
-        self.position = (phase, done)
+        if self._position is None or self._position[0] != phase:
+            self._saved_row = min(self._saved_row, done) if self._position is None else 0
+        self._position = (phase, done)
         late = self.every.seconds is not None and time.monotonic() - self._saved_at >= self.every.seconds
         far = self.every.rows is not None and done - self._saved_row >= self.every.rows
         if late or far:
-            self.save()
+            self.save(run)
 
     def unsaved(self) -> float:
         """Seconds since the last checkpoint, or since the run began."""
         return time.monotonic() - self._saved_at
 
-    def save(self) -> None:
+    def save(self, run: Saveable) -> None:
         """Commit where the run is now; nothing if it has not begun."""
-        if self.position is None:
+        if self._position is None:
             return
         began = time.monotonic()
-        state, meta = self.snapshot(*self.position)
-        self.writer.commit(state, meta)
+        phase, done = self._position
+        run.settle()
+        self.writer.commit(run.save(), describe(self._facts, phase, done, self._sources, self._place()))
         self.commits += 1
-        self._saved_at, self._saved_row = time.monotonic(), self.position[1]
+        self._saved_at, self._saved_row = time.monotonic(), done
         self.seconds += self._saved_at - began
+
+    def _place(self) -> dict[str, object]:
+        """Where the outputs stand, which are durable then."""
+        place: dict[str, object] = {}
+        for key, file in self._outputs.items():
+            if file and file.placed:
+                place |= {key: file.keep(), "rows": file.rows_written}
+        return place
 
 
 def describe(facts: Mapping, phase: str, done: int, sources: Mapping[str, dict], output: Mapping | None) -> dict:

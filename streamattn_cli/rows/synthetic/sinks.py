@@ -12,8 +12,9 @@ from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.synthetic.generated import SyntheticSpec, SyntheticTensor
 from streamattn_cli.rows.targets import side_of
 from streamattn_cli.rows.tensors.readahead import Block
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.rawout import is_special, open_raw
-from streamattn_cli.rows.writers.writer import Writer, open_writer
+from streamattn_cli.rows.writers.writer import open_writer
 
 
 class Sink(Protocol):
@@ -43,7 +44,7 @@ def open_sink(spec: SyntheticSpec, emit: str, target: str, raw: bool) -> Sink:
     (one file per tensor), FILE.h5 (datasets q, k, v), or any name for raw rows. Raises UsageError and OutputFailed."""
     packed = SyntheticTensor(spec, emit)
     if raw:
-        writer: Writer = open_raw(target, spec.rows, packed.width, np.dtype(DTYPES[spec.dtype].holder))
+        writer = open_raw(target, spec.rows, packed.width, np.dtype(DTYPES[spec.dtype].holder))
         return WriterSink([packed], [writer], [(1, packed.width)])
     extension = os.path.splitext(target)[1].lower()
     if extension in (".h5", ".hdf5") and not is_special(target):

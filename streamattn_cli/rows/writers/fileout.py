@@ -8,11 +8,16 @@ from typing import Protocol
 import numpy as np
 
 from streamattn_cli.errors import StreamattnError, UsageError
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fdio import begin_writeback, pwrite_all
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
 
 _CLEARED = 1 << 20  # bytes at a time
+ADDED = (
+    "a dataset that is added to a file cannot be resumed: others may add to it meanwhile; give it a file of its own, or omit "
+    "--checkpoint"
+)
 
 
 class Format(Protocol):
@@ -30,8 +35,10 @@ class Format(Protocol):
         """Write what could not be written before, commit the file, and leave `meta` with it."""
 
 
-class PlacedWriter:
+class PlacedWriter(Writer):
     """A Writer of blocks at their place in a temporary file."""
+
+    placed = True
 
     def __init__(
         self, path: str, rows: int | None, shape: OutShape, format_: Format, going_on: tuple[str, int] | None = None,
@@ -45,8 +52,8 @@ class PlacedWriter:
                 f"not tell; write to - or choose a layout that begins with T"
             )
         self.name = path
-        self.lasting = False  # an unfinished file outlives a failure, because a checkpoint counts on it
-        self.adds = format_.adds  # to a file that others may add to meanwhile
+        self._lasting = False
+        self.unresumable = ADDED if format_.adds else None
         part, self.rows_written = going_on or (None, 0)
         self._rows, self._shape, self._format = rows, shape, format_
         with failing_as_output(path):
@@ -69,7 +76,7 @@ class PlacedWriter:
             os.ftruncate(fd, end)
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See writer.Writer."""
+        """See base.Writer."""
         self._shape.check(block, start, self.rows_written)
         try:
             self._place(start, block)
@@ -87,7 +94,7 @@ class PlacedWriter:
                 begin_writeback(self._temporary.fd, place, part.nbytes)
 
     def patch(self, row: int, block: np.ndarray) -> None:
-        """Write block (n, heads, dim) once more over rows row.. that are written already. Raises OutputFailed."""
+        """See Writer."""
         if row + len(block) > self.rows_written:
             raise ValueError(f"rows up to {row + len(block)}, and {self.rows_written} are written")
         try:
@@ -97,7 +104,7 @@ class PlacedWriter:
             raise
 
     def commit(self, meta: dict) -> None:
-        """See writer.Writer."""
+        """See base.Writer."""
         if self._rows not in (None, self.rows_written):
             self.abort()
             raise StreamattnError(f"{self.name}: {self.rows_written} rows written, {self._rows} promised")
@@ -107,19 +114,16 @@ class PlacedWriter:
         finally:
             self.abort()
 
-    @property
-    def part(self) -> str:
-        """Name of the unfinished file, in the folder of the output."""
-        return self._temporary.part
-
-    def sync(self) -> None:
-        """Make the rows written so far durable. Raises OutputFailed."""
+    def keep(self) -> str:
+        """See Writer."""
         with failing_as_output(self.name):
             os.fdatasync(self._temporary.fd)
+        self._lasting = True
+        return self._temporary.part
 
     def abort(self) -> None:
-        """See writer.Writer."""
-        if self.lasting:
+        """See base.Writer."""
+        if self._lasting:
             self._temporary.keep()
         else:
             self._temporary.abort()

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from streamattn_cli.errors import SourceChanged, UsageError
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fileout import PlacedWriter
 from streamattn_cli.rows.writers.hdf5file import PatientFile
 from streamattn_cli.rows.writers.outshape import OutShape
@@ -204,8 +205,10 @@ class _OfJoint:
             set_attributes(file[self._dataset], meta)
 
 
-class GrowingHdf5Writer:
+class GrowingHdf5Writer(Writer):
     """A Writer of a chunked dataset that grows with its rows, for pipes that do not say how many come."""
+
+    unresumable = "an .h5 output of unknown length cannot be resumed; use .npy"
 
     def __init__(self, path: str, shape: OutShape, added: str | None = None):
         """added: see Hdf5Format."""
@@ -246,7 +249,7 @@ class GrowingHdf5Writer:
             raise
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See writer.Writer."""
+        """See base.Writer."""
         self._shape.check(block, start, self.rows_written)
         stop = start + len(block)
         with self._or_abort():
@@ -256,7 +259,7 @@ class GrowingHdf5Writer:
         self.rows_written = stop
 
     def commit(self, meta: dict) -> None:
-        """See writer.Writer."""
+        """See base.Writer."""
         with self._or_abort():
             set_attributes(self._dataset if self._added else self._file, meta)
             self._file.close()
@@ -266,7 +269,7 @@ class GrowingHdf5Writer:
             self._temporary.commit()
 
     def abort(self) -> None:
-        """See writer.Writer."""
+        """See base.Writer."""
         try:
             if self._file is not None:
                 self._file.close()  # before its descriptor

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from streamattn_cli.errors import UsageError
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.hdf5file import PatientFile
 from streamattn_cli.rows.writers.hdf5out import set_attributes
 from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
@@ -24,10 +25,10 @@ def check_sparse(path: str) -> None:
         raise UsageError(f"{path}: --top-k writes sparse columns as HDF5; give -o FILE.h5")
 
 
-class TopKWriter:
-    """A Writer (see writer.py) that keeps the best k entries of every column of the rows it is given. Where rows are
-    never produced, `results` is set instead: one Sparse per query head, with `by` naming who found them. tag: see
-    open_writer; what a checkpoint must hold of it is `rows_written` and the state of `best`."""
+class TopKWriter(Writer):
+    """A Writer (see base.py) that keeps the best k entries of every column of the rows it is given, or is told them by
+    `recover` where rows are never produced. tag: see open_writer; what a checkpoint must hold of it is `rows_written` and
+    the state of `best`."""
 
     def __init__(
         self, path: str, k: int, heads: int, dim: int, deviation: bool, heaps: bool = True,
@@ -45,10 +46,14 @@ class TopKWriter:
             self._temporary = Temporary(path, tag=tag)
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See writer.Writer."""
+        """See base.Writer."""
         assert self.best is not None, "rows are written where there are heaps"
         self.best.offer(start, block)
         self.rows_written += len(block)
+
+    def recover(self, results: list[Sparse], by: str, joint: bool, rows: int, measured: bool) -> None:
+        """See base.Writer."""
+        self.results, self.by, self.joint, self.rows_written, self.measured = results, by, joint, rows, measured
 
     def finish(self) -> dict:
         """All rows have been seen: what was kept, and how it compares with keeping nothing (JSON-able). Raises
@@ -74,7 +79,7 @@ class TopKWriter:
         }
 
     def commit(self, meta: dict) -> None:
-        """See writer.Writer."""
+        """See base.Writer."""
         try:
             with failing_as_output(self.name):
                 patient = PatientFile(self._temporary.fd)
@@ -88,7 +93,7 @@ class TopKWriter:
             self.abort()
 
     def abort(self) -> None:
-        """See writer.Writer."""
+        """See base.Writer."""
         self._temporary.abort()
 
 

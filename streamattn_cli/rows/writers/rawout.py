@@ -8,6 +8,7 @@ import sys
 import numpy as np
 
 from streamattn_cli.errors import OutputFailed, UsageError
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fdio import write_all
 from streamattn_cli.rows.writers.fileout import PlacedWriter
 from streamattn_cli.rows.writers.outshape import OutShape
@@ -33,7 +34,7 @@ class RawFormat:
         temporary.commit()
 
 
-class RawStream:
+class RawStream(Writer):
     """A Writer of rows to standard output (`target` '-'), a fifo or a device; what was written stays written."""
 
     def __init__(self, target: str, shape: OutShape):
@@ -46,23 +47,23 @@ class RawStream:
             raise UsageError(f"{self.name} is a terminal, and rows are binary; name a file or pipe it on")
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See writer.Writer. BrokenPipeError when the reader has gone."""
+        """See base.Writer. BrokenPipeError when the reader has gone."""
         self._shape.check(block, start, self.rows_written)
         with failing_as_output(self.name):
             write_all(self._fd, memoryview(self._shape.cut(block)[0].reshape(-1)).cast("B"))
         self.rows_written += len(block)
 
     def commit(self, meta: dict) -> None:
-        """See writer.Writer; `meta` has no place here."""
+        """See base.Writer; `meta` has no place here."""
         self.abort()
 
     def abort(self) -> None:
-        """See writer.Writer."""
+        """See base.Writer."""
         if self._own is not None:
             self._own.close()
 
 
-def open_raw(target: str, rows: int, width: int, holder: np.dtype) -> RawStream | PlacedWriter:
+def open_raw(target: str, rows: int, width: int, holder: np.dtype) -> Writer:
     """A Writer of bare rows (n, 1, width) of `holder` items to '-', a fifo or device, or a file of any name."""
     shape = OutShape("TD", 1, width, holder)
     if target == "-" or is_special(target):

@@ -9,13 +9,14 @@ from typing import BinaryIO
 import numpy as np
 
 from streamattn_cli.errors import UsageError
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fdio import write_all
 from streamattn_cli.rows.writers.npyout import npy_header
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.temporary import failing_as_output
 
 
-class RecordWriter:
+class RecordWriter(Writer):
     """A Writer of one .npy record per block: (rows, dim) for layout TD, (rows, heads * dim) for TC, else
     (rows, heads, dim). What was written cannot be taken back."""
 
@@ -35,7 +36,7 @@ class RecordWriter:
             self._fd = -1
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See writer.Writer. BrokenPipeError when the reader has gone."""
+        """See base.Writer. BrokenPipeError when the reader has gone."""
         self._shape.check(block, start, self.rows_written)
         items = self._shape.cut(block)[0]
         try:
@@ -55,11 +56,11 @@ class RecordWriter:
             self._file.flush()
 
     def commit(self, meta: dict) -> None:
-        """See writer.Writer; `meta` has no place here."""
+        """See base.Writer; `meta` has no place here."""
         self.abort()
 
     def abort(self) -> None:
-        """See writer.Writer."""
+        """See base.Writer."""
         if self._owned:
             self._file.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 
@@ -13,30 +13,11 @@ from streamattn_cli.errors import OutputFailed, UsageError
 from streamattn_cli.rows.dtypes import DTYPES, number_word
 from streamattn_cli.rows.targets import split_target
 from streamattn_cli.rows.tensors.sequences import Sequences
+from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fileout import PlacedWriter
 from streamattn_cli.rows.writers.npyout import NpyFormat
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.recordout import RecordWriter, open_special
-
-
-class Writer(Protocol):
-    """An output that receives its rows in order."""
-
-    name: str
-    rows_written: int
-
-    def write(self, start: int, block: np.ndarray) -> None:
-        """Append block (n, heads, dim), any float dtype, as rows start .. start+n; start must be `rows_written`.
-
-        Raises OutputFailed (the temporary file is then gone) or BrokenPipeError.
-        """
-
-    def commit(self, meta: dict) -> None:
-        """All rows are there: make them durable, then visible under the final name, with `meta` (JSON-able) as
-        attributes (.h5) or NAME.json (.npy). Raises OutputFailed."""
-
-    def abort(self) -> None:
-        """Leave nothing behind; does nothing after `commit`."""
 
 
 def open_writer(

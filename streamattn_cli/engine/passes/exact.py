@@ -1,0 +1,80 @@
+"""Exact attention: for one batch of queries after the other, a pass over the keys that they see."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+
+from streamattn_cli.engine.passes.parts import Pass
+from streamattn_cli.engine.watch.phase import Phase
+from streamattn_cli.engine.workers.lanes import Answers, Lane
+from streamattn_cli.rows.tensors.readahead import Block
+from streamattn_cli.sketches.exact import ExactQueries
+
+
+class Exact(Pass):
+    """See Pass."""
+
+    def go(self) -> int:
+        """See Pass."""
+        d, p, done = self.driver, self.problem, self.driver.done
+        while done < p.q.rows:
+            (first, last), (key, end) = self._sequence_of(done)
+            count = min(d.plan.query_rows, last - done)
+            held, lost = self._hold(done, count, first)
+
+            def see(lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict, held: list = held) -> None:
+                held[lane.index].absorb(k, c, work)
+
+            again = p.sequences and done + count < last
+            with d.uncounted("lane.dropped") if again else nullcontext():
+                d.keys(see, stop=key + done - first + count if p.causal else end, start=key)
+            self.output.write(done, self._answers(held, lost))
+            done += count
+            d.reach(Phase.EXACT, done)
+        return done
+
+    def counts(self) -> dict[str, int]:
+        """See Pass."""
+        return super().counts() | {"unanswered_queries": int(self.driver.workers.total("lane.answers")[2])}
+
+    def _answers(self, held: list[ExactQueries], lost: np.ndarray) -> Answers:
+        """All keys have been seen: the answers, NaN where a query is `lost` (heads, n)."""
+        p, work = self.problem, self.driver.workers.works[0]
+        answers = np.empty((len(p.q), lost.shape[1], p.v.dim), p.precision)
+        for lane in self.driver.lanes:
+            mine = answers[lane.query_heads]
+            held[lane.index].finish(work)
+            unseen = held[lane.index].outputs(mine)
+            work["lane.answers"] += 0, lane.not_finite(mine), unseen
+        answers[lost] = np.nan
+        return Answers(answers.transpose(1, 0, 2), np.where(lost, np.float32(np.inf), np.float32(0)).T)
+
+    def _sequence_of(self, row: int) -> tuple[tuple[int, int], tuple[int, int | None]]:
+        """First and last row (exclusive) of the queries, and of the keys, of the sequence that a row of queries belongs to."""
+        p = self.problem
+        if not p.sequences:
+            return (0, p.q.rows), (0, None)
+        number = p.q.sequences.number(row)
+        queries, keys = (tuple(map(int, h.sequences.edges[number : number + 2])) for h in (p.q, p.k))
+        return queries, keys
+
+    def _hold(self, first: int, count: int, begin: int) -> tuple[list[ExactQueries], np.ndarray]:
+        """Read queries [first, first + count) into memory; and which of them are dropped, (heads, count) bool. begin: the
+        first row of their sequence."""
+        d, p, work = self.driver, self.problem, self.driver.workers.works[0]
+        q = np.empty((len(p.q), count, p.q.dim), p.precision)
+        lost = np.zeros((len(p.q), count), bool)
+
+        def take(block: Block) -> None:
+            for lane in d.lanes:
+                for a, b in lane.steps(block.start, block.rows, p.q.sequences):
+                    at = block.start - first
+                    q[lane.query_heads, at + a : at + b] = lane.queries(block.arrays[0], a, b, block.start + a, work)
+                    if lane.q.drop:
+                        lost[lane.query_heads, at + a : at + b] = lane.lost(b - a, work)
+
+        d.pump([p.q.tensor], take, Phase.QUERIES, first + count, first, d.plan.query_block_rows)
+        positions = np.arange(first - begin, first - begin + count) if p.causal else None
+        return [ExactQueries(q[lane.query_heads], positions, p.v.dim, p.scale) for lane in d.lanes], lost
