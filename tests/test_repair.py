@@ -175,7 +175,7 @@ def test_the_heap_holds_the_most_doubtful_rows_of_any_blocks(blocks):
     assert [len(batch) for batch in found] == [100, 100, 99]
     assert (np.concatenate(found) == [i for i in range(400) if not 100 <= i < 200 and i != 7]).all()
     few = Repairs(5)
-    few.offer(0, Answers(rows, doubt))
+    few.hear(0, Answers(rows, doubt))
     score = np.nan_to_num(((rows.astype("f8") ** 2).sum(axis=2) * doubt.astype("f8") ** 2).sum(axis=1))
     assert (next(few.batches(9)) == np.sort(np.argsort(-score)[:5])).all()
 
