@@ -207,16 +207,15 @@ PROGRAM = """
 import sys
 import numpy as np
 from streamattn_cli.engine.jobs import attend as module
-from streamattn_cli.engine.passes import passes
+from streamattn_cli.engine.passes.output import Output
 
-write = passes.Run._write
+write = Output.write
 def changing(self, start, answers):
     write(self, start, answers)
     file = np.load("k.npy", mmap_mode="r+")
     file[100] = 1
     file.flush()
-passes.Run._write = changing
-passes.Run._write_behind = changing
+Output.write = changing
 from streamattn_cli.cli.main import main
 sys.argv = ["streamattn", *sys.argv[1:]]
 main()

@@ -134,8 +134,8 @@ class Load:
     """What one thread does for one key head in a whole run, for estimates of its time in microseconds."""
 
     params: Any  # HeadParams
-    rows: int
-    queries: int
+    rows: float  # of the mean sequence
+    queries: float
     group: int  # query heads
     dim: int
     value_dim: int

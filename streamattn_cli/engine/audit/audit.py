@@ -8,6 +8,7 @@ its chance. What is compared is what is written: rounded to the dtype of the out
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -107,7 +108,7 @@ class Auditor(Auditing):
         self.samples = {
             by: SizeSample(count, 8 * r.seed + by, heads, dv, FACTS, self.query_dim, p) for by, count in counts.items()
         }
-        self.strata = None if self.query_dim else Strata.of(problem.q.rows, even)
+        self.strata = None if self.query_dim else Strata.of(problem.q.count, even)
         self.rows = self.strata.draw(r.seed) if self.strata else np.zeros(0, np.int64)
         self.approx = np.full((len(self.rows), heads, dv), np.nan)
         self.facts = np.zeros((len(self.rows), FACTS))
@@ -184,13 +185,17 @@ class Auditor(Auditing):
             for by, sample in self.samples.items():
                 wide = None
                 if self.query_dim:
-                    wide = lambda i: wide_queries(self.problem, self.lanes, q, int(i), start + int(i))  # noqa: E731
+                    assert q is not None, "the queries cannot be read again"
+                    wide = partial(self._wide, q, start)
                 sample.offer(start, facts[:, by], facts, written, wide)
             self.facts[a:b] = facts[mine]
         else:
             self.facts[a:b] = facts_of_rows(written[mine], answers.doubt[mine])
         flagged = ((answers.doubt >= 1).any(axis=1) & ~np.isnan(answers.rows).any(axis=(1, 2))).sum()
         self.tally += len(written), flagged
+
+    def _wide(self, q: np.ndarray, start: int, i: int) -> np.ndarray:
+        return wide_queries(self.problem, self.lanes, q, i, start + i)
 
     def repaired(self, rows: np.ndarray, answers: np.ndarray) -> None:
         """See Auditing."""
@@ -217,19 +222,21 @@ class Auditor(Auditing):
             found.append((self._chosen(), *second.answers(work)))
         rows = np.concatenate([heard.rows for heard, *_ in found])
         order = np.argsort(rows)
-        parts = [(e, t, heard.approx, heard.facts, s) for heard, e, t, s in found]
+        shares = [s for *_, s in found if s is not None]
+        parts = [(e, t, heard.approx, heard.facts) for heard, e, t, _ in found]
+        share = _merged(shares, order) if len(shares) == len(found) else None
         found.clear()
-        exact, trivial, approx, facts, shares = (_merged(list(part), order) for part in zip(*parts, strict=True))
-        del parts
+        exact, trivial, approx, facts = (_merged(list(part), order) for part in zip(*parts, strict=True))
+        del parts, shares
         design = Design(rows[order], self._chances(rows[order], facts), self.problem.q.rows or self.heard)
-        told = shares, facts[:, FLAGGED] > 0, int(self.tally[1]), self.problem.q.sequences
+        told = share, facts[:, FLAGGED] > 0, int(self.tally[1]), self.problem.q.sequences
         audit, reason = compare_answers(exact, trivial, approx, design, *told)
         if audit and repaired:
             approx = approx.copy()
             for row, written in self.exactly.items():
                 approx[np.searchsorted(design.rows, row)] = written
             after, _ = compare_answers(exact, trivial, approx, design, *told)
-            return replace(after, before=audit.method), None
+            return replace(after, before=audit.method) if after else None, None
         return audit, reason
 
     def _chosen(self) -> Heard:
@@ -258,9 +265,9 @@ class Auditor(Auditing):
         return np.clip(1 - missed, 1e-12, 1.0)
 
 
-def _merged(parts: list[np.ndarray | None], order: np.ndarray) -> np.ndarray | None:
-    """The rows of all parts, in order; one part is in order already. None where there are none."""
-    if parts[0] is None or len(parts) == 1:
+def _merged(parts: list[np.ndarray], order: np.ndarray) -> np.ndarray:
+    """The rows of all parts, in order; one part is in order already."""
+    if len(parts) == 1:
         return parts[0]
     merged = np.empty((len(order), *parts[0].shape[1:]))
     place, at = np.argsort(order), 0

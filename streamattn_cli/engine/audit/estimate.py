@@ -176,7 +176,8 @@ def _moments(w: np.ndarray, s: np.ndarray, unseen: np.ndarray) -> tuple[np.ndarr
 
 def _spread(w: np.ndarray, s: np.ndarray, ww: np.ndarray, ws: np.ndarray, ss: np.ndarray) -> np.ndarray:
     """Standard error of log sqrt(w / s)."""
-    return 0.5 * np.sqrt(np.maximum(ww / w / w - 2 * (ws / w / s) + ss / s / s, 0))
+    found: np.ndarray = 0.5 * np.sqrt(np.maximum(ww / w / w - 2 * (ws / w / s) + ss / s / s, 0))
+    return found
 
 
 def _studentised(w: np.ndarray, s: np.ndarray, moments: tuple, chances: np.ndarray, error: np.ndarray) -> np.ndarray:

@@ -115,7 +115,7 @@ class ExactSequences:
 
     def __init__(self, problem: Problem, lanes: list[Lane], rows: np.ndarray, q: np.ndarray, means: bool = True):
         self.problem, self.lanes, self.rows, self.q, self._means = problem, lanes, rows, q, means
-        edges = problem.q.sequences.edges
+        edges = problem.q.several.edges
         self._cuts = np.searchsorted(rows, edges)  # sequence s has rows [cuts[s], cuts[s + 1]) of them
         n, heads, dv = len(rows), len(problem.q), problem.v.dim
         self._shares = bool(means and problem.params)
@@ -125,14 +125,14 @@ class ExactSequences:
 
     def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict) -> None:
         """See ExactRows.see; the rows are of one sequence."""
-        number, local = self.problem.k.sequences.local(row)
+        number, local = self.problem.k.several.local(row)
         if self._now[lane.index][0] != number:
             self._now[lane.index] = number, self._of(lane, number)
         held = self._now[lane.index][1]
         if held is None:
             return
         held.see(lane, k, c, local, work)
-        if row + len(k) == self.problem.k.sequences.edges[number + 1]:
+        if row + len(k) == self.problem.k.several.edges[number + 1]:
             self._keep(lane, number, held, work)
             self._now[lane.index] = number, None
 
@@ -141,8 +141,8 @@ class ExactSequences:
         a, b = self._cuts[number : number + 2]
         if a == b:
             return None
-        p, first = self.problem, int(self.problem.q.sequences.edges[number])
-        keys = int(np.diff(p.k.sequences.edges[number : number + 2])[0])
+        p, first = self.problem, int(self.problem.q.several.edges[number])
+        keys = int(np.diff(p.k.several.edges[number : number + 2])[0])
         q = np.zeros((len(p.q), b - a, p.q.dim), p.precision)
         q[lane.query_heads] = self.q[lane.query_heads, a:b]
         return ExactRows(p, [lane], self.rows[a:b] - first, q, self._means, keys)
@@ -155,6 +155,7 @@ class ExactSequences:
         exact, trivial, shares = held.answers(work)
         self.done["exact"][rows, heads], self.done["trivial"][rows, heads] = exact[:, heads], trivial[:, heads]
         if self._shares:
+            assert shares is not None, "a history ends somewhere"
             self.done["shares"][rows, heads] = shares[:, heads]
 
     def save(self) -> dict:
@@ -175,12 +176,13 @@ class ExactSequences:
             return
         held = [self._of(lane, number) for lane in self.lanes]
         self._now = [(number, one) for one in held]
-        unstack_heads(state, [h.truth[0].state for h in held], "audit.truth", name)
-        unstack_heads(state, [h.means[0].state for h in held if h.means], "audit.means", name)
+        there = [one for one in held if one]
+        unstack_heads(state, [h.truth[0].state for h in there], "audit.truth", name)
+        unstack_heads(state, [h.means[0].state for h in there if h.means], "audit.means", name)
 
     def complete(self, heard: int) -> int:
         """See ExactRows.complete."""
-        edges = self.problem.q.sequences.edges
+        edges = self.problem.q.several.edges
         return int(self._cuts[np.searchsorted(edges, heard, side="right") - 1])
 
     def exactly(self, lane: Lane, rows: slice) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from streamattn_cli.engine.audit.audit import Auditor
+from streamattn_cli.engine.audit.exactrows import ExactRows, ExactSequences
 
 
 class ErrorSoFar:
@@ -18,18 +19,18 @@ class ErrorSoFar:
     def __call__(self) -> float | None:
         """|answer - exact| / |exact| over all rows compared and all heads; None while there are none."""
         if self.auditor.problem.causal and self.auditor.drawn:
-            self._go_on()
+            self._compare(self.auditor.drawn)
         return float(np.sqrt(self.wrong / self.size)) if self.size else None
 
-    def _go_on(self) -> None:
+    def _compare(self, drawn: ExactRows | ExactSequences) -> None:
         """Compare the rows that have become complete since the last time."""
         a = self.auditor
-        rows = slice(self.rows, a.drawn.complete(a.heard))
+        rows = slice(self.rows, drawn.complete(a.heard))
         if rows.stop <= rows.start:
             return
         for lane in a.lanes:
             answers = a.approx[rows, lane.query_heads].transpose(1, 0, 2)
-            exact = a.drawn.exactly(lane, rows)
+            exact = drawn.exactly(lane, rows)
             answered = np.isfinite(answers).all(axis=2)
             self.wrong += ((answers - exact)[answered] ** 2).sum()
             self.size += (exact[answered] ** 2).sum()

@@ -67,5 +67,5 @@ def repair_count(problem: Problem) -> int:
     for heads in (problem.q, problem.k, problem.v):
         if not heads.tensor.seekable:
             raise CannotMeet(f"{heads.tensor.name}: --repair reads its rows again, and a pipe passes once; use a file")
-    rows = problem.q.rows
+    rows = problem.q.count
     return min(rows, count if share is None else int(np.ceil(share * rows)))

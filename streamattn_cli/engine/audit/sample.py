@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 _TINY = 1e-300
@@ -34,7 +36,14 @@ class SizeSample:
         """Bytes of an object, and of the candidates of a block beside it."""
         return 3 * (count + 1) * (heads * (value_dim + query_dim) * item + 64)
 
-    def offer(self, start: int, sizes: np.ndarray, facts: np.ndarray, answers: np.ndarray, queries=None) -> None:
+    def offer(
+        self,
+        start: int,
+        sizes: np.ndarray,
+        facts: np.ndarray,
+        answers: np.ndarray,
+        queries: Callable[[int], np.ndarray] | None = None,
+    ) -> None:
         """Rows start.. of the stream: sizes (n,) >= 0, facts (n, ..), answers (n, heads, dv).
 
         queries(i) gives the queries (heads, d) of row i of them.
@@ -50,7 +59,7 @@ class SizeSample:
         order = np.lexsort((np.concatenate([self.rows, start + new]), both))[: len(self.keys)]
         came = {
             "rows": start + new, "keys": keys[new], "facts": facts[new], "answers": answers[new],
-            "queries": np.array([queries(i) for i in new]) if queries else np.zeros((len(new), *self.queries.shape[1:])),
+            "queries": np.array([queries(int(i)) for i in new]) if queries else np.zeros((len(new), *self.queries.shape[1:])),
         }  # fmt: skip
         for name, held in self.state.items():
             held[...] = np.concatenate([held, came[name].astype(held.dtype, copy=False)])[order]
@@ -65,7 +74,10 @@ class SizeSample:
         if not np.isfinite(self.keys[-1]):  # there were no more
             return (sizes > 0).astype(np.float64)
         inside = np.isin(rows, self.rows[self.chosen])
-        return np.minimum(1.0, sizes * np.where(inside, self.keys[-1], self.keys[-2] if len(self.keys) > 1 else 0.0))
+        found: np.ndarray = np.minimum(
+            1.0, sizes * np.where(inside, self.keys[-1], self.keys[-2] if len(self.keys) > 1 else 0.0)
+        )
+        return found
 
 
 def uniform(rows: np.ndarray, seed: int) -> np.ndarray:

@@ -158,7 +158,7 @@ def _open_outputs(
 
     r, q = problem.request, problem.q
     with interrupts.at_once(waits(r.output)):
-        writer = guarded(open_sparse(problem, tag) if r.top_k else open_output(
+        writer = guarded(open_sparse(problem, r.top_k, tag) if r.top_k else open_output(
             r.output, q.rows, len(q), problem.v.dim, problem.out_dtype, q.layout, q.batch,
             going_on=saved.part if saved else None, tag=tag, sequences=q.sequences,
         ))  # fmt: skip

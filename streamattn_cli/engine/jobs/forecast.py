@@ -78,7 +78,7 @@ def _forecast(request: AttendRequest, inputs: Inputs, words: list[str]) -> dict:
     head = replace(problem.params, sinks=0, window=0, group=256)
     spread = spread_of(inputs, problem.scale, problem.causal)
     factor = calibrate()
-    budget = (request.resident_rows or DEFAULT_ROWS) * row_bytes(head)
+    budget = request.budget * row_bytes(head)
     degree = poly_degree(request, head, budget, spread["row_std_rms"] if spread else 1.0)
     options = [_option(method.name, request, inputs, spread, degree, factor) for method in registry.usable()]
     chosen = _choice(request, problem, head, spread, options)

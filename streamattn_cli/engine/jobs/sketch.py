@@ -49,7 +49,6 @@ from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
 from streamattn_cli.rows.writers.writer import open_writer
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.registry import history_of
 
@@ -273,7 +272,7 @@ def _absorb(run: SketchRun, before: SketchFile | None, saved: Saved | None, save
 def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | None) -> Problem:
     """The problem of a sketch: full attention whose queries are unknown, or known only as a sample."""
     if request.method == "auto":  # which takes exact attention only where no budget was given
-        request = replace(request, resident_rows=request.resident_rows or DEFAULT_ROWS)
+        request = replace(request, resident_rows=request.budget)
     q = inputs.q or absent(len(inputs.k), inputs.k.dim, inputs.k.tensor.dtype, inputs.k.batch)
     problem = resolve(replace(request, causal=False), replace(inputs, q=q), growing=True)
     if problem.params is None:

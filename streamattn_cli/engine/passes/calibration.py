@@ -68,7 +68,7 @@ class Calibration:
 
 
 def _part(tensor: RowTensor, sequences: Sequences | None, number: int | None) -> RowTensor:
-    if number is None:
+    if number is None or sequences is None:
         return tensor
     first, last = map(int, sequences.edges[number : number + 2])
     return RangeTensor(tensor, first, last)

@@ -51,5 +51,5 @@ class Causal(Pass):
         sequences = self.problem.sequences
         if not sequences:
             return None
-        group = self.problem.params.group if self.sketches.calibration.learns else 1
+        group = self.problem.head.group if self.sketches.calibration.learns else 1
         return lambda first, rows: sequences.block_end(first, rows, group)

@@ -75,6 +75,7 @@ class Driver:
         number of rows."""
         size, total = block_rows or self.plan.block_rows, stop
         if self.problem.sequences:
+            assert stop is not None, "sequences are of known rows"
             size, total = min(size, stop - start), tensors[0].rows
         self._blocks = ReadAhead(
             tensors, start, stop, size, SLOTS, self.watch.interrupts.check, IN_WORK, ends, self.reading
@@ -112,7 +113,8 @@ class Driver:
             def step_task(item: tuple, work: dict) -> None:
                 lane, a, b = item
                 row = block.start + a
-                use(lane, *lane.keys(k, v, a, b, row, work), row, work)
+                wide_k, wide_c = lane.keys(k, v, a, b, row, work)
+                use(lane, wide_k, wide_c, row, work)
 
             done = shortcut(block) if shortcut else 0
             return done < block.rows and self.start(block, step_task, self.steps(block, done, keys))

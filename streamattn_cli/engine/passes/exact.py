@@ -19,7 +19,7 @@ class Exact(Pass):
     def go(self) -> int:
         """See Pass."""
         d, p, done = self.driver, self.problem, self.driver.done
-        while done < p.q.rows:
+        while done < p.q.count:
             (first, last), (key, end) = self._sequence_of(done)
             count = min(d.plan.query_rows, last - done)
             held, lost = self._hold(done, count, first)
@@ -55,10 +55,10 @@ class Exact(Pass):
         """First and last row (exclusive) of the queries, and of the keys, of the sequence that a row of queries belongs to."""
         p = self.problem
         if not p.sequences:
-            return (0, p.q.rows), (0, None)
-        number = p.q.sequences.number(row)
-        queries, keys = (tuple(map(int, h.sequences.edges[number : number + 2])) for h in (p.q, p.k))
-        return queries, keys
+            return (0, p.q.count), (0, None)
+        at = p.q.several.number(row)
+        queries, keys = p.q.several.edges, p.k.several.edges
+        return (int(queries[at]), int(queries[at + 1])), (int(keys[at]), int(keys[at + 1]))
 
     def _hold(self, first: int, count: int, begin: int) -> tuple[list[ExactQueries], np.ndarray]:
         """Read queries [first, first + count) into memory; and which of them are dropped, (heads, count) bool. begin: the

@@ -19,7 +19,7 @@ class Keys:
 
     def __init__(self, driver: Driver, sketches: LaneSketches, auditor: Auditing | None = None):
         self._driver, self._sketches, self._auditor = driver, sketches, auditor
-        windows_alone = not driver.problem.params.history and not (auditor and auditor.drawn)
+        windows_alone = not driver.problem.head.history and not (auditor and auditor.drawn)
         self._shortcut = StoredRows(driver, sketches).take if windows_alone else None
 
     def absorb(
@@ -93,7 +93,7 @@ class FullSequences(Full):
     def go(self) -> int:
         """See Pass."""
         d = self.driver
-        keys, queries = self.problem.k.sequences.edges, self.problem.q.sequences.edges
+        keys, queries = self.problem.k.several.edges, self.problem.q.several.edges
         phase, done, number = d.phase, d.done, 0
         if phase:  # a resumed run is within this one, or at its end
             edges = keys if phase == Phase.KEYS else queries
@@ -108,11 +108,11 @@ class FullSequences(Full):
             phase = None
             if done < queries[at + 1]:
                 self.answer(int(queries[at + 1]))
-        return self.problem.q.rows
+        return self.problem.q.count
 
     def _absorb(self, number: int, done: int) -> None:
         """Absorb the keys of a sequence, from row `done` of the stream on."""
-        first, last = map(int, self.problem.k.sequences.edges[number : number + 2])
+        first, last = map(int, self.problem.k.several.edges[number : number + 2])
         if done == first:
             self.driver.workers.run(
                 lambda lane, work: self.sketches.begin_sequence(lane, first, work), self.driver.lanes
@@ -128,7 +128,7 @@ class WholeSequences(Full):
     def go(self) -> int:
         """See Pass."""
         d, p = self.driver, self.problem
-        tensors, ends = [p.q.tensor, p.k.tensor, p.v.tensor], p.k.sequences.whole_end
+        tensors, ends = [p.q.tensor, p.k.tensor, p.v.tensor], p.k.several.whole_end
         rows = d.done + d.pump(tensors, self._take, Phase.ROWS, p.k.rows, d.done, resumable=True, ends=ends)
         self.output.settle()
         return rows
@@ -143,11 +143,12 @@ class WholeSequences(Full):
             self.sketches.begin_sequence(lane, start + first, work)
             steps = [(first + a, first + b) for a, b in lane.steps(0, last - first)]
             for a, b in steps:
-                self.keys.take(lane, *lane.keys(k, v, a, b, start + a, work), start + a, work)
+                keys, values = lane.keys(k, v, a, b, start + a, work)
+                self.keys.take(lane, keys, values, start + a, work)
             self.sketches.heads[lane.index].finish(work)
             for a, b in steps:
                 self.sketches.answer(lane, q, a, b, start + a, answers, work)
 
-        cuts = [(piece.first - start, piece.last - start) for piece in self.problem.k.sequences.pieces(start, stop)]
+        cuts = [(piece.first - start, piece.last - start) for piece in self.problem.k.several.pieces(start, stop)]
         chains = [[(lane, *cut) for cut in cuts] for lane in self.driver.lanes]
         return self.driver.start(block, step_task, chains, lambda: self.output.write_behind(start, answers, q))

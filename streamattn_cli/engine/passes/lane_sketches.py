@@ -45,7 +45,7 @@ class LaneSketches:
         """Make the lane's sketch new if this row of the stream is the first of a sequence."""
         if self.beginnings is None:
             return
-        number, local = self.problem.k.sequences.local(row)
+        number, local = self.problem.k.several.local(row)
         if local == 0:
             self.beginnings.begin(lane, number, row, work)
 
@@ -105,7 +105,7 @@ class StoredRows:
         (k, v), p, lanes = block.arrays, self._driver.problem, self._driver.lanes
         self._driver.wait()
         bad = self._k.bad(k, 0, block.rows) or self._v.bad(v, 0, block.rows)
-        if not bad and p.k.tensor.dtype == p.v.tensor.dtype == p.params.stored:
+        if not bad and p.k.tensor.dtype == p.v.tensor.dtype == p.head.stored:
             for lane, sketch in zip(lanes, self._sketches.heads, strict=True):
                 sketch.keep(lane.k.stored(k), lane.v.stored(v))
             return block.rows

@@ -54,7 +54,7 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
     inputs = spec.input, *spec.more, spec.q, spec.k, spec.v, request.query_model, *sketches
     refuse_inputs((*written, checkpoint), inputs)
     if request.doubt:
-        _check_doubt(request)
+        _check_doubt(request, request.doubt)
     if request.top_k:
         from streamattn_cli.rows.writers.hdf5sparse import check_sparse
 
@@ -65,13 +65,13 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
     refuse_existing(written, request.force or goes_on)
 
 
-def _check_doubt(request: AttendRequest) -> None:
-    if request.doubt == "-" or check_target(request.doubt) == "special":
-        raise UsageError(f"--doubt {request.doubt}: give the name of a file in .npy or .h5")
+def _check_doubt(request: AttendRequest, doubt: str) -> None:
+    if doubt == "-" or check_target(doubt) == "special":
+        raise UsageError(f"--doubt {doubt}: give the name of a file in .npy or .h5")
     if request.top_k or request.sketches:
         raise UsageError("--doubt: rows of --top-k and --sketches are not written one by one; omit it")
-    if len({os.path.realpath(split_target(word)[0]) for word in (request.doubt, request.output)}) == 1:
-        raise UsageError(f"--doubt {request.doubt}: is the file of the output itself; give another name")
+    if len({os.path.realpath(split_target(word)[0]) for word in (doubt, request.output)}) == 1:
+        raise UsageError(f"--doubt {doubt}: is the file of the output itself; give another name")
 
 
 def open_doubt(problem: Problem, saved: Saved | None, tag: str | None) -> Writer | None:
@@ -99,11 +99,11 @@ def check_finite(counts: dict[str, int], request: AttendRequest) -> None:
         )
 
 
-def open_sparse(problem: Problem, tag: str | None):
+def open_sparse(problem: Problem, k: int, tag: str | None) -> Writer:
     """The writer of --top-k; tag: see open_writer."""
     from streamattn_cli.rows.writers.hdf5sparse import TopKWriter
 
     r = problem.request
     check_output(r)
     heaps = problem.sketches is None or problem.sketches.heaps
-    return TopKWriter(r.output, r.top_k, len(problem.q), problem.v.dim, r.deviation, heaps, tag)
+    return TopKWriter(r.output, k, len(problem.q), problem.v.dim, r.deviation, heaps, tag)

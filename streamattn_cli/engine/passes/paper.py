@@ -32,7 +32,7 @@ class Paper(Pass):
 
     def __init__(self, parts: Parts):
         super().__init__(parts)
-        self.sketching = self.problem.sketches
+        self.sketching = self.problem.sketching
         self.heads = [SketchedHead(self.sketching.params) for _ in self.driver.lanes]
         self.moments: list[np.ndarray] = []
 
@@ -192,6 +192,7 @@ class Paper(Pass):
     def _recover(self) -> None:
         """Columns from Phi T; where the queries can be read again, --audit measures the recovery exactly."""
         p, sketching = self.problem, self.sketching
+        k = p.request.top_k or 0
         n = row_count(self.heads[0].state["query_rows"])
         results = []
         for query_head in range(len(p.q)):
@@ -200,13 +201,13 @@ class Paper(Pass):
             reference = mean if p.request.deviation else None
             if reference is not None:
                 z -= np.outer(self.heads[lane].state["sk_one"], mean)
-            results.append(sparse_of(sketching, z, n, p.request.top_k, reference))
+            results.append(sparse_of(sketching, z, n, k, reference))
         self._tell(results)
         joint = not sketching.per_column and p.v.dim > 1
         if not p.request.audit or not p.q.tensor.seekable:
             self.output.writer.recover(results, sketching.decoder, joint, n, measured=False)
             return
-        best = BestRows(p.request.top_k, len(p.q), p.v.dim, p.request.deviation)
+        best = BestRows(k, len(p.q), p.v.dim, p.request.deviation)
         held = [Entries(sparse) for sparse in results]
 
         def compare(start: int, answers: Answers, q: np.ndarray) -> None:
@@ -229,7 +230,7 @@ class Paper(Pass):
             self.driver.watch.listener(
                 Note(
                     f"only {sure} of {found} entries stand above the noise of Phi "
-                    f"({self.sketching.params.phi.counters} counters), the others may be noise: outputs without heavy "
+                    f"({self.sketching.recovering.counters} counters), the others may be noise: outputs without heavy "
                     "rows are served as well by nothing at all, or try --deviation; heavy rows that are "
                     "there need a larger --m2"
                 )

@@ -21,6 +21,7 @@ def model_queries(problem: Problem, count: int) -> list[np.ndarray]:
     spec = InputSpec(q=name, kv_heads=len(p.k), dim=p.k.dim)
     with open_inputs(spec, need_kv=False) as inputs:
         q = inputs.q
+        assert q is not None, "opened with queries"
         if q.dim != p.k.dim or len(q) % len(p.k):
             raise InputMalformed(
                 f"{name}: {len(q)} query heads of dim {q.dim} found, the input has {len(p.k)} key heads of dim {p.k.dim}; "

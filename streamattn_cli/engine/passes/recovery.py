@@ -14,7 +14,7 @@ from streamattn_cli.sketches.paper.countsketch import Recovered, noise_of, resid
 
 def sparse_of(sketching: Sketching, z: np.ndarray, n: int, k: int, reference: np.ndarray | None) -> Sparse:
     """Decode z = Phi T (m2, dv) of n rows; the norms are the sketch's own estimates."""
-    phi = sketching.params.phi
+    phi = sketching.recovering
     found = phi.recover(z, n, k, sketching.per_column)
     zero, rest = phi.tail(z), residual(phi, z, found)
     noise = noise_of(phi, rest)
@@ -26,12 +26,12 @@ def sparse_of(sketching: Sketching, z: np.ndarray, n: int, k: int, reference: np
             columns.append(np.full(len(part.rows), j if part.column is None else part.column, np.int32))
             values.append(part.values[:, j])
             significant.append(stands_out)
-    flat = [np.concatenate(parts) for parts in (rows, columns, values, significant)]
-    return Sparse(*flat, reference, *_norms(flat, zero, rest, noise), zero)
+    flat = tuple(np.concatenate(parts) for parts in (rows, columns, values, significant))
+    return Sparse(flat[0], flat[1], flat[2], flat[3], reference, *_norms(flat, zero, rest, noise), zero)
 
 
 def _norms(
-    flat: list[np.ndarray], zero: np.ndarray, rest: np.ndarray, noise: np.ndarray
+    flat: tuple[np.ndarray, ...], zero: np.ndarray, rest: np.ndarray, noise: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Estimates of what a column keeps without the entries found, and without its best ones. An entry above the noise
     errs by the noise; one below it is taken for noise altogether, so that its whole value is error."""
@@ -48,7 +48,9 @@ def _above_noise(part: Recovered, noise: np.ndarray, n: int) -> np.ndarray:
     column's noise, and sqrt(c) times as much in norm over c columns, which may all be alike."""
     columns = part.values.shape[1]
     level = np.sqrt((noise**2).mean()) if part.column is None else noise[part.column]
-    return np.linalg.norm(part.values, axis=1) > level * np.sqrt(columns) * (1 + np.sqrt(2 * log(max(n, 2))))
+    noisy = level * np.sqrt(columns) * (1 + np.sqrt(2 * log(max(n, 2))))
+    found: np.ndarray = np.linalg.norm(part.values, axis=1) > noisy
+    return found
 
 
 @dataclass

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from streamattn_cli.rows.writers.base import Nowhere
 from streamattn_cli.rows.writers.topk import BestRows
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
-from streamattn_cli.sketches.histories.nystrom import NystromParams, insert_size
+from streamattn_cli.sketches.histories.nystrom import NystromHistory, NystromParams, insert_size
 from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.rope import rotation
 
@@ -45,7 +46,7 @@ def _run_small(plan: Plan) -> None:
     problem = plan.problem
     if not _compiled():
         _on_two_processors(problem)
-    small = {part: _made_up(getattr(problem, part)) for part in ("q", "k", "v")}
+    small: dict[str, Any] = {part: _made_up(getattr(problem, part)) for part in ("q", "k", "v")}
     params = problem.params
     if params:
         method = registry.of(type(params.history)) if params.history else registry.find("window")
@@ -78,11 +79,11 @@ def compile_compression() -> None:
 
 def compile_others(given: HeadParams) -> None:
     """Compile other kernels that are a part of `nystrom`: those of `window`, the model of the queries, and the atoms."""
-    history = replace(given.history, atoms=16, active=4)
+    history = replace(cast(NystromParams, given.history), atoms=16, active=4)
     params = HeadParams(8, 8, 1.0, given.dtype, sinks=1, window=9, group=8, storage=given.storage)
     rows, c, work = np.zeros((1, 40, 8), given.dtype), np.ones((40, 9), given.dtype), allocate(params.work_spec())
     HeadAttention(params).step(rows, rows[0], c, np.empty_like(rows), work)
-    held = HeadAttention(replace(params, history=history)).history
+    held = cast(NystromHistory, HeadAttention(replace(params, history=history)).history)
     held.queries.learn(rows[0, :8], c[:8, 0].copy(), 1.0, np.empty(QueryModel.scratch_size(8, 8), "f4"))
     held.queries.factor(np.empty((8, 8), "f4"), np.empty(8, "f4"))
     k, c, w, alive = rows[0, :8], c[:8], np.ones((8, 9), "f4"), np.zeros(8, bool)

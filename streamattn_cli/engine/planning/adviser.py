@@ -19,7 +19,7 @@ SHORT = 16384  # rows up to which exact attention costs little
 
 def sample_rows(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """q (heads, a, d), k (kv_heads, b, d), float64, and their rows; None without queries."""
-    if inputs.q is None:
+    if inputs.q is None or inputs.k is None:
         return None
     q, q_rows = _some_rows(inputs.q, QUERIES)
     k, k_rows = _some_rows(inputs.k, KEYS)

@@ -14,7 +14,7 @@ from streamattn_cli.engine.planning.parameters import poly_bytes
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.tensor import RowTensor
-from streamattn_cli.sketches.budget import DEFAULT_ROWS, row_bytes
+from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
 
@@ -34,10 +34,10 @@ class Choice:
 
 def spread_of(inputs: Inputs, scale: float, causal: bool) -> dict | None:
     """The spread of the logits in a sample (see inspect.py); None where rows cannot be read."""
-    parts = (inputs.q, inputs.k)
-    if any(h is None or _unreadable(h.tensor) for h in parts):
+    if any(h is None or _unreadable(h.tensor) for h in (inputs.q, inputs.k)):
         return None
-    return logit_spread(*sample_rows(inputs), scale, causal)
+    found = sample_rows(inputs)
+    return logit_spread(*found, scale, causal) if found else None
 
 
 def _unreadable(tensor: RowTensor) -> bool:
@@ -49,7 +49,7 @@ def choose(request: AttendRequest, head: HeadParams, rows: int | None, seekable:
     """The method for key heads like `head` over `rows` rows (None: unknown) and logits of that spread."""
     if seekable and rows is not None and rows <= SHORT and request.resident_rows is None:
         return Choice("exact", f"{rows} rows are few enough to be answered exactly")
-    budget = (request.resident_rows or DEFAULT_ROWS) * row_bytes(head)
+    budget = request.budget * row_bytes(head)
     if spread is None or not spread["row_std"]:
         return Choice("nystrom", "the logits are not known beforehand, and nystrom suits them however far they spread")
     std = spread["row_std_rms"]
@@ -75,8 +75,9 @@ def poly_degree(request: AttendRequest, head: HeadParams, budget: int, std: floa
 
 def decided(request: AttendRequest, inputs: Inputs, head: HeadParams, causal: bool) -> tuple[AttendRequest, str]:
     """A request of `--method auto` with its method, and a note that says why."""
-    seekable = all(h.tensor.seekable for h in (inputs.q, inputs.k, inputs.v))
-    found = choose(request, head, inputs.k.rows, seekable, spread_of(inputs, head.scale, causal))
-    changes = {"method": found.method} | ({"degree": found.degree} if found.degree else {})
+    parts = inputs.parts
+    seekable = all(h.tensor.seekable for h in parts)
+    found = choose(request, head, parts[1].rows, seekable, spread_of(inputs, head.scale, causal))
     settings = f" --degree {found.degree}" if found.degree else ""
-    return replace(request, **changes), f"--method auto takes {found.method}{settings}: {found.reason}"
+    request = replace(request, method=found.method, degree=found.degree or request.degree)
+    return request, f"--method auto takes {found.method}{settings}: {found.reason}"

@@ -30,18 +30,17 @@ def first_rows(problem: Problem, peeked: Peeked) -> Iterator[tuple[Lane, np.ndar
     """
     work = allocate(lane_work_spec(problem))
     q, k, v = peeked
-    values = v is not None
-    n = min(k.shape[1], v.shape[1]) if values else k.shape[1]
+    n = k.shape[1] if v is None else min(k.shape[1], v.shape[1])
     for index in range(len(problem.k)):
         lane = Lane(problem, index)
         keys = np.empty((n, problem.k.dim), problem.precision)
-        c = np.ones((n, (problem.v.dim if values else problem.k.dim) + 1), problem.precision)
+        c = np.ones((n, (problem.k.dim if v is None else problem.v.dim) + 1), problem.precision)
         queries = np.empty((problem.group, q.shape[1], problem.q.dim), problem.precision)
         for a, b in lane.steps(0, n):
-            if values:
-                keys[a:b], c[a:b] = lane.keys(k, v, a, b, a, work)
-            else:
+            if v is None:
                 keys[a:b] = c[a:b, :-1] = lane.alone("k", k, a, b, a, work)
+            else:
+                keys[a:b], c[a:b] = lane.keys(k, v, a, b, a, work)
         for a, b in lane.steps(0, q.shape[1]):
             queries[:, a:b] = lane.queries(q, a, b, a, work)
         yield lane, keys, c, queries.reshape(-1, problem.q.dim)

@@ -6,6 +6,7 @@ A phase gives back what it took before the next begins, so the bound is what sta
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 from streamattn_cli.engine.audit.audit import Auditor
 from streamattn_cli.engine.audit.repair import BATCH_BYTES
@@ -130,11 +131,12 @@ def _compression(problem: Problem, threads: int) -> int:
     if not p or not p.history:
         return 0
     history, kind = p.history, history_of(p.history)
-    room = getattr(history, "rows", None)
-    if None not in (room, problem.longest) and problem.rows_before + problem.longest <= room:  # it never gets full
+    room: int | None = getattr(history, "rows", None)
+    rows = None if problem.longest is None else problem.rows_before + problem.longest
+    if room is not None and rows is not None and rows <= room:  # it never gets full
         if not kind.learns:
             return 0
-        history = replace(history, rows=problem.rows_before + problem.longest)
+        history = replace(cast(Any, history), rows=rows)
     queries = p.group * p.stack if problem.causal else 0
     one = kind.transient_bytes(history, p.dim, p.value_dim, p.group, queries)
     return min(threads, len(problem.k)) * one
@@ -142,7 +144,7 @@ def _compression(problem: Problem, threads: int) -> int:
 
 def merging_bytes(problem: Problem) -> int:
     """What is held while the sketch of one head is merged into another."""
-    p = problem.params
+    p = problem.head
     merging = history_of(p.history).merging_bytes(p.history, p.dim, p.value_dim) if p.history else 0
     return _compression(problem, 1) + merging
 

@@ -19,7 +19,8 @@ def head_params(
     for name in ("sinks", "window", "resident_rows", "atoms", "buffer"):
         if (getattr(request, name) or 0) < 0:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(request, name)}: must be 0 or more")
-    return registry.find(method).settings(head, MethodOptions.of(request), causal, stream)
+    found: HeadParams | None = registry.find(method).settings(head, MethodOptions.of(request), causal, stream)
+    return found
 
 
 def unused(request: AttendRequest, method: str) -> list[str]:
@@ -37,4 +38,4 @@ def unused(request: AttendRequest, method: str) -> list[str]:
 def poly_bytes(request: AttendRequest, head: HeadParams, degree: int) -> int:
     """Bytes of the state of poly of this degree for one key head."""
     params = head_params(replace(request, degree=degree), "poly", head, False, None)
-    return spec_bytes(params.state_spec())
+    return spec_bytes(params.state_spec()) if params else 0

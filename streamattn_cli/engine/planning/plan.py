@@ -30,7 +30,7 @@ class Plan:
         p = self.problem
         if not p.sequences or p.causal or p.method == "exact" or not p.k.tensor.seekable:
             return False
-        return p.q.sequences == p.k.sequences and p.longest <= min(self.block_rows, self.query_block_rows)
+        return p.q.sequences == p.k.sequences and p.k.several.longest <= min(self.block_rows, self.query_block_rows)
 
     @property
     def projected(self) -> int:

@@ -18,7 +18,6 @@ from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads, group_size
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
@@ -33,7 +32,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
     """
     if request.seed < 0:
         raise UsageError(f"--seed {request.seed}: must be 0 or more")
-    q, k, v = inputs.q, inputs.k, inputs.v
+    q, k, v = inputs.parts
     group_size(q, k)
     request, shares = in_rows(request, inputs)
     notes = [*inputs.notes, *shares]
@@ -61,12 +60,12 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
 
         request, why = decided(request, inputs, head, causal)
         notes.append(why)
-        method = request.method
+        method = str(request.method)
     request = replace(request, rope=_rope(request, inputs, method, causal, notes))
     longest = k.sequences.longest if k.sequences else k.rows
     params = head_params(request, method, head, causal, longest)
-    whole = not growing and longest is not None and _all_fit(request, longest)
-    if params and "resident_rows" in registry.find(method).options and whole:
+    budgeted = params is not None and "resident_rows" in registry.find(method).options
+    if budgeted and not growing and longest is not None and _all_fit(request, longest):
         params = replace(head, sinks=0, window=longest, group=8)
         of_each = " of every sequence" if k.sequences else ""
         notes.append(f"all {longest} rows{of_each} fit into --resident-rows: the answers are exact")
@@ -75,11 +74,11 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
 
 def _check_sequences(request: AttendRequest, method: str, causal: bool, q: Heads, k: Heads) -> list[str]:
     """Refuse what several sequences cannot be asked; a note that says how many there are."""
-    name, count = k.tensor.name, len(k.sequences)
+    name, count = k.tensor.name, len(k.several)
     for option, given in (("--top-k", request.top_k), ("--sketches", request.sketches)):
         if given:
             raise CannotMeet(f"{name}: {option} is for one sequence, here are {count}; choose its rows with --rows")
-    if len(q.sequences) != count or (causal and q.sequences != k.sequences):
+    if len(q.several) != count or (causal and q.sequences != k.sequences):
         raise InputMalformed(
             f"{q.tensor.name}: its sequences are not as long as those of {name}; causal attention needs that"
         )
@@ -90,7 +89,7 @@ def _check_sequences(request: AttendRequest, method: str, causal: bool, q: Heads
             f"{name}: {method} looks at the first rows of every sequence before it begins, and a pipe passes once; use a "
             "file, or --method nystrom or window with --causal"
         )
-    lengths = np.diff(k.sequences.edges)
+    lengths = np.diff(k.several.edges)
     rows = f"{lengths.min()} rows" if lengths.min() == lengths.max() else f"{lengths.min()} to {lengths.max()} rows"
     return [f"{name}: {count} sequences of {rows} each; attention stays within them"]
 
@@ -100,11 +99,10 @@ def in_rows(request: AttendRequest, inputs: Inputs) -> tuple[AttendRequest, list
     word = request.resident_rows
     if not isinstance(word, str):
         return request, []
-    keys = inputs.k.sequences.longest if inputs.k.sequences else inputs.k.rows
+    _, k, _ = inputs.parts
+    keys = k.sequences.longest if k.sequences else k.rows
     if keys is None:
-        raise UsageError(
-            f"--resident-rows {word}: {inputs.k.tensor.name} does not say how many keys will come; give a number"
-        )
+        raise UsageError(f"--resident-rows {word}: {k.tensor.name} does not say how many keys will come; give a number")
     rows = max(1, round(float(word.removesuffix("%")) / 100 * keys))
     return replace(request, resident_rows=rows), [f"--resident-rows {word} of {keys} keys: {rows}"]
 
@@ -112,14 +110,15 @@ def in_rows(request: AttendRequest, inputs: Inputs) -> tuple[AttendRequest, list
 def _all_fit(request: AttendRequest, rows: int) -> bool:
     """Whether the budget holds every row, and no part of it was chosen by hand."""
     by_hand = (request.window, request.atoms, request.buffer)
-    return by_hand == (None, None, None) and rows <= (request.resident_rows or DEFAULT_ROWS)
+    return by_hand == (None, None, None) and rows <= request.budget
 
 
 def _causal(request: AttendRequest, inputs: Inputs, notes: list[str]) -> bool:
     if request.causal is not None:
         return request.causal
     said = inputs.attrs.get("causal")
-    interleaved = not inputs.q.tensor.seekable and inputs.q.tensor is inputs.k.tensor
+    q, k, _ = inputs.parts
+    interleaved = not q.tensor.seekable and q.tensor is k.tensor
     causal = bool(said) if said is not None else interleaved
     why = "the file says so" if said is not None else "q, k and v come row by row" if causal else "the default"
     text = f"attention is {'causal' if causal else 'full'} ({why}; --causal or --full decides)"
@@ -173,8 +172,8 @@ def _rope_of_file(inputs: Inputs, notes: list[str]) -> str | None:
         word = rope_word(float(theta), str(pairs))
     except (TypeError, ValueError):
         raise InputMalformed(
-            f"{inputs.k.tensor.name}: attributes rope_theta {theta!r} and rope_pairs {pairs!r} are no rotation; expected a "
-            f"number above 1 and {' or '.join(PAIRS)}; correct them, or say --rope"
+            f"{inputs.parts[1].tensor.name}: attributes rope_theta {theta!r} and rope_pairs {pairs!r} are no rotation; expected "
+            f"a number above 1 and {' or '.join(PAIRS)}; correct them, or say --rope"
         ) from None
     notes.append(f"rope {float(theta):g}:{pairs} is taken from the file")
     return word

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from streamattn_cli.engine.audit.audit import size_share
 from streamattn_cli.engine.audit.repair import repair_count
@@ -22,7 +23,6 @@ from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import InputMalformed, MemoryBudget, UsageError
 from streamattn_cli.rows.tensors.readahead import distinct
 from streamattn_cli.rows.tensors.tensor import row_bytes
-from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.registry import history_of
 from streamattn_cli.units import format_bytes
 
@@ -88,7 +88,7 @@ def _refusal(plan: Plan) -> str:
     problem, request = plan.problem, plan.problem.request
     found = (
         f"{problem.k.tensor.name}: this run needs {format_bytes(plan.projected)} above the program itself, and "
-        f"{format_bytes(plan.allowed)} are {'allowed by --memory' if request.memory else 'free on this machine'}. "
+        f"{format_bytes(plan.allowed or 0)} are {'allowed by --memory' if request.memory else 'free on this machine'}. "
     )
     largest = None
     if request.block_rows:
@@ -97,9 +97,9 @@ def _refusal(plan: Plan) -> str:
     elif problem.method == "poly":
         largest = _largest(plan, "degree", 1, request.degree - 1, "--degree {}")
     elif problem.method == "window" and request.window is not None:
-        largest = _largest(plan, "window", 1, problem.params.window - 1, "--window {}")
+        largest = _largest(plan, "window", 1, problem.head.window - 1, "--window {}")
     elif problem.params:
-        largest = _largest(plan, "resident_rows", 64, (request.resident_rows or DEFAULT_ROWS) - 1, "--resident-rows {}")
+        largest = _largest(plan, "resident_rows", 64, request.budget - 1, "--resident-rows {}")
     if largest:
         return found + f"The largest setting that fits is {largest}."
     enough = -(-plan.projected // 2**20)  # rounded up: the setting that is named must work
@@ -111,9 +111,9 @@ def _largest(plan: Plan, name: str, low: int, high: int, words: str) -> str | No
 
     def fits(value: int) -> bool:
         problem = plan.problem
-        request = replace(problem.request, **{name: value})
+        request = replace(problem.request, **dict[str, Any]({name: value}))
         try:
-            plain = replace(problem.params, window=0, history=None, group=256)
+            plain = replace(problem.head, window=0, history=None, group=256)
             params = head_params(request, problem.method, plain, problem.causal, problem.longest)
         except UsageError:
             return False
@@ -161,7 +161,7 @@ def _passes(plan: Plan) -> tuple[str, ...]:
     if problem.sketches:
         return problem.sketches.passes(bool(plan.audit_rows))
     if problem.method == "exact":
-        times = -(-problem.q.rows // plan.query_rows)
+        times = -(-problem.q.count // plan.query_rows)
         return (
             f"{times} times: hold up to {plan.query_rows} queries, read all keys and values they see, write answers",
         )

@@ -22,7 +22,7 @@ def sketch_parts(problem: Problem, reading: int) -> dict[str, int]:
     The first rows are looked at before any page of the sketches is in use, and columns are decoded when the read
     buffers are gone: only what exceeds these counts.
     """
-    p = problem.sketches.params
+    p = problem.sketching.params
     sketch = len(problem.k) * spec_bytes(p.state_spec())
     first = PolyHistory.calibration_bytes(FIRST, p.dim, max(p.dim, p.value_dim), problem.group)
     decoding = 5 * p.phi.counters * p.value_dim * 8 if p.phi else 0
@@ -44,7 +44,7 @@ def top_k_parts(problem: Problem) -> dict[str, int]:
 
 def sketch_account(problem: Problem) -> dict:
     """The planner's figures, JSON-able: sizes in bytes over all heads, and break-even numbers of rows."""
-    p = problem.sketches.params
+    p = problem.sketching.params
     sizes = {
         name: len(problem.k) * prod(shape) * np.dtype(dtype).itemsize
         for name, (shape, dtype) in p.state_spec().items()
@@ -82,7 +82,7 @@ def sketch_notes(problem: Problem) -> list[str]:
             f"these sketches need MORE memory than the data they replace: {rows} rows of keys and values are "
             f"{format_bytes(a['total_bytes'] * rows / even['keys_and_values'])}"
         )
-    if problem.sketches.params.m1:
+    if problem.sketching.params.m1:
         times = sum(a["bytes"][name] for name in ("sk_k", "sk_v", "prod")) / a["exact_accumulator_bytes"]
         notes.append(
             f"exact accumulators would take {format_bytes(a['exact_accumulator_bytes'])}, Psi takes {times:.3g} "

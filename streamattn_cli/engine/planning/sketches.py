@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil, log2
+from typing import cast
 
 import numpy as np
 
@@ -53,14 +54,15 @@ def with_sketches(problem: Problem) -> Problem:
     _check_request(problem, kind)
     degree, spread = request.degree, None
     if request.eps is not None:
-        degree, spread = _degree(problem, order)
-    poly = replace(problem.params.history, degree=degree)
-    problem = replace(problem, request=replace(request, degree=degree), params=replace(problem.params, history=poly))
+        degree, spread = _degree(problem, order, request.eps)
+    poly = replace(cast("PolyParams", problem.head.history), degree=degree)
+    problem = replace(problem, request=replace(request, degree=degree), params=replace(problem.head, history=poly))
     if kind == "exact":
         return problem
     heaps = order != "kqv" and kind in ("psi", "phi")
     phi = None if heaps else _phi(problem, poly, kind)
-    m1 = 0 if kind == "phi" else request.m1 or (USUAL_M1 if spread is None else ceil(spread / request.eps**2))
+    usual = USUAL_M1 if spread is None or request.eps is None else ceil(spread / request.eps**2)
+    m1 = 0 if kind == "phi" else request.m1 or usual
     params = SketchParams(
         problem.k.dim, problem.v.dim, problem.scale, poly, m1, phi, problem.group, request.seed, centred=kind == "psi"
     )
@@ -139,25 +141,24 @@ def _check_request(problem: Problem, kind: str) -> None:
 
 
 def _phi(problem: Problem, poly: PolyParams, kind: str) -> ScanSketch | PeelSketch:
-    r = problem.request
+    r, k = problem.request, problem.request.top_k or 0
     rows = problem.q.rows
     bits = UNKNOWN_BITS if rows is None else max(1, ceil(log2(max(rows, 2))))
     joint = not r.per_column and problem.v.dim > 1
-    least = least_counters(r.decoder, joint, r.top_k, bits)
-    m2 = r.m2 or usual_counters(r.decoder, joint, r.top_k, rows or UNKNOWN_ROWS, bits, r.eps)
+    least = least_counters(r.decoder, joint, k, bits)
+    m2 = r.m2 or usual_counters(r.decoder, joint, k, rows or UNKNOWN_ROWS, bits, r.eps)
     if m2 < least:
         raise CannotMeet(
-            f"--m2 {m2} counters are too few to decode {r.top_k} entries from (--decoder {r.decoder}); give at "
-            f"least {least}"
+            f"--m2 {m2} counters are too few to decode {k} entries from (--decoder {r.decoder}); give at least {least}"
         )
     if r.decoder == "peel":
-        return peel_sketch(m2, r.top_k, bits, r.seed)
+        return peel_sketch(m2, k, bits, r.seed)
     return scan_sketch(m2, joint, r.seed)
 
 
-def _degree(problem: Problem, order: str) -> tuple[int, float]:
+def _degree(problem: Problem, order: str, eps: float) -> tuple[int, float]:
     """The least degree whose error on the first rows stays below --eps; and n / n_eff there."""
-    eps, request = problem.request.eps, problem.request
+    request = problem.request
     values = "v" in order.split("q")[0] or problem.v.tensor.seekable
     least, spread = 1, 1.0
     for _, k, c, q in first_rows(problem, peek_first(problem, values)):
@@ -171,7 +172,9 @@ def _degree(problem: Problem, order: str) -> tuple[int, float]:
             params = PolyParams(degree, request.polynomial, request.beta, float("inf"))
             state = {"mu": np.zeros(problem.k.dim), "radius": np.zeros(2)}
             history = PolyHistory(params, problem.k.dim, c.shape[1] - 1, problem.scale, "f8", state)
-            if history.calibrate(k, c, q) <= eps / 2:  # the first rows are a sample: others may be twice as hard
+            if (
+                history.calibrate(k, c, q) or 0.0
+            ) <= eps / 2:  # the first rows are a sample: others may be twice as hard
                 least = degree
                 break
         logits = problem.scale * q[:: max(1, len(q) // 64)].astype(np.float64) @ k.astype(np.float64).T

@@ -45,7 +45,7 @@ def expected_seconds(plan: Plan, factor: float) -> float | None:
     if p.k.rows is None or p.q.rows is None:
         return None
     lanes = -(-len(p.k) // min(plan.threads, len(p.k)))
-    read = sum(h.rows * len(h) * h.dim for h in (p.q, p.k, p.v)) * 4 / READ
+    read = sum(h.count * len(h) * h.dim for h in (p.q, p.k, p.v)) * 4 / READ
     return OPENING + read + lanes * _lane_micros(plan) * factor * 1e-6
 
 
@@ -54,7 +54,7 @@ def _lane_micros(plan: Plan) -> float:
     p = plan.problem
     lanes = min(plan.threads, len(p.k))
     several = len(p.sequences) if p.sequences else 1
-    load = Load(p.params, p.k.rows / several, p.q.rows / several, p.group, p.k.dim, p.v.dim, p.causal, lanes)
+    load = Load(p.params, p.k.count / several, p.q.count / several, p.group, p.k.dim, p.v.dim, p.causal, lanes)
     # all rows may fit, which leaves no history
     method = "window" if p.params and not p.params.history else p.method
     return several * registry.find(method).micros(load)

@@ -49,6 +49,18 @@ class Problem:
     rows_before: int = 0  # of the sketch that this one is appended to
 
     @property
+    def head(self) -> HeadParams:
+        """The parameters of one head, of a method that keeps a sketch."""
+        assert self.params is not None, "exact attention has no parameters"
+        return self.params
+
+    @property
+    def sketching(self) -> Sketching:
+        """The sketches of --sketches, where there are any."""
+        assert self.sketches is not None, "a run without --sketches"
+        return self.sketches
+
+    @property
     def group(self) -> int:
         """Query heads per key head."""
         return len(self.q) // len(self.k)

@@ -232,3 +232,11 @@ class AttendRequest(
 
     def __post_init__(self) -> None:
         check_choices(self)
+
+    @property
+    def budget(self) -> int:
+        """Resident rows of a key head, when `in_rows` (engine/planning/resolve.py) has turned a share of the keys into rows."""
+        from streamattn_cli.sketches.budget import DEFAULT_ROWS  # which imports NumPy
+
+        assert not isinstance(self.resident_rows, str), "a share of unknown keys"
+        return self.resident_rows or DEFAULT_ROWS

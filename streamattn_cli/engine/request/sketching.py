@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from streamattn_cli.rows.tensors.tensor import RowTensor
+from streamattn_cli.sketches.paper.countsketch import PeelSketch, ScanSketch
 from streamattn_cli.sketches.paper.sketched import SketchParams
 
 
@@ -19,6 +20,12 @@ class Sketching:
     decoder: str
     per_column: bool
     heaps: bool
+
+    @property
+    def recovering(self) -> ScanSketch | PeelSketch:
+        """Phi, where there is one."""
+        assert self.params.phi is not None, "heaps need no Phi"
+        return self.params.phi
 
     def tolerant(self) -> Sketching:
         """The same without the right to refuse."""

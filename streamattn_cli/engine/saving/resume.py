@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Saved:
     """A checkpoint that was read: after row `done` of a phase, with the unfinished output if there is one."""
 
     name: str
-    state: dict[str, np.ndarray]
+    state: dict[str, np.ndarray | list[np.ndarray]]
     phase: Phase
     done: int
     part: tuple[str, int] | None  # file name beside the output, and how many of its rows count
@@ -67,7 +68,7 @@ def facts_of(problem: Problem, audit_rows: int) -> dict:
 
 def _borders(problem: Problem) -> list[str]:
     """Digests of where the sequences of queries and keys begin."""
-    edges = [h.sequences.edges.tobytes() for h in (problem.q, problem.k)]
+    edges = [h.several.edges.tobytes() for h in (problem.q, problem.k)]
     return [hashlib.sha256(each).hexdigest()[:32] for each in edges]
 
 
@@ -98,7 +99,7 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
     output = json.loads(meta["output"]) if "output" in meta else {}
     part, doubt = ((output[key], output["rows"]) if key in output else None for key in ("part", "doubt"))
     phase, done = _phase(name, meta), int(meta["rows"])
-    if doubt and not _beside(request.doubt, doubt[0]):
+    if doubt and request.doubt and not _beside(request.doubt, doubt[0]):
         if not os.path.exists(request.doubt) or done != sources_rows(sources):
             raise CheckpointIncompatible(
                 f"{name}: the unfinished file {doubt[0]} beside {request.doubt} is gone; put it back, or start again "
@@ -108,12 +109,12 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
     if part and not _beside(request.output, part[0]):
         if os.path.exists(request.output) and done == sources_rows(sources):
             recover(request.output + ".json", part[0].split(".")[-2])
-            return Saved(name, state, Phase.DONE, done, None, None, meta)  # it ended between its last two steps
+            return Saved(name, dict(state), Phase.DONE, done, None, None, meta)  # it ended between its last two steps
         raise CheckpointIncompatible(
             f"{name}: the unfinished output {part[0]} beside {request.output} is gone; put it back, or start again "
             "without --resume"
         )
-    return Saved(name, state, phase, done, part, doubt, meta)
+    return Saved(name, dict(state), phase, done, part, doubt, meta)
 
 
 def _phase(name: str, meta: Mapping[str, str]) -> Phase:
@@ -164,7 +165,8 @@ def continued(problem: Problem, saved: Saved) -> Problem:
             wrapped[id(tensor)] = ContinuedTensor(RangeTensor(tensor, skip, None) if skip else tensor, saved.done)
         return replace(heads, tensor=wrapped[id(tensor)])
 
-    return replace(problem, **{part: wrap(getattr(problem, part)) for part in parts.get(saved.phase, "")})
+    wrapping: dict[str, Any] = {part: wrap(getattr(problem, part)) for part in parts.get(saved.phase, "")}
+    return replace(problem, **wrapping)
 
 
 def check_saveable(output: Writer | None) -> None:

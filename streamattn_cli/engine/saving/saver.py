@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Protocol
@@ -115,7 +115,7 @@ class Saver:
         return place
 
 
-def describe(facts: Mapping, phase: str, done: int, sources: Mapping[str, dict], output: Mapping | None) -> dict:
+def describe(facts: Mapping, phase: str, done: int, sources: Mapping[str, object], output: Mapping | None) -> dict:
     """The metadata of a checkpoint: strings only. `facts` are what must agree for it to be gone on with."""
     meta = {
         "method": str(facts["method"]),
@@ -164,7 +164,7 @@ def check_sources(name: str, meta: Mapping[str, str], sources: Mapping[str, dict
             )
 
 
-def _unequal(path: str, a: object, b: object):
+def _unequal(path: str, a: object, b: object) -> Iterator[tuple[str, object, object]]:
     """Leaves in which two JSON values differ, as (path, a, b)."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in sorted(a.keys() | b.keys()):
@@ -187,7 +187,7 @@ def unstack_heads(state: State, states: list[dict[str, np.ndarray]], prefix: str
             saved = state.get(f"{prefix}.{key}")
             found = "nothing" if saved is None else _form(saved)
             expected = f"{array.dtype} {(len(states), *array.shape)}"
-            if found != expected:
+            if saved is None or found != expected:
                 raise CheckpointIncompatible(f"{name}: {found} found for {prefix}.{key}, expected {expected}")
             array[...] = saved[at]
 

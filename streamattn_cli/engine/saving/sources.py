@@ -55,7 +55,8 @@ def check_same(name: str, before: Sequence[Mapping], now: Sequence[Mapping], adv
 def absorbed(meta: Mapping[str, str]) -> list[dict]:
     """The sources that a checkpoint's metadata tells of."""
     found = json.loads(meta["source"])
-    return found.get("absorbed", [found])
+    sources: list[dict] = found.get("absorbed", [found])
+    return sources
 
 
 def check_disjoint(sketches: Sequence[tuple[str, Sequence[Mapping]]]) -> None:

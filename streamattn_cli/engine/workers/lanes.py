@@ -75,11 +75,12 @@ class Part:
                 f"{self.first + head}; "
                 "correct the input, or omit such rows with --nan-policy drop"
             )
-        return bad
+        return int(bad)
 
     def bad(self, source: np.ndarray, a: int, b: int) -> bool:
         """Whether rows [a, b) of a block array hold anything that `widen` would look at twice."""
-        return kernel.any_bad(source, self._kind, *self._runs, a, b - a)
+        found: bool = kernel.any_bad(source, self._kind, *self._runs, a, b - a)
+        return found
 
     def stored(self, source: np.ndarray) -> np.ndarray:
         """The rows of a block array (O, n, I) of the first of these heads, as they are stored: (n, dim)."""
@@ -103,7 +104,7 @@ class Part:
     @cached_property
     def _runs(self) -> np.ndarray:
         """Segment, first item and width of the items of these heads (3, runs); heads side by side are one run."""
-        h, runs = self.heads, []
+        h, runs = self.heads, list[list[int]]()
         for head in range(self.first, self.first + self.count):
             if runs and runs[-1][0] == h.outer[head] and sum(runs[-1][1:]) == h.column[head]:
                 runs[-1][2] += h.dim
@@ -158,7 +159,8 @@ class Lane:
         """Rows [a, b) of the block of k or v, where the two come apart, as (n, dim)."""
         name, dim = ("lane.k", self.k.heads.dim) if part == "k" else ("lane.c", self.value_dim)
         getattr(self, part).widen(block, a, b, row, work[name], work["lane.mask"][:1])
-        return work[name][0, : b - a, :dim]
+        rows: np.ndarray = work[name][0, : b - a, :dim]
+        return rows
 
     def queries(self, q: np.ndarray, a: int, b: int, row: int, work: dict) -> np.ndarray:
         """Rows [a, b) of the block q as (heads, n, d); those of dropped queries are 0."""
@@ -190,7 +192,7 @@ class Lane:
 
     def lost(self, n: int, work: dict) -> np.ndarray:
         """Which of the n queries that `queries` gave last are dropped, (heads, n) bool; counts their rows."""
-        lost = work["lane.mask"][2:, :n] == 0
+        lost: np.ndarray = work["lane.mask"][2:, :n] == 0
         work["lane.dropped"][1] += lost.any(axis=0).sum()
         return lost
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from threading import Event, Lock
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,10 +21,13 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+Item = TypeVar("Item")
+
+
 class Batch:
     """Chains of items that are worked on, one for each lane."""
 
-    def __init__(self, task: Callable[[object, dict], None], chains: list[Iterator]):
+    def __init__(self, task: Callable[[Any, dict], None], chains: list[Iterator]):
         self.task, self.chains, self.left = task, chains, len(chains)
         self.errors: dict[int, BaseException] = {}
         self.done = Event()
@@ -68,7 +72,7 @@ class Workers:
         ] = {}  # the batches that have a chain of this number, the first one in work,
         self._ready: deque[int] = deque()  # and the numbers of those that wait for a thread
 
-    def run(self, task: Callable[[object, dict], None], items: Iterable) -> None:
+    def run(self, task: Callable[[Item, dict], None], items: Iterable[Item]) -> None:
         """Call task(item, work) for every item; the first error in item order is raised when all have ended."""
         items = list(items)
         if len(items) == 1:
@@ -76,7 +80,7 @@ class Workers:
         else:
             self.start(task, ([item] for item in items)).wait()
 
-    def start(self, task: Callable[[object, dict], None], chains: Iterable[Iterable]) -> Batch:
+    def start(self, task: Callable[[Item, dict], None], chains: Iterable[Iterable[Item]]) -> Batch:
         """Begin task(item, work) for every item of every chain, and return at once (with one thread: when it is done).
 
         The items of one chain go in order, after those of the chain of the same number in earlier batches; chains take
@@ -103,7 +107,8 @@ class Workers:
 
     def total(self, name: str) -> np.ndarray:
         """The sum of a scratch array over all workers: for counters."""
-        return sum(work[name] for work in self.works)
+        total: np.ndarray = np.sum([work[name] for work in self.works], axis=0)
+        return total
 
     def close(self) -> None:
         """Let the threads go."""

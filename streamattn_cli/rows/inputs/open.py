@@ -43,6 +43,12 @@ class Inputs:
     notes: tuple[str, ...] = ()  # what was inferred, one line each
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
 
+    @property
+    def parts(self) -> tuple[Heads, Heads, Heads]:
+        """q, k and v, where all of them were asked for."""
+        assert self.q and self.k and self.v, "opened without one of q, k and v"
+        return self.q, self.k, self.v
+
     def close(self) -> None:
         """Close all files."""
         self._stack.close()

@@ -34,6 +34,18 @@ class Heads:
         """Rows of the tensor, None while unknown."""
         return self.tensor.rows
 
+    @property
+    def count(self) -> int:
+        """Rows of a tensor that says how many it has."""
+        assert self.tensor.rows is not None, f"{self.tensor.name} does not say how many rows it has"
+        return self.tensor.rows
+
+    @property
+    def several(self) -> Sequences:
+        """The sequences, where there are several."""
+        assert self.sequences is not None, f"{self.tensor.name} is one sequence"
+        return self.sequences
+
     def name_of(self, row: int) -> str:
         """The tensor, and the sequence in which a row of the stream is if there are several, for messages."""
         return f"{self.tensor.name}, sequence {self.sequences.number(row)}" if self.sequences else self.tensor.name
