@@ -50,9 +50,13 @@ def test_the_spread_of_logits_is_measured(tmp_path, std):
 
 
 def test_advice_follows_the_spread(tmp_path):
-    assert "poly --degree 2" in look(input=made(tmp_path / "flat.h5", 2000, 8, 0.3))["advice"]
-    assert "poly --degree 4" in look(input=made(tmp_path / "mild.h5", 2000, 8, 0.7))["advice"]
-    assert "exact" in look(input=made(tmp_path / "wide.h5", 2000, 8, 5.0))["advice"]
+    cases = {"flat": (20000, 0.3, "poly --degree 4"), "wide": (20000, 5.0, "nystrom"), "short": (2000, 0.3, "exact")}
+    for name, (rows, std, expected) in cases.items():
+        path = made(tmp_path / f"{name}.h5", rows, 8, std)
+        advice = look(input=path)["advice"]
+        assert advice.startswith(f"--method {expected}: "), advice
+        notes = run("attend", path, "--full", "--method", "auto", "--dry-run", "--json").document["notes"]
+        assert f"--method auto takes {advice.removeprefix('--method ')}" in notes
 
 
 def test_the_scale_given_wins_over_the_default(tmp_path):

@@ -8,8 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from streamattn_cli.engine.passes.pump import Teller, Watch, pump
-from streamattn_cli.engine.planning.adviser import SHORT, logit_spread, predicted_poly_error, sample_rows
+from streamattn_cli.engine.planning.adviser import logit_spread, predicted_poly_error, sample_rows
+from streamattn_cli.engine.planning.choose import choose
+from streamattn_cli.engine.planning.resolve import head_of
 from streamattn_cli.engine.request.scale import scale_value
+from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
@@ -26,8 +29,6 @@ from streamattn_cli.sketches.histories.monomials import feature_count
 BLOCK_BYTES = 4 << 20
 PIECE = 1 << 18  # items of a block that are looked at together
 DEGREES = (2, 4, 6, 8)
-GOOD_ERROR = 0.05  # predicted error up to which poly is recommended
-GOOD_BYTES = 64 << 20  # and the most that its state may take
 
 
 def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: Interrupts) -> dict:
@@ -54,7 +55,7 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
         if sample is not None:
             factor = scale_value(str(scale or inputs.attrs.get("scale", "sqrt")), inputs.k.dim)
             report["logits"] = logit_spread(*sample, factor, bool(inputs.attrs.get("causal", False)))
-            report |= _methods(report["logits"], inputs, max(rows for rows, _ in scans.values()))
+            report |= _methods(spec, report["logits"], inputs, max(rows for rows, _ in scans.values()))
     for text in report["notes"]:
         listener(Note(text))
     return report
@@ -136,21 +137,17 @@ def _describe(name: str, heads: Heads, rows: int, lost: int) -> dict:
     }
 
 
-def _methods(logits: dict, inputs: Inputs, rows: int) -> dict:
-    """What each method would do here, and which one to take."""
-    std = logits["row_std_p95"]
+def _methods(spec: InputSpec, logits: dict, inputs: Inputs, rows: int) -> dict:
+    """What `poly` would do here at several degrees, and the method that --method auto takes."""
+    q, k, v = inputs.parts
     table = []
-    data = rows * len(inputs.k) * (inputs.k.dim + inputs.v.dim) * DTYPES[inputs.k.tensor.dtype].itemsize
+    data = rows * len(k) * (k.dim + v.dim) * DTYPES[k.tensor.dtype].itemsize
     for degree in DEGREES:
-        size = len(inputs.k) * feature_count(inputs.k.dim, degree) * (inputs.v.dim + 1) * 8
+        size = len(k) * feature_count(k.dim, degree) * (v.dim + 1) * 8
         if size <= data:  # a larger one would be no sketch
-            error = predicted_poly_error(degree, std)
+            error = predicted_poly_error(degree, logits["row_std_rms"])
             table.append({"method": "poly", "degree": degree, "state_bytes": size, "predicted_error": error})
-    fitting = [m for m in table if m["predicted_error"] <= GOOD_ERROR and m["state_bytes"] <= GOOD_BYTES]
-    if fitting:
-        advice = f"--method poly --degree {fitting[0]['degree']}: the logits are close enough together for a polynomial"
-    elif rows <= SHORT:
-        advice = f"--method exact: {rows} rows are few enough, and the logits spread too far for poly"
-    else:
-        advice = "--method nystrom: the logits spread too far for poly; measure the error with --audit 64"
-    return {"methods": table, "advice": advice}
+    request, seekable = AttendRequest(inputs=spec, method="auto"), all(h.tensor.seekable for h in (q, k, v))
+    found = choose(request, head_of(q, k, v, logits["scale"]), rows, seekable, logits)
+    degree = f" --degree {found.degree}" if found.degree else ""
+    return {"methods": table, "advice": f"--method {found.method}{degree}: {found.reason}"}

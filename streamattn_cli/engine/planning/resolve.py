@@ -53,8 +53,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
             f"{q.tensor.name} has {q.rows} rows and {k.tensor.name} {k.rows}; causal attention needs one query per key "
             "(use --full, or --rows and --q-rows to choose equal ranges)"
         )
-    precision = "f8" if "f8" in (h.tensor.dtype for h in (q, k, v)) else "f4"
-    head = HeadParams(k.dim, v.dim, scale, precision, storage=k.kept if k.kept == v.kept else precision)
+    head = head_of(q, k, v, scale)
     if method == "auto":
         from streamattn_cli.engine.planning.choose import decided  # which builds on this module
 
@@ -69,7 +68,13 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         params = replace(head, sinks=0, window=longest, group=8)
         of_each = " of every sequence" if k.sequences else ""
         notes.append(f"all {longest} rows{of_each} fit into --resident-rows: the answers are exact")
-    return Problem(request, q, k, v, causal, scale, method, precision, params, tuple(notes))
+    return Problem(request, q, k, v, causal, scale, method, head.dtype, params, tuple(notes))
+
+
+def head_of(q: Heads, k: Heads, v: Heads, scale: float) -> HeadParams:
+    """What the input decides of a sketch of one key head."""
+    precision = "f8" if "f8" in (h.tensor.dtype for h in (q, k, v)) else "f4"
+    return HeadParams(k.dim, v.dim, scale, precision, storage=k.kept if k.kept == v.kept else precision)
 
 
 def _check_sequences(request: AttendRequest, method: str, causal: bool, q: Heads, k: Heads) -> list[str]:
