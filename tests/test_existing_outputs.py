@@ -62,6 +62,19 @@ def test_a_file_that_is_there_is_replaced_only_with_force(made, tmp_path, name):
         assert (fresh / there).read_bytes() == (tmp_path / there).read_bytes()
 
 
+@pytest.mark.parametrize("words", [WINDOW, ("generate", "--rows", "10", "--dim", "4")], ids=["attend", "generate"])
+def test_a_side_file_whose_output_was_removed_is_replaced(tmp_path, words):
+    output = ("-o", "x.npy") if words is WINDOW else ("x.npy",)
+    run(*words, *output, cwd=tmp_path)
+    first = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").unlink()
+    run(*words, *output, cwd=tmp_path)
+    assert (tmp_path / "x.npy").read_bytes() == first
+    (tmp_path / "x.npy").unlink()
+    (tmp_path / "x.npy.json").write_text('{"method": "mine"}')
+    refused(*words, *output, code=2, words=["x.npy.json", "--force"], folder=tmp_path, cwd=tmp_path)
+
+
 def test_a_dry_run_refuses_what_the_run_would(tmp_path):
     (tmp_path / "x.npy").touch()
     refused(*WINDOW, "-o", "x.npy", "--dry-run", code=2, words=["x.npy", "--force"], folder=tmp_path, cwd=tmp_path)

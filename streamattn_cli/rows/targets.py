@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable
 
 from streamattn_cli.errors import UsageError
+
+LONGEST = 1 << 20  # characters of a side file
 
 
 def split_target(word: str) -> tuple[str, str | None]:
@@ -28,7 +31,8 @@ def side_of(word: str | None) -> str | None:
 def refuse_existing(words: Iterable[str | None], force: bool) -> None:
     """Refuse (UsageError) outputs that are there already, unless they may be replaced (`--force`).
 
-    A dataset of FILE.h5:DATASET counts, the file around it does not. None, -, pipes and devices are passed over.
+    A dataset of FILE.h5:DATASET counts, the file around it does not. None, -, pipes and devices are passed over, and so is a
+    side file whose .npy is gone.
     """
     for word in words:
         if word is None or word == "-":
@@ -38,5 +42,17 @@ def refuse_existing(words: Iterable[str | None], force: bool) -> None:
             from streamattn_cli.rows.writers.hdf5out import check_dataset
 
             check_dataset(file, dataset, force)
-        elif not force and os.path.isfile(file):
+        elif not force and os.path.isfile(file) and not _left_over(file):
             raise UsageError(f"{file}: there is a file already; --force replaces it, or choose another name")
+
+
+def _left_over(file: str) -> bool:
+    """Whether this is a side file of streamattn whose .npy was removed."""
+    if not file.lower().endswith(".npy.json") or os.path.exists(file[: -len(".json")]):
+        return False
+    try:
+        with open(file, encoding="utf-8") as text:
+            found = json.loads(text.read(LONGEST))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"seed", "scale"} <= found.keys()  # as those of attend, query and generate
