@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, wait
 from importlib.metadata import version
 from typing import Protocol, TypeVar
@@ -54,7 +54,7 @@ def in_worker(task: T, work: Callable[[T, Interrupts], R], stop: threading.Event
 def in_order(
     opened: Opened,
     do: Callable[[T], R],
-    tasks: Sequence[T],
+    tasks: Iterable[T],
     interrupts: Interrupts,
     keep_going: bool = False,
 ) -> Iterator[R | StreamattnError]:
