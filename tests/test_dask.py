@@ -1,4 +1,4 @@
-"""Shards on a Dask cluster: two worker processes, and one that is killed on the way."""
+"""Shards and pieces on a Dask cluster: two worker processes, and one that is killed on the way."""
 
 import contextlib
 import os
@@ -8,9 +8,12 @@ import warnings
 
 import pytest
 from hypothesis import settings
-from keptruns import POLY, keys_only, make_sketch, not_warmed, save_stream  # noqa: F401
+from keptruns import POLY, keys_only, make_sketch, not_warmed, save_stream, silent  # noqa: F401
 
-from streamattn_cli.errors import InputMissing
+from streamattn_cli.engine.jobs.spread import attend_spread
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import InputMissing, MemoryBudget
 
 distributed = pytest.importorskip("distributed")
 
@@ -24,8 +27,8 @@ pytestmark = [
 
 
 @contextlib.contextmanager
-def _cluster():
-    settings = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "silence_logs": 50}
+def _cluster(memory_limit=0):
+    settings = {"threads_per_worker": 1, "memory_limit": memory_limit, "dashboard_address": None, "silence_logs": 50}
     with warnings.catch_warnings(), distributed.LocalCluster(2, **settings) as cluster:
         yield cluster
 
@@ -51,6 +54,39 @@ def test_a_cluster_gives_the_bytes_of_threads_also_when_a_worker_dies(tmp_path):
             killer.join()
             assert len(killed) == 1
             assert (tmp_path / f"{number}.sattn").read_bytes() == expected
+
+
+def _attend(spec, path, **words):
+    request = AttendRequest(spec, str(path), causal=True, audit=32, resident_rows=64, **words)
+    attend_spread(request, silent, Interrupts())
+    return path.read_bytes(), (path.parent / f"{path.name}.json").read_bytes()
+
+
+def test_attend_has_the_same_bytes_also_when_a_worker_dies(tmp_path, monkeypatch):
+    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+    spec = save_stream(tmp_path, 12_000, heads=12, dim=8)
+    expected = _attend(spec, tmp_path / "threads.npy", engine="threads")
+    with _cluster() as cluster:
+        engine = f"dask={cluster.scheduler_address}"
+        assert _attend(spec, tmp_path / "calm.npy", engine=engine) == expected
+        killed, done = [], threading.Event()
+        killer = threading.Thread(target=_kill_one, args=(cluster, killed, done))
+        killer.start()
+        found = _attend(spec, tmp_path / "killed.npy", engine=engine)
+        done.set()
+        killer.join()
+        assert len(killed) == 1 and found == expected
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_workers_with_too_little_memory_are_sent_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+    spec = save_stream(tmp_path, 600, heads=2)
+    with (
+        _cluster(memory_limit=120 << 20) as cluster,
+        pytest.raises(MemoryBudget, match="a worker of the cluster may take"),
+    ):
+        _attend(spec, tmp_path / "out.npy", engine=f"dask={cluster.scheduler_address}")
 
 
 def _kill_one(cluster, killed, done):

@@ -11,6 +11,7 @@ from streamattn_cli.engine.request.settings import (
     AnswerSettings,
     AttentionSettings,
     CheckpointSettings,
+    EngineSettings,
     MethodSettings,
     OutputSettings,
     PaperSettings,
@@ -29,6 +30,7 @@ from streamattn_cli.rows.spec import InputSpec
     AnswerSettings,
     OutputSettings,
     CheckpointSettings,
+    EngineSettings,
     Shown,
 )
 def attend(
@@ -46,13 +48,16 @@ def attend(
     from streamattn_cli.engine.jobs.attend import attend as run
     from streamattn_cli.engine.jobs.attend import plan_attend
     from streamattn_cli.engine.jobs.layers import attend_layers, plan_layers
+    from streamattn_cli.engine.jobs.spread import attend_spread, plan_spread
     from streamattn_cli.report.text.plan import render_plan
 
+    one_by_one = (attend_layers, plan_layers) if words["layer"] else (run, plan_attend)
+    job, planned = (attend_spread, plan_spread) if words["engine"] else one_by_one
     if not dry_run:
         refuse_terminal(output, words["json"])
-        run_and_render(attend_layers if words["layer"] else run, attend_request(words), words)
+        run_and_render(job, attend_request(words), words)
         return
-    plan = (plan_layers if words["layer"] else plan_attend)(attend_request(words)).to_dict()
+    plan = planned(attend_request(words)).to_dict()
     if words["json"]:
         show_json({"type": "plan", **plan})
     else:

@@ -322,7 +322,7 @@ def compare_answers(
     apart = None
     if flagged is not None and (met := flagged[good]).any():
         (error,) = estimate(wrong.sum(axis=1)[met][:, None], together[met][:, None], design.only(met))
-        apart = Flagged(flagged_rows, int(met.sum()), error)
+        apart = Flagged(flagged_rows, int(met.sum()), error, float(np.sqrt(weight[met] @ together[met])))
     elif flagged_rows:
         apart = Flagged(flagged_rows, 0, None)
     norm = float(np.sqrt(weight @ together))
@@ -337,4 +337,5 @@ def compare_answers(
         mass,
         apart,
         norm=norm,
+        norms=tuple(map(float, np.sqrt(weight @ size))),
     ), None

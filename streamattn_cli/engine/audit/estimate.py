@@ -133,7 +133,10 @@ def worst_rows(
     places = zip(*np.unravel_index(order, errors.shape), strict=True)
     found = []
     for i, head in places:
-        number, row = sequences.local(int(rows[i])) if sequences else (None, int(rows[i]))
+        number, row = None, int(rows[i])
+        if sequences:
+            number, row = sequences.local(row)
+            number += sequences.before
         found.append(WorstRow(row, int(head), _short(errors[i, head]), number))
     return tuple(found)
 

@@ -93,10 +93,7 @@ def attend(
                 run.close()
             check_unchanged(files)
             check_finite(run.counts(), request)
-        written = {
-            **problem.facts(),
-            "versions": {name: version(name) for name in ("streamattn-cli", "numpy", "numba")},
-        }
+        written = written_of(problem)
         if request.top_k:
             written["top_k"] = writer.finish()
         counts = run.counts()
@@ -129,6 +126,11 @@ def attend(
         )
     listener(Finished(outcome))
     return outcome
+
+
+def written_of(problem: Problem) -> dict:
+    """What an output says of how it was made, JSON-able."""
+    return {**problem.facts(), "versions": {name: version(name) for name in ("streamattn-cli", "numpy", "numba")}}
 
 
 def _resumed(saved: Saved, output: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The workers of a sharded run, all behind concurrent.futures.Executor: threads, processes, a Dask cluster."""
+"""The workers of a job, all behind concurrent.futures.Executor: threads, processes, a Dask cluster."""
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import InputMissing, UsageError
 
 CONNECT = "10s"  # how long to wait for a scheduler
-RETRIES = 3  # times that a cluster may lose the worker of a shard
+RETRIES = 3  # times that a cluster may lose the worker of a task
+USABLE = 0.8  # of a Dask worker's limit: with more it pauses, and takes no task any more
 
 _stop = None  # in a worker process: the event by which the main process asks it to stop
 
-Opened = tuple[Executor, threading.Event, int]  # workers, what tells them to stop, shards under way or waiting
+
+class Opened(NamedTuple):
+    """Workers, what tells them to stop, how many tasks are under way or waiting, and the bytes that each task may take where
+    the cluster has a limit."""
+
+    executor: Executor
+    stop: threading.Event
+    width: int
+    room: int | None = None
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where shards are absorbed. `apart`: in other processes; `remote`: perhaps on other machines."""
+    """Where tasks are done. `apart`: in other processes; `remote`: perhaps on other machines."""
 
     word: str
     apart: bool
@@ -64,8 +74,8 @@ def stop_asked() -> threading.Event | None:
 
 @contextmanager
 def _threads(_engine: Engine, workers: int) -> Iterator[Opened]:
-    with ThreadPoolExecutor(workers, "streamattn-shard") as executor:
-        yield executor, threading.Event(), workers + 1
+    with ThreadPoolExecutor(workers, "streamattn-task") as executor:
+        yield Opened(executor, threading.Event(), workers + 1)
 
 
 @contextmanager
@@ -73,7 +83,7 @@ def _processes(_engine: Engine, workers: int) -> Iterator[Opened]:
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of ours hold
     stop = context.Event()
     with ProcessPoolExecutor(workers, context, _begin_process, (stop,)) as executor:
-        yield executor, stop, workers + 1
+        yield Opened(executor, stop, workers + 1)
 
 
 def _begin_process(stop: threading.Event) -> None:
@@ -107,4 +117,8 @@ def _dask(engine: Engine, workers: int) -> Iterator[Opened]:
                 f"--engine dask={engine.address}: the cluster has no workers; start some (dask worker ADDRESS)"
             )
         executor = stack.enter_context(client.get_executor(retries=RETRIES, pure=False))
-        yield executor, threading.Event(), slots + 1
+        told = client.scheduler_info(n_workers=-1)["workers"].values()
+        rooms = [
+            int(USABLE * worker["memory_limit"]) // worker["nthreads"] for worker in told if worker["memory_limit"]
+        ]
+        yield Opened(executor, threading.Event(), slots + 1, min(rooms, default=None))

@@ -6,23 +6,21 @@ workers changes a byte. All of them see the same first rows, and so choose the s
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, wait
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
-from streamattn_cli.engine.jobs.executors import Engine, find_engine, stop_asked
+from streamattn_cli.engine.jobs.executors import Engine, find_engine
 from streamattn_cli.engine.jobs.merge import merge_heads
 from streamattn_cli.engine.jobs.sketch import keys_problem, outcome_of, sketch_facts
+from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order, in_worker, portable
 from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.passes.run import SketchRun
 from streamattn_cli.engine.passes.warm import warm
@@ -37,14 +35,7 @@ from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import (
-    CannotMeet,
-    CheckpointIncompatible,
-    Interrupted,
-    MemoryBudget,
-    StreamattnError,
-    UsageError,
-)
+from streamattn_cli.errors import CannotMeet, UsageError
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.several_files import absolute, open_stream, wants_queries
 from streamattn_cli.sketches.head import HeadAttention, allocate
@@ -64,6 +55,11 @@ class Shard:
     version: str
     engine: str
 
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"shard {self.number} (rows {self.first}:{self.stop})"
+
 
 @dataclass(frozen=True)
 class Absorbed:
@@ -82,10 +78,7 @@ def cut(rows: int, shards: int) -> list[tuple[int, int]]:
 
 def absorb_shard(shard: Shard, stop: threading.Event | None = None) -> Absorbed:
     """Absorb one shard's rows; runs in a worker. Errors name the worker."""
-    try:
-        return _absorb(shard, stop or stop_asked())
-    except StreamattnError as error:
-        raise type(error)(f"{_worker(shard)}shard {shard.number} (rows {shard.first}:{shard.stop}): {error}") from None
+    return in_worker(shard, _absorb, stop)
 
 
 def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
@@ -116,12 +109,13 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
             for i, (a, b) in enumerate(ranges)
         ]
         dropped = [0]
-        with Meter() as meter, engine.open(workers) as (executor, stop, width):
+        with Meter() as meter, engine.open(workers) as opened:
+            check_room(opened, make_plan(replace(problem, request=told)) if engine.remote else plan)
             watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
-            task = absorb_shard if engine.apart else _with(stop)
+            task = absorb_shard if engine.apart else partial(absorb_shard, stop=opened.stop)
 
             def states() -> Iterator[list[HeadAttention]]:
-                for shard, done in zip(shards, _in_order(executor, task, shards, width, stop, interrupts), strict=True):
+                for shard, done in zip(shards, in_order(opened, task, shards, interrupts), strict=True):
                     dropped[0] += done.dropped
                     watch.bytes_read += done.bytes_read
                     listener(_progress(shard, problem, watch, began))
@@ -141,18 +135,14 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
     return outcome
 
 
-def _absorb(shard: Shard, stop: threading.Event | None) -> Absorbed:
-    if shard.version != version("streamattn-cli"):
-        raise CheckpointIncompatible(
-            f"streamattn-cli {version('streamattn-cli')} found, expected {shard.version}; install the same everywhere"
-        )
+def _absorb(shard: Shard, interrupts: Interrupts) -> Absorbed:
     with open_stream(shard.request.inputs, need_q=wants_queries(shard.request.inputs)) as inputs:
         problem = keys_problem(shard.request, inputs, None)
-        here = [{part: _portable(one) for part, one in source.items()} for source in key_sources(problem)]
+        here = [{part: portable(one) for part, one in source.items()} for source in key_sources(problem)]
         check_same(
             problem.k.tensor.name, shard.sources, here, "every worker must see the same files under the same paths"
         )
-        watch = Watch(lambda event: None, _Stop(stop))
+        watch = Watch(lambda event: None, interrupts)
         run = SketchRun(make_plan(problem), watch)
         try:
             run.begin(shard.first)
@@ -161,71 +151,6 @@ def _absorb(shard: Shard, stop: threading.Event | None) -> Absorbed:
             run.close()
         dropped = run.counts()["dropped_keys"]
         return Absorbed([sketch.state for sketch in run.sketches.heads], dropped, watch.bytes_read)
-
-
-def _portable(identity: dict) -> dict:
-    """An identity without the time of modification, which a copy of the file on another machine need not share."""
-    return {key: value for key, value in identity.items() if key != "modified_ns"}
-
-
-class _Stop(Interrupts):
-    """What a worker asks whether it should stop: the run's own wish instead of signals."""
-
-    def __init__(self, stop: threading.Event | None):
-        super().__init__()
-        self._wish = stop
-
-    def check(self) -> None:
-        """Raise Interrupted when the run is over for all workers."""
-        if self._wish is not None and self._wish.is_set():
-            raise Interrupted(0)
-
-
-def _with(stop: threading.Event) -> Callable[[Shard], Absorbed]:
-    return lambda shard: absorb_shard(shard, stop)
-
-
-def _in_order(
-    executor: Executor,
-    task: Callable,
-    shards: Sequence[Shard],
-    width: int,
-    stop: threading.Event,
-    interrupts: Interrupts,
-) -> Iterator[Absorbed]:
-    """The results of all shards in their order, at most `width` of them under way or waiting.
-
-    When one fails, or a signal asks for an end, the others are told to stop.
-    """
-    waiting: deque[Future] = deque()
-    try:
-        for shard in shards:
-            if len(waiting) == width:
-                yield _result(waiting.popleft(), interrupts)
-            waiting.append(executor.submit(task, shard))
-        while waiting:
-            yield _result(waiting.popleft(), interrupts)
-    except BaseException:
-        stop.set()
-        for future in waiting:
-            future.cancel()
-        raise
-
-
-def _result(future: Future, interrupts: Interrupts) -> Absorbed:
-    while True:
-        interrupts.check()
-        if wait([future], timeout=0.1).done:
-            break
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if not isinstance(error, BrokenExecutor) and type(error).__name__ != "KilledWorker":  # the latter is Dask's
-        raise error
-    raise MemoryBudget(
-        f"a worker ended without a word ({type(error).__name__}: {error}); systems that run out of memory kill: allow "
-        "fewer workers (--threads) or less memory, and look at the workers' log"
-    ) from error
 
 
 def _check(problem: Problem) -> None:
@@ -245,27 +170,18 @@ def _plan(problem: Problem, shards: int, engine: Engine) -> tuple[Plan, int | No
 
     Workers of a cluster see to their own memory: only what waits here to be merged counts.
     """
-    request = problem.request
-    whole = make_plan(replace(problem, request=replace(request, threads=1)))  # refuses what not even one worker can do
-    workers = min(engine.workers(request.threads), shards)
-    while True:
-        held = (shards.bit_length() + 2 * workers) * whole.sketch_bytes  # in the tree, and on their way to it
-        held += merging_bytes(problem)
-        share = None if whole.allowed is None else max(1, (whole.allowed - held) // workers)
-        try:
-            one = (
-                whole
-                if engine.remote
-                else make_plan(replace(problem, request=replace(request, threads=1, memory=share)))
-            )
-            break
-        except MemoryBudget:
-            if workers == 1:
-                raise
-            workers -= 1
-    parts = {} if engine.remote else {name: size * workers for name, size in one.parts.items()}
-    plan = replace(one, threads=workers, allowed=whole.allowed, parts=parts | {"merging": held})
-    return plan, None if engine.remote else share
+    whole = make_plan(replace(problem, request=replace(problem.request, threads=1)))  # what not even one worker can do
+
+    def held(workers: int) -> int:
+        """In the tree, and on their way to it."""
+        return (shards.bit_length() + 2 * workers) * whole.sketch_bytes + merging_bytes(problem)
+
+    def one(share: int) -> Plan:
+        return make_plan(replace(problem, request=replace(problem.request, threads=1, memory=share)))
+
+    one_plan, workers, share = divided(whole, engine, shards, held, one)
+    parts = {} if engine.remote else {name: size * workers for name, size in one_plan.parts.items()}
+    return replace(one_plan, threads=workers, allowed=whole.allowed, parts=parts | {"merging": held(workers)}), share
 
 
 def _progress(shard: Shard, problem: Problem, watch: Watch, began: float) -> Progress:
@@ -274,8 +190,3 @@ def _progress(shard: Shard, problem: Problem, watch: Watch, began: float) -> Pro
         sketch_bytes=watch.sketch_bytes, memory_now=watch.meter.now(), memory_peak=watch.meter.peak(),
         memory_allowed=watch.allowed,
     )  # fmt: skip
-
-
-def _worker(shard: Shard) -> str:
-    """Where this runs, for messages; nothing among the threads of one process."""
-    return "" if shard.engine == "threads" else f"worker {socket.gethostname()}, process {os.getpid()}: "

@@ -201,17 +201,23 @@ class CheckpointSettings(ResumeSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardSettings:
+class EngineSettings:
     """Who does the work."""
 
-    shards: int | None = budget(None, "Absorb N ranges of rows side by side, then merge.", decides=True)
     engine: str | None = budget(
         None,
-        "Of --shards: threads, processes, dask=ADDRESS, dask=local.",
-        shown="threads",
+        "Who works on pieces or shards side by side: threads, processes, dask=ADDRESS, dask=local.",
+        shown="with --shards threads, else none",
         choices=("threads", "processes", "dask=local", "dask="),
         open=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSettings(EngineSettings):
+    """And how it is cut."""
+
+    shards: int | None = budget(None, "Absorb N ranges of rows side by side, then merge.", decides=True)
 
 
 @dataclass(frozen=True)

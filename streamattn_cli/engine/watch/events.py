@@ -79,11 +79,12 @@ class WorstRow:
 @dataclass(frozen=True)
 class Flagged:
     """Rows that the method itself does not answer for (doubt of 1 or more): how many there are, how many of them were
-    audited, and their error; None where none was."""
+    audited, and their error; None where none was. norm: about the Frobenius norm of the exact answers to them."""
 
     rows: int
     audited: int
     error: ErrorEstimate | None
+    norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Audit:
     there, None where no row was audited. worst: the worst rows, worst first. history_mass: by query head, the mean share
     of the audited rows' exact attention that falls on rows which are neither sinks nor recent: what only the history
     answers, and `window` not at all. Empty where that is not known. flagged: rows that the method does not answer for.
-    before: the error before --repair. norm: about the Frobenius norm of the exact answers to all rows.
+    before: the error before --repair. norm: about the Frobenius norm of the exact answers to all rows; norms: the same by
+    query head.
     """
 
     rows: int
@@ -108,6 +110,7 @@ class Audit:
     flagged: Flagged | None = None
     before: ErrorEstimate | None = None
     norm: float = 0.0
+    norms: tuple[float, ...] = ()
 
     def summary(self) -> dict:
         """What is kept beside an output: the figures without their division by head and position; strict JSON."""

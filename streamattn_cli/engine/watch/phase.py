@@ -19,6 +19,7 @@ class Phase(StrEnum):
     TRUTH = "truth"
     RECOVERY = "audit of recovery"
     SHARDS = "shards"
+    PIECES = "pieces"  # of a job that is spread over workers
     SKETCH = "sketch"  # keys are absorbed, and more may follow
     DONE = "done"
 

@@ -72,7 +72,7 @@ class Part:
         if bad and not self.drop:
             raise NonFinite(
                 f"{h.name_of(row + at)}: a value that is not finite in {self.name}, row {h.local(row + at)}, head "
-                f"{self.first + head}; "
+                f"{h.before + self.first + head}; "
                 "correct the input, or omit such rows with --nan-policy drop"
             )
         return int(bad)

@@ -102,8 +102,14 @@ def absolute(spec: InputSpec) -> InputSpec:
     def full(word: str | None) -> str | None:
         return word if word in (None, "-") else os.path.abspath(word)
 
-    more = tuple(map(full, spec.more))
-    return replace(spec, input=full(spec.input), more=more, q=full(spec.q), k=full(spec.k), v=full(spec.v))
+    def there(word: str | None) -> str | None:
+        """The same of what may be numbers, or the name of a dataset."""
+        return full(word) if word and any(map(os.path.lexists, (word, word.rpartition(":")[0]))) else word
+
+    more, parts = tuple(map(full, spec.more)), {part: full(getattr(spec, part)) for part in "qkv"}
+    return replace(
+        spec, input=full(spec.input), more=more, lengths=there(spec.lengths), starts=there(spec.starts), **parts
+    )
 
 
 def _files(*words: str | None) -> list[str]:

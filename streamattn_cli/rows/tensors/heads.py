@@ -25,6 +25,7 @@ class Heads:
     batch: int = 1  # len(outer) = batch * heads per batch
     sequences: Sequences | None = None  # of the tensor's rows, where there are several
     factors: tuple[float, ...] | None = None  # by which the rows of each head are multiplied, as float32
+    before: int = 0  # heads of the input before these, for messages
 
     def __len__(self) -> int:
         return len(self.outer)
@@ -48,7 +49,9 @@ class Heads:
 
     def name_of(self, row: int) -> str:
         """The tensor, and the sequence in which a row of the stream is if there are several, for messages."""
-        return f"{self.tensor.name}, sequence {self.sequences.number(row)}" if self.sequences else self.tensor.name
+        if not self.sequences:
+            return self.tensor.name
+        return f"{self.tensor.name}, sequence {self.sequences.before + self.sequences.number(row)}"
 
     def local(self, row: int) -> int:
         """A row of the stream as a row of its sequence."""

@@ -26,11 +26,13 @@ class Piece(NamedTuple):
 class Sequences:
     """Sequence s is rows [edges[s], edges[s + 1]) of the stream; edges (sequences + 1,) int64 do not fall.
 
-    padded: rows of every sequence in the array that they come from, the batch; 0 for packed rows.
+    padded: rows of every sequence in the array that they come from, the batch; 0 for packed rows. before: sequences of the
+    input before these, for messages.
     """
 
     edges: np.ndarray
     padded: int = 0
+    before: int = 0
 
     @classmethod
     def of_batch(cls, batch: int, rows: int, lengths: np.ndarray | None = None) -> Sequences:
@@ -58,6 +60,11 @@ class Sequences:
     def is_whole(self) -> bool:
         """Whether the stream is the array as it is, without a padded row."""
         return not self.padded or self.rows == self.padded * len(self)
+
+    def only(self, first: int, stop: int) -> Sequences:
+        """Sequences [first, stop) as those of a stream of their own."""
+        edges = self.edges[first : stop + 1]
+        return Sequences(edges - edges[0], self.padded, self.before + first)
 
     def number(self, row: int) -> int:
         """The sequence of a row of the stream."""

@@ -11,6 +11,7 @@ from streamattn_cli.errors import StreamattnError, UsageError
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fdio import begin_writeback, pwrite_all
 from streamattn_cli.rows.writers.outshape import OutShape
+from streamattn_cli.rows.writers.shared import Place
 from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
 
 _CLEARED = 1 << 20  # bytes at a time
@@ -62,14 +63,20 @@ class PlacedWriter(Writer):
             with failing_as_output(path):
                 self._offset = format_.again(self._temporary) if part else format_.begin(self._temporary, shape, rows)
                 if shape.sequences and not (shape.sequences.is_whole or part):
-                    self._clear(int(np.prod(shape.shape(rows or 0), dtype=np.int64)) * shape.dtype.itemsize)
+                    self._clear()
         except BaseException:
             self.abort()
             raise
 
-    def _clear(self, size: int) -> None:
+    @property
+    def _end(self) -> int:
+        """The byte after the last row."""
+        items = int(np.prod(self._shape.shape(self._rows or 0), dtype=np.int64))
+        return self._offset + items * self._shape.dtype.itemsize
+
+    def _clear(self) -> None:
         """Zeros where padded rows are, which are never written: what lies there may be what a file held before."""
-        end, fd = self._offset + size, self._temporary.fd
+        end, fd = self._end, self._temporary.fd
         for at in range(self._offset, min(end, os.fstat(fd).st_size), _CLEARED):
             pwrite_all(fd, memoryview(bytes(min(_CLEARED, end - at))), at)
         if os.fstat(fd).st_size < end:
@@ -102,6 +109,13 @@ class PlacedWriter(Writer):
         except BaseException:
             self.abort()
             raise
+
+    def share(self) -> Place:
+        """Where others may write the rows, all of them: this writer then only commits."""
+        with failing_as_output(self.name):  # they may be written in any order, and some of them never
+            os.ftruncate(self._temporary.fd, max(os.fstat(self._temporary.fd).st_size, self._end))
+        self.rows_written = self._rows or 0
+        return Place(self._temporary.path, self._offset, self.rows_written, self._shape)
 
     def commit(self, meta: dict) -> None:
         """See base.Writer."""

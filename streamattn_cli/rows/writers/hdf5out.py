@@ -158,7 +158,9 @@ class JointFile:
 
     def open(self, dataset: str, shape: OutShape, rows: int) -> PlacedWriter:
         """A writer of one of the datasets, whose attributes say how it was made."""
-        return PlacedWriter(self.path, rows, shape, _OfJoint(self._places[dataset], dataset), temporary=_Kept(self.fd))
+        return PlacedWriter(
+            self.path, rows, shape, _OfJoint(self._places[dataset], dataset), temporary=_Kept(self._temporary)
+        )
 
     def commit(self) -> None:
         """All datasets are complete: give the file its name."""
@@ -173,8 +175,8 @@ class JointFile:
 class _Kept(Temporary):
     """The unfinished file of a JointFile, as one of its writers sees it: it neither ends nor names it."""
 
-    def __init__(self, fd: int):
-        self.fd = fd
+    def __init__(self, all_: Temporary):
+        self.fd, self.path = all_.fd, all_.path
 
     def keep(self) -> None:
         """It is kept anyway."""

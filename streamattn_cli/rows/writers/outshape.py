@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamattn_cli.rows.tensors.sequences import Sequences
+from streamattn_cli.rows.tensors.sequences import Piece, Sequences
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,24 @@ class OutShape:
             for number, first, last, row in self.sequences.pieces(start, start + len(block)):
                 for s, part in enumerate(self.cut(block[first - start : last - start])):
                     yield (number * self.segments + s) * self.sequences.padded + row, part
+
+    def places_of_heads(
+        self, start: int, rows: int, block: np.ndarray, first: int
+    ) -> Iterator[tuple[int, int, np.ndarray]]:
+        """The same of a block (n, some heads, dim), of which this is the first: (number of a row in the file, head, part). Where
+        the heads of a row lie side by side, part is (n, some heads, dim); else it is (n, 1, dim), of one head."""
+        pieces = [Piece(0, start, start + len(block), start)]
+        if self.sequences:
+            pieces = list(self.sequences.pieces(start, start + len(block)))
+        length = self.sequences.padded if self.sequences else rows
+        for number, a, b, row in pieces:
+            part = block[a - start : b - start]
+            if self.segments == 1:
+                yield number * length + row, first, self._stored(part)
+                continue
+            for head in range(first, first + block.shape[1]):
+                at = (number * self.segments + head) * length + row
+                yield at, head, self._stored(part[:, head - first : head - first + 1])
 
     def cut(self, block: np.ndarray) -> list[np.ndarray]:
         """The block's share of every segment, C-contiguous in `dtype`; copies only where it must."""

@@ -1,0 +1,117 @@
+"""What a worker does for `attend --engine`: it answers one piece of a sheet, into its place of the output."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from streamattn_cli.engine.jobs.pieces import Piece, narrow
+from streamattn_cli.engine.jobs.tasks import in_worker, portable
+from streamattn_cli.engine.passes.open_run import check_finite, make_run
+from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.resume import sources_of
+from streamattn_cli.engine.saving.sources import check_same
+from streamattn_cli.engine.watch.events import Audit
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.rows.inputs.open import open_inputs
+from streamattn_cli.rows.writers.base import Nowhere, Writer
+from streamattn_cli.rows.writers.shared import PieceWriter, Place
+
+SEEN = "every worker must see the same files under the same paths"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same for all pieces of a sheet. Small, and holds no rows.
+
+    out: where the answers go, None where only the audit is wanted; doubts: of --doubt. sources: what the input must be, also
+    where the worker sees it.
+    """
+
+    request: AttendRequest
+    sheet: str
+    sources: dict[str, dict]
+    out: Place | None
+    doubts: Place | None
+    version: str
+    engine: str
+
+
+@dataclass(frozen=True)
+class PieceTask:
+    """One piece of a sheet. resident_rows: of its key heads, where they have a number of their own."""
+
+    job: Job
+    piece: Piece
+    resident_rows: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return ", ".join(filter(None, (self.job.sheet, self.piece.name))) or "all rows"
+
+    @property
+    def version(self) -> str:
+        """Of the package that sends it."""
+        return self.job.version
+
+    @property
+    def engine(self) -> str:
+        """The word of --engine."""
+        return self.job.engine
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a worker returns: everything but the answers, which are in their place."""
+
+    rows: int
+    counts: dict[str, int]
+    audit: Audit | None
+    audit_reason: str | None
+    bytes_read: int
+    wait_seconds: float
+    seconds: float
+
+
+def attend_piece(task: PieceTask, stop: threading.Event | None = None) -> Answered:
+    """Answer a piece; runs in a worker. Errors name the worker."""
+    return in_worker(task, _attend, stop)
+
+
+def _attend(task: PieceTask, interrupts: Interrupts) -> Answered:
+    job, began = task.job, time.monotonic()
+    with open_inputs(job.request.inputs, apart=True) as inputs:
+        whole = resolve(job.request, inputs)
+        here = {part: portable(one) for part, one in sources_of(whole).items()}
+        check_same(whole.k.tensor.name, [job.sources], [here], SEEN)
+        plan = make_plan(narrow(whole, task.piece))
+        watch = Watch(lambda event: None, interrupts)
+        writers = [_writer(place, task.piece, whole) for place in (job.out, job.doubts)]
+        try:
+            run = make_run(plan, watch, writers[0] or Nowhere(), writers[1])
+            try:
+                rows, audit, reason = run.go()
+            finally:
+                run.close()
+            counts = run.counts()
+            check_finite(counts, job.request)
+            for writer in filter(None, writers):
+                writer.commit({})
+        finally:
+            for writer in filter(None, writers):
+                writer.abort()
+    seconds = time.monotonic() - began
+    return Answered(rows, counts, audit, reason, watch.bytes_read, watch.wait_seconds, seconds)
+
+
+def _writer(place: Place | None, piece: Piece, whole: Problem) -> Writer | None:
+    if place is None:
+        return None
+    first, stop = piece.rows(whole)
+    return PieceWriter(place, whole.request.output, first, stop - first, piece.query_heads(whole))

@@ -1,0 +1,106 @@
+"""A sheet, which is one layer, cut into pieces that are answered apart: some of its sequences, or some of its key heads.
+
+Cuts follow from the input alone, so that neither the engine nor the number of workers changes a byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.rows.tensors.heads import Heads, select
+from streamattn_cli.rows.tensors.ranges import RangeTensor
+
+PIECES = 64  # of a job, where there are as many
+LEAST_ROWS = 4096  # of a piece of short sequences
+LEAST_AUDIT = 8  # rows of a piece that are audited, if any are
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Key heads [first, stop), or sequences [first, stop), of a sheet; all of them where there is no range."""
+
+    heads: Range | None = None
+    sequences: Range | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages; empty for all of a sheet."""
+        for word, chosen in (("key head", self.heads), ("sequence", self.sequences)):
+            if chosen:
+                first, last = chosen[0], chosen[1] - 1
+                return f"{word} {first}" if first == last else f"{word}s {first} to {last}"
+        return ""
+
+    def query_heads(self, problem: Problem) -> Range:
+        """Of the whole sheet, those that it answers."""
+        first, stop = self.heads or (0, len(problem.k))
+        return first * problem.group, stop * problem.group
+
+    def rows(self, problem: Problem) -> Range:
+        """Of the whole sheet, the rows of queries that it answers."""
+        if not self.sequences:
+            return 0, problem.q.rows or 0
+        first, stop = self.sequences
+        edges = problem.q.sequences.edges
+        return int(edges[first]), int(edges[stop])
+
+
+def cut(problem: Problem, most: int, each_head: bool = False) -> list[Piece]:
+    """At most about `most` pieces: of several sequences, else of key heads. each_head: one for every key head."""
+    heads = len(problem.k)
+    if problem.sequences and len(problem.sequences) > 1 and not each_head:
+        return [Piece(sequences=each) for each in _by_rows(problem, most)]
+    if heads == 1 or (most == 1 and not each_head):
+        return [Piece()]
+    count = heads if each_head else min(heads, most)
+    borders = [heads * i // count for i in range(count + 1)]
+    return [Piece(heads=each) for each in zip(borders, borders[1:], strict=False)]
+
+
+def _by_rows(problem: Problem, most: int) -> list[Range]:
+    """Ranges of sequences with about as many keys each, and with some keys and queries."""
+    keys, queries = problem.k.sequences.edges, problem.q.sequences.edges
+    goal = max(LEAST_ROWS, ceil(int(keys[-1]) / most))
+    borders = [0]
+    for stop in range(1, len(keys)):
+        first = borders[-1]
+        if keys[stop] - keys[first] >= goal and queries[stop] > queries[first]:
+            borders.append(stop)
+    rest = len(keys) - 1
+    if borders[-1] < rest:
+        first = borders[-1]
+        alone = keys[rest] > keys[first] and queries[rest] > queries[first]
+        borders = [*borders, rest] if alone or first == 0 else [*borders[:-1], rest]
+    return list(zip(borders, borders[1:], strict=False))
+
+
+def narrow(problem: Problem, piece: Piece) -> Problem:
+    """The problem of a piece, with its share of the rows that are audited or repaired."""
+    if piece.heads:
+        first, stop = piece.heads
+        q, k, v = select(problem.q, problem.k, problem.v, range(first, stop))
+        queries = piece.query_heads(problem)[0]
+        return replace(problem, q=replace(q, before=queries), k=replace(k, before=first), v=replace(v, before=first))
+    if not piece.sequences:
+        return problem
+    made: dict[tuple, RangeTensor] = {}
+    parts = {part: _of_sequences(getattr(problem, part), piece.sequences, made) for part in "qkv"}
+    share = parts["q"].rows / problem.q.rows
+    r = problem.request
+    audit = r.audit and max(LEAST_AUDIT, ceil(r.audit * share))
+    repair = str(ceil(int(r.repair) * share)) if r.repair and r.repair.strip().isdigit() else r.repair
+    return replace(problem, request=replace(r, audit=audit, repair=repair), **parts)
+
+
+def _of_sequences(heads: Heads, chosen: Range, made: dict[tuple, RangeTensor]) -> Heads:
+    """Some sequences of heads; parts that share a tensor keep sharing one."""
+    edges = heads.sequences.edges
+    first, stop = int(edges[chosen[0]]), int(edges[chosen[1]])
+    key = id(heads.tensor), first, stop
+    if key not in made:
+        made[key] = RangeTensor(heads.tensor, first, stop)
+    return replace(heads, tensor=made[key], sequences=heads.sequences.only(*chosen))

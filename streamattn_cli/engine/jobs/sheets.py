@@ -1,0 +1,73 @@
+"""The sheets of a job, which are the layers of a dump: a request for each, and where its answers go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.errors import UsageError
+from streamattn_cli.rows.inputs.layers import PLACE, Layer, layers_of
+from streamattn_cli.rows.targets import split_target
+from streamattn_cli.rows.writers.base import Writer
+from streamattn_cli.rows.writers.outshape import OutShape
+from streamattn_cli.rows.writers.writer import out_shape
+
+
+def sheets_of(request: AttendRequest) -> list[tuple[Layer, AttendRequest]]:
+    """The layers that a request asks for, and the request of each, {layer} in the names of its files replaced."""
+    layers = layers_of(request.inputs)
+    return [(layer, _of_layer(request, layer, len(layers))) for layer in layers]
+
+
+def _of_layer(request: AttendRequest, layer: Layer, count: int) -> AttendRequest:
+    names = {name: getattr(request, name) for name in ("output", "doubt", "checkpoint")}
+    for name, word in names.items():
+        single = word in (None, "-") or (name == "output" and is_joint(word))
+        if count > 1 and not single and PLACE not in word:
+            option = "-o" if name == "output" else f"--{name}"
+            hint = " or -o FILE.h5, which gets a group for each" if name == "output" else ""
+            raise UsageError(f"{option} {word}: {count} layers need a file each: put {PLACE} into its name{hint}")
+    if count > 1 and request.checkpoint and is_joint(request.output):
+        raise UsageError(f"--checkpoint: layers that are resumed need an output each: -o out-{PLACE}.npy")
+    if count > 1 and request.top_k and PLACE not in request.output:
+        raise UsageError(f"--top-k: {count} layers need a file each: -o top-{PLACE}.h5")
+    filled = {name: word and word.replace(PLACE, str(layer.number)) for name, word in names.items()}
+    return replace(request, inputs=layer.spec, **filled)
+
+
+def is_joint(output: str) -> bool:
+    """Whether all layers go to one file."""
+    file, dataset = split_target(output)
+    return dataset is None and PLACE not in output and os.path.splitext(file)[1].lower() in (".h5", ".hdf5")
+
+
+def dataset_of(layer: Layer) -> str:
+    """Where the outputs of a layer are in a file of all."""
+    return "/" + layer.group.replace(".", "/") + "/out"
+
+
+def joint_file(request: AttendRequest, layers: list[Layer], plans: list[Plan]):
+    """The file of all layers, a rows.writers.hdf5out.JointFile; None where each has its own."""
+    if not is_joint(request.output) or len(layers) == 1:
+        return None
+    from streamattn_cli.rows.writers.hdf5out import JointFile
+
+    shapes = {dataset_of(layer): (_shape(plan), plan.problem.q.rows) for layer, plan in zip(layers, plans, strict=True)}
+    return JointFile(request.output, shapes)
+
+
+def _shape(plan: Plan) -> OutShape:
+    p = plan.problem
+    return out_shape(len(p.q), p.v.dim, p.out_dtype, p.q.layout, p.q.batch, p.q.sequences)
+
+
+def into(joint, layer: Layer) -> Callable[..., Writer]:
+    """What opens the writer of a layer in a file of all, called as writer.open_writer is."""
+
+    def opened(target: str, rows: int, heads: int, dim: int, dtype: str, layout: str, batch: int, **more) -> Writer:
+        return joint.open(dataset_of(layer), out_shape(heads, dim, dtype, layout, batch, more["sequences"]), rows)
+
+    return opened

@@ -1,0 +1,264 @@
+"""`attend --engine`: the pieces of all sheets side by side, by threads, processes or a Dask cluster.
+
+Workers write the answers into their place of the output, and only figures come back. A piece whose worker is lost is answered
+again, into the same place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from math import ceil
+
+from streamattn_cli.engine.audit import together as audits
+from streamattn_cli.engine.jobs.attend import written_of
+from streamattn_cli.engine.jobs.executors import Engine, find_engine
+from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask, attend_piece
+from streamattn_cli.engine.jobs.pieces import PIECES, Piece, cut, narrow
+from streamattn_cli.engine.jobs.sheets import into, joint_file, sheets_of
+from streamattn_cli.engine.jobs.summary import summed, together
+from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order, portable
+from streamattn_cli.engine.passes.open_run import check_output, open_doubt
+from streamattn_cli.engine.passes.warm import warm
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.resume import sources_of
+from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, Outcome, Progress, Started
+from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.phase import Phase
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import CannotMeet, UsageError
+from streamattn_cli.options import spelling
+from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
+from streamattn_cli.rows.inputs.layers import Layer
+from streamattn_cli.rows.inputs.open import open_inputs
+from streamattn_cli.rows.inputs.several_files import absolute
+from streamattn_cli.rows.targets import refuse_existing
+from streamattn_cli.rows.writers.base import Writer
+from streamattn_cli.rows.writers.outshape import OutShape
+from streamattn_cli.rows.writers.shared import Place
+from streamattn_cli.rows.writers.writer import check_target, open_writer
+
+ALONE = ("top_k", "sketches", "eps", "checkpoint", "resume")  # options of runs that are not cut into pieces
+
+
+@dataclass
+class Sheet:
+    """One layer of a job, or the whole input where there are no layers: its pieces, and what they have come to."""
+
+    layer: Layer | None
+    request: AttendRequest
+    problem: Problem
+    pieces: list[Piece]
+    sources: dict[str, dict]
+    files: dict[str, tuple[int, ...]]
+    writer: Writer | None = None
+    doubts: Writer | None = None
+    done: list[Answered] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """For messages; empty where there are no layers."""
+        return f"layer {self.layer.number}" if self.layer else ""
+
+    def plans(self, memory: int | None) -> Iterator[Plan]:
+        """The plans of its pieces in a budget, but of heads alone that of the most."""
+        problem = replace(self.problem, request=replace(self.problem.request, threads=1, memory=memory))
+        widest = max(self.pieces, key=lambda piece: piece.query_heads(problem)[1] - piece.query_heads(problem)[0])
+        for piece in [widest] if self.pieces[0].heads else self.pieces:
+            yield make_plan(narrow(problem, piece))
+
+    def open(self, job: Job, joint, stack: ExitStack, interrupts: Interrupts) -> Job:
+        """Make its outputs, and say where they are."""
+        q, p = self.problem.q, self.problem
+        opened = into(joint, self.layer) if joint else open_writer
+        self.writer = opened(
+            self.request.output, q.rows, len(q), p.v.dim, p.out_dtype, q.layout, q.batch, sequences=q.sequences
+        )
+        self.doubts = open_doubt(p, None, None)
+        for writer in filter(None, (self.writer, self.doubts)):
+            stack.callback(writer.abort)
+            stack.callback(interrupts.on_abort(writer.abort))
+        doubts = self.doubts and _by_head(self.doubts.share(), len(q))
+        request = replace(job.request, inputs=absolute(self.request.inputs), output=self.request.output)
+        return replace(
+            job, request=request, sheet=self.name, sources=self.sources, out=self.writer.share(), doubts=doubts
+        )
+
+    def audit(self) -> tuple[Audit | None, str | None]:
+        """The audits of its pieces as one, or why there is none."""
+        found = [each.audit for each in self.done if each.audit]
+        if len(found) < len(self.done):
+            return None, next(each.audit_reason for each in self.done if not each.audit)
+        if self.pieces[0].sequences:
+            edges = [0, *(piece.rows(self.problem)[1] for piece in self.pieces)]
+            return audits.of_sequences(found, edges), None
+        return audits.of_heads(found), None
+
+    def finish(self, plan: Plan, meter: Meter) -> Outcome:
+        """All pieces are answered: commit the outputs."""
+        check_unchanged(self.files)
+        audit, reason = self.audit()
+        counts = summed([each.counts for each in self.done])
+        written = written_of(self.problem)
+        told = {**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason}
+        for writer in filter(None, (self.doubts, self.writer)):
+            writer.commit(told)
+        memory = {
+            "allowed": plan.allowed,
+            "reserved": meter.baseline,
+            "projected": plan.projected,
+            "peak": meter.peak(),
+        }
+        return Outcome(
+            command="attend",
+            facts=written | {"threads": plan.threads},
+            rows=self.problem.q.rows or 0,
+            seconds=sum(each.seconds for each in self.done),
+            wait_seconds=sum(each.wait_seconds for each in self.done),
+            bytes_read=sum(each.bytes_read for each in self.done),
+            memory=memory,
+            counts=counts,
+            audit=audit,
+            audit_reason=reason,
+            output=self.request.output,
+            notes=self.problem.notes,
+        )
+
+
+def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
+    """Run a request on an engine, for every layer that it asks for. Raises the errors of errors.py: outputs of layers that are
+    complete stay."""
+    with ExitStack() as stack:
+        engine = find_engine(request.engine or "threads")
+        sheets = _sheets(request)
+        plan, workers, share = _planned(sheets, engine)
+        listener(Started(plan.to_dict() | _counts(sheets, workers, engine)))
+        for note in dict.fromkeys(note for sheet in sheets for note in sheet.problem.notes):
+            listener(Note(note))
+        joint = None
+        if request.inputs.layer:
+            joint = joint_file(request, [sheet.layer for sheet in sheets], [_whole(sheet) for sheet in sheets])
+        if joint:
+            stack.callback(joint.abort)
+        warm(next(sheets[0].plans(share)), listener)
+        began = time.monotonic()
+        told = replace(request, memory=share, threads=1)
+        job = Job(told, "", {}, None, None, version("streamattn-cli"), engine.word)
+        with Meter() as meter, engine.open(workers) as opened:
+            check_room(opened, plan if not engine.remote else max(_plans(sheets, None), key=lambda one: one.projected))
+            do = attend_piece if engine.apart else partial(attend_piece, stop=opened.stop)
+
+            def tasks() -> Iterator[PieceTask]:
+                for sheet in sheets:
+                    mine = sheet.open(job, joint, stack, interrupts)
+                    yield from (PieceTask(mine, piece) for piece in sheet.pieces)
+
+            places = [(sheet, piece) for sheet in sheets for piece in sheet.pieces]
+            outcomes, progress = [], _Told(sheets, plan, meter, began)
+            for (sheet, piece), answered in zip(places, in_order(opened, do, tasks(), interrupts), strict=True):
+                sheet.done.append(answered)
+                listener(progress(sheet, piece, answered))
+                if len(sheet.done) == len(sheet.pieces):
+                    outcomes.append(sheet.finish(plan, meter))
+            if joint:
+                joint.commit()
+        outcome = outcomes[0]
+        if request.inputs.layer:
+            outcome = together(request, [sheet.layer for sheet in sheets if sheet.layer], outcomes)
+        outcome = replace(outcome, seconds=time.monotonic() - began)
+    listener(Finished(outcome))
+    return outcome
+
+
+def plan_spread(request: AttendRequest) -> Plan:
+    """The plan of all workers together, from headers alone."""
+    return _planned(_sheets(request), find_engine(request.engine or "threads"))[0]
+
+
+def _sheets(request: AttendRequest) -> list[Sheet]:
+    """Every sheet, opened, cut, and closed again: what cannot run is refused before anything does."""
+    for name in ALONE:
+        if getattr(request, name):
+            raise UsageError(f"--engine: {spelling(name)} is for runs that are not cut into pieces; omit one of them")
+    requests = sheets_of(request) if request.inputs.layer else [(None, request)]
+    refuse_existing([each.output for _, each in requests], request.force)
+    most = ceil(PIECES / len(requests))
+    return [_sheet(layer, each, most) for layer, each in requests]
+
+
+def _sheet(layer: Layer | None, request: AttendRequest, most: int) -> Sheet:
+    if request.output == "-" or check_target(request.output) == "special":
+        raise UsageError(f"-o {request.output}: --engine writes to files; give -o FILE.npy or FILE.h5")
+    check_output(request)
+    with open_inputs(request.inputs, apart=True) as inputs:
+        for heads in (inputs.q, inputs.k, inputs.v):
+            if not heads.tensor.seekable:
+                raise CannotMeet(
+                    f"{heads.tensor.name}: a pipe passes once and cannot be cut into pieces; omit --engine, or write the rows "
+                    "to a file first"
+                )
+        problem = resolve(request, inputs)
+        files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
+        sources = {part: portable(one) for part, one in sources_of(problem).items()}
+        return Sheet(layer, request, problem, cut(problem, most), sources, files)
+
+
+def _plans(sheets: list[Sheet], memory: int | None) -> Iterator[Plan]:
+    for sheet in sheets:
+        yield from sheet.plans(memory)
+
+
+def _planned(sheets: list[Sheet], engine: Engine) -> tuple[Plan, int, int | None]:
+    """The plan of all workers together, how many there are, and the budget of each."""
+
+    def one(share: int | None) -> Plan:
+        return max(_plans(sheets, share), key=lambda plan: plan.projected)
+
+    whole = one(sheets[0].request.memory)
+    asked = replace(whole, problem=replace(whole.problem, request=sheets[0].request))  # --threads as typed
+    found, workers, share = divided(asked, engine, sum(len(s.pieces) for s in sheets), lambda _workers: 0, one)
+    parts = {name: size * workers for name, size in found.parts.items()} if not engine.remote else {}
+    problem = replace(sheets[0].problem, notes=tuple(dict.fromkeys(n for s in sheets for n in s.problem.notes)))
+    return replace(found, problem=problem, threads=workers, allowed=whole.allowed, parts=parts), workers, share
+
+
+def _whole(sheet: Sheet) -> Plan:
+    """Of a sheet, for the shape of its output alone."""
+    return Plan(sheet.problem, 1, 0, 0, 0, (), 0, None, 0, {}, None)
+
+
+def _counts(sheets: list[Sheet], workers: int, engine: Engine) -> dict:
+    pieces = sum(len(sheet.pieces) for sheet in sheets)
+    return {"sheets": len(sheets), "pieces": pieces, "workers": workers, "engine": engine.word}
+
+
+def _by_head(place: Place, heads: int) -> Place:
+    """The place of --doubt, rows x heads, as one of heads of one number each."""
+    return replace(place, shape=OutShape("THD", heads, 1, place.shape.dtype))
+
+
+class _Told:
+    """Makes the progress of a job: rows of all sheets, of which a piece answers a share."""
+
+    def __init__(self, sheets: list[Sheet], plan: Plan, meter: Meter, began: float):
+        self._total = sum(sheet.problem.q.rows or 0 for sheet in sheets)
+        self._plan, self._meter, self._began = plan, meter, began
+        self._rows, self._bytes = 0.0, 0
+
+    def __call__(self, sheet: Sheet, piece: Piece, answered: Answered) -> Progress:
+        first, stop = piece.query_heads(sheet.problem)
+        self._rows += answered.rows * (stop - first) / len(sheet.problem.q)
+        self._bytes += answered.bytes_read
+        return Progress(
+            phase=Phase.PIECES, rows=round(self._rows), total=self._total, bytes=self._bytes,
+            seconds=time.monotonic() - self._began, sketch_bytes=self._plan.sketch_bytes,
+            memory_now=self._meter.now(), memory_peak=self._meter.peak(), memory_allowed=self._plan.allowed,
+        )  # fmt: skip

@@ -1,0 +1,158 @@
+"""Tasks that are done side by side, by threads, processes or a Dask cluster, and handed back in their order."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Future, wait
+from importlib.metadata import version
+from typing import Protocol, TypeVar
+
+from streamattn_cli.engine.jobs.executors import Engine, Opened, stop_asked
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import CheckpointIncompatible, Interrupted, MemoryBudget, StreamattnError
+from streamattn_cli.units import format_bytes
+
+PROGRAM = (
+    96 << 20
+)  # bytes of a worker before it does anything: interpreter, libraries, compiled kernels (measured: 70 to 90)
+
+
+class Task(Protocol):
+    """What a worker is told: small, and without an array. engine: the word of --engine; version: of this package."""
+
+    @property
+    def name(self) -> str:
+        """For messages: shard 3 (rows 512:1024)."""
+
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+
+T, R = TypeVar("T", bound=Task), TypeVar("R")
+
+
+def in_worker(task: T, work: Callable[[T, Interrupts], R], stop: threading.Event | None = None) -> R:
+    """Do a task in a worker. Errors name the worker and the task."""
+    try:
+        if task.version != version("streamattn-cli"):
+            raise CheckpointIncompatible(
+                f"streamattn-cli {version('streamattn-cli')} found, expected {task.version}; install the same everywhere"
+            )
+        return work(task, _Wish(stop or stop_asked()))
+    except StreamattnError as error:
+        raise type(error)(f"{_worker(task)}{task.name}: {error}") from None
+
+
+def in_order(
+    opened: Opened,
+    do: Callable[[T], R],
+    tasks: Iterable[T],
+    interrupts: Interrupts,
+    keep_going: bool = False,
+) -> Iterator[R | StreamattnError]:
+    """The results of all tasks in their order, at most `opened.width` of them under way or waiting.
+
+    When one fails, or a signal asks for an end, the others are told to stop. keep_going: the error of a task is handed back in
+    place of its result, and the others go on.
+    """
+    waiting: deque[Future] = deque()
+
+    def next_result() -> R | StreamattnError:
+        try:
+            return _result(waiting.popleft(), interrupts)
+        except StreamattnError as error:
+            if not keep_going or isinstance(error.__cause__, BrokenExecutor):  # then there is nobody left to go on
+                raise
+            return error
+
+    try:
+        for task in tasks:
+            if len(waiting) == opened.width:
+                yield next_result()
+            waiting.append(opened.executor.submit(do, task))
+        while waiting:
+            yield next_result()
+    except BaseException:
+        opened.stop.set()
+        for future in waiting:
+            future.cancel()
+        raise
+
+
+def divided(
+    whole: Plan, engine: Engine, most: int, held: Callable[[int], int], one: Callable[[int], Plan]
+) -> tuple[Plan, int, int | None]:
+    """The plan of one worker, how many workers there are, and the budget of each: as many as asked for, `most` at most, whose
+    plans fit the budget. Raises MemoryBudget if not even one does.
+
+    whole: the plan of one worker in the budget of all. held(workers): bytes held here beside them. one: the plan of a worker
+    in a budget. Workers of a cluster see to their own memory.
+    """
+    workers = min(engine.workers(whole.problem.request.threads), most)
+    if engine.remote or whole.allowed is None:
+        return whole, workers, None
+    while True:
+        share = max(1, (whole.allowed - held(workers)) // workers)
+        try:
+            return one(share), workers, share
+        except MemoryBudget:
+            if workers == 1:
+                raise
+            workers -= 1
+
+
+def check_room(opened: Opened, plan: Plan) -> None:
+    """Refuse (MemoryBudget) to send tasks to workers that would be killed for what they take."""
+    if opened.room is not None and plan.projected + PROGRAM > opened.room:
+        raise MemoryBudget(
+            f"a task needs {format_bytes(plan.projected)} above the program itself (about {format_bytes(PROGRAM)}), and a "
+            f"worker of the cluster may take {format_bytes(opened.room)}; start workers with more (--memory-limit) or with "
+            "fewer threads"
+        )
+
+
+def portable(identity: dict) -> dict:
+    """An identity without the time of modification, which a copy of the file on another machine need not share."""
+    return {key: value for key, value in identity.items() if key != "modified_ns"}
+
+
+class _Wish(Interrupts):
+    """What a worker asks whether it should stop: the run's own wish instead of signals."""
+
+    def __init__(self, wish: threading.Event | None):
+        super().__init__()
+        self._wish = wish
+
+    def check(self) -> None:
+        """Raise Interrupted when the run is over for all workers."""
+        if self._wish is not None and self._wish.is_set():
+            raise Interrupted(0)
+
+
+def _result(future: Future, interrupts: Interrupts):
+    while True:
+        interrupts.check()
+        if wait([future], timeout=0.1).done:
+            break
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if not isinstance(error, BrokenExecutor) and type(error).__name__ != "KilledWorker":  # the latter is Dask's
+        raise error
+    raise MemoryBudget(
+        f"a worker ended without a word ({type(error).__name__}: {error}); systems that run out of memory kill: allow "
+        "fewer workers (--threads) or less memory, and look at the workers' log"
+    ) from error
+
+
+def _worker(task: Task) -> str:
+    """Where this runs, for messages; nothing among the threads of one process."""
+    return "" if task.engine == "threads" else f"worker {socket.gethostname()}, process {os.getpid()}: "
