@@ -48,8 +48,8 @@ from streamattn_cli.rows.tensors.resumed import ContinuedTensor
 from streamattn_cli.rows.writers.base import ArrayWriter, Nowhere
 
 SETTINGS = (
-    "method", "scale", "resident_rows", "effort", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta",
-    "max_error", "memory", "seed", "threads", "block_rows", "nan_policy",
+    "method", "scale", "resident_rows", "effort", "bits", "score", "sinks", "window", "buffer", "atoms", "degree", "polynomial",
+    "beta", "max_error", "memory", "seed", "threads", "block_rows", "nan_policy",
 )  # fmt: skip
 DTYPES = ("<f2", "<f4", "<f8", "<u2", "|V2", "<V2")
 

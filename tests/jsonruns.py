@@ -30,7 +30,7 @@ BUDGET = ("--memory", "64MiB")
 WINDOW = ("attend", HEADS, "--causal", "--method", "window", "--window", "32")
 SAVED = ("--fingerprint", "--select", "0", "--missing", "zeros", "--audit", "8")
 METHODS = (
-    "nystrom:effort=best:atoms=64:window=16:buffer=16,nystrom:sinks=2,poly:degree=1:polynomial=taylor:beta=9,"
+    "nystrom:effort=best:atoms=64:window=16:buffer=16,nystrom:sinks=2,evict:bits=6:score=expected,poly:degree=1:polynomial=taylor:beta=9,"
     "poly:degree=12"
 )
 
@@ -46,6 +46,20 @@ RUNS = {
         f"attend by {method}": ("attend", *SHORT, "--causal", "--method", method, *SMALL, "-o", "out.npy")
         for method in ("evict", "sample", "balance", "wildcat")
     },
+    "attend by evict of last attention": (
+        "attend",
+        *SHORT,
+        "--causal",
+        "--method",
+        "evict",
+        "--score",
+        "last",
+        "--bits",
+        "4",
+        *SMALL,
+        "-o",
+        "out.npy",
+    ),
     "attend, saved": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "-o", "saved.npy"),
     "attend, complete already": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "--resume", "-o", "saved.npy"),
     "attend with Psi": (*PSI, "--audit", "2", "-o", "out.npy"),

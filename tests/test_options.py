@@ -20,12 +20,14 @@ POLY = {"method": "poly", "degree": 2}
 PHI = POLY | {"sketches": "phi", "top_k": 4, "m2": 512}
 TOP = POLY | {"top_k": 4}
 SMALL = {"method": "nystrom", "resident_rows": 64}
+EVICT = {"method": "evict", "resident_rows": 64, "causal": True}
 BATCH = SMALL | {"lengths": "300,300"}
 # For every option: settings where it counts, and another value of it.
 OTHER = {
     "causal": (SMALL, True), "scale": (SMALL, "d"), "method": ({"resident_rows": 64}, "window"),
     "resident_rows": (SMALL, 96), "effort": (SMALL | {"resident_rows": 400}, "best"), "query_model": (SMALL, "q.npy"),
     "rope": (SMALL | {"causal": True}, "1e4:interleaved"),
+    "bits": (EVICT, 6), "score": (EVICT, "last"),
     "sinks": (SMALL, 2), "window": (SMALL, 16), "buffer": (SMALL, 8), "atoms": (SMALL, 24),
     "degree": (POLY, 3), "polynomial": (POLY, "taylor"), "beta": (POLY, 2.5), "max_error": (POLY, 0.5),
     "eps": (POLY, 0.1), "sketches": (PHI, "paper"), "order": (PHI, "kvq"), "m1": (PHI | {"sketches": "paper"}, 128),

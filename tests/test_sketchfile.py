@@ -120,7 +120,7 @@ def _sampled(state):
 @given(borders=cuts)
 def test_every_merge_holds_all_rows_and_answers(stream, tmp_path_factory, name, borders):
     folder = tmp_path_factory.mktemp("any")
-    spec = stream if name in ("nystrom", "evict") else keys_only(stream)
+    spec = stream if name.startswith(("nystrom", "evict")) else keys_only(stream)
     names = _parts(spec, folder, borders, METHODS[name])
     before = [Path(name).read_bytes() for name in names]
     merge(names, str(folder / "all.sattn"))

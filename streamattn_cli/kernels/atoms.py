@@ -31,7 +31,8 @@ def _scale(top, limit):
 
 
 @kernel()
-def _widened(bits):
+def widened(bits):
+    """The number that the bits of a bfloat16 stand for."""
     return np.uint32(np.uint32(bits) << _S16).view(np.float32)
 
 
@@ -47,8 +48,8 @@ def load(bank, first, size, k, c):
     dv = c.shape[1] - 1
     for i in range(k.shape[0]):
         a = (first + i) % size
-        _read(keys[a], _widened(scales[a, 0]), k[i])
-        _read(coefs[a], _widened(scales[a, 1]), c[i, :dv])
+        _read(keys[a], widened(scales[a, 0]), k[i])
+        _read(coefs[a], widened(scales[a, 1]), c[i, :dv])
         c[i, dv] = weights[a]
 
 
@@ -69,7 +70,7 @@ def gather(bank, centre, first, size, k, c, x, w, new, alive):
     if mean.shape[0]:
         prepare(new, w[taken:], mean)
         for i in range(k.shape[0]):
-            scale = _widened(_nearest_levels(new[i]))
+            scale = widened(nearest_levels(new[i], _LIMIT6))
             for j in range(k.shape[1]):
                 new[i, j] *= scale
                 x[taken + i, j] = new[i, j]
@@ -122,7 +123,7 @@ def store(k, c, alive, first, taken, size, counter, bank, carry):
                 keys[at, j] = keys[a, j]
             scales[at, 0], before = scales[a, 0], np.uint32(scales[a, 1])
         elif mean.shape[0]:
-            scales[at, 0] = _nearest_levels(k[i - taken])
+            scales[at, 0] = nearest_levels(k[i - taken], _LIMIT6)
             _write(k[i - taken], keys[at])
         else:
             scales[at, 0] = _quantise(k[i - taken], keys[at])
@@ -137,10 +138,10 @@ def store(k, c, alive, first, taken, size, counter, bank, carry):
 
 
 @kernel()
-def _nearest_levels(row):
-    """row (n,) becomes row / scale, rounded to whole numbers -31..31; returns the bits of the scale."""
-    bits = _scale(largest(row), _LIMIT6)
-    step = _ONE / _widened(bits)
+def nearest_levels(row, limit):
+    """row (n,) becomes row / scale, rounded to whole numbers -limit..limit; returns the bits of the scale."""
+    bits = _scale(largest(row), limit)
+    step = _ONE / widened(bits)
     for j in range(row.shape[0]):
         row[j] = np.rint(row[j] * step)
     return bits
@@ -161,10 +162,10 @@ def _carried_levels(row, before, carry):
     the bits of the scale. before: those of the scale that the row had, _NONE for a new one.
     """
     top = largest(row)
-    reach = _widened(before) * _LIMIT6
+    reach = widened(before) * _LIMIT6
     stays = before != _NONE and KEPT * reach <= top and top <= reach * _BARELY
     bits = before if stays else _scale(top, _LIMIT6)
-    step = _ONE / _widened(bits)
+    step = _ONE / widened(bits)
     for j in range(row.shape[0]):
         x = row[j] * step + carry[j]
         level = min(max(np.rint(x), -_LIMIT6), _LIMIT6)
@@ -211,7 +212,7 @@ def _writer(levels, out):
 def _quantise(row, out):
     """out (d,) int8 ~ row (d,) / scale; returns the bits of the scale."""
     bits = _scale(largest(row[: out.shape[0]]), _LIMIT8)
-    step = _ONE / _widened(bits)
+    step = _ONE / widened(bits)
     for j in range(out.shape[0]):
         out[j] = np.int8(np.rint(row[j] * step))
     return bits
@@ -223,7 +224,7 @@ def _quantise_coefs(row, seed, out):
     if out.itemsize == 1:
         return _quantise(row, out)
     bits = _scale(largest(row[: out.shape[0]]), _LIMIT16)
-    step = _ONE / _widened(bits)
+    step = _ONE / widened(bits)
     for j in range(out.shape[0]):
         mixed = _mixed(np.uint32(seed + np.uint32(np.uint32(j) * _ODD)))
         draw = np.float32(np.int32(mixed >> _S8)) * _GRAIN

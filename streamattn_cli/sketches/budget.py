@@ -47,12 +47,15 @@ def keeper_params(
     def with_history(count: int) -> HeadParams:
         return replace(head, history=history(count, window, head.stored))
 
-    fixed, one = (spec_bytes(with_history(count).state_spec()) for count in (0, 1))
+    first = window if window_inside else 0  # rows of the window may take more bytes than others
+    fixed, more = (spec_bytes(with_history(count).state_spec()) for count in (first, first + 1))
+    one = more - fixed
+    fixed -= first * one
     kept = options.atoms
     if kept is None:
-        kept = (rows * row_bytes(head) - fixed) // (one - fixed)
+        kept = (rows * row_bytes(head) - fixed) // one
     if kept < group:
-        least = -(-(fixed + group * (one - fixed)) // row_bytes(head))
+        least = -(-(fixed + group * one) // row_bytes(head))
         raise UsageError(
             f"{max(kept, 0)} rows are left of --resident-rows {rows} for {name} beside {head.sinks} sinks, a "
             f"window of {head.window} and a buffer of {group}; give --resident-rows {least} or more, or a smaller --window "

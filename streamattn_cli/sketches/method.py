@@ -18,8 +18,8 @@ Spec = dict[str, tuple[tuple[int, ...], str]]  # name -> (shape, dtype) of array
 
 # Options that only some methods know, in the order in which notes about them come.
 OPTIONS = (
-    "degree", "polynomial", "beta", "max_error", "effort", "query_model", "rope", "resident_rows", "atoms", "buffer", "window",
-    "sinks",
+    "degree", "polynomial", "beta", "max_error", "effort", "query_model", "rope", "bits", "score", "resident_rows",
+    "atoms", "buffer", "window", "sinks",
 )  # fmt: skip
 
 
@@ -121,6 +121,8 @@ class MethodOptions:
     beta: float | None = None
     max_error: float = 0.25
     rope: str | None = None
+    bits: int | None = None
+    score: str = "mass"
     seed: int = 0
 
     @classmethod

@@ -17,8 +17,8 @@ from streamattn_cli.sketches.histories.poly import MAX_DEGREE
 from streamattn_cli.units import format_bytes
 
 KINDS = {
-    "effort": str, "sinks": int, "window": int, "buffer": int, "atoms": int, "degree": int, "polynomial": str,
-    "beta": float,
+    "effort": str, "bits": int, "score": str, "sinks": int, "window": int, "buffer": int, "atoms": int, "degree": int,
+    "polynomial": str, "beta": float,
 }  # fmt: skip
 
 

@@ -255,7 +255,10 @@ def _trial(
 def _changed(request: AttendRequest) -> dict:
     """What of a request decides its method, as options of `attend`."""
     plain = AttendRequest(request.inputs)
-    names = ("method", "resident_rows", "effort", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta")
+    names = (
+        "method", "resident_rows", "effort", "bits", "score", "sinks", "window", "buffer", "atoms", "degree", "polynomial",
+        "beta",
+    )  # fmt: skip
     values = {name: getattr(request, name) for name in names}
     return {name: value for name, value in values.items() if value != getattr(plain, name)}
 

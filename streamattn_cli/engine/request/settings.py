@@ -100,6 +100,18 @@ class MethodSettings:
         shown="of the file",
         decides=True,
     )
+    bits: int | None = attention(
+        None,
+        "evict: 4, 6 or 8 bits for each number of a row that is no longer recent.",
+        shown="as stored",
+        decides=True,
+    )
+    score: str = attention(
+        "mass",
+        "evict: rows stay by accumulated attention, by that of the last queries (causal), or as a model expects it.",
+        choices=("mass", "last", "expected"),
+        decides=True,
+    )
     sinks: int | None = attention(None, "First rows that stay exact.", shown="4, poly 0", decides=True)
     window: int | None = attention(
         None, "Recent rows that stay exact.", shown="by --resident-rows, poly 0", decides=True

@@ -40,6 +40,10 @@ class Bank:
         weigh(first, c) turns c (n, dv + 1) = [v, 1] of rows first.. into the coefficients, in place.
         """
         out.clear()
+        self.add_partial(count, work, out, weigh)
+
+    def add_partial(self, count: int, work: dict, out: Partial, weigh=None) -> None:
+        """As `partial`, beside what `out` has already."""
         low, high = work["everything"]
         low[:] = 0
         tile = len(work["tile_k"])

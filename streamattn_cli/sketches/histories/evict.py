@@ -1,24 +1,32 @@
-"""`evict`: keep the rows that attention has dwelt on, forget the others (H2O; METHODS.md (B4)).
+"""`evict`: keep the rows that attention has dwelt on, forget the others (H2O; METHODS.md (B4), (B9), (B10)).
 
 Causal: every row carries the attention mass that it received, exponentially forgotten; when a group of new rows
 needs room, the rows of the least mass go, the `recent` newest ones excepted. Full: no query has passed while keys do,
-and a few queries known beforehand (probes) say instead which rows matter; without any, the newest rows stay.
+and a few queries known beforehand (probes) say instead which rows matter; without any, the newest rows stay. The score
+`expected` asks a model of the queries instead. With `bits`, rows are rounded once they are no longer recent.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from streamattn_cli.errors import UsageError
+from streamattn_cli.options import one_of
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
+from streamattn_cli.sketches.coding.codedrows import BITS, CodedRows
 from streamattn_cli.sketches.head import HeadParams
-from streamattn_cli.sketches.histories.bank import Bank, RowHistory, bank_spec, live
+from streamattn_cli.sketches.histories.bank import RowHistory, bank_spec, live
+from streamattn_cli.sketches.histories.keptrows import KeptRows
+from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.method import Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
 
 WINDOW_SHARE = 0.15  # of the rows; tuned on real heads
 PROBES = 32  # queries held for full attention
+SCORES = ("mass", "last", "expected")  # what decides which rows stay
+LAST = 16.0  # rows after which a query counts 1/e with the score `last`
 
 
 @dataclass(frozen=True)
@@ -30,16 +38,24 @@ class EvictParams:
     forget: float = 128.0
     probes: int = 0  # queries held for full attention
     storage: str = "f4"
+    bits: int = 0  # of a number of a row that is not recent; 0: as it is stored
+    score: str = "mass"  # of SCORES
 
     def to_dict(self) -> dict:
-        """JSON-able form."""
-        return asdict(self)
+        """JSON-able form; what earlier versions did not know only where it is used."""
+        plain = {"bits": 0, "score": "mass"}
+        return {name: value for name, value in asdict(self).items() if name not in plain or value != plain[name]}
 
 
 class EvictHistory(RowHistory):
     """The kept rows of one key head, oldest first. State arrays: see `state_spec`."""
 
     learns = True
+
+    def __init__(self, params: EvictParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
+        super().__init__(params, dim, value_dim, scale, dtype, state)
+        self.held = KeptRows(self.bank, CodedRows(state, dim, params.bits) if params.bits else None, state["held"])
+        self.model = QueryModel(state) if params.score == "expected" else None
 
     @property
     def kept(self) -> int:
@@ -49,22 +65,36 @@ class EvictHistory(RowHistory):
     @staticmethod
     def state_spec(params: EvictParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype) of every state array."""
-        return {
-            "rows": bank_spec(params.rows, dim, value_dim, params.storage),
-            "mass": ((0 if params.probes else params.rows,), "f4"),
-            "held": ((2,), "i8"),  # rows kept, probes known
+        plain = min(params.recent, params.rows) if params.bits else params.rows
+        expects = params.score == "expected"
+        spec = {
+            "rows": bank_spec(plain, dim, value_dim, params.storage),
+            "mass": ((0 if params.probes or expects else params.rows,), "f4"),
+            # rows kept, probes known; of these rows those that are not rounded, and 1 once their means are known
+            "held": ((4 if params.bits else 2,), "i8"),
             "probes": ((params.probes, dim), "f4"),
             "normaliser": ((params.probes,), "f4"),  # log of the sum of each probe's weights over all rows so far
         }
+        if params.bits:
+            spec |= CodedRows.spec(params.rows - plain, dim, value_dim, params.bits)
+        return spec | (QueryModel.state_spec(dim) if expects else {})
 
     @staticmethod
     def transient_bytes(params: EvictParams, dim: int, value_dim: int, group: int, queries: int) -> int:
         """Bound on the bytes that are held for a while: keys widened, and the weights of a tile of queries on them."""
-        return 8 * params.rows * (4 * (dim + value_dim) + 2 * max(queries, params.probes))
+        model = 4 * QueryModel.scratch_size(dim, queries) + 8 * dim * dim if params.score == "expected" else 0
+        return 8 * params.rows * (4 * (dim + value_dim) + 2 * max(queries, params.probes)) + model
+
+    @staticmethod
+    def merging_bytes(params: EvictParams, dim: int, value_dim: int) -> int:
+        """Bound on the bytes that are held while another history is merged in: the rows of both, widened."""
+        return 8 * params.rows * (6 * (dim + value_dim) + 2 * params.probes)
 
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
-        """Take probes from the queries q (r, d) of full attention."""
-        if q is not None and self.params.probes:
+        """Take probes, or the model, from the queries q (r, d) of full attention."""
+        if q is not None and self.model:
+            self.model.learn(q, np.zeros(len(q), "f4"), 0, np.empty(QueryModel.scratch_size(self.dim, len(q)), "f4"))
+        elif q is not None and self.params.probes:
             chosen = np.linspace(0, len(q) - 1, min(len(q), self.params.probes)).astype(int)
             self.state["probes"][: len(chosen)] = q[chosen]
             self.state["normaliser"][:] = -np.inf
@@ -72,10 +102,13 @@ class EvictHistory(RowHistory):
 
     def learn(self, q: np.ndarray, share: np.ndarray, rows: float, work: dict) -> None:
         """Take in causal queries q (r, d) of `rows` rows, and the part of their mass (r,) that fell on this history."""
-        count, mass = int(self.state["held"][0]), self.state["mass"]
+        if self.model:
+            self.model.learn(q, share, rows, np.empty(QueryModel.scratch_size(self.dim, len(q)), "f4"))
+            return
+        count, mass = self.kept, self.state["mass"]
         mass[:count] *= np.float32(np.exp(-rows / self.params.forget))
         if count and len(mass):
-            weights = self.scale * q @ self.bank.load(0, count)[0].T
+            weights = self.scale * q @ self.held.load()[0].T
             weights -= weights.max(axis=1, keepdims=True)
             np.exp(weights, out=weights)
             mass[:count] += (share / weights.sum(axis=1)) @ weights
@@ -88,56 +121,57 @@ class EvictHistory(RowHistory):
             logits = self._logits(k)
             s["normaliser"][:] = np.logaddexp(s["normaliser"], np.logaddexp.reduce(logits, axis=1))
         k, c = k[-room:] if room else k[:0], c[-room:] if room else c[:0]
-        count = int(s["held"][0])
-        over = count + len(k) - room
-        if over > 0:
-            count = self._evict(count, over)
-        self.bank.put(count, k, c)
-        if len(s["mass"]):
-            s["mass"][count : count + len(k)] = 0
-        s["held"][0] = count + len(k)
+        over = self.kept + len(k) - room
+        if over > 0:  # as many recent rows are about to come
+            self._keep(self._stay(*self.held.load(), s["mass"][: self.kept], over, self.params.recent - over))
+        self._put(k, c, np.zeros(len(k), "f4"))
         return 0
 
     def merge(self, other: EvictHistory) -> None:
         """Take in the kept rows of other, later rows; of all of them those of the most mass stay, and the newest."""
-        s, theirs = self.state, other.state
-        mine, count, room = int(s["held"][0]), int(theirs["held"][0]), self.params.rows
+        s, theirs, mine = self.state, other.state, self.kept
         if s["held"][1] and theirs["held"][1]:
             s["normaliser"][:] = np.logaddexp(s["normaliser"], theirs["normaliser"])
-        rows = np.concatenate([s["rows"][:mine], theirs["rows"][:count]])
-        mass = np.concatenate([s["mass"][:mine], theirs["mass"][:count]])
-        both = Bank(rows, self.bank.dim, self.bank.storage)
-        stay = self._stay(both, mass, max(0, mine + count - room), min(self.params.recent, room))
-        left = int(stay.sum())
-        s["rows"][:left], s["held"][0] = rows[stay], left
-        if len(mass):
-            s["mass"][:left] = mass[stay]
+        if self.model:
+            self.model.merge(other.model)
+        later = other.held.load()
+        k, c = (np.concatenate(both) for both in zip(self.held.load(), later, strict=True))
+        mass = np.concatenate([s["mass"][:mine], theirs["mass"][: other.kept]])
+        stay = self._stay(k, c, mass, max(0, len(k) - self.params.rows), min(self.params.recent, self.params.rows))
+        self._keep(stay[:mine])
+        self._put(
+            *(x[stay[mine:]] for x in later), theirs["mass"][: other.kept][stay[mine:]] if len(s["mass"]) else None
+        )
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
-        self.bank.partial(int(self.state["held"][0]), work, out)
+        self.held.partial(work, out)
         return 0
 
     def mean_value(self) -> np.ndarray:
         """What to answer when nothing else can (dv,): 0."""
         return np.zeros(self.value_dim)
 
-    def _evict(self, count: int, over: int) -> int:
-        """Drop the `over` rows of the least mass that are not recent, the oldest of equal ones; returns how many stay."""
-        s = self.state
-        held = Bank(self.bank.rows[:count], self.bank.dim, self.bank.storage)
-        stay = self._stay(held, s["mass"][:count], over, self.params.recent - over)  # as many are about to come
-        left = int(stay.sum())
-        self.bank.rows[:left] = self.bank.rows[:count][stay]
-        if len(s["mass"]):
-            s["mass"][:left] = s["mass"][:count][stay]
-        return left
+    def _keep(self, stay: np.ndarray) -> None:
+        """Drop the rows that are not to stay (n,)."""
+        if len(self.state["mass"]):
+            self.state["mass"][: int(stay.sum())] = self.state["mass"][: len(stay)][stay]
+        self.held.keep(stay)
 
-    def _stay(self, bank: Bank, mass: np.ndarray, over: int, recent: int) -> np.ndarray:
-        """Which rows of a bank stay (n,) when `over` must go and the last `recent` should not."""
-        count, probes = len(bank.rows), int(self.state["held"][1])
-        if probes:
-            weights = self._logits(bank.load(0, count)[0]) - self.state["normaliser"][:probes, None]
+    def _put(self, k: np.ndarray, c: np.ndarray, mass: np.ndarray | None) -> None:
+        """Append rows and their mass (n,)."""
+        if len(self.state["mass"]):
+            self.state["mass"][self.kept : self.kept + len(k)] = mass
+        self.held.put(k, c)
+
+    def _stay(self, k: np.ndarray, c: np.ndarray, mass: np.ndarray, over: int, recent: int) -> np.ndarray:
+        """Which of the rows k (n, d), c (n, dv + 1) stay (n,) when `over` must go and the last `recent` should not: of those
+        of equal mass the later ones."""
+        count, probes = len(k), int(self.state["held"][1])
+        if self.model:
+            mass = self._expected(k, c)
+        elif probes:
+            weights = self._logits(k) - self.state["normaliser"][:probes, None]
             mass = np.exp(weights, out=weights).sum(axis=0)
         elif not len(mass):
             mass = np.zeros(count)
@@ -150,22 +184,50 @@ class EvictHistory(RowHistory):
         """Logits (probes, n) of the known probes."""
         return self.scale * self.state["probes"][: self.state["held"][1]].astype(np.float64) @ k.T
 
+    def _expected(self, k: np.ndarray, c: np.ndarray) -> np.ndarray:
+        """Log of each row's expected weight, relative to the mean key, times the length of its value (n,): METHODS.md (B10)."""
+        factor, direction = np.empty((self.dim, self.dim), "f4"), np.empty(self.dim, "f4")
+        self.model.factor(factor, direction)
+        along = self.scale * (k - k.mean(axis=0)) @ np.triu(factor).astype(np.float64).T  # s R^T k, of covariance R R^T
+        length = np.linalg.norm(c[:, :-1], axis=1)
+        return along @ direction + 0.5 * (along * along).sum(axis=1) + np.log(np.maximum(length, 1e-30))
+
 
 def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
     """The window lies in the history, whose newest rows it never drops: attention on them must be counted."""
+    bits, score = options.bits or 0, options.score
+    if options.bits is not None and bits not in BITS:
+        raise UsageError(
+            f"--bits {bits}: use {one_of(tuple(map(str, BITS)))}, or leave it out to keep rows as they are"
+        )
+    if score == "last" and not causal:
+        raise UsageError(
+            "--score last is of causal attention, where queries pass with their keys; use mass or expected"
+        )
 
     def history(rows: int, window: int, storage: str) -> EvictParams:
-        return EvictParams(rows, min(window, rows), probes=0 if causal else PROBES, storage=storage)
+        plain = EvictParams(rows, min(window, rows), storage=storage, bits=bits, score=score)
+        if score == "last":
+            return replace(plain, forget=LAST)
+        return replace(plain, probes=0 if causal or score == "expected" else PROBES)
 
     return keeper_params("evict", head, options, causal, WINDOW_SHARE, history, window_inside=True)
 
 
 def _micros(load: Load) -> float:
     held = load.params.history.rows
+    coded = 0.0005 * (load.dim + load.value_dim) * held if load.params.history.bits else 0.0  # of a group: read twice
     known = 0 if load.causal else 0.4 * held
-    return load.answering(held) + load.full_groups(held) * (150 + known)
+    if load.params.history.score == "expected":
+        known = held * (0.5 + 2e-4 * load.dim * load.dim)
+    return load.answering(held) + load.full_groups(held) * (150 + known) + coded * load.rows / load.params.group
 
 
 METHOD = Method(
-    name="evict", settings=_settings, options=BUDGETED, params=EvictParams, history=EvictHistory, micros=_micros
+    name="evict",
+    settings=_settings,
+    options=BUDGETED | {"bits", "score"},
+    params=EvictParams,
+    history=EvictHistory,
+    micros=_micros,
 )
