@@ -1,6 +1,7 @@
 """streamattn: attention over token streams far longer than memory.
 
-From Python: `from streamattn_cli import attend, audit, compare, open_sketch, AttentionSketch` (see api.py).
+From Python: `from streamattn_cli import attend, audit, compare, open_sketch, AttentionSketch, CausalAttention` (see
+api.py and api_causal.py).
 """
 
 import hashlib
@@ -34,4 +35,8 @@ def __getattr__(name: str) -> object:
         from streamattn_cli import api
 
         return getattr(api, name)
+    if name == "CausalAttention":
+        from streamattn_cli.api_causal import CausalAttention
+
+        return CausalAttention
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -351,7 +351,7 @@ def _check_dtype(array: np.ndarray, name: str) -> None:
 
 
 def _request(settings: dict[str, object], **asked: object) -> AttendRequest:
-    """The request of these settings; `asked`: causal and audit. Raises WrongSetting."""
+    """The request of these settings; `asked`: causal, audit and rope. Raises WrongSetting."""
     unknown = sorted(settings.keys() - set(SETTINGS))
     if unknown:
         raise WrongSetting(f"unknown setting {', '.join(unknown)}; there are {', '.join(SETTINGS)}")

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "streamattn_cli"
-TOWER = ["kernels", "rows", "checkpoint", "sketches", "engine", "report", "cli"]  # from the ground up
+TOWER = ["kernels", "rows", "checkpoint", "sketches", "engine", "models", "report", "cli"]  # from the ground up
 FLOORS = {  # rooms within a room, from the ground up; files beside them may be anywhere, as long as there is no circle
     "rows": ["tensors", "formats", "inputs", "writers", "synthetic"],
     "sketches": ["coding", "histories", "paper"],
     "engine": ["watch", "request", "saving", "workers", "audit", "planning", "passes", "jobs"],
     "report": ["text", "live", "html"],
 }
+DOORS = ("api", "api_causal")
 GROUND = ("errors", "options", "plugins", "units", "records")  # usable by every room but kernels
 # importlib to import the others later; ctypes and llvmlite, which is half of numba, to find and call NumPy's BLAS
 KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib", "functools", "ctypes", "llvmlite"}
@@ -74,11 +75,13 @@ def complaint(room, target, module):
     if room == "testing" or room == "__main__":
         return None
     if room == "__init__":
-        return None if target == "api" else "the package imports api.py alone"
-    if room == "api":
-        return "api.py is above the engine, and below nothing else" if target in ("report", "cli") else None
-    if target == "api":
-        return None if room == "cli" else "api.py is above the engine"
+        return None if target in DOORS else "the package imports its doors alone"
+    if room in DOORS:
+        return (
+            f"{room}.py is above the engine, and below nothing else" if target in ("models", "report", "cli") else None
+        )
+    if target in DOORS:
+        return None if room in ("models", "cli") else f"{target}.py is above the engine"
     if target not in TOWER:
         return f"{target or 'the package itself'} is no room"
     return f"{room} is below {target}" if TOWER.index(target) > TOWER.index(room) else None
@@ -121,7 +124,8 @@ def lazily(room, path, module, top):
     """h5py at module level only in hdf5*.py of rows, but not in rows/formats/hdf5.py; those are imported inside functions
     only, except by one another."""
     is_hdf5 = room == "rows" and path.stem.startswith("hdf5") and path.name != "hdf5.py"
-    heavy = module.split(".")[0] == "h5py" or re.search(r"\.rows\.(formats|writers)\.hdf5\w", module)
+    heavy = module.split(".")[0] in ("h5py", "torch", "transformers", "gguf")
+    heavy = heavy or re.search(r"\.rows\.(formats|writers)\.hdf5\w", module)
     if top and room not in ("kernels", "testing") and module.count(".") > 2 and ".kernels." in module:
         return "import the module, whose stand-in waits: from streamattn_cli.kernels import NAME"
     early = heavy or room == "__init__" and room_of(module, PACKAGE.name) is not None
@@ -179,7 +183,7 @@ def test_every_folder_is_a_room():
     ("kernels/a.py", "from streamattn_cli.rows.tensors.tensor import Storage", "kernels import numba, numpy and math only"),
     ("kernels/a.py", "from streamattn_cli.errors import UsageError", "kernels import numba, numpy and math only"),
     ("kernels/a.py", "import h5py", "kernels import numba, numpy and math only"),
-    ("__init__.py", "def f():\n    from streamattn_cli.report import table", "the package imports api.py alone"),
+    ("__init__.py", "def f():\n    from streamattn_cli.report import table", "the package imports its doors alone"),
     ("__init__.py", "from streamattn_cli import api", "import it inside a function"),
     ("rows/a.py", "import streamattn_cli.sketches.histories.poly", "rows is below sketches"),
     ("rows/a.py", "def f():\n    from ..engine import plan", "rows is below engine"),
@@ -204,6 +208,9 @@ def test_every_folder_is_a_room():
     ("cli/a.py", "def f():\n    from click.testing import CliRunner", "typer carries its own click"),
     ("engine/a.py", "import numba", "numba belongs in kernels"),
     ("engine/a.py", "import h5py", "import it inside a function"),
+    ("models/a.py", "import torch", "import it inside a function"),
+    ("engine/a.py", "from streamattn_cli.models.load import load", "engine is below models"),
+    ("api_causal.py", "from streamattn_cli.models.load import load", "api_causal.py is above the engine"),
     ("rows/a.py", "from streamattn_cli.rows.formats.hdf5arrays import opened", "import it inside a function"),
     ("errors.py", "from streamattn_cli.rows.tensors.tensor import Storage", "errors.py is below every room"),
     ("errors.py", "import streamattn_cli.units", "import nothing of the rooms"),
@@ -228,6 +235,7 @@ def test_a_planted_violation_is_found(tmp_path, place, line, expected):
     ("units.py", "from streamattn_cli.errors import UsageError"),
     ("engine/jobs/a.py", "from streamattn_cli.engine.audit.audit import Auditor"),
     ("cli/a.py", "from streamattn_cli.api import open_sketch"),
+    ("models/a.py", "from streamattn_cli.api_causal import CausalAttention"),
     ("sketches/histories/a.py", "from streamattn_cli.sketches.partial import Partial"),
     ("rows/inputs/a.py", "from streamattn_cli.rows.tensors.heads import Heads\nfrom streamattn_cli.rows.spec import x"),
     ("sketches/a.py", "from streamattn_cli.kernels import dense\ndef f():\n    from streamattn_cli.kernels.dense import exp"),
