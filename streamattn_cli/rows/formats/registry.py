@@ -27,6 +27,8 @@ BUILT_IN = {  # in the order in which they are asked
     "safetensors-index": f"{FORMATS}.shards",
     "safetensors": f"{FORMATS}.safetensors",
     "zarr": f"{FORMATS}.zarr",
+    "arrow": f"{FORMATS}.arrow",
+    "parquet": f"{FORMATS}.parquet",
 }
 GROUP = "streamattn.formats"
 
