@@ -124,12 +124,13 @@ def lazily(room, path, module, top):
     """h5py at module level only in hdf5*.py of rows, but not in rows/formats/hdf5.py; those are imported inside functions
     only, except by one another."""
     is_hdf5 = room == "rows" and path.stem.startswith("hdf5") and path.name != "hdf5.py"
-    heavy = module.split(".")[0] in ("h5py", "torch", "transformers", "gguf")
-    heavy = heavy or re.search(r"\.rows\.(formats|writers)\.hdf5\w", module)
+    is_lent = room == "rows" and re.match(r"zarrarrays|arrow\w|parquet\w", path.stem)  # the same of packages of extras
+    heavy = module.split(".")[0] in ("h5py", "zarr", "pyarrow", "torch", "transformers", "gguf")
+    heavy = heavy or re.search(r"\.rows\.(formats|writers)\.(hdf5\w|zarrarrays|arrow[at]|parquet\w)", module)
     if top and room not in ("kernels", "testing") and module.count(".") > 2 and ".kernels." in module:
         return "import the module, whose stand-in waits: from streamattn_cli.kernels import NAME"
     early = heavy or room == "__init__" and room_of(module, PACKAGE.name) is not None
-    return "import it inside a function" if early and top and not is_hdf5 and room != "testing" else None
+    return "import it inside a function" if early and top and not (is_hdf5 or is_lent) and room != "testing" else None
 
 
 def arrows_up(package):
@@ -212,6 +213,9 @@ def test_every_folder_is_a_room():
     ("engine/a.py", "from streamattn_cli.models.load import load", "engine is below models"),
     ("api_causal.py", "from streamattn_cli.models.load import load", "api_causal.py is above the engine"),
     ("rows/a.py", "from streamattn_cli.rows.formats.hdf5arrays import opened", "import it inside a function"),
+    ("rows/formats/zarr.py", "import zarr", "import it inside a function"),
+    ("rows/formats/arrow.py", "import pyarrow.ipc", "import it inside a function"),
+    ("rows/formats/a.py", "from streamattn_cli.rows.formats.zarrarrays import x", "import it inside a function"),
     ("errors.py", "from streamattn_cli.rows.tensors.tensor import Storage", "errors.py is below every room"),
     ("errors.py", "import streamattn_cli.units", "import nothing of the rooms"),
     ("rows/a.py", "from streamattn_cli.attic import x", "attic is no room"),

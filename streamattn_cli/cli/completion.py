@@ -28,7 +28,7 @@ def arrays(incomplete: str) -> list[str]:
     from streamattn_cli.rows.inputs.paths import find
 
     file, colon, start = incomplete.rpartition(":")
-    if not colon or not os.path.isfile(file):
+    if not colon or not os.path.exists(file):
         return []
     try:
         place = find(file)

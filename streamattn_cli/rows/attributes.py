@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import isfinite
+
+import numpy as np
 
 from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.tensors.layout import LAYOUTS
 
 HEARD = ("scale", "causal", "layout")
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "1.0": True, "0.0": False}
+
+
+def plain(items: Iterable[tuple[str, object]], name: str) -> dict:
+    """Attributes of one value, later ones winning; of several values only scales of rows.
+
+    Raises InputMalformed where one that is heard (HEARD) is of another kind.
+    """
+    found: dict = {}
+    for key, value in items:
+        if isinstance(value, np.ndarray) and value.size == 1:
+            value = value.reshape(-1)[0]
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if isinstance(value, (str, int, float, bool)):
+            found[key] = value
+        elif key.endswith("_scale") and isinstance(value, np.ndarray | list):
+            found[key] = value if isinstance(value, list) else value.tolist()
+        elif key in HEARD:
+            raise InputMalformed(
+                f"{name}: attribute {key} is {value!r}, expected one value; correct it, or remove it and give --{key}"
+            )
+    return found
 
 
 def clean(attrs: dict, name: str) -> dict:

@@ -62,7 +62,7 @@ class InputSpec:
     dim: int | None = source(None, "Length of a query or key in fused rows.")
     value_dim: int | None = source(None, "Length of a value.", shown="as --dim")
     missing: str = source(
-        "error", "What to do with rows of HDF5 files that are not stored.", choices=("error", "zeros"), decides=True
+        "error", "What to do with rows of HDF5 and Zarr that are not stored.", choices=("error", "zeros"), decides=True
     )
     select: tuple[int, ...] | None = source(
         None, "Key heads to use, such as 0,2 (with their query heads).", "--select", read=read_numbers, decides=True

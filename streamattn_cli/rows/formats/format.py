@@ -15,7 +15,7 @@ class Format:
     `sniff`(path, first bytes): whether a file is of this format; 16 bytes, fewer of a shorter file. `names`(path): its
     arrays, sorted. `arrays`(path, names by key, what 16-bit integers are): those arrays. `parts`(path, letters of q, k, v,
     group or None): the names of these. All raise InputMalformed (4) for a damaged file and InputMissing (3) for what is not
-    in it. `unnamed`: a file is one array without a name.
+    in it. `unnamed`: a file is one array without a name. `folder`(path): whether a folder is of this format.
     """
 
     name: str
@@ -25,3 +25,4 @@ class Format:
     arrays: Callable[[str, dict[str, str], str | None], dict[str, Stored]]
     parts: Callable[[str, tuple[str, ...], str | None], dict[str, str]]
     unnamed: bool = False
+    folder: Callable[[str], bool] | None = None

@@ -15,10 +15,11 @@ import h5py
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
-from streamattn_cli.rows.attributes import HEARD
+from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.formats.hdf5holes import Intervals, holes, within
+from streamattn_cli.rows.formats.hdf5holes import holes
 from streamattn_cli.rows.formats.hdf5types import file_storage
+from streamattn_cli.rows.formats.missing import Intervals, not_stored, within
 from streamattn_cli.rows.formats.names import advice
 from streamattn_cli.rows.tensors.file import FileTensor
 from streamattn_cli.rows.tensors.layout import Extent
@@ -124,27 +125,10 @@ def _plugin_provides(code: int) -> bool:
 def _attributes(dataset: h5py.Dataset, name: str) -> dict:
     """Attributes of one value of the root, the dataset's groups and the dataset itself, the nearest winning.
 
-    Raises InputMalformed where one that is heard (attributes.HEARD) is of another kind.
+    Raises InputMalformed where one that is heard is of another kind.
     """
-    merged: dict = {}
     groups = [dataset.file["/"], *(dataset.file[part] for part in _parents(dataset.name)), dataset]
-    for owner in groups:
-        for key, value in owner.attrs.items():
-            if isinstance(value, np.ndarray) and value.size == 1:
-                value = value.reshape(-1)[0]
-            if isinstance(value, np.generic):
-                value = value.item()
-            if isinstance(value, bytes):
-                value = value.decode("utf-8", "replace")
-            if isinstance(value, (str, int, float, bool)):
-                merged[key] = value
-            elif key.endswith("_scale") and isinstance(value, np.ndarray):
-                merged[key] = value.tolist()
-            elif key in HEARD:
-                raise InputMalformed(
-                    f"{name}: attribute {key} is {value!r}, expected one value; correct it, or remove it and give --{key}"
-                )
-    return merged
+    return plain((item for owner in groups for item in owner.attrs.items()), name)
 
 
 def _parents(name: str) -> list[str]:
@@ -231,10 +215,7 @@ class ChunkedTensor:
     def refuse_missing(self, first: int, count: int) -> None:
         """InputMalformed for rows that are not stored, unless they are allowed."""
         if not self.missing_allowed:
-            raise InputMalformed(
-                f"{self.name}: {count} rows are not stored in the file or in its sources, row {first} is the first; complete "
-                "the file, read only rows that are there (--rows, --q-rows), or take them as zeros with --missing zeros"
-            )
+            raise not_stored(self.name, first, count, "complete the file")
 
     def peek(self, n: int) -> np.ndarray:
         """See RowTensor."""

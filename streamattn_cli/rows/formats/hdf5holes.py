@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable
 from math import ceil, prod
 
 import h5py
 import numpy as np
 
-Intervals = list[tuple[int, int]]  # rows [first, last), sorted, apart
+from streamattn_cli.rows.formats.missing import Intervals, merged
+
 SPARE_FILES = 64  # descriptors that are left to others where a virtual dataset opens all of its sources
 
 
@@ -31,12 +31,6 @@ def holes(dataset: h5py.Dataset, axis: int) -> Intervals:
     return [] if layout == h5py.h5d.COMPACT else [(0, rows)]
 
 
-def within(found: Intervals, first: int, last: int) -> tuple[int, int] | None:
-    """The first of these rows in [first, last), and how many there are; None if there is none."""
-    cut = [(max(a, first), min(b, last)) for a, b in found if a < last and b > first]
-    return (cut[0][0], sum(b - a for a, b in cut)) if cut else None
-
-
 def _of_chunks(dataset: h5py.Dataset, axis: int) -> Intervals:
     grid = [ceil(items / chunk) for items, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
     if dataset.id.get_num_chunks() == prod(grid):
@@ -48,7 +42,7 @@ def _of_chunks(dataset: h5py.Dataset, axis: int) -> Intervals:
 
     dataset.id.chunk_iter(count)
     lacking = np.flatnonzero(stored < prod(grid) // grid[axis])
-    return _merged((int(i) * size, min((int(i) + 1) * size, dataset.shape[axis])) for i in lacking)
+    return merged((int(i) * size, min((int(i) + 1) * size, dataset.shape[axis])) for i in lacking)
 
 
 def _of_one_piece(dataset: h5py.Dataset, axis: int) -> Intervals:
@@ -88,7 +82,7 @@ def _of_sources(dataset: h5py.Dataset, axis: int) -> Intervals:
         held += change[first]
         if round(held) < full:
             found.append((first, last))
-    return _merged(found)
+    return merged(found)
 
 
 def _whole(dataset: h5py.Dataset, source: object) -> bool:
@@ -129,13 +123,3 @@ def _room_for(files: set[str]) -> bool:
             return False
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return True
-
-
-def _merged(found: Iterable[tuple[int, int]]) -> Intervals:
-    merged: Intervals = []
-    for first, last in found:
-        if merged and merged[-1][1] == first:
-            merged[-1] = (merged[-1][0], last)
-        else:
-            merged.append((first, last))
-    return merged

@@ -59,7 +59,10 @@ def _fitting(names: list[str], part: str, group: str | None) -> list[str]:
     if group is not None:
         prefix = group.strip("/.")
         exact = [name for name in names if name in (f"{group}.{part}", f"{prefix}/{part}", f"{prefix}.{part}")]
-        return exact or [name for name in names if _group(name) == prefix and _is(name, part)]
+        alike = prefix.replace("/", ".")  # layers.3 and layers/3 are one, unless a file has both
+        return exact or [
+            name for name in names if _group(name).strip("/").replace("/", ".") == alike and _is(name, part)
+        ]
     if part in names:
         return [part]
     plain = [name for name in names if name.endswith((f".{part}", f"/{part}"))]

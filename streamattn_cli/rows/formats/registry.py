@@ -26,6 +26,9 @@ BUILT_IN = {  # in the order in which they are asked
     "npz": f"{FORMATS}.npz",
     "safetensors-index": f"{FORMATS}.shards",
     "safetensors": f"{FORMATS}.safetensors",
+    "zarr": f"{FORMATS}.zarr",
+    "arrow": f"{FORMATS}.arrow",
+    "parquet": f"{FORMATS}.parquet",
 }
 GROUP = "streamattn.formats"
 
@@ -54,6 +57,11 @@ def of_file(path: str, start: bytes) -> Format | None:
     if failed:
         raise failed
     return None
+
+
+def of_folder(path: str) -> Format | None:
+    """The format of ours that a folder is in; None for any other folder."""
+    return next((found for found in map(find, BUILT_IN) if found.folder and found.folder(path)), None)
 
 
 def of_extension(extension: str) -> Format | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 
 import numpy as np
@@ -41,8 +42,8 @@ def identity(tensor: RowTensor, whole: bool = False) -> dict[str, str]:
         found["range"] = f"{tensor.base.first}:{tensor.base.first + tensor.base.rows}"
     path = tensor.path
     if path is not None:
-        status = os.stat(path)
-        found |= {"size": str(status.st_size), "modified_ns": str(status.st_mtime_ns), "name": name_of(tensor)}
+        *_, size, modified = _state(path)
+        found |= {"size": str(size), "modified_ns": str(modified), "name": name_of(tensor)}
     if whole:
         found["all"] = _digest(tensor, 0, tensor.rows)
     return found
@@ -74,18 +75,32 @@ def file_states(tensors: Iterable[RowTensor]) -> dict[str, tuple[int, ...]]:
             base = part
             while isinstance(base, RangeTensor | SequenceTensor):
                 base = base.base
-            if base.path is not None and base.seekable:
-                status = os.stat(base.path)
-                found[base.path] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if base.path is not None and base.seekable and base.path not in found:
+                found[base.path] = _state(base.path)
     return found
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """Device, inode, size and time of modification of a file. Of a folder: the folder's own, a digest of the names and
+    states of all files below it, how many bytes they are together, and the latest time."""
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    digest, size, latest = 0, 0, 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            one = os.stat(os.path.join(folder, name))
+            text = f"{folder}/{name} {one.st_ino} {one.st_size} {one.st_mtime_ns}"
+            digest ^= int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest())  # in any order
+            size, latest = size + one.st_size, max(latest, one.st_mtime_ns)
+    return status.st_dev, status.st_ino, digest, size, latest
 
 
 def check_unchanged(before: dict[str, tuple[int, ...]]) -> None:
     """Refuse (SourceChanged, 9) what was read from files that are not what they were. before: what `file_states` gave."""
     for path, state in before.items():
         try:
-            status = os.stat(path)
-            now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            now = _state(path)
         except OSError:
             now = ()
         if now != state:

@@ -48,7 +48,12 @@ def find(word: str, raw: bool = False) -> Place:
     path, inside = _split(word)
     mode = _mode(path)
     if stat.S_ISDIR(mode):
-        raise InputMissing(f"{path}: is a folder, expected a file (.npy, .npz, .h5, .safetensors, .pt)")
+        held = registry.of_folder(path)
+        if held is None:
+            raise InputMissing(
+                f"{path}: is a folder, expected a file (.npy, .npz, .h5, .safetensors, .pt) or a Zarr folder"
+            )
+        return Place(path, inside, held.name)
     if not os.access(path, os.R_OK):
         raise InputMissing(f"{path}: no permission to read it; see ls -l")
     if not stat.S_ISREG(mode):

@@ -1,0 +1,48 @@
+"""Arrow IPC files and streams (.arrow, .feather, .arrows): columns of fixed-size lists, one row per token."""
+
+from __future__ import annotations
+
+from streamattn_cli.errors import UsageError
+from streamattn_cli.rows.formats.flatbuffer import LONGEST, MAGIC
+from streamattn_cli.rows.formats.format import Format
+from streamattn_cli.rows.formats.names import find_parts
+from streamattn_cli.rows.tensors.stored import Stored
+
+
+def _sniff(path: str, start: bytes) -> bool:
+    """A file, or a stream, whose first message begins with a mark and its length."""
+    length = int.from_bytes(start[4:8], "little")
+    return start.startswith(MAGIC) or (start[:4] == b"\xff" * 4 and 8 <= length < LONGEST and length % 8 == 0)
+
+
+def _names(path: str) -> list[str]:
+    try:
+        from streamattn_cli.rows.formats.arrowarrays import ipc_names
+    except ImportError:
+        raise no_package(path) from None
+    return ipc_names(path)
+
+
+def _arrays(path: str, names: dict[str, str], wanted: str | None) -> dict[str, Stored]:
+    try:
+        from streamattn_cli.rows.formats.arrowarrays import ipc_arrays
+    except ImportError:
+        raise no_package(path) from None
+    return ipc_arrays(path, names, wanted)
+
+
+def no_package(path: str) -> UsageError:
+    """The error where pyarrow is not installed."""
+    return UsageError(
+        f"{path}: is an Arrow or Parquet file, whose package is missing: pip install 'streamattn-cli[arrow]'"
+    )
+
+
+FORMAT = Format(
+    name="arrow",
+    extensions=(".arrow", ".feather", ".arrows"),
+    sniff=_sniff,
+    names=_names,
+    arrays=_arrays,
+    parts=lambda path, parts, group: find_parts(path, _names(path), parts, group),
+)
