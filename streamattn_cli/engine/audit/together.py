@@ -20,7 +20,7 @@ def estimate_of(estimates: Sequence[ErrorEstimate], norms: Sequence[float]) -> E
 
     def mean(name: str) -> float:
         squares = (norm**2 * getattr(each, name) ** 2 for each, norm in zip(estimates, norms, strict=True) if norm)
-        return float(sum(squares) / whole) ** 0.5
+        return float((sum(squares) / whole) ** 0.5)
 
     return ErrorEstimate(**{name: mean(name) for name in FIGURES}, enough=_enough(estimates, norms))
 
