@@ -18,6 +18,7 @@ from streamattn_cli.rows.formats import inflate, npz, pytorch, registry
 from streamattn_cli.rows.formats.names import find_parts
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.tensors.file import FileTensor
 from streamattn_cli.rows.tensors.layout import extent
 from streamattn_cli.testing.source import SOURCE_LAWS, SourceCase
 
@@ -112,6 +113,24 @@ def test_a_view_of_a_storage_is_read_as_its_tensor_is(tmp_path, parts, dtype, vi
         assert tensor.read_into(found, start) == 60
         np.testing.assert_array_equal(found, expected[:, start : start + 60].copy().view(found.dtype))
     tensor.close()
+
+
+def test_heads_that_lie_side_by_side_are_read_in_place(tmp_path, parts):
+    """A transposed projection, whole or some of its batches: the file is read as it is, through no buffer."""
+    many = {part: moved(np.concatenate([array, array + 1])) for part, array in parts.items()}
+    for arrays, dim in ((parts, 1), (many, 2)):
+        path = torch_dict(tmp_path, {part: moved(array) for part, array in arrays.items()})
+        with open_inputs(InputSpec(str(path))) as inputs:
+            assert isinstance(inputs.k.tensor, FileTensor) and inputs.k.tensor.held_bytes == 0
+            assert (inputs.k.layout, inputs.k.batch, len(inputs.k)) == ("BHTD", dim, 3 * dim)
+            rows = inputs.k.tensor.peek(700)
+            found = [rows[o, :, c : c + 24] for o, c in zip(inputs.k.outer, inputs.k.column, strict=True)]
+        np.testing.assert_array_equal(found, arrays["k"].reshape(-1, 700, 24))
+    np.savez(tmp_path / "many.npz", **many)
+    for name in ("dump.pt", "many.npz"):
+        words = ("--method", "window", "--resident-rows", "128", "--lengths", "700,33", "--select", "0,2", "-o")
+        run("attend", tmp_path / name, "--causal", *words, tmp_path / f"{name}.npy")
+    assert (tmp_path / "dump.pt.npy").read_bytes() == (tmp_path / "many.npz.npy").read_bytes()
 
 
 def test_a_tensor_whose_items_lie_far_apart_is_refused(tmp_path):

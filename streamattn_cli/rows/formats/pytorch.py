@@ -193,12 +193,16 @@ def _stored(path: str, name: str, tensor: Tensor, found: dict[str, Member], pref
         )
     offset = member.offset + tensor.offset * item
 
+    def plain(extent: Extent) -> RowTensor:
+        return FileTensor(path, offset, extent, dtype, label)
+
     def open_(extent: Extent) -> RowTensor:
         if in_order(tensor.shape, tensor.strides):
-            return FileTensor(path, offset, extent, dtype, label)
+            return plain(extent)
         return StridedTensor(path, offset, tensor.shape, tensor.strides, extent, dtype, label)
 
-    return Stored(label, tensor.shape, dtype, open_)
+    swapped = [(*axes[:-3], axes[-2], axes[-3], axes[-1]) for axes in (tensor.shape, tensor.strides) if len(axes) > 2]
+    return Stored(label, tensor.shape, dtype, open_, turned=plain if swapped and in_order(*swapped) else None)
 
 
 FORMAT = Format(

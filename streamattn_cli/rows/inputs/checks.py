@@ -8,9 +8,9 @@ from dataclasses import replace
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads, group_size
+from streamattn_cli.rows.tensors.layout import OTHER
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 
-OTHER = {"THD": "HTD", "HTD": "THD", "BTHD": "BHTD", "BHTD": "BTHD"}  # the layout with rows and heads exchanged
 TURNED = {3: (1, 0, 2), 4: (0, 2, 1, 3)}  # axes of an array that is brought into it
 
 

@@ -113,7 +113,7 @@ class _Opening:
         layouts = self._layouts(found.get("k"))
         for part, stored in self._plain.items():
             shape = self._extent(stored, layouts[part], part)
-            found[part] = scaled(whole(self._open(stored, shape, part), shape), stored, part, self.notes)
+            found[part] = scaled(self._whole(stored, shape, part), stored, part, self.notes)
         return {part: found[part] for part in self._parts}
 
     @property
@@ -211,6 +211,13 @@ class _Opening:
             elif not (self._spec.rows or (part == "q" and self._spec.q_rows)):  # else: as soon as one is read
                 tensor.refuse_missing(missing[0][0], count)
         return tensor
+
+    def _whole(self, stored: Stored, shape: Extent, part: str) -> Heads:
+        """The heads of a plain array; in its own order where that has the heads of each row side by side."""
+        if stored.turned is None or shape.turned is None:
+            return whole(self._open(stored, shape, part), shape)
+        heads = whole(self._open(replace(stored, open=stored.turned), shape.turned, part), shape.turned)
+        return replace(heads, layout=shape.layout)
 
     # --- packed rows
 

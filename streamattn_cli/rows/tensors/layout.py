@@ -7,13 +7,14 @@ Batches count as more heads: head index b * H + h.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from streamattn_cli.errors import InputMalformed, UsageError
 
 LAYOUTS = ("TD", "TC", "THD", "HTD", "BTHD", "BHTD")
 Shape = tuple[int | None, ...]  # None: the unknown row count of a stream
+OTHER = {"THD": "HTD", "HTD": "THD", "BTHD": "BHTD", "BHTD": "BTHD"}  # the layout with rows and heads exchanged
 PLAUSIBLE = 8  # rows per head, at least, of a reading that is taken before others
 
 
@@ -34,6 +35,13 @@ class Extent:
     def side_by_side(self) -> int:
         """Segments that are read together."""
         return self.outer // self.batch if self.apart else self.outer
+
+    @property
+    def turned(self) -> Extent | None:
+        """The same array in a file that has the heads of each row side by side; None where that is so already."""
+        if self.layout not in ("HTD", "BHTD"):
+            return None
+        return replace(self, layout=OTHER[self.layout], outer=self.batch, width=self.heads * self.dim)
 
     def head_places(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(outer index, first column) of every head b * heads + h."""

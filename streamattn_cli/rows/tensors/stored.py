@@ -29,3 +29,4 @@ class Stored:
     attrs: dict = field(default_factory=dict)  # scale, causal, layout ... where the file says so
     notes: tuple[str, ...] = ()
     scale: Scale | None = None
+    turned: Callable[[Extent], RowTensor] | None = None  # opens it where it is stored with rows and heads exchanged
