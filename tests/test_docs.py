@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import h5py
+import llamafiles
 import numpy as np
 import pytest
 import torchfiles
@@ -130,6 +131,8 @@ def test_every_command_of_the_pages_works(folder):
     for name in "qkv":
         np.save(folder / f"{name}.npy", rng.standard_normal((1, 2, 700, 16)).astype(np.float16))
     save_batch(folder)
+    slot = np.zeros((700, 32), np.float16) + np.arange(32, dtype=np.float16) / 32
+    llamafiles.save(folder / "slot.bin", [(slot, slot)] * 2, transposed=True)
     with torchfiles.pretended():
         keys, values = ([torchfiles.Tensor(np.load(folder / f"{name}.npy"))] * 4 for name in "kv")
         layers = [torchfiles.instance("DynamicLayer", keys=k, values=v) for k, v in zip(keys, values, strict=True)]

@@ -26,6 +26,7 @@ BUILT_IN = {  # in the order in which they are asked
     "npz": f"{FORMATS}.npz",
     "safetensors-index": f"{FORMATS}.shards",
     "safetensors": f"{FORMATS}.safetensors",
+    "llama-state": f"{FORMATS}.llamastate",
     "zarr": f"{FORMATS}.zarr",
     "arrow": f"{FORMATS}.arrow",
     "parquet": f"{FORMATS}.parquet",

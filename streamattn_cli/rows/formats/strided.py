@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from copy import copy
+from dataclasses import replace
 from itertools import product
 from math import prod
 
@@ -11,10 +12,12 @@ import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.tensors.file import FileTensor
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
 
 PIECE = 1 << 20  # bytes that are read at a time, unless one row spans more
+COLUMNS = 1 << 22  # of arrays that are stored by columns, where a larger piece has longer stretches
 LARGEST = 1 << 24  # bytes that one row may span
 
 
@@ -120,3 +123,39 @@ def in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether strides are those of C order; axes of one do not count."""
     expected = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
     return all(size == 1 or stride == want for size, stride, want in zip(shape, strides, expected, strict=True))
+
+
+class ColumnsTensor:
+    """A RowTensor over an array (T, I) that is stored as (I, T): a stretch of each column is read, and all are turned."""
+
+    seekable = True
+
+    def __init__(self, path: str, offset: int, extent: Extent, dtype: str, name: str):
+        self.path, self.name, self.dtype = path, name, dtype
+        self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
+        self._item = DTYPES[dtype].itemsize
+        self._step = min(max(1, COLUMNS // (self._item * self.width)), max(1, self.rows))
+        self._data = np.empty((self.width, self._step), DTYPES[dtype].holder)
+        self.held_bytes = self._data.nbytes
+        self._inner = FileTensor(path, offset, replace(extent, rows=1, width=self.rows, outer=self.width), dtype, name)
+        self._offset = offset
+
+    def read_into(self, buf: np.ndarray, start: int) -> int:
+        """See RowTensor."""
+        check_buffer(self, buf)
+        count = max(0, min(buf.shape[1], self.rows - start))
+        for first in range(start, start + count, self._step):
+            rows = min(self._step, start + count - first)
+            for column, into in enumerate(self._data):
+                at = self._offset + (column * self.rows + first) * self._item
+                self._inner.fill(memoryview(into[:rows]).cast("B"), at)
+            buf[0, first - start : first - start + rows] = self._data[:, :rows].T
+        return count
+
+    def peek(self, n: int) -> np.ndarray:
+        """See RowTensor."""
+        return peek_seekable(self, n)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._inner.close()

@@ -55,11 +55,11 @@ class FileTensor:
         if count * self._row:
             for at, rows in enumerate(buf, segment or 0):
                 view = memoryview(rows).cast("B")[: count * self._row]
-                self._fill(view, self._offset + (at * self.rows + start) * self._row)
+                self.fill(view, self._offset + (at * self.rows + start) * self._row)
         return count
 
-    def _fill(self, view: memoryview, position: int) -> None:
-        """Read until the view is full: the system may return less (it always does above 2 GiB)."""
+    def fill(self, view: memoryview, position: int) -> None:
+        """Read from a byte of the file until the view is full: the system may return less (it always does above 2 GiB)."""
         done = 0
         while done < len(view):
             try:
