@@ -1,6 +1,6 @@
 """Sequence states of llama.cpp (llama_state_seq_save_file, --slot-save-path): keys and values of every layer.
 
-Three numbers of 32 bits (magic, version, tokens), the tokens, and the cache: the number of streams, and for each stream its cells,
+Three numbers of 32 bits (magic, version, tokens), tokens, and the cache: the number of streams, and for each stream its cells,
 what is known of each cell (position, number of sequences, perhaps more, the sequence), whether values are transposed, the number
 of layers, the keys of all layers, and the values of all layers. Each has its ggml type and the size of a row before it. Source:
 llama_kv_cache::state_write in src/llama-kv-cache.cpp, llama_state_seq_save_file in src/llama-context.cpp.
