@@ -73,6 +73,8 @@ def _shape(kind: pa.DataType, label: str) -> tuple[np.dtype, tuple[int, ...]]:
         if list(kind.permutation or []) != sorted(kind.permutation or []):
             raise InputMalformed(f"{label}: tensors with permuted axes found; store them in the order of their axes")
         sizes = tuple(kind.shape)
+    if min(sizes, default=0) < 0:
+        raise InputMalformed(f"{label}: lists of {min(sizes)} items: the file is damaged; write or copy it again")
     if not (pa.types.is_floating(item) or pa.types.is_integer(item)):
         raise InputMalformed(
             f"{label}: a column of {str(kind)[:80]} found, expected fixed-size lists of numbers; cast it, as with "

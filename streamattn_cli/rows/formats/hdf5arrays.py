@@ -47,8 +47,17 @@ def opened(path: str) -> Iterator[h5py.File]:
         raise InputMalformed(
             f"{path}: not readable as HDF5 (damaged, truncated, or still open for writing?): {error}"
         ) from error
-    with file:
+    with file, readable(path):
         yield file
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turns what h5py raises, whatever it is, where it meets damaged structures into InputMalformed."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise InputMalformed(f"{name}: damaged or truncated HDF5 file: {error}; write or copy it again") from error
 
 
 def hdf5_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> dict[str, Stored]:
@@ -158,8 +167,9 @@ class ChunkedTensor:
         self.missing_allowed = False
         self._file = h5py.File(path, "r")
         try:
-            self.missing: Intervals = holes(self._file[dataset], self._axis)
-            self._open(dataset)
+            with readable(self.name):
+                self.missing: Intervals = holes(self._file[dataset], self._axis)
+                self._open(dataset)
         except BaseException:
             self.close()
             raise

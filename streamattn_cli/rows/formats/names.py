@@ -14,6 +14,7 @@ SYNONYMS = {
     "v": ("v", "value", "values", "hook_v"),
 }
 CACHES = {"k": "key_cache", "v": "value_cache"}  # of which the last component is the layer
+PAIRS = {"k": "0", "v": "1"}
 SHOWN = 40
 
 
@@ -69,6 +70,11 @@ def _fitting(names: list[str], part: str, group: str | None) -> list[str]:
     return plain or [name for name in names if _is(name, part)]
 
 
+def _is_of_pair(name: str, part: str) -> bool:
+    """Whether it is one of the two of a layer, N.0 or N.1, of a prompt cache of MLX or a list of pairs."""
+    return part in PAIRS and re.search(rf"(^|[./])\d+[./]{PAIRS[part]}$", name) is not None
+
+
 def advice(names: list[str]) -> str:
     """Which --group to give for one of these tensors, for the end of a message; nothing where there is none."""
     groups = [group for group in dict.fromkeys(_group(name).strip("/") for name in names) if group]
@@ -79,7 +85,8 @@ def advice(names: list[str]) -> str:
 def _is(name: str, part: str) -> bool:
     """Whether the last component of a name is a word for the part, or the name is a layer of its cache."""
     *before, last = re.split(r"[./]", name)
-    return last.lower() in SYNONYMS[part] or (last.isdigit() and before[-1:] == [CACHES.get(part)])
+    cached = last.isdigit() and before[-1:] == [CACHES.get(part)]
+    return last.lower() in SYNONYMS[part] or cached or _is_of_pair(name, part)
 
 
 def _group(name: str) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from streamattn_cli.errors import InputMalformed, StreamattnError, UsageError
+from streamattn_cli.errors import InputMalformed, InputMissing, StreamattnError, UsageError
 from streamattn_cli.options import one_of
 from streamattn_cli.rows.attributes import clean
 from streamattn_cli.rows.dtypes import DTYPES, PATTERNS, storage_word
 from streamattn_cli.rows.inputs import arrays
 from streamattn_cli.rows.inputs.checks import check_heads, check_layout, check_rows, range_notes, with_ranges
 from streamattn_cli.rows.inputs.divide import in_sequences
-from streamattn_cli.rows.inputs.paths import find
+from streamattn_cli.rows.inputs.packedcache import halves, packed_cache
+from streamattn_cli.rows.inputs.paths import Place, find
 from streamattn_cli.rows.inputs.scales import scaled
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import (
@@ -153,8 +154,7 @@ class _Opening:
         """The input that holds the parts without a file of their own."""
         place = None if word == "-" else find(word, raw=self._raw is not None)
         if place is not None and place.names_arrays and place.inside is None:
-            found = arrays.parts_of(place, rest, self._spec.group, self._dtype)
-            self._plain.update((part, self._keep(stored, place.note)) for part, stored in found.items())
+            self._gather_named(place, rest)
             return
         record = self._record(word, rest)
         if place is None or place.kind == "pipe":
@@ -164,6 +164,22 @@ class _Opening:
         else:
             stored = self._keep(arrays.single(place, word, None, self._dtype), place.note)
             (self._plain if len(record) == 1 else self._packed)[record] = stored
+
+    def _gather_named(self, place: Place, parts: tuple[str, ...]) -> None:
+        """Parts from a file that names its arrays, or keys and values from its packed cache."""
+        try:
+            found = arrays.parts_of(place, parts, self._spec.group, self._dtype)
+        except InputMissing:
+            cache = packed_cache(place, self._spec.group, self._dtype) if {"k", "v"} <= {*parts} else None
+            if cache is None:
+                raise
+            others = tuple(part for part in parts if part == "q")
+            found = arrays.parts_of(place, others, self._spec.group, self._dtype) if others else {}
+            both = halves(cache)
+            if both is None:
+                self._packed["kv"] = replace(self._keep(cache, place.note), packed=True)
+            found |= both or {}
+        self._plain.update((part, self._keep(stored, place.note)) for part, stored in found.items())
 
     def _record(self, word: str, rest: tuple[str, ...]) -> str:
         """The record kind as given, or what is needed."""
@@ -250,7 +266,7 @@ class _Opening:
     def _check_record(self, stored: Stored, record: str) -> None:
         """Refuse one array of a file for several parts where nothing says that its rows are packed: it may be one of them."""
         spec = self._spec
-        if stored.shape[0] is not None and len(record) > 1 and spec.record is spec.dim is None:
+        if not stored.packed and stored.shape[0] is not None and len(record) > 1 and spec.record is spec.dim is None:
             raise UsageError(
                 f"{stored.name}: one array {show(stored.shape)} for {', '.join(record)}; give --record {record} if every row "
                 f"of it holds them side by side, or a file for each: {' '.join(f'--{part} FILE' for part in record)}"

@@ -163,7 +163,15 @@ def infer_query(shape: Shape, name: str, key_heads: int, dim: int, like: str | N
     candidates = {3: ["THD", "HTD"], 4: ["BTHD", "BHTD"]}.get(len(shape))
     if candidates is None:
         raise InputMalformed(f"{name}: expected 2 to 4 axes, found shape {show(shape)}")
-    fitting = [word for word in candidates if shape[-1] == dim and shape[word.index("H")] % key_heads == 0]
+    batches = (
+        shape[0] if len(shape) == 4 and shape[0] and key_heads % shape[0] == 0 else 1
+    )  # a sketch counts the heads of all batches
+    fitting = [
+        word
+        for word in candidates
+        if shape[-1] == dim
+        and (shape[word.index("H")] % key_heads == 0 or shape[word.index("H")] % (key_heads // batches) == 0)
+    ]
     plausible = [word for word in fitting if _long({"q": shape}, word)]
     alike = [word for word in fitting if like and word[-3:] == like[-3:]]
     for words in (fitting, plausible, alike):

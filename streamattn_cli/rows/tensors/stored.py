@@ -29,4 +29,5 @@ class Stored:
     attrs: dict = field(default_factory=dict)  # scale, causal, layout ... where the file says so
     notes: tuple[str, ...] = ()
     scale: Scale | None = None
+    packed: bool = False  # it is known to hold keys and values side by side
     turned: Callable[[Extent], RowTensor] | None = None  # opens it where it is stored with rows and heads exchanged

@@ -1,0 +1,79 @@
+"""Arrays called kv_cache that hold keys and values: (2, ...) one after the other, or each row of a head with both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from streamattn_cli.rows.inputs.paths import Place
+from streamattn_cli.rows.tensors.layout import Extent, show
+from streamattn_cli.rows.tensors.stored import Stored
+from streamattn_cli.rows.tensors.tensor import BatchTensor, check_buffer, peek_seekable
+
+NAME = "kv_cache"
+
+
+class HalfTensor:
+    """A RowTensor over the keys (0) or the values (1) of an array whose first axis is both."""
+
+    seekable = True
+
+    def __init__(self, base: BatchTensor, half: int, name: str):
+        self.name, self.path, self.dtype, self.width = name, base.path, base.dtype, base.width
+        self.outer, self.rows, self.held_bytes = base.outer // 2, base.rows, base.held_bytes
+        self._base, self._first = base, half * (base.outer // 2)
+
+    def read_into(self, buf: np.ndarray, start: int) -> int:
+        """See RowTensor."""
+        check_buffer(self, buf)
+        return self._base.read_into(buf, start, self._first)
+
+    def peek(self, n: int) -> np.ndarray:
+        """See RowTensor."""
+        return peek_seekable(self, n)
+
+    def close(self) -> None:
+        """Close the array underneath."""
+        self._base.close()
+
+
+def packed_cache(place: Place, group: str | None, wanted: str | None) -> Stored | None:
+    """The array of a file that is a packed cache, of the group if there are several; None where there is not one."""
+    names = [name for name in place.format.names(place.path) if re.search(rf"(^|[./]){NAME}([./]\d+)?$", name)]
+    if group is not None:
+        names = [name for name in names if group_of(name) == group.strip("/").replace("/", ".")]
+    if len(names) != 1:
+        return None
+    return place.format.arrays(place.path, {"cache": names[0]}, wanted)["cache"]
+
+
+def group_of(name: str) -> str:
+    """What --group chooses it by: what is before its name, or its number."""
+    *before, last = re.split(r"[./]", name.strip("/"))
+    return ".".join([*before[:-1], last] if last.isdigit() else before)
+
+
+def halves(stored: Stored) -> dict[str, Stored] | None:
+    """Keys and values of an array of (2, rows, items), (2, rows, heads, items) or (2, heads, rows, items); None for others."""
+    if stored.shape[0] != 2 or len(stored.shape) not in (3, 4) or stored.scale:
+        return None
+
+    def opening(half: int, name: str) -> Callable[[Extent], HalfTensor]:
+        def open_(extent: Extent) -> HalfTensor:
+            both = replace(extent, layout="B" + extent.layout, outer=2 * extent.outer, batch=2, apart=True)
+            return HalfTensor(stored.open(both), half, name)
+
+        return open_
+
+    found = {}
+    for half, part in enumerate("kv"):
+        name = f"{stored.name}[{half}]"
+        note = f"{stored.name}: {show(stored.shape)} is taken as keys and values, one after the other"
+        notes = (*stored.notes, note) if part == "k" else ()
+        found[part] = replace(
+            stored, name=name, shape=stored.shape[1:], open=opening(half, name), notes=notes, turned=None
+        )
+    return found
