@@ -5,6 +5,7 @@ from dataclasses import replace
 import naive_sixbits as naive
 import numpy as np
 import pytest
+from naive_nystrom import turned
 from test_nystrom import HEAD, causal, relative
 
 from streamattn_cli.errors import CheckpointIncompatible
@@ -100,7 +101,7 @@ def test_a_compression_sees_new_keys_as_they_will_be_stored(rng):
     places = bank(8, d, dv, mean)
     k, c = rng.standard_normal((3, d)).astype("f4"), np.concatenate([rng.standard_normal((3, dv)), np.ones((3, 1))], 1)
     x, w, new = np.empty((3, d), "f4"), np.empty((3, dv + 1), "f4"), np.empty((3, d), "f4")
-    atoms.gather(places, centre, 0, 1, k, c.astype("f4"), x, w, new, np.zeros(3, bool))
+    atoms.gather(places, centre, np.zeros(d, "f4"), 0, 1, k, c.astype("f4"), x, w, new, np.zeros(3, bool))
     store(places, new, w, np.ones(3, bool), 0, 0, 0, 0)
     found_k, found_c = np.empty((3, d), "f4"), np.empty((3, dv + 1), "f4")
     atoms.load(places, 0, 8, found_k, found_c)
@@ -109,6 +110,38 @@ def test_a_compression_sees_new_keys_as_they_will_be_stored(rng):
     np.testing.assert_allclose(x, k - centre, atol=0.1)
     np.testing.assert_allclose(found_c, c, atol=0.2)
     np.testing.assert_allclose(w[:, :-1], (c[:, :-1] - mean) @ naive.orthogonal(dv).T, atol=1e-5)
+
+
+def test_what_rounding_takes_from_the_weight_of_a_key_its_coefficients_get(rng):
+    """For a query that is the mean one nothing changes: METHODS.md (N24), with rotary positions ahead or without."""
+    d, dv, scale = 12, 5, 0.3
+    for word, turns in (("", 0), ("1e4:half", 1), ("1e4:half", 2)):
+        params = HeadParams(d, dv, scale, "f4", group=8, history=NystromParams(40, 8, bits=6, rope=word, turns=turns))
+        history = HeadAttention(params).history
+        mean = 3 * rng.standard_normal(d).astype("f4")
+        history.queries.arrays[1][:] = mean
+        history.queries.arrays[4][:] = 500
+        asked = history.queries.typical(scale)
+        ahead = [16 * (512 * turns / 16) ** ((t + 0.5) / turns) for t in range(turns)]
+        query = np.mean([turned(mean, 500 + rows, 1e4, "half") for rows in ahead], axis=0) if word else mean
+        np.testing.assert_allclose(asked, naive.orthogonal(d) @ query * scale, atol=1e-5)
+        k, c = 4 * rng.standard_normal((6, d)).astype("f4"), rng.standard_normal((6, dv + 1)).astype("f4")
+        rounded, moved = k.copy(), c.copy()
+        atoms.round_keys(rounded, moved, asked, np.empty(d, "f4"))
+        for before, after in zip(k, rounded, strict=True):
+            bits, levels = naive.key(before)
+            np.testing.assert_array_equal(after, np.array(levels, "f4") * naive.wide(bits))
+        weights = np.exp(k @ asked), np.exp(rounded @ asked)
+        assert np.abs(weights[1] / weights[0] - 1).max() > 0.01
+        np.testing.assert_allclose(weights[1][:, None] * moved, weights[0][:, None] * c, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30, np.inf, np.nan])
+def test_a_mean_query_beyond_all_measure_spoils_nothing(rng, size):
+    k, c = rng.standard_normal((9, 8)).astype("f4"), np.ones((9, 3), "f4")
+    with np.errstate(invalid="ignore", over="ignore"):
+        atoms.round_keys(k, c, np.full(8, size, "f4"), np.empty(8, "f4"))
+    assert (c >= np.exp(-1.001)).all() and (c <= np.exp(1.001)).all()
 
 
 def test_rounding_has_the_right_mean_and_keeps_the_sum_of_a_slice(rng):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
-import sys
 import time
-from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from caches import BITS, rounded_cache
 from heads import Head, dumped, load
-from oracle import Truth, evict_knowing, nystrom_knowing
+from oracle import Truth, answers_at, evict_knowing, nystrom_knowing
+from tables import errors_figure, rows_figure, tables
 
 from streamattn_cli.errors import UsageError
 from streamattn_cli.sketches import registry
@@ -21,18 +22,21 @@ from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.method import MethodOptions
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "paper"))
-from svgplot import Figure  # noqa: E402
-
 TOP = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
-SHARES = (0.01, 0.02, 0.05, 0.10)
-LEAST_SQUARES_AT = (0.05,)  # the costly oracle runs at these shares only
-KEEPERS = ("balance", "evict", "sample", "wildcat")
-METHODS = ("window", *KEEPERS, "nystrom fast", "nystrom")
-CAUSAL_ORACLES = ("evict, knowing the future", "least squares on the future")
+SHORT, LONG = 8192, (8192, 16384, 32768, 131072)  # rows
+SHARES, FIXED = (0.01, 0.02, 0.05, 0.10), (160, 256, 512, 1024)  # budgets: of the rows, and in resident rows
+LEAST_SQUARES_AT = ("5%",)  # the costly oracle runs at these budgets only
+CODED = (
+    "evict bits=8", "evict bits=6", "evict bits=4", "evict score=last", "evict score=expected", "evict bits=6 score=last",
+)  # fmt: skip
+METHODS = ("window", "balance", "evict", *CODED, "sample", "wildcat", "nystrom effort=fast", "nystrom")
+FAST_ONES = ("window", "evict", *CODED[:3], CODED[5], "nystrom effort=fast", "nystrom")  # on long streams
 KNOWN_QUERIES = 1024  # of full attention, shown to the methods beforehand
 SINKS = 4
+ASKED = 2048  # rows of the second half that causal streams are measured on where no oracle is
+# causal: shares of SHORT rows, with the stress streams; fixed budgets and more rows; full attention: shares
+PARTS = ("short", "long", "full")
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,13 @@ class Result:
     """One line of the raw numbers."""
 
     head: str
+    rows: int
     mode: str
-    share: float
+    budget: str  # such as 1% or R=256
     method: str
     resident_rows: float
     error: float
+    p99: float  # of the rows' own relative errors
     needle_error: float
     guarded: int  # queries whose z was not positive
     queries: int
@@ -52,11 +58,12 @@ class Result:
 
 
 def params_of(head: Head, method: str, rows: int, causal: bool) -> HeadParams:
-    """The method within a budget of `rows` rows, everything counted."""
+    """The method, 'NAME' or 'NAME OPTION=VALUE', within a budget of `rows` rows, everything counted."""
     dim, value_dim = head.k.shape[1], head.c.shape[1] - 1
     base = HeadParams(dim, value_dim, head.scale, "f4", sinks=SINKS, storage=head.storage)
-    name, _, effort = method.partition(" ")
-    options = MethodOptions(sinks=SINKS, resident_rows=rows, effort=effort or "default", rope=head.rope)
+    name, *settings = method.split()
+    given = {key: int(value) if value.isdigit() else value for key, value in (pair.split("=") for pair in settings)}
+    options = MethodOptions(sinks=SINKS, resident_rows=rows, rope=head.rope, **given)
     return registry.find(name).settings(base, options, causal, head.rows)
 
 
@@ -75,37 +82,76 @@ def answers(head: Head, params: HeadParams, causal: bool) -> tuple[np.ndarray, i
     return out, int(work["counts"][1])
 
 
-def measure(task: tuple[str, str]) -> list[Result]:
-    """All methods and budgets on one head, causal or full. Causal errors are those of the second half of the rows."""
-    name, mode = task
-    head, causal = load(name), mode == "causal"
-    truth = Truth(head, causal)
-    first = head.rows // 2 if causal else 0
-    found = []
+def budgets(rows: int, part: str) -> list[tuple[str, int]]:
+    """Names and resident rows of the budgets for a stream of so many rows."""
+    if part == "long":
+        return [(f"R={resident}", resident) for resident in FIXED]
+    return [(f"{share:.0%}", round(share * rows)) for share in SHARES]
 
-    def keep(method: str, share: float, resident: float, out: np.ndarray, guarded: int, began: float) -> None:
-        error = relative(out[:, first:], truth.out[:, first:])
-        needle = relative(out[:, head.needles], truth.out[:, head.needles]) if head.needles is not None else np.nan
-        queries, seconds = out.shape[0] * out.shape[1], time.perf_counter() - began
-        found.append(Result(head.name, mode, share, method, resident, error, needle, guarded, queries, seconds))
 
-    for share in SHARES:
-        rows = round(share * head.rows)
-        for method in METHODS:
+class Measured:
+    """The results of one head, against the truth."""
+
+    def __init__(self, head: Head, mode: str, asked: np.ndarray, truth: np.ndarray):
+        self.head, self.mode, self.asked, self.truth = head, mode, asked, truth
+        self.found: list[Result] = []
+
+    def keep(self, method: str, budget: str, resident: float, out: np.ndarray, guarded: int, began: float) -> None:
+        """Take in answers to the asked rows (heads, r, dv)."""
+        head, off = self.head, np.linalg.norm(out - self.truth, axis=2)
+        own = off / np.maximum(np.linalg.norm(self.truth, axis=2), 1e-30)
+        needles = np.isin(self.asked, head.needles) if head.needles is not None else np.zeros(0, int)
+        needle = relative(out[:, needles], self.truth[:, needles]) if needles.any() else np.nan
+        self.found.append(
+            Result(
+                head.name, head.rows, self.mode, budget, method, resident, relative(out, self.truth),
+                float(np.percentile(own, 99)), needle, guarded, head.q.shape[0] * head.rows, time.perf_counter() - began,
+            )
+        )  # fmt: skip
+
+
+def measure(task: tuple) -> list[Result]:
+    """All methods and budgets on one head. Causal errors are those of the second half of the rows."""
+    name, rows, part, methods, wanted = task
+    head, causal = load(name, rows), part != "full"
+    asked = np.arange(head.rows // 2 if causal else 0, head.rows)
+    full = Truth(head, causal) if part == "full" or part == "short" and not methods else None
+    if full is None:
+        asked = asked[np.linspace(0, len(asked) - 1, ASKED).astype(int)]
+    truth = full.out[:, asked] if full else answers_at(head, asked, head.k, head.c)
+    measured = Measured(head, "causal" if causal else "full", asked, truth)
+    for budget, resident in budgets(head.rows, part):
+        if wanted and budget not in wanted:
+            continue
+        for method in methods or (FAST_ONES if part == "long" else METHODS):
             began = time.perf_counter()
             try:
-                params = params_of(head, method, rows, causal)
-            except UsageError:  # too few rows for it
+                params = params_of(head, method, resident, causal)
+            except UsageError:  # too few rows for it, or nothing for full attention
                 continue
             out, guarded = answers(head, params, causal)
-            keep(method, share, spec_bytes(params.state_spec()) / row_bytes(params), out, guarded, began)
-        if causal:
-            began = time.perf_counter()
-            keep(CAUSAL_ORACLES[0], share, rows, evict_knowing(head, truth, rows), 0, began)
-        if causal and share in LEAST_SQUARES_AT:
-            began, params = time.perf_counter(), params_of(head, "nystrom", rows, True)
-            keep(CAUSAL_ORACLES[1], share, rows, nystrom_knowing(head, truth, params), 0, began)
-    return found
+            used = spec_bytes(params.state_spec()) / row_bytes(params)
+            measured.keep(method, budget, used, out[:, asked], guarded, began)
+        if part == "short" and not methods:
+            _oracles(measured, full, budget, resident)
+    if causal and not methods:
+        for bits in BITS:
+            began, (k, c, share) = time.perf_counter(), rounded_cache(head, bits)
+            measured.keep(
+                f"all rows in {bits} bits", f"{share:.0%}", share * head.rows, answers_at(head, asked, k, c), 0, began
+            )
+    return measured.found
+
+
+def _oracles(measured: Measured, truth: Truth, budget: str, rows: int) -> None:
+    """Two methods that know the future."""
+    head, began = measured.head, time.perf_counter()
+    out = evict_knowing(head, truth, rows)
+    measured.keep("evict, knowing the future", budget, rows, out[:, measured.asked], 0, began)
+    if budget in LEAST_SQUARES_AT:
+        began, params = time.perf_counter(), params_of(head, "nystrom", rows, True)
+        out = nystrom_knowing(head, truth, params)
+        measured.keep("least squares on the future", budget, rows, out[:, measured.asked], 0, began)
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
@@ -113,106 +159,63 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def tables(results: list[Result]) -> str:
-    """Markdown: geometric means over the heads of each kind, ratios to the best baseline, worst heads, stress."""
-    by = defaultdict(dict)  # (kind, mode, share, method) -> {head: result}
-    for r in results:
-        by[_kind(r.head), r.mode, r.share, r.method][r.head] = r
-    text = []
-    for kind, mode in sorted({key[:2] for key in by}):
-        names = [m for m in (*METHODS, *CAUSAL_ORACLES) if any(key[:2] == (kind, mode) and key[3] == m for key in by)]
-        heads = len({head for key, found in by.items() if key[:2] == (kind, mode) for head in found})
-        text += ["", f"### {kind}, {mode} ({heads} key heads)", ""]
-        text.append("| method | " + " | ".join(f"{s:.0%}" for s in SHARES) + " |")
-        text.append("| --- |" + " ---: |" * len(SHARES))
-        for method in names:
-            cells = [_cell(by.get((kind, mode, share, method))) for share in SHARES]
-            text.append(f"| {method} | " + " | ".join(cells) + " |")
-        for label, line in _comparisons(by, kind, mode):
-            text.append(f"| {label} | " + " | ".join(line) + " |")
-        if kind == "needles":
-            text.append(f"| queries that ask for a needle: nystrom | {_needles(by, mode, 'nystrom')} |")
-            text.append(f"| queries that ask for a needle: evict | {_needles(by, mode, 'evict')} |")
-    return "\n".join(text[1:]) + "\n"
-
-
-def _kind(head: str) -> str:
-    return head if head in ("drift", "needles") else "sample head" if head.startswith("heads:") else "real heads"
-
-
-def _mean(found: dict | None) -> float:
-    return float(np.exp(np.mean(np.log([max(r.error, 1e-12) for r in found.values()])))) if found else np.nan
-
-
-def _cell(found: dict | None) -> str:
-    return f"{_mean(found):.4f}" if found else ""
-
-
-def _comparisons(by: dict, kind: str, mode: str):
-    """nystrom over the best baseline: of the means, and on the worst head; and its z <= 0."""
-    ratios, worst, guarded = [], [], []
-    for share in SHARES:
-        ours = by.get((kind, mode, share, "nystrom"))
-        baselines = [by.get((kind, mode, share, m)) for m in ("window", *KEEPERS)]
-        baselines = [b for b in baselines if b and ours and b.keys() == ours.keys()]
-        if not baselines:
-            ratios.append(""), worst.append(""), guarded.append("")
-            continue
-        ratios.append(f"{_mean(ours) / min(_mean(b) for b in baselines):.2f}")
-        worst.append(f"{max(r.error / min(b[h].error for b in baselines) for h, r in ours.items()):.2f}")
-        guarded.append(f"{sum(r.guarded for r in ours.values())} of {sum(r.queries for r in ours.values())}")
-    yield "nystrom / best baseline", ratios
-    yield "the same, worst head", worst
-    yield "nystrom, queries with z <= 0", guarded
-
-
-def _needles(by: dict, mode: str, method: str) -> str:
-    found = [by.get(("needles", mode, share, method)) for share in SHARES]
-    return " | ".join(f"{next(iter(f.values())).needle_error:.3f}" if f else "" for f in found)
-
-
-def figure(results: list[Result], path: Path) -> None:
-    """Error against resident rows: geometric means over the real heads (without any: the sample head), causal."""
-    kind = "real heads" if any(_kind(r.head) == "real heads" for r in results) else "sample head"
-    title = f"Causal attention, {kind}: error at equal memory"
-    plot = Figure(title, "resident rows of one key head, everything counted", "relative error")
-    for method in (*METHODS, *CAUSAL_ORACLES):
-        points = []
-        for share in SHARES:
-            wanted = (kind, "causal", share, method)
-            found = [r for r in results if (_kind(r.head), r.mode, r.share, r.method) == wanted]
-            if found:
-                points.append((np.mean([r.resident_rows for r in found]), _mean({r.head: r for r in found})))
-        if points:
-            lone = len(points) == 1  # it needs its mark
-            plot.line(method, points, dashed=method in CAUSAL_ORACLES and not lone)
-    plot.save(path)
+def tasks_of(paths: list[Path], parts: list[str]) -> list[tuple[str, int, str]]:
+    """(head, rows, part) of everything that is to be measured."""
+    heads = [(name, rows) for path in paths for name, rows in dumped(path)]
+    found = []
+    for part in parts:
+        if part == "long":
+            found += [(name, n, part) for name, rows in heads for n in LONG if n <= rows and rows > SHORT]
+        else:
+            found += [(name, min(rows, SHORT), part) for name, rows in heads]
+            found += [(name, SHORT, part) for name in ("drift", "needles")]
+    return found
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="*", type=Path, help="folders of head dumps (default: ../shared/data)")
+    parser.add_argument("--part", choices=PARTS, action="append", help="measure this part only")
+    parser.add_argument("--only", default="", help="measure heads only whose name has this")
+    parser.add_argument(
+        "--methods",
+        default="",
+        help="measure these only, such as 'nystrom,evict bits=6', without oracles and caches, on 2,048 rows",
+    )
+    parser.add_argument("--budgets", default="", help="of these budgets only, such as 5%%,R=256")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    words = parser.parse_args()
     shared = TOP.parent / "shared" / "data"
-    folders = [Path(word) for word in sys.argv[1:]] or ([shared] if shared.is_dir() else [])
+    folders = words.folders or ([shared] if shared.is_dir() else [])
     paths = [path for folder in folders for path in sorted(folder.glob("*.h5"))] + [TOP / "sample_data" / "heads.h5"]
-    names = [name for path in paths for name in dumped(path)] + ["drift", "needles"]
-    tasks = [(name, mode) for mode in ("causal", "full") for name in names]
-    print(f"{len(names)} heads, {', '.join(f'{s:.0%}' for s in SHARES)} of their rows, causal and full", flush=True)
+    chosen = (
+        tuple(word for word in words.methods.split(",") if word),
+        tuple(word for word in words.budgets.split(",") if word),
+    )
+    tasks = [(*task, *chosen) for task in tasks_of(paths, words.part or list(PARTS)) if words.only in task[0]]
     results, began = [], time.time()
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(tasks))) as pool:
-        for (name, mode), found in zip(tasks, pool.map(measure, tasks), strict=True):
-            results += found
-            ours = {r.share: r.error for r in found if r.method == "nystrom"}
-            print(f"{time.time() - began:5.0f} s  {Path(name).name} {mode}: nystrom "
-                  + ", ".join(f"{share:.0%} {error:.4f}" for share, error in ours.items()), flush=True)  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
+    with ProcessPoolExecutor(min(words.workers, len(tasks))) as pool:
+        for (name, rows, part, *_), found in zip(tasks, pool.map(measure, tasks), strict=True):
+            results += found
+            ours = {r.budget: r.error for r in found if r.method == "nystrom"}
+            print(f"{time.time() - began:5.0f} s  {Path(name).name} {rows} rows, {part}: nystrom "
+                  + ", ".join(f"{budget} {error:.4f}" for budget, error in ours.items()), flush=True)  # fmt: skip
+            _write(results)
+    print(tables(results))
+    print(f"written: {RESULTS.relative_to(TOP)}/errors.csv, tables.md, errors.svg, rows.svg")
+
+
+def _write(results: list[Result]) -> None:
+    """All that is known so far."""
     with open(RESULTS / "errors.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Result.__dataclass_fields__)
         for r in results:
             writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in r.__dict__.values()])
     (RESULTS / "tables.md").write_text(tables(results))
-    figure(results, RESULTS / "errors.svg")
-    print(tables(results))
-    print(f"written: {RESULTS.relative_to(TOP)}/errors.csv, tables.md, errors.svg")
+    errors_figure(results, RESULTS / "errors.svg")
+    rows_figure(results, RESULTS / "rows.svg")
 
 
 if __name__ == "__main__":

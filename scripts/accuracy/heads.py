@@ -29,16 +29,16 @@ class Head:
         return len(self.k)
 
 
-def dumped(path: Path) -> list[str]:
-    """Names 'file:key head' of a dump's heads."""
+def dumped(path: Path) -> list[tuple[str, int]]:
+    """Names 'file:key head' of a dump's heads, and their rows."""
     import h5py
 
     with h5py.File(path) as file:
-        return [f"{path}:{h}" for h in range(file["k"].shape[1])]
+        return [(f"{path}:{h}", file["k"].shape[0]) for h in range(file["k"].shape[1])]
 
 
-def load(name: str) -> Head:
-    """The head of a name given by `dumped`, or the stress stream 'drift' or 'needles'."""
+def load(name: str, rows: int) -> Head:
+    """The first rows of the head of a name given by `dumped`, or the stress stream 'drift' or 'needles'."""
     if name in ("drift", "needles"):
         return drift() if name == "drift" else needles()
     import h5py
@@ -47,8 +47,8 @@ def load(name: str) -> Head:
     h = int(h)
     with h5py.File(path) as file:
         group = file["q"].shape[1] // file["k"].shape[1]
-        q = file["q"][:, h * group : (h + 1) * group].astype("f4").transpose(1, 0, 2)
-        k, v = file["k"][:, h].astype("f4"), file["v"][:, h].astype("f4")
+        q = file["q"][:rows, h * group : (h + 1) * group].astype("f4").transpose(1, 0, 2)
+        k, v = file["k"][:rows, h].astype("f4"), file["v"][:rows, h].astype("f4")
         scale, theta, pairs = (file.attrs.get(name) for name in ("scale", "rope_theta", "rope_pairs"))
     if theta and not pairs and "smollm2" in Path(path).stem.lower():
         pairs = "interleaved"  # in files that do not say so

@@ -39,6 +39,19 @@ class Truth:
             self.mass[a // BLOCK, :seen] = p.sum(axis=(0, 1))
 
 
+def answers_at(head: Head, rows: np.ndarray, k: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Causal answers (heads, r, dv) of all keys k (n, d), c (n, dv + 1) to the queries of some rows (r,), which ascend."""
+    out = np.empty((len(head.q), len(rows), c.shape[1] - 1), "f4")
+    for a in range(0, len(rows), BLOCK):
+        some = rows[a : a + BLOCK]
+        seen = some[-1] + 1
+        logits = head.scale * head.q[:, some] @ k[:seen].T
+        logits[:, some[:, None] < np.arange(seen)] = -np.inf
+        p = np.exp(logits - logits.max(axis=2, keepdims=True))
+        out[:, a : a + BLOCK] = p @ c[:seen, :-1] / p.sum(axis=2, keepdims=True)
+    return out
+
+
 def evict_knowing(head: Head, truth: Truth, rows: int, group: int = 16) -> np.ndarray:
     """Causal answers when always those `rows` rows are kept that the next AHEAD queries will dwell on most."""
     groups, n, _ = head.q.shape
@@ -70,7 +83,8 @@ def nystrom_knowing(head: Head, truth: Truth, params: HeadParams) -> np.ndarray:
         alive = np.ones(taken + len(k), bool)
         keys, coefs = (np.empty((len(alive), width), "f4") for width in (k.shape[1], c.shape[1]))
         added = np.empty_like(k)
-        atoms.gather(history.bank, history.state["centre"], first, count, k, c, keys, coefs, added, alive)
+        asked = history.queries.typical(history.scale)  # nothing is learnt: 0
+        atoms.gather(history.bank, history.state["centre"], asked, first, count, k, c, keys, coefs, added, alive)
         if taken:
             held[2] = (first + active) % most
             compress(keys, coefs, history.scale, taken + most - count, alive)

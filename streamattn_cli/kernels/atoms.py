@@ -1,7 +1,9 @@
 """Atoms of a coreset: keys and coefficients in few bits, a bfloat16 scale for each, and the weight in float32.
 
-METHODS.md (N12), (N13), (N20) to (N23).
+METHODS.md (N12), (N13), (N20) to (N24).
 """
+
+import math
 
 import numpy as np
 from numba import types
@@ -54,10 +56,11 @@ def load(bank, first, size, k, c):
 
 
 @kernel(cache=True)
-def gather(bank, centre, first, size, k, c, x, w, new, alive):
+def gather(bank, centre, asked, first, size, k, c, x, w, new, alive):
     """The atoms of a compression, all alive (n,): of a bank those from `first` on (see `load`), then new ones k, c.
 
     x (n, d): keys relative to the centre, not turned. w (n, dv + 1), and new (., d), the new keys: as they are to be stored.
+    asked (d,): see `round_keys`; a bank of eight bits does not look at it.
     """
     taken, mean = x.shape[0] - k.shape[0], bank[4]
     load(bank, first, size, x[:taken], w[:taken])
@@ -70,11 +73,35 @@ def gather(bank, centre, first, size, k, c, x, w, new, alive):
     if mean.shape[0]:
         prepare(new, w[taken:], mean)
         for i in range(k.shape[0]):
-            scale = widened(nearest_levels(new[i], _LIMIT6))
+            round_key(new[i], w[taken + i], asked, x[taken + i])
             for j in range(k.shape[1]):
-                new[i, j] *= scale
                 x[taken + i, j] = new[i, j]
         turn_rows(x, x.shape[1], True)
+
+
+@kernel(cache=True)
+def round_keys(k, c, asked, was):
+    """Round keys k (n, d), prepared, to what six bits hold of them, and make up for it in c (n, dv + 1), in place: METHODS.md (N24).
+
+    asked (d,): the scale times what the queries to come are in the mean, turned as keys are. was (d,): scratch.
+    """
+    for i in range(k.shape[0]):
+        round_key(k[i], c[i], asked, was)
+
+
+@kernel()
+def round_key(key, row, asked, was):
+    """One row of `round_keys`."""
+    for j in range(key.shape[0]):
+        was[j] = key[j]
+    scale, lost = widened(nearest_levels(key, _LIMIT6)), key.dtype.type(0)
+    for j in range(key.shape[0]):
+        key[j] *= scale
+        lost += asked[j] * (was[j] - key[j])
+    if lost == lost:  # of queries beyond all measure nothing follows
+        factor = key.dtype.type(math.exp(min(max(lost, -_ONE), _ONE)))
+        for j in range(row.shape[0]):
+            row[j] *= factor
 
 
 @kernel(cache=True)

@@ -19,7 +19,7 @@ from streamattn_cli.kernels.dense import (
 )
 from streamattn_cli.kernels.hadamard import turn_columns, turn_rows
 from streamattn_cli.kernels.jit import kernel
-from streamattn_cli.kernels.queries import factor, learn
+from streamattn_cli.kernels.queries import factor, learn, typical
 from streamattn_cli.kernels.rotary import turn
 from streamattn_cli.kernels.rowstore import load as load_rows
 from streamattn_cli.kernels.rowstore import store as store_rows
@@ -48,12 +48,14 @@ def insert(gemm, k, c, active, scale, temper, rope, held, centre, bank, model, s
     added, at = scratch[at : at + new * d].reshape(new, d), at + new * d
     x, at = scratch[at : at + n * d].reshape(n, d), at + n * d
     w, at = scratch[at : at + n * width].reshape(n, width), at + n * width
-    alive = alive[:n]
-    gather(bank, centre, first, count, k, c, x, w, added, alive)
+    alive, now, draw = alive[:n], np.float64(model[4][0]), np.uint32(held[3])
+    if bank[4].shape[0]:
+        typical(model[1], scale, rope, now, direction, scratch[at:])
+    gather(bank, centre, direction, first, count, k, c, x, w, added, alive)
     if taken:
         held[2] = (first + active) % most
         factor(model[0], model[1], model[2], model[3], root, direction)
-        keep, now, draw = taken + most - count, np.float64(model[4][0]), np.uint32(held[3])
+        keep = taken + most - count
         compress(gemm, x, w, root, direction, scale, temper, keep, rope, now, draw, scratch[at:], alive)
     store(added, w, alive, first, taken, count, np.uint64(held[3]), bank, scratch[at : at + width - 1])
     held[3] += 1

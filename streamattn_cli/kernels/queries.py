@@ -5,8 +5,10 @@ import math
 import numpy as np
 
 from streamattn_cli.kernels.blas import LEFT, product
+from streamattn_cli.kernels.hadamard import turn_rows
 from streamattn_cli.kernels.jit import kernel
 from streamattn_cli.kernels.linear import BLOCK, FAST, cholesky
+from streamattn_cli.kernels.rotary import midway, turn
 
 FULL = 32767.0  # correlation 1 in int16
 RIDGE = 1e-2  # Sigma += RIDGE tr(Sigma)/d I
@@ -116,3 +118,23 @@ def factor(weight, mean, std, corr, out, direction):
         row, rest, x = out[i, i + 1 :], direction[i + 1 :], direction[i]
         for j in range(row.shape[0]):
             rest[j] -= row[j] * x
+
+
+@kernel(cache=True)
+def typical(mean, scale, rope, now, out, scratch):
+    """out (d,): scale * the mean query, `mean` (d,), turned as keys of six bits are (METHODS.md (N24)).
+
+    With a rotation `mean` is that of queries turned back, and out the mean over positions ahead of `now`. scratch (3 d,), (4,) at
+    least.
+    """
+    d, times = mean.shape[0], max(rope[3], 1) if rope[0].shape[0] else 1
+    there, tables = scratch[:d].reshape(1, d), scratch[d : 3 * d]
+    out[:] = 0
+    for t in range(times):
+        for j in range(d):
+            there[0, j] = mean[j] * np.float32(scale / times)
+        if rope[0].shape[0]:
+            turn(there, rope, now + midway(t, times), 0.0, tables)
+        for j in range(d):
+            out[j] += there[0, j]
+    turn_rows(out.reshape(1, d), d, False)

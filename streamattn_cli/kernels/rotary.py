@@ -44,5 +44,15 @@ def ahead(draw, t, turns):
     x = np.uint32(np.uint32(x ^ (x >> _S16)) * _MIX1)
     x = np.uint32(np.uint32(x ^ (x >> _S15)) * _MIX2)
     x = np.uint32(x ^ (x >> _S16))
-    share = (t + np.float64(np.int64(x >> _S8)) * 2.0**-24) / turns
+    return _distance((t + np.float64(np.int64(x >> _S8)) * 2.0**-24) / turns, turns)
+
+
+@kernel(inline="always")
+def midway(t, turns):
+    """The middle of what `ahead` draws from."""
+    return _distance((t + 0.5) / turns, turns)
+
+
+@kernel(inline="always")
+def _distance(share, turns):
     return NEAREST * math.exp(share * math.log(FARTHER * turns / NEAREST))

@@ -89,7 +89,7 @@ def compile_others(given: HeadParams) -> None:
     k, c, w, alive = rows[0, :8], c[:8], np.ones((8, 9), "f4"), np.zeros(8, bool)
     new, x = np.zeros((8, 8), "f4"), np.zeros((8, 8), "f4")
     nystrom.live(k, c)
-    atoms.gather(held.bank, held.state["centre"], 0, 8, k, c, x, w, new, alive)
+    atoms.gather(held.bank, held.state["centre"], w[0, :8], 0, 8, k, c, x, w, new, alive)
     atoms.store(new, w, alive, 0, 0, 0, np.uint64(0), held.bank, c[0, :8].astype("f4"))
 
 

@@ -1,4 +1,4 @@
-"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N23); our own method).
+"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N24); our own method).
 
 The history is a set of atoms (k_a, C_a), C_a = [y_a, w_a]; a query's partial answer is sum_a e^(s q.k_a) C_a. Rows that
 leave the window become atoms with C = [v, 1]. When there are too many, a slice of them that moves round the set is
@@ -239,6 +239,8 @@ class NystromHistory(History):
         if len(self.mean):
             self.mean[:] = c[:, :-1].mean(axis=0) if len(c) else 0
             atoms.prepare(k, c, self.mean)
+            asked = self.queries.typical(self.scale)
+            atoms.round_keys(k, c, asked, np.empty(self.dim, np.float32))
         self._store(k, c, np.ones(len(k), bool), 0, 0, 0)
 
     def _atoms(self) -> tuple[np.ndarray, np.ndarray]:

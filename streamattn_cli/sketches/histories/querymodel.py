@@ -67,6 +67,14 @@ class QueryModel:
         """U upper (d, d) with U^T U the regularised covariance, and direction (d,) = U^-T mean. No query: the unit Gaussian."""
         kernel.factor(*self.arrays[:4], out, direction)
 
+    def typical(self, scale: float) -> np.ndarray:
+        """scale times the mean query (d,), as new keys of six bits are turned: METHODS.md (N24)."""
+        mean, at = self.arrays[1], float(self.arrays[4][0])
+        rope = self.rope or (np.empty(0), 1, 1, 0)
+        out, scratch = np.empty(len(mean), "f4"), np.empty(max(3 * len(mean), 4), "f4")
+        kernel.typical(mean, scale, rope, at, out, scratch)
+        return out
+
     def covariance(self) -> np.ndarray:
         """The plain covariance (d, d), float64."""
         _, mean, std, corr, _ = self.arrays
