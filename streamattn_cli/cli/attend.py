@@ -16,6 +16,7 @@ from streamattn_cli.engine.request.settings import (
     OutputSettings,
     PaperSettings,
     RunSettings,
+    ShareSettings,
 )
 from streamattn_cli.options import SHOWN
 from streamattn_cli.rows.spec import InputSpec
@@ -31,6 +32,7 @@ from streamattn_cli.rows.spec import InputSpec
     OutputSettings,
     CheckpointSettings,
     EngineSettings,
+    ShareSettings,
     Shown,
 )
 def attend(
@@ -52,7 +54,7 @@ def attend(
     from streamattn_cli.report.text.plan import render_plan
 
     one_by_one = (attend_layers, plan_layers) if words["layer"] else (run, plan_attend)
-    job, planned = (attend_spread, plan_spread) if words["engine"] else one_by_one
+    job, planned = (attend_spread, plan_spread) if words["engine"] or words["share"] == "adaptive" else one_by_one
     if not dry_run:
         refuse_terminal(output, words["json"])
         run_and_render(job, attend_request(words), words)

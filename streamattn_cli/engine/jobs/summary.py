@@ -13,17 +13,23 @@ from streamattn_cli.rows.inputs.layers import Layer
 def together(request: AttendRequest, layers: list[Layer], outcomes: list[Outcome]) -> Outcome:
     """One outcome for all layers: sums, the largest peak, and the error over all rows and heads that were audited."""
     first, last = outcomes[0], outcomes[-1]
+    params = [outcome.facts["params"] for outcome in outcomes]
+    facts = first.facts
+    if "head_rows" in params[0]:
+        rows, size = [n for each in params for n in each["head_rows"]], sum(each["resident_bytes"] for each in params)
+        facts = facts | {"params": params[0] | {"head_rows": rows, "resident_bytes": size}}
     parts = tuple(
         LayerResult(
             layer.number, layer.group, outcome.rows, outcome.seconds, outcome.memory.get("peak"), outcome.output,
             outcome.audit and outcome.audit.method, tuple(head.error for head in outcome.audit.heads) if outcome.audit else (),
+            tuple(outcome.facts["params"].get("head_rows", ())),
         )
         for layer, outcome in zip(layers, outcomes, strict=True)
     )  # fmt: skip
     audits = [outcome.audit for outcome in outcomes if outcome.audit]
     return replace(
         last,
-        facts=first.facts,
+        facts=facts,
         rows=sum(o.rows for o in outcomes),
         rows_before=sum(o.rows_before for o in outcomes),
         seconds=sum(o.seconds for o in outcomes),

@@ -124,7 +124,8 @@ class Audit:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What a run over several layers has to say of one: its error, and that of every query head, if it was audited."""
+    """What a run over several layers has to say of one: its error, and that of every query head, if it was audited. head_rows:
+    resident rows of every key head, where they have numbers of their own."""
 
     number: int
     group: str
@@ -134,6 +135,7 @@ class LayerResult:
     output: str | None
     error: ErrorEstimate | None
     heads: tuple[float, ...] = ()
+    head_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

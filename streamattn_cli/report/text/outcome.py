@@ -77,6 +77,8 @@ def _fact(name: str, value: object) -> str:
         return ", ".join(filter(None, (_fact(str(key).replace("_", " "), entry) for key, entry in value.items())))
     if isinstance(value, float):
         return f"{name} {value:.4g}"
+    if name == "head rows" and isinstance(value, (list, tuple)):
+        return f"resident rows by key head {', '.join(map(str, value))}"
     if isinstance(value, (list, tuple)):
         return f"{name} " + " x ".join(str(entry) for entry in value)
     return f"{name} {value}"
