@@ -12,6 +12,7 @@ from streamattn_cli.engine.request.settings import (
     AttentionSettings,
     CheckpointSettings,
     EngineSettings,
+    JobSettings,
     MethodSettings,
     OutputSettings,
     PaperSettings,
@@ -33,6 +34,7 @@ from streamattn_cli.rows.spec import InputSpec
     CheckpointSettings,
     EngineSettings,
     ShareSettings,
+    JobSettings,
     Shown,
 )
 def attend(
@@ -51,8 +53,11 @@ def attend(
     from streamattn_cli.engine.jobs.attend import plan_attend
     from streamattn_cli.engine.jobs.layers import attend_layers, plan_layers
     from streamattn_cli.engine.jobs.spread import attend_spread, plan_spread
+    from streamattn_cli.errors import UsageError
     from streamattn_cli.report.text.plan import render_plan
 
+    if words["keep_going"] and not words["layer"]:
+        raise UsageError("--keep-going is about layers of which some fail; give --layer, or omit it")
     one_by_one = (attend_layers, plan_layers) if words["layer"] else (run, plan_attend)
     job, planned = (attend_spread, plan_spread) if words["engine"] or words["share"] == "adaptive" else one_by_one
     if not dry_run:

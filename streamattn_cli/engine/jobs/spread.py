@@ -21,7 +21,7 @@ from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask, atten
 from streamattn_cli.engine.jobs.pieces import PIECES, Piece, cut, narrow
 from streamattn_cli.engine.jobs.shares import resident_bytes, shares, tried, with_rows
 from streamattn_cli.engine.jobs.shares import tasks as trial_tasks
-from streamattn_cli.engine.jobs.sheets import into, joint_file, sheets_of
+from streamattn_cli.engine.jobs.sheets import dataset_of, into, joint_file, sheets_of
 from streamattn_cli.engine.jobs.summary import summed, together
 from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order, portable
 from streamattn_cli.engine.passes.open_run import check_output, open_doubt
@@ -36,7 +36,7 @@ from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, 
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CannotMeet, UsageError
+from streamattn_cli.errors import CannotMeet, StreamattnError, UsageError
 from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.layers import Layer
@@ -65,6 +65,7 @@ class Sheet:
     doubts: Writer | None = None
     done: list[Answered] = field(default_factory=list)
     resident: list[int] | None = None  # rows of every key head, where they have numbers of their own
+    failed: list[StreamattnError] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -126,6 +127,16 @@ class Sheet:
             return of_sequences(found, edges), None
         return of_heads(found), None
 
+    def end(self, plan: Plan, meter: Meter, joint) -> Outcome | StreamattnError:
+        """All pieces are answered, or one of them failed, and the job goes on without them."""
+        if not self.failed:
+            return self.finish(plan, meter)
+        for writer in filter(None, (self.writer, self.doubts)):
+            writer.abort()
+        if joint and self.layer:
+            joint.remove(dataset_of(self.layer))
+        return self.failed[0]
+
     def finish(self, plan: Plan, meter: Meter) -> Outcome:
         """All pieces are answered: commit the outputs."""
         check_unchanged(self.files)
@@ -162,7 +173,7 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
     complete stay."""
     with ExitStack() as stack:
         engine = find_engine(request.engine or "threads")
-        sheets = _sheets(request)
+        sheets, results = _sheets(request)
         began = time.monotonic()
         if request.share == "adaptive":
             _give_shares(request, sheets, engine, listener, interrupts)
@@ -172,7 +183,8 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
             listener(Note(note))
         joint = None
         if request.inputs.layer:
-            joint = joint_file(request, [sheet.layer for sheet in sheets], [_whole(sheet) for sheet in sheets])
+            layers = [sheet.layer for sheet in sheets if sheet.layer]
+            joint = joint_file(request, layers, [_whole(sheet) for sheet in sheets], len(results))
         if joint:
             stack.callback(joint.abort)
         warm(next(sheets[0].plans(share)), listener)
@@ -186,17 +198,22 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
                     yield from sheet.tasks(sheet.open(job, joint, stack, interrupts))
 
             places = [(sheet, piece) for sheet in sheets for piece in sheet.pieces]
-            outcomes, progress = [], _Told(sheets, plan, meter, began)
-            for (sheet, piece), answered in zip(places, in_order(opened, do, tasks(), interrupts), strict=True):
-                sheet.done.append(answered)
-                listener(progress(sheet, piece, answered))
-                if len(sheet.done) == len(sheet.pieces):
-                    outcomes.append(sheet.finish(plan, meter))
+            progress = _Told(sheets, plan, meter, began)
+            found = in_order(opened, do, tasks(), interrupts, request.keep_going)
+            for (sheet, piece), answered in zip(places, found, strict=True):
+                if isinstance(answered, StreamattnError):
+                    sheet.failed.append(answered)
+                else:
+                    sheet.done.append(answered)
+                    listener(progress(sheet, piece, answered))
+                if len(sheet.done) + len(sheet.failed) == len(sheet.pieces):
+                    results[sheet.layer] = sheet.end(plan, meter, joint)
+            if request.inputs.layer:
+                outcome = together(request, [layer for layer in results if layer], list(results.values()))
+            else:
+                outcome = results[None]
             if joint:
                 joint.commit()
-        outcome = outcomes[0]
-        if request.inputs.layer:
-            outcome = together(request, [sheet.layer for sheet in sheets if sheet.layer], outcomes)
         outcome = replace(outcome, seconds=time.monotonic() - began)
     listener(Finished(outcome))
     return outcome
@@ -204,7 +221,7 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
 
 def plan_spread(request: AttendRequest) -> Plan:
     """The plan of all workers together, from headers alone."""
-    engine, sheets = find_engine(request.engine or "threads"), _sheets(request)
+    engine, sheets = find_engine(request.engine or "threads"), _sheets(request)[0]
     if request.share == "adaptive":
         _give_shares(request, sheets, engine, lambda event: None, Interrupts())
     return _planned(sheets, engine)[0]
@@ -238,15 +255,33 @@ def _give_shares(
         sheet.problem = replace(sheet.problem, notes=(*sheet.problem.notes, told))
 
 
-def _sheets(request: AttendRequest) -> list[Sheet]:
-    """Every sheet, opened, cut, and closed again: what cannot run is refused before anything does."""
+Results = dict["Layer | None", "Outcome | StreamattnError | None"]
+
+
+def _sheets(request: AttendRequest) -> tuple[list[Sheet], Results]:
+    """Every sheet, opened, cut, and closed again: what cannot run is refused before anything does. And what will be known of
+    each, of those that cannot run already."""
+    if request.keep_going and request.share == "adaptive":
+        raise UsageError(
+            "--keep-going: --share adaptive divides memory over all layers, and none may fail; omit one of them"
+        )
     for name in ALONE:
         if getattr(request, name):
             raise UsageError(f"--engine: {spelling(name)} is for runs that are not cut into pieces; omit one of them")
     requests = sheets_of(request) if request.inputs.layer else [(None, request)]
     refuse_existing([each.output for _, each in requests], request.force)
     most = ceil(PIECES / len(requests))
-    return [_sheet(layer, each, most) for layer, each in requests]
+    sheets, results = [], dict.fromkeys(layer for layer, _ in requests)
+    for layer, each in requests:
+        try:
+            sheets.append(_sheet(layer, each, most))
+        except StreamattnError as error:
+            if not request.keep_going:
+                raise
+            results[layer] = error
+    if not sheets:
+        together(request, list(results), list(results.values()))  # raises the worst
+    return sheets, results
 
 
 def _sheet(layer: Layer | None, request: AttendRequest, most: int) -> Sheet:

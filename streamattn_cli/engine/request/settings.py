@@ -250,8 +250,16 @@ class ShareSettings:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """How several layers are run."""
+
+    keep_going: bool = budget(False, "Of --layer: report layers that fail, and finish the others.")
+
+
 @dataclass(frozen=True)
 class AttendRequest(
+    JobSettings,
     ShareSettings,
     ShardSettings,
     CheckpointSettings,
