@@ -118,6 +118,39 @@ def test_a_page_is_whole_and_small(heads):
         assert "The 64 worst of 300 query heads are shown." in seen.text
 
 
+def layers(count, heads):
+    """Layers as an outcome's JSON has them: of the first, one head is infinitely wrong; the last one failed."""
+    each = {"error": 0.02, "low": 0.01, "high": 0.03, "median_row": 0.01, "p95_row": 0.05, "enough": True}
+    made = [
+        {"number": 3 * n, "group": f"l{n}", "rows": 100, "seconds": 2.0, "peak": 1 << 20, "output": "o", "error": each,
+         "heads": [0.001 * (1 + n + h) for h in range(heads)], "head_rows": [], "failed": None}
+        for n in range(count)
+    ]  # fmt: skip
+    made[0]["heads"][0] = None
+    made[-1] |= {"heads": [], "error": None, "peak": None, "failed": {"message": "bad <k>: row 7", "code": 5}}
+    return made
+
+
+@pytest.mark.parametrize("count, heads", [(3, 2), (33, 32), (128, 128)])
+def test_a_run_over_layers_has_a_map_and_the_worst_ten(count, heads):
+    page = outcome_page(outcome(1, layers=layers(count, heads), series={}))
+    seen = Checker(page)
+    assert seen.faults == [] and len(page.encode()) < 1 << 20 and seen.count("script") == 0
+    assert seen.count("svg") == seen.count("desc") == 1
+    assert f"1 of {count} layers failed; nothing of them was written:" in seen.text
+    assert f"layer {3 * (count - 1)}: bad <k>: row 7" in seen.text
+    worst = page.partition("The worst query heads of all layers")[2].partition("</table>")[0]
+    rows = re.findall(r'<th scope="row">(\d+)</th><td>(\d+)</td><td class="n">([^<]+)</td>', worst)
+    assert rows[0] == ("0", "0", "infinite") and len(rows) == min(10, (count - 1) * heads)
+    assert rows[1][:2] == (str(3 * (count - 2)), str(heads - 1))
+
+
+def test_layers_that_were_not_audited_have_a_page_too():
+    plain = [layer | {"heads": [], "error": None} for layer in layers(3, 2)]
+    seen = Checker(outcome_page(outcome(1, layers=plain, audit=None, audit_reason="not asked for", series={})))
+    assert seen.faults == [] and seen.count("svg") == 0 and "not measured" in seen.text
+
+
 def test_a_run_without_an_audit_says_why():
     seen = Checker(outcome_page(outcome(1, audit=None, audit_reason="not asked for (--audit N)", series={})))
     assert "The error was not measured: not asked for (--audit N)." in seen.text and seen.count("svg") == 0

@@ -36,7 +36,7 @@ OTHER = {
     "block_rows": (SMALL, 64), "nan_policy": (SMALL, "drop"), "audit": (SMALL, 8), "force": (SMALL, True), "out_dtype": (SMALL, "f2"),
     "repair": (SMALL, "5%"), "doubt": (SMALL, "d.npy"),
     "checkpoint_every": (SMALL, "5s"), "resume": (SMALL, True), "skip_rows": (SMALL, 0), "fingerprint": (SMALL, True),
-    "checkpoint": (SMALL, "c.sattn"), "shards": (SMALL, 2), "engine": (SMALL, "processes"), "select": (SMALL, (0,)), "missing": (SMALL, "zeros"),
+    "keep_going": (SMALL, True), "memory_per_layer": ({"method": "nystrom"}, 4096), "share": (SMALL, "adaptive"), "checkpoint": (SMALL, "c.sattn"), "shards": (SMALL, 2), "engine": (SMALL, "processes"), "select": (SMALL, (0,)), "missing": (SMALL, "zeros"),
     "starts": (SMALL, "0,100,200"), "lengths": (BATCH, "150,90"),
 }  # fmt: skip
 OF_INPUT = {name for name, _, described in options_of(InputSpec) if described.decides}

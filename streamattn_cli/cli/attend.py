@@ -12,10 +12,12 @@ from streamattn_cli.engine.request.settings import (
     AttentionSettings,
     CheckpointSettings,
     EngineSettings,
+    JobSettings,
     MethodSettings,
     OutputSettings,
     PaperSettings,
     RunSettings,
+    ShareSettings,
 )
 from streamattn_cli.options import SHOWN
 from streamattn_cli.rows.spec import InputSpec
@@ -31,6 +33,8 @@ from streamattn_cli.rows.spec import InputSpec
     OutputSettings,
     CheckpointSettings,
     EngineSettings,
+    ShareSettings,
+    JobSettings,
     Shown,
 )
 def attend(
@@ -49,10 +53,13 @@ def attend(
     from streamattn_cli.engine.jobs.attend import plan_attend
     from streamattn_cli.engine.jobs.layers import attend_layers, plan_layers
     from streamattn_cli.engine.jobs.spread import attend_spread, plan_spread
+    from streamattn_cli.errors import UsageError
     from streamattn_cli.report.text.plan import render_plan
 
+    if words["keep_going"] and not words["layer"]:
+        raise UsageError("--keep-going is about layers of which some fail; give --layer, or omit it")
     one_by_one = (attend_layers, plan_layers) if words["layer"] else (run, plan_attend)
-    job, planned = (attend_spread, plan_spread) if words["engine"] else one_by_one
+    job, planned = (attend_spread, plan_spread) if words["engine"] or words["share"] == "adaptive" else one_by_one
     if not dry_run:
         refuse_terminal(output, words["json"])
         run_and_render(job, attend_request(words), words)

@@ -9,6 +9,8 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import typer
+
 from streamattn_cli.cli.arguments import Words
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.options import options_of
@@ -55,6 +57,8 @@ def run_and_render(run: Callable, request: AttendRequest, words: Words) -> None:
         show_json(outcome.to_dict())
     elif mode == "auto":
         render_outcome(outcome)
+    if outcome.code:
+        raise typer.Exit(outcome.code)
 
 
 def signed(outcome: Any, **more: Any) -> Any:

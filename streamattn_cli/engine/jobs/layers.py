@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from streamattn_cli.engine.jobs.attend import attend, plan_attend
-from streamattn_cli.engine.jobs.sheets import into, joint_file, sheets_of
+from streamattn_cli.engine.jobs.sheets import dataset_of, into, joint_file, sheets_of
 from streamattn_cli.engine.jobs.summary import together
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome
 from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import StreamattnError
 from streamattn_cli.rows.targets import refuse_existing
 
 
@@ -18,20 +19,32 @@ def attend_layers(request: AttendRequest, listener: Listener, interrupts: Interr
     sheets = sheets_of(request)
     layers = [layer for layer, _ in sheets]
     refuse_existing([each.output for _, each in sheets], request.force or request.resume)
-    plans = [plan_attend(each) for _, each in sheets]  # what cannot run is refused before anything does
-    joint = joint_file(request, layers, plans)
-    outcomes = []
+    going_on = StreamattnError if request.keep_going else ()
+    plans = {}
+    results: dict[int, Outcome | StreamattnError] = {}
+    for at, (_, each) in enumerate(sheets):  # what cannot run is refused before anything does
+        try:
+            plans[at] = plan_attend(each)
+        except going_on as error:
+            results[at] = error
+    joint = joint_file(request, [layers[at] for at in plans], list(plans.values()), len(layers)) if plans else None
     try:
-        for at, (layer, each) in enumerate(sheets):
+        for at in plans:
+            layer, each = sheets[at]
             listener(Note(f"layer {layer.number} ({layer.group}), {at + 1} of {len(layers)}"))
             more = {"open_output": into(joint, layer)} if joint else {}
-            outcomes.append(attend(each, _quietly(listener), interrupts, **more))
+            try:
+                results[at] = attend(each, _quietly(listener), interrupts, **more)
+            except going_on as error:
+                results[at] = error
+                if joint:
+                    joint.remove(dataset_of(layer))
+        outcome = together(request, layers, [results[at] for at in range(len(layers))])
         if joint:
             joint.commit()
     finally:
         if joint:
             joint.abort()
-    outcome = together(request, layers, outcomes)
     listener(Finished(outcome))
     return outcome
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamattn_cli.engine.jobs.pieces import Piece, narrow
 from streamattn_cli.engine.jobs.tasks import in_worker, portable
@@ -86,8 +86,11 @@ def attend_piece(task: PieceTask, stop: threading.Event | None = None) -> Answer
 
 def _attend(task: PieceTask, interrupts: Interrupts) -> Answered:
     job, began = task.job, time.monotonic()
-    with open_inputs(job.request.inputs, apart=True) as inputs:
-        whole = resolve(job.request, inputs)
+    request = job.request
+    if task.resident_rows is not None:
+        request = replace(request, resident_rows=task.resident_rows, memory_per_layer=None)
+    with open_inputs(request.inputs, apart=True) as inputs:
+        whole = resolve(request, inputs)
         here = {part: portable(one) for part, one in sources_of(whole).items()}
         check_same(whole.k.tensor.name, [job.sources], [here], SEEN)
         plan = make_plan(narrow(whole, task.piece))

@@ -21,19 +21,21 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Piece:
-    """Key heads [first, stop), or sequences [first, stop), of a sheet; all of them where there is no range."""
+    """Key heads [first, stop), sequences [first, stop) and the first rows of a sheet; all of them where there is none."""
 
     heads: Range | None = None
     sequences: Range | None = None
+    first: int | None = None
 
     @property
     def name(self) -> str:
         """For messages; empty for all of a sheet."""
+        found = []
         for word, chosen in (("key head", self.heads), ("sequence", self.sequences)):
             if chosen:
                 first, last = chosen[0], chosen[1] - 1
-                return f"{word} {first}" if first == last else f"{word}s {first} to {last}"
-        return ""
+                found.append(f"{word} {first}" if first == last else f"{word}s {first} to {last}")
+        return ", ".join(found + [f"first {self.first} rows"] * (self.first is not None))
 
     def query_heads(self, problem: Problem) -> Range:
         """Of the whole sheet, those that it answers."""
@@ -43,7 +45,8 @@ class Piece:
     def rows(self, problem: Problem) -> Range:
         """Of the whole sheet, the rows of queries that it answers."""
         if not self.sequences:
-            return 0, problem.q.rows or 0
+            rows = problem.q.rows or 0
+            return 0, rows if self.first is None else min(rows, self.first)
         first, stop = self.sequences
         edges = problem.q.sequences.edges
         return int(edges[first]), int(edges[stop])
@@ -80,20 +83,35 @@ def _by_rows(problem: Problem, most: int) -> list[Range]:
 
 def narrow(problem: Problem, piece: Piece) -> Problem:
     """The problem of a piece, with its share of the rows that are audited or repaired."""
+    if piece.sequences:
+        problem = _of_some(problem, piece.sequences)
+    if piece.first is not None:
+        made: dict[tuple, RangeTensor] = {}
+        problem = replace(problem, **{part: _first(getattr(problem, part), piece.first, made) for part in "qkv"})
     if piece.heads:
         first, stop = piece.heads
         q, k, v = select(problem.q, problem.k, problem.v, range(first, stop))
         queries = piece.query_heads(problem)[0]
         return replace(problem, q=replace(q, before=queries), k=replace(k, before=first), v=replace(v, before=first))
-    if not piece.sequences:
-        return problem
+    return problem
+
+
+def _of_some(problem: Problem, chosen: Range) -> Problem:
+    """The problem of some sequences."""
     made: dict[tuple, RangeTensor] = {}
-    parts = {part: _of_sequences(getattr(problem, part), piece.sequences, made) for part in "qkv"}
+    parts = {part: _of_sequences(getattr(problem, part), chosen, made) for part in "qkv"}
     share = parts["q"].rows / problem.q.rows
     r = problem.request
     audit = r.audit and max(LEAST_AUDIT, ceil(r.audit * share))
     repair = str(ceil(int(r.repair) * share)) if r.repair and r.repair.strip().isdigit() else r.repair
     return replace(problem, request=replace(r, audit=audit, repair=repair), **parts)
+
+
+def _first(heads: Heads, rows: int, made: dict[tuple, RangeTensor]) -> Heads:
+    """The first rows of heads."""
+    rows = min(rows, heads.rows or rows)
+    tensor = made.setdefault((id(heads.tensor), rows), RangeTensor(heads.tensor, 0, rows))
+    return replace(heads, tensor=tensor)
 
 
 def _of_sequences(heads: Heads, chosen: Range, made: dict[tuple, RangeTensor]) -> Heads:

@@ -49,9 +49,10 @@ def dataset_of(layer: Layer) -> str:
     return "/" + layer.group.replace(".", "/") + "/out"
 
 
-def joint_file(request: AttendRequest, layers: list[Layer], plans: list[Plan]):
-    """The file of all layers, a rows.writers.hdf5out.JointFile; None where each has its own."""
-    if not is_joint(request.output) or len(layers) == 1:
+def joint_file(request: AttendRequest, layers: list[Layer], plans: list[Plan], asked: int):
+    """The file of all layers, a rows.writers.hdf5out.JointFile; None where each has its own. asked: layers, with those that
+    cannot be run."""
+    if not is_joint(request.output) or asked == 1:
         return None
     from streamattn_cli.rows.writers.hdf5out import JointFile
 

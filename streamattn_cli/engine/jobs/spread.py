@@ -14,12 +14,14 @@ from functools import partial
 from importlib.metadata import version
 from math import ceil
 
-from streamattn_cli.engine.audit import together as audits
+from streamattn_cli.engine.audit.together import of_heads, of_sequences
 from streamattn_cli.engine.jobs.attend import written_of
 from streamattn_cli.engine.jobs.executors import Engine, find_engine
 from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask, attend_piece
 from streamattn_cli.engine.jobs.pieces import PIECES, Piece, cut, narrow
-from streamattn_cli.engine.jobs.sheets import into, joint_file, sheets_of
+from streamattn_cli.engine.jobs.shares import resident_bytes, shares, tried, with_rows
+from streamattn_cli.engine.jobs.shares import tasks as trial_tasks
+from streamattn_cli.engine.jobs.sheets import dataset_of, into, joint_file, sheets_of
 from streamattn_cli.engine.jobs.summary import summed, together
 from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order, portable
 from streamattn_cli.engine.passes.open_run import check_output, open_doubt
@@ -34,7 +36,7 @@ from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, 
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CannotMeet, UsageError
+from streamattn_cli.errors import CannotMeet, StreamattnError, UsageError
 from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.layers import Layer
@@ -62,6 +64,8 @@ class Sheet:
     writer: Writer | None = None
     doubts: Writer | None = None
     done: list[Answered] = field(default_factory=list)
+    resident: list[int] | None = None  # rows of every key head, where they have numbers of their own
+    failed: list[StreamattnError] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -70,10 +74,24 @@ class Sheet:
 
     def plans(self, memory: int | None) -> Iterator[Plan]:
         """The plans of its pieces in a budget, but of heads alone that of the most."""
-        problem = replace(self.problem, request=replace(self.problem.request, threads=1, memory=memory))
+        largest = self.at(max(self.resident)) if self.resident else self.problem
+        problem = replace(largest, request=replace(largest.request, threads=1, memory=memory))
         widest = max(self.pieces, key=lambda piece: piece.query_heads(problem)[1] - piece.query_heads(problem)[0])
         for piece in [widest] if self.pieces[0].heads else self.pieces:
             yield make_plan(narrow(problem, piece))
+
+    def at(self, resident: int) -> Problem:
+        """The problem with other resident rows."""
+        with open_inputs(self.request.inputs, apart=True) as inputs:
+            return resolve(with_rows(self.request, resident), inputs)
+
+    def facts(self) -> dict:
+        """Those of the problem; of key heads with rows of their own, these."""
+        if not self.resident:
+            return self.problem.facts()
+        bytes_ = resident_bytes(self.request, self.resident)
+        mine = {"share": "adaptive", "resident_bytes": sum(bytes_), "head_rows": self.resident}
+        return self.problem.facts() | {"params": mine}
 
     def open(self, job: Job, joint, stack: ExitStack, interrupts: Interrupts) -> Job:
         """Make its outputs, and say where they are."""
@@ -87,10 +105,17 @@ class Sheet:
             stack.callback(writer.abort)
             stack.callback(interrupts.on_abort(writer.abort))
         doubts = self.doubts and _by_head(self.doubts.share(), len(q))
+        return replace(self.of(job), out=self.writer.share(), doubts=doubts)
+
+    def of(self, job: Job) -> Job:
+        """The job of its pieces, without outputs."""
         request = replace(job.request, inputs=absolute(self.request.inputs), output=self.request.output)
-        return replace(
-            job, request=request, sheet=self.name, sources=self.sources, out=self.writer.share(), doubts=doubts
-        )
+        return replace(job, request=request, sheet=self.name, sources=self.sources)
+
+    def tasks(self, job: Job) -> Iterator[PieceTask]:
+        """Its pieces as tasks."""
+        for at, piece in enumerate(self.pieces):
+            yield PieceTask(job, piece, self.resident[at] if self.resident else None)
 
     def audit(self) -> tuple[Audit | None, str | None]:
         """The audits of its pieces as one, or why there is none."""
@@ -99,15 +124,25 @@ class Sheet:
             return None, next(each.audit_reason for each in self.done if not each.audit)
         if self.pieces[0].sequences:
             edges = [0, *(piece.rows(self.problem)[1] for piece in self.pieces)]
-            return audits.of_sequences(found, edges), None
-        return audits.of_heads(found), None
+            return of_sequences(found, edges), None
+        return of_heads(found), None
+
+    def end(self, plan: Plan, meter: Meter, joint) -> Outcome | StreamattnError:
+        """All pieces are answered, or one of them failed, and the job goes on without them."""
+        if not self.failed:
+            return self.finish(plan, meter)
+        for writer in filter(None, (self.writer, self.doubts)):
+            writer.abort()
+        if joint and self.layer:
+            joint.remove(dataset_of(self.layer))
+        return self.failed[0]
 
     def finish(self, plan: Plan, meter: Meter) -> Outcome:
         """All pieces are answered: commit the outputs."""
         check_unchanged(self.files)
         audit, reason = self.audit()
         counts = summed([each.counts for each in self.done])
-        written = written_of(self.problem)
+        written = written_of(self.problem) | self.facts()
         told = {**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason}
         for writer in filter(None, (self.doubts, self.writer)):
             writer.commit(told)
@@ -138,41 +173,47 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
     complete stay."""
     with ExitStack() as stack:
         engine = find_engine(request.engine or "threads")
-        sheets = _sheets(request)
+        sheets, results = _sheets(request)
+        began = time.monotonic()
+        if request.share == "adaptive":
+            _give_shares(request, sheets, engine, listener, interrupts)
         plan, workers, share = _planned(sheets, engine)
         listener(Started(plan.to_dict() | _counts(sheets, workers, engine)))
         for note in dict.fromkeys(note for sheet in sheets for note in sheet.problem.notes):
             listener(Note(note))
         joint = None
         if request.inputs.layer:
-            joint = joint_file(request, [sheet.layer for sheet in sheets], [_whole(sheet) for sheet in sheets])
+            layers = [sheet.layer for sheet in sheets if sheet.layer]
+            joint = joint_file(request, layers, [_whole(sheet) for sheet in sheets], len(results))
         if joint:
             stack.callback(joint.abort)
         warm(next(sheets[0].plans(share)), listener)
-        began = time.monotonic()
-        told = replace(request, memory=share, threads=1)
-        job = Job(told, "", {}, None, None, version("streamattn-cli"), engine.word)
+        job = _job(request, share, engine)
         with Meter() as meter, engine.open(workers) as opened:
             check_room(opened, plan if not engine.remote else max(_plans(sheets, None), key=lambda one: one.projected))
             do = attend_piece if engine.apart else partial(attend_piece, stop=opened.stop)
 
             def tasks() -> Iterator[PieceTask]:
                 for sheet in sheets:
-                    mine = sheet.open(job, joint, stack, interrupts)
-                    yield from (PieceTask(mine, piece) for piece in sheet.pieces)
+                    yield from sheet.tasks(sheet.open(job, joint, stack, interrupts))
 
             places = [(sheet, piece) for sheet in sheets for piece in sheet.pieces]
-            outcomes, progress = [], _Told(sheets, plan, meter, began)
-            for (sheet, piece), answered in zip(places, in_order(opened, do, tasks(), interrupts), strict=True):
-                sheet.done.append(answered)
-                listener(progress(sheet, piece, answered))
-                if len(sheet.done) == len(sheet.pieces):
-                    outcomes.append(sheet.finish(plan, meter))
+            progress = _Told(sheets, plan, meter, began)
+            found = in_order(opened, do, tasks(), interrupts, request.keep_going)
+            for (sheet, piece), answered in zip(places, found, strict=True):
+                if isinstance(answered, StreamattnError):
+                    sheet.failed.append(answered)
+                else:
+                    sheet.done.append(answered)
+                    listener(progress(sheet, piece, answered))
+                if len(sheet.done) + len(sheet.failed) == len(sheet.pieces):
+                    results[sheet.layer] = sheet.end(plan, meter, joint)
+            if request.inputs.layer:
+                outcome = together(request, [layer for layer in results if layer], list(results.values()))
+            else:
+                outcome = results[None]
             if joint:
                 joint.commit()
-        outcome = outcomes[0]
-        if request.inputs.layer:
-            outcome = together(request, [sheet.layer for sheet in sheets if sheet.layer], outcomes)
         outcome = replace(outcome, seconds=time.monotonic() - began)
     listener(Finished(outcome))
     return outcome
@@ -180,18 +221,67 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
 
 def plan_spread(request: AttendRequest) -> Plan:
     """The plan of all workers together, from headers alone."""
-    return _planned(_sheets(request), find_engine(request.engine or "threads"))[0]
+    engine, sheets = find_engine(request.engine or "threads"), _sheets(request)[0]
+    if request.share == "adaptive":
+        _give_shares(request, sheets, engine, lambda event: None, Interrupts())
+    return _planned(sheets, engine)[0]
 
 
-def _sheets(request: AttendRequest) -> list[Sheet]:
-    """Every sheet, opened, cut, and closed again: what cannot run is refused before anything does."""
+def _job(request: AttendRequest, share: int | None, engine: Engine) -> Job:
+    """What all pieces of a run share."""
+    told = replace(request, memory=share, threads=1)
+    return Job(told, "", {}, None, None, version("streamattn-cli"), engine.word)
+
+
+def _give_shares(
+    request: AttendRequest, sheets: list[Sheet], engine: Engine, listener: Listener, interrupts: Interrupts
+) -> None:
+    """Try every key head, and give each its resident rows."""
+    trials = [tried(sheet.request, sheet.problem) for sheet in sheets]
+    for sheet, trial in zip(sheets, trials, strict=True):
+        sheet.resident = [trial.sizes[-1]] * len(sheet.problem.k)  # what memory must suffice for meanwhile
+    plan, workers, share = _planned(sheets, engine)
+    listener(Note(f"--share adaptive: {sum(map(len, (s.pieces for s in sheets)))} key heads answer their first rows"))
+    warm(next(sheets[0].plans(share)), listener)
+    job = _job(request, share, engine)
+    tasks = [task for sheet, trial in zip(sheets, trials, strict=True) for task in trial_tasks(trial, sheet.of(job))]
+    with engine.open(workers) as opened:
+        check_room(opened, plan if not engine.remote else max(_plans(sheets, None), key=lambda one: one.projected))
+        do = attend_piece if engine.apart else partial(attend_piece, stop=opened.stop)
+        audits = [answered.audit for answered in in_order(opened, do, tasks, interrupts)]
+    for sheet, rows in zip(sheets, shares(trials, audits), strict=True):
+        sheet.resident = rows
+        told = f"{sheet.name + ': ' if sheet.name else ''}key heads have {', '.join(map(str, rows))} resident rows"
+        sheet.problem = replace(sheet.problem, notes=(*sheet.problem.notes, told))
+
+
+Results = dict["Layer | None", "Outcome | StreamattnError | None"]
+
+
+def _sheets(request: AttendRequest) -> tuple[list[Sheet], Results]:
+    """Every sheet, opened, cut, and closed again: what cannot run is refused before anything does. And what will be known of
+    each, of those that cannot run already."""
+    if request.keep_going and request.share == "adaptive":
+        raise UsageError(
+            "--keep-going: --share adaptive divides memory over all layers, and none may fail; omit one of them"
+        )
     for name in ALONE:
         if getattr(request, name):
             raise UsageError(f"--engine: {spelling(name)} is for runs that are not cut into pieces; omit one of them")
     requests = sheets_of(request) if request.inputs.layer else [(None, request)]
     refuse_existing([each.output for _, each in requests], request.force)
     most = ceil(PIECES / len(requests))
-    return [_sheet(layer, each, most) for layer, each in requests]
+    sheets, results = [], dict.fromkeys(layer for layer, _ in requests)
+    for layer, each in requests:
+        try:
+            sheets.append(_sheet(layer, each, most))
+        except StreamattnError as error:
+            if not request.keep_going:
+                raise
+            results[layer] = error
+    if not sheets:
+        together(request, list(results), list(results.values()))  # raises the worst
+    return sheets, results
 
 
 def _sheet(layer: Layer | None, request: AttendRequest, most: int) -> Sheet:
@@ -208,7 +298,8 @@ def _sheet(layer: Layer | None, request: AttendRequest, most: int) -> Sheet:
         problem = resolve(request, inputs)
         files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
         sources = {part: portable(one) for part, one in sources_of(problem).items()}
-        return Sheet(layer, request, problem, cut(problem, most), sources, files)
+        pieces = cut(problem, most, each_head=request.share == "adaptive")
+        return Sheet(layer, request, problem, pieces, sources, files)
 
 
 def _plans(sheets: list[Sheet], memory: int | None) -> Iterator[Plan]:

@@ -6,24 +6,31 @@ from dataclasses import replace
 
 from streamattn_cli.engine.audit.together import of_layers
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.watch.events import LayerResult, Outcome
+from streamattn_cli.engine.watch.events import Failed, LayerResult, Outcome
+from streamattn_cli.errors import StreamattnError
 from streamattn_cli.rows.inputs.layers import Layer
 
 
-def together(request: AttendRequest, layers: list[Layer], outcomes: list[Outcome]) -> Outcome:
-    """One outcome for all layers: sums, the largest peak, and the error over all rows and heads that were audited."""
+def together(request: AttendRequest, layers: list[Layer], results: list[Outcome | StreamattnError]) -> Outcome:
+    """One outcome for all layers: sums, the largest peak, and the error over all rows and heads that were audited.
+
+    results: of each layer its outcome, or why it failed. Raises the worst of the failures where there is nothing else.
+    """
+    outcomes = [result for result in results if isinstance(result, Outcome)]
+    if not outcomes:
+        worst = max((error for error in results if isinstance(error, StreamattnError)), key=lambda error: error.code)
+        raise type(worst)(f"none of the layers could be run; one of them: {worst}")
     first, last = outcomes[0], outcomes[-1]
-    parts = tuple(
-        LayerResult(
-            layer.number, layer.group, outcome.rows, outcome.seconds, outcome.memory.get("peak"), outcome.output,
-            outcome.audit and outcome.audit.method, tuple(head.error for head in outcome.audit.heads) if outcome.audit else (),
-        )
-        for layer, outcome in zip(layers, outcomes, strict=True)
-    )  # fmt: skip
+    params = [outcome.facts["params"] for outcome in outcomes]
+    facts = first.facts
+    if "head_rows" in params[0]:
+        rows, size = [n for each in params for n in each["head_rows"]], sum(each["resident_bytes"] for each in params)
+        facts = facts | {"params": params[0] | {"head_rows": rows, "resident_bytes": size}}
+    parts = tuple(_part(layer, result) for layer, result in zip(layers, results, strict=True))
     audits = [outcome.audit for outcome in outcomes if outcome.audit]
     return replace(
         last,
-        facts=first.facts,
+        facts=facts,
         rows=sum(o.rows for o in outcomes),
         rows_before=sum(o.rows_before for o in outcomes),
         seconds=sum(o.seconds for o in outcomes),
@@ -37,6 +44,16 @@ def together(request: AttendRequest, layers: list[Layer], outcomes: list[Outcome
         series={},
         layers=parts,
     )
+
+
+def _part(layer: Layer, result: Outcome | StreamattnError) -> LayerResult:
+    if isinstance(result, StreamattnError):
+        return LayerResult(layer.number, layer.group, 0, 0.0, None, None, None, failed=Failed(str(result), result.code))
+    audit = result.audit
+    return LayerResult(
+        layer.number, layer.group, result.rows, result.seconds, result.memory.get("peak"), result.output, audit and audit.method,
+        tuple(head.error for head in audit.heads) if audit else (), tuple(result.facts["params"].get("head_rows", ())),
+    )  # fmt: skip
 
 
 def summed(counts: list[dict[str, int]]) -> dict[str, int]:

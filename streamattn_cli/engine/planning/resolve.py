@@ -18,6 +18,7 @@ from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads, group_size
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
@@ -34,7 +35,8 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         raise UsageError(f"--seed {request.seed}: must be 0 or more")
     q, k, v = inputs.parts
     group_size(q, k)
-    request, shares = in_rows(request, inputs)
+    of_layer = request.memory_per_layer is not None
+    request, shares = _of_layer(request, len(k), head_of(q, k, v, 1.0)) if of_layer else in_rows(request, inputs)
     notes = [*inputs.notes, *shares]
     causal = _causal(request, inputs, notes)
     scale = _scale(request.scale, inputs, k.dim, notes)
@@ -110,6 +112,18 @@ def in_rows(request: AttendRequest, inputs: Inputs) -> tuple[AttendRequest, list
         raise UsageError(f"--resident-rows {word}: {k.tensor.name} does not say how many keys will come; give a number")
     rows = max(1, round(float(word.removesuffix("%")) / 100 * keys))
     return replace(request, resident_rows=rows), [f"--resident-rows {word} of {keys} keys: {rows}"]
+
+
+def _of_layer(request: AttendRequest, heads: int, head: HeadParams) -> tuple[AttendRequest, list[str]]:
+    """The request with the resident rows of one key head that --memory-per-layer has room for, and a note that says so."""
+    bytes_, one = request.memory_per_layer or 0, heads * row_bytes(head)
+    if request.resident_rows is not None:
+        raise UsageError("--memory-per-layer and --resident-rows say the same in other units; give one of them")
+    if bytes_ < one:
+        raise UsageError(f"--memory-per-layer {bytes_}: one row of {heads} key heads takes {one} bytes; give more")
+    rows = bytes_ // one
+    told = f"--memory-per-layer {bytes_}: {rows} resident rows for each of {heads} key heads"
+    return replace(request, resident_rows=rows), [told]
 
 
 def _all_fit(request: AttendRequest, rows: int) -> bool:

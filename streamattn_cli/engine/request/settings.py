@@ -232,8 +232,35 @@ class ShardSettings(EngineSettings):
     shards: int | None = budget(None, "Absorb N ranges of rows side by side, then merge.", decides=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShareSettings:
+    """How memory is divided over key heads."""
+
+    memory_per_layer: int | None = budget(
+        None,
+        "In place of --resident-rows: bytes for the sketches of all key heads of a layer, such as 512KiB.",
+        read=parse_size,
+        decides=True,
+    )
+    share: str = budget(
+        "equal",
+        "What each key head gets of it: equal shares; or adaptive, by its error on its first rows, over all layers.",
+        choices=("equal", "adaptive"),
+        decides=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """How several layers are run."""
+
+    keep_going: bool = budget(False, "Of --layer: report layers that fail, and finish the others.")
+
+
 @dataclass(frozen=True)
 class AttendRequest(
+    JobSettings,
+    ShareSettings,
     ShardSettings,
     CheckpointSettings,
     AnswerSettings,

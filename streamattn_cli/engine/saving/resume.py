@@ -62,6 +62,7 @@ def facts_of(problem: Problem, audit_rows: int) -> dict:
         }
         | ({"sequences": _borders(problem)} if problem.sequences else {})
         | ({"missing": r.inputs.missing} if r.inputs.missing != "error" else {})
+        | ({"share": r.share} if r.share != "equal" else {})
         | {name: word for name, word in (("repair", r.repair), ("doubt", r.doubt and True)) if word}
     )
 

@@ -123,8 +123,17 @@ class Audit:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """Why there is nothing of a layer: the message, and the exit code that it would have ended a run with."""
+
+    message: str
+    code: int
+
+
+@dataclass(frozen=True)
 class LayerResult:
-    """What a run over several layers has to say of one: its error, and that of every query head, if it was audited."""
+    """What a run over several layers has to say of one: its error, and that of every query head, if it was audited. head_rows:
+    resident rows of every key head, where they have numbers of their own. failed: of a layer that did not finish."""
 
     number: int
     group: str
@@ -134,6 +143,8 @@ class LayerResult:
     output: str | None
     error: ErrorEstimate | None
     heads: tuple[float, ...] = ()
+    head_rows: tuple[int, ...] = ()
+    failed: Failed | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +170,11 @@ class Outcome:
     finished: str | None = None  # when, in UTC
 
     layers: tuple[LayerResult, ...] = ()  # of a run over several
+
+    @property
+    def code(self) -> int:
+        """The exit code: that of the worst layer, where some failed and the others went on."""
+        return max((layer.failed.code for layer in self.layers if layer.failed), default=0)
 
     def to_dict(self) -> dict:
         """JSON-able form, keys in a fixed order."""

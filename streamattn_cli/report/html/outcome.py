@@ -7,6 +7,7 @@ from collections.abc import Callable
 from html import escape
 from math import inf
 
+from streamattn_cli.report.html.layers import layers_section
 from streamattn_cli.report.html.page import (
     figure,
     folded,
@@ -53,7 +54,9 @@ def outcome_page(found: dict) -> str:
     read = ", ".join(dict.fromkeys(files))
     body = [f"<h1>streamattn {found['command']}{': ' if read else ''}{escape(read)}</h1>"]
     body += [paragraph(_verdict(found), "" if audit else "warn"), keys(_keys(found)), *origin(found)]
-    body += _error_section(audit, found["facts"].get("shapes") or {}) if audit else []
+    layers = found.get("layers") or []
+    body += _error_section(audit, found["facts"].get("shapes") or {}) if audit and not layers else []
+    body += layers_section(layers)
     body += _time_section(found)
     body += [heading("What ran"), pairs_table("Settings and counts", _facts(found))]
     body += [heading("How to read this"), listed(READING)]

@@ -156,7 +156,7 @@ class _NoScale(Scale):
 
 def heat_map(
     title: str, description: str, values: Sequence[Sequence[float | None]], labels: Sequence[str], edges: Sequence[int],
-    x_name: str, words: Callable,
+    x_name: str, words: Callable, y_name: str = "query head",
 ) -> str:  # fmt: skip
     """values[line][piece] as shades on a logarithmic scale to the greatest from the least, or from a DEPTH-th of the
     greatest where there is less: rounding errors of exact rows must not use up the shades. None and 0 stay empty."""
@@ -167,7 +167,7 @@ def heat_map(
     step = max(6, min(22, 640 // len(values)))
     left = left_of(labels)
     wide = (WIDE - RIGHT - left) / len(values[0])
-    body = [text(2, 12, "query head", "name")]
+    body = [text(2, 12, y_name, "name")]
     for i, line in enumerate(values):
         y = TOP + i * step
         if step >= 12 or i % 8 == 0:

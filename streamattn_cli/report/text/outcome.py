@@ -77,6 +77,8 @@ def _fact(name: str, value: object) -> str:
         return ", ".join(filter(None, (_fact(str(key).replace("_", " "), entry) for key, entry in value.items())))
     if isinstance(value, float):
         return f"{name} {value:.4g}"
+    if name == "head rows" and isinstance(value, (list, tuple)):
+        return f"resident rows by key head {', '.join(map(str, value))}"
     if isinstance(value, (list, tuple)):
         return f"{name} " + " x ".join(str(entry) for entry in value)
     return f"{name} {value}"
@@ -123,10 +125,12 @@ def _errors(audit: Audit | None, reason: str | None, shapes: dict) -> Rows:
 
 def _layers(layers: tuple[LayerResult, ...]) -> Rows:
     """How wrong every layer is, and its worst query head, if they were audited."""
-    if not layers or any(layer.error is None for layer in layers):
-        return [("layers", ", ".join(str(layer.number) for layer in layers))] if layers else []
-    texts = []
-    for layer in layers:
+    failed = [(f"layer {layer.number}", f"failed: {layer.failed.message}") for layer in layers if layer.failed]
+    done = [layer for layer in layers if not layer.failed]
+    if not done or any(layer.error is None for layer in done):
+        return ([("layers", ", ".join(str(layer.number) for layer in done))] if done else []) + failed
+    texts = failed
+    for layer in done:
         if layer.error is None:
             continue
         worst = max(range(len(layer.heads)), key=lambda head: layer.heads[head]) if len(layer.heads) > 1 else None

@@ -162,6 +162,13 @@ class JointFile:
             self.path, rows, shape, _OfJoint(self._places[dataset], dataset), temporary=_Kept(self._temporary)
         )
 
+    def remove(self, dataset: str) -> None:
+        """Leave out a dataset, with the groups that would be empty."""
+        with failing_as_output(self.path), _edited(self.fd, "r+") as file:
+            while dataset and not (isinstance(file[dataset], h5py.Group) and len(file[dataset])):
+                del file[dataset]
+                dataset = dataset.rpartition("/")[0]
+
     def commit(self) -> None:
         """All datasets are complete: give the file its name."""
         with failing_as_output(self.path):
