@@ -46,6 +46,8 @@ RUNS = {
         f"attend by {method}": ("attend", *SHORT, "--causal", "--method", method, *SMALL, "-o", "out.npy")
         for method in ("evict", "sample", "balance", "wildcat")
     },
+    "attend, fewer queries": ("attend", TINY, "--causal", "--q-rows", "0:2", "-o", "out.npy"),
+    "attend, local with sinks": ("attend", TINY, "--causal", "--local", "2", "--sink-logit", "0.5", "-o", "out.npy"),
     "attend, saved": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "-o", "saved.npy"),
     "attend, complete already": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "--resume", "-o", "saved.npy"),
     "attend with Psi": (*PSI, "--audit", "2", "-o", "out.npy"),

@@ -138,7 +138,7 @@ def _attributes(dataset: h5py.Dataset, name: str) -> dict:
                 value = value.decode("utf-8", "replace")
             if isinstance(value, (str, int, float, bool)):
                 merged[key] = value
-            elif key.endswith("_scale") and isinstance(value, np.ndarray):
+            elif key.endswith(("_scale", "sink_logit")) and isinstance(value, np.ndarray):
                 merged[key] = value.tolist()
             elif key in HEARD:
                 raise InputMalformed(
