@@ -60,6 +60,8 @@ RUNS = {
         "-o",
         "out.npy",
     ),
+    "attend, fewer queries": ("attend", TINY, "--causal", "--q-rows", "0:2", "-o", "out.npy"),
+    "attend, local with sinks": ("attend", TINY, "--causal", "--local", "2", "--sink-logit", "0.5", "-o", "out.npy"),
     "attend, saved": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "-o", "saved.npy"),
     "attend, complete already": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "--resume", "-o", "saved.npy"),
     "attend with Psi": (*PSI, "--audit", "2", "-o", "out.npy"),

@@ -69,6 +69,15 @@ def answers(path, spec, out):
     return np.load(out)
 
 
+def ask(path, spec, out, **words):
+    """query the sketch file with the queries of a stream; k, v: for an audit. Returns the outcome."""
+    keys = {name: words.pop(name) for name in ("k", "v") if name in words}
+    request = AttendRequest(
+        inputs=InputSpec(q=spec.q, layout="THD", **keys), output=str(out), checkpoint=str(path), force=True, **words
+    )
+    return query(request, silent, Interrupts())
+
+
 def state_of(path):
     """State arrays of a checkpoint."""
     return read(str(path))[0]

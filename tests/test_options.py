@@ -24,7 +24,7 @@ EVICT = {"method": "evict", "resident_rows": 64, "causal": True}
 BATCH = SMALL | {"lengths": "300,300"}
 # For every option: settings where it counts, and another value of it.
 OTHER = {
-    "causal": (SMALL, True), "scale": (SMALL, "d"), "method": ({"resident_rows": 64}, "window"),
+    "causal": (SMALL, True), "local": (SMALL | {"causal": True}, "9"), "sink_logit": (SMALL, "0.5,1"), "first_query": (SMALL | {"causal": True, "q_rows": (0, 50)}, "7"), "scale": (SMALL, "d"), "method": ({"resident_rows": 64}, "window"),
     "resident_rows": (SMALL, 96), "effort": (SMALL | {"resident_rows": 400}, "best"), "query_model": (SMALL, "q.npy"),
     "rope": (SMALL | {"causal": True}, "1e4:interleaved"),
     "bits": (EVICT, 6), "score": (EVICT, "last"),
@@ -47,7 +47,8 @@ def _facts(folder, **words):
     batch = "batch" if "lengths" in words else ""
     files = {name: str(folder / f"{batch}{name}.npy") for name in "qkv"}
     layout = "BTHD" if batch else "THD"
-    spec = InputSpec(**files, layout=layout, **{name: words.pop(name) for name in OF_INPUT if name in words})
+    given = OF_INPUT | {"q_rows"}
+    spec = InputSpec(**files, layout=layout, **{name: words.pop(name) for name in given if name in words})
     with open_inputs(spec, apart=True) as inputs:
         plan = make_plan(resolve(AttendRequest(spec, str(folder / "out.npy"), **words), inputs))
     return facts_of(plan.problem, plan.audit_rows)

@@ -15,8 +15,11 @@ from streamattn_cli.rows.spec import InputSpec
 
 @takes(
     InputSpec, AttentionSettings, Shown,
-    without=("select", "rows", "q_rows", "layer", "lengths", "starts", "causal", "log_json", "progress_every"),
-)  # fmt: skip
+    without=(
+        "select", "rows", "q_rows", "layer", "lengths", "starts", "causal", "first_query", "local", "sink_logit", "log_json",
+        "progress_every",
+    ),
+)  # fmt: skip  # fmt: skip
 def inspect(
     words: Words,
     input: options.Input = None,

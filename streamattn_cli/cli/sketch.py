@@ -23,7 +23,7 @@ from streamattn_cli.rows.spec import InputSpec
 
 @takes(
     InputSpec, AttentionSettings, MethodSettings, RunSettings, OutputSettings, ResumeSettings, ShardSettings, Shown,
-    without=("q_rows", "layer", "lengths", "starts", "causal", "buffer", "atoms"),
+    without=("q_rows", "layer", "lengths", "starts", "causal", "first_query", "buffer", "atoms"),
 )  # fmt: skip
 def sketch(
     words: Words,

@@ -154,23 +154,26 @@ def exact(gemm, q, kind, sinks, recent, base, end, low, high, k, c, logits, gath
 
 
 @kernel(cache=True)
-def see(gemm, queries, chunk, positions, start, rows, k, c, bounds, logits, gathered, m, y):
+def see(gemm, queries, chunk, positions, window, start, rows, k, c, bounds, logits, gathered, m, y):
     """Take tokens start, start + 1, ..., k (n, d), c (n, dv + 1), into the partial answers m (r,), y (r, dv + 1) of r queries.
 
     queries (r d,): `chunk` at a time, the last fewer, each as columns (d, chunk), already scaled. positions (r,): query i sees
-    the tokens up to positions[i]; empty: all the first `rows` of these. bounds (2, chunk), logits and gathered: scratch.
+    the last `window` tokens up to positions[i]; empty: all the first `rows` of these. bounds (2, chunk), logits and gathered:
+    scratch.
     """
     d = k.shape[1]
     for a in range(0, m.shape[0], chunk):
         r = min(chunk, m.shape[0] - a)
         low, high, most = bounds[0, :r], bounds[1, :r], rows if positions.shape[0] == 0 else 0
+        least = 0 if positions.shape[0] == 0 else rows
         for i in range(r):
             low[i], high[i] = 0, rows
             if positions.shape[0]:
                 high[i] = min(rows, positions[a + i] - start + 1)
-                most = max(most, high[i])
+                low[i] = max(0, positions[a + i] - start + 1 - window)
+                most, least = max(most, high[i]), min(least, low[i])
         seen = min(k.shape[0], -(-most // SEEN) * SEEN)  # nobody here sees the others
-        if seen > 0:
+        if seen > 0 and least < rows:
             q, part = queries[a * d : (a + r) * d].reshape(d, r), gathered[:r]
             attend(gemm, q, k[:seen], c[:seen], NONE, NONE, low, high, logits, part, m[a : a + r], y[a : a + r])
 
@@ -228,6 +231,23 @@ def add_history(m, y, past_m, past_y, low, high, seen, share, doubt):
         share[i] = min(max(part / y[i, width], 0.0), 1.0)
         doubt[i] *= share[i]
     return bad
+
+
+@kernel(cache=True)
+def add_sinks(m, y, seen, logits, group):
+    """Add a token without a value, of logit logits[i // group], to the partial answers (m, y) of queries i that see any
+    token (seen[i] > 0), in place."""
+    width = y.shape[1] - 1
+    for i in range(m.shape[0]):
+        if seen[i] <= 0:
+            continue
+        logit = logits[i // group]
+        top = m.dtype.type(max(m[i], logit))
+        mine = math.exp(m[i] - top)
+        for j in range(y.shape[1]):
+            y[i, j] *= mine
+        y[i, width] += math.exp(logit - top)
+        m[i] = top
 
 
 @kernel(cache=True)

@@ -10,6 +10,7 @@ from streamattn_cli.kernels.compress import compress
 from streamattn_cli.kernels.dense import (
     NONE,
     add_history,
+    add_sinks,
     exact,
     extend_range,
     finish,
@@ -166,7 +167,7 @@ def live(k, c):
 
 @kernel(cache=True)
 def step(
-    gemm, narrow, sizes, numbers, rope, nan, fallback, start, q, k, c, out, doubts,
+    gemm, narrow, sizes, numbers, rope, nan, fallback, sink_logits, start, q, k, c, out, doubts,
     counts, head, held, centre, bank, rows, model, tile, fit,
     alive,
 ):  # fmt: skip
@@ -176,7 +177,7 @@ def step(
 
     gemm, narrow: `blas.address` of the rows' dtype and of float32. sizes: rows of a group, window, query heads of a tile,
     active atoms, KIND of the stored rows. numbers: scale, temper, forget of one row, lookback. rope: see rotary.turn. nan: what a dropped row is
-    stored as. head: the head's counters, sinks, recent rows and range. tile: the scratch of tiles.tile_spec, and `everything`.
+    stored as. sink_logits (heads,), or empty: see add_sinks. head: the head's counters, sinks, recent rows and range. tile: the scratch of tiles.tile_spec, and `everything`.
     fit, alive: that of `insert`. counts (3,): how many queries had z <= 0 is added to counts[1], how many saw nothing to
     counts[2]. The rest as in `answer`.
     """
@@ -227,6 +228,8 @@ def step(
                 gemm, columns, kind, sinks, recent, base, row + group, low, high, tile_k, tile_c, logits, part,
                 ours[0], ours[1],
             )  # fmt: skip
+            if sink_logits.shape[0]:
+                add_sinks(ours[0], ours[1], high, sink_logits[h : h + some], group)
             share[:r], doubt[:r] = 0, 0
             if counters[2]:
                 answer(

@@ -9,10 +9,11 @@ import numpy as np
 
 from streamattn_cli.kernels import blas, dense, share
 from streamattn_cli.sketches.partial import Partial
-from streamattn_cli.sketches.tiles import TILE
+from streamattn_cli.sketches.tiles import ALL, TILE
 
 CHUNK = 128  # queries of one tile
 NOWHERE = np.empty(0, np.int64)
+NO_SINKS = np.empty(0)
 
 
 class KeyTiles:
@@ -63,12 +64,13 @@ class ExactQueries:
     """Queries q (heads, n, d) of one key head, answered exactly over the rows that `absorb` is shown.
 
     positions (n,) int64 are their global rows for causal attention (query i sees j <= positions[i]), None for full.
+    window: how many keys each query sees, itself included; with positions. sink_logits (heads,): see HeadAttention.
     history (first row, ends (n,) int64): which rows' share of each answer is to be told, too (`shares`).
     """
 
     def __init__(
         self, q: np.ndarray, positions: np.ndarray | None, value_dim: int, scale: float,
-        history: tuple[int, np.ndarray] | None = None,
+        history: tuple[int, np.ndarray] | None = None, window: int | None = None, sink_logits: np.ndarray = NO_SINKS,
     ):  # fmt: skip
         heads, n, dim = q.shape
         # queries as columns, scaled: (d, rows) for each CHUNK of them, side by side
@@ -81,6 +83,10 @@ class ExactQueries:
         self.tiles = KeyTiles(dim, value_dim + 1, q.dtype)
         self.m = np.full((heads, n), -np.inf, q.dtype)
         self.y = np.zeros((heads, n, value_dim + 1))
+        if len(sink_logits):  # the first token that they see
+            self.m[:] = sink_logits[:, None]
+            self.y[:, :, -1] = np.exp(sink_logits[:, None] - self.m)
+        self.window = ALL if window is None else window
         self.history = history
         self.mass = np.zeros((heads, n) if history else (heads, 0))
 
@@ -130,7 +136,7 @@ class ExactQueries:
         if not self.history:
             positions = NOWHERE if self.positions is None else self.positions
             for q, m, y in zip(self.q, self.m, self.y, strict=True):
-                dense.see(gemm, q, CHUNK, positions, start, rows, k, c, *scratch, m, y)
+                dense.see(gemm, q, CHUNK, positions, self.window, start, rows, k, c, *scratch, m, y)
             return
         step = dense.tile_rows(min(CHUNK, n), max(k.shape[1], c.shape[1]), len(k))
         for a in range(0, len(k), step):  # in the portions of one product, whose weights are looked at
@@ -145,8 +151,10 @@ class ExactQueries:
             low, high = (bounds[: b - a] for bounds in work["exact.bounds"])
             low[:], high[:] = 0, rows
             if self.positions is not None:
-                np.minimum(rows, self.positions[a:b] - start + 1, out=high)
-                if high.max() <= 0:
+                beyond = self.positions[a:b] - start + 1
+                np.minimum(rows, beyond, out=high)
+                np.maximum(low, beyond - self.window, out=low)
+                if high.max() <= 0 or low.min() >= rows:
                     continue
             for flat, m, y, mass in zip(self.q, self.m, self.y, self.mass, strict=True):
                 q, out, before = flat[a * dim : b * dim].reshape(dim, -1), Partial(m[a:b], y[a:b]), m[a:b].copy()

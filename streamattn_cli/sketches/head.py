@@ -22,6 +22,7 @@ from streamattn_cli.sketches.coding.rowstore import get, kind, put
 from streamattn_cli.sketches.method import History, HistoryParams
 from streamattn_cli.sketches.tiles import ALL, TILE_QUERIES, QueryTile, tile_spec
 
+NO_SINKS = np.empty(0)
 LINE = 64  # bytes of a cache line
 
 
@@ -30,7 +31,7 @@ class HeadParams:
     """What decides the shape of a head's state.
 
     `dtype` is the precision of the arithmetic, "f4" or "f8"; `storage` that of rows kept exactly (f2, bf16, f4, f8;
-    empty: as dtype). `group` divides 512.
+    empty: as dtype). `group` divides 512. local: attention itself reaches no further than the window.
     """
 
     dim: int
@@ -42,10 +43,13 @@ class HeadParams:
     group: int = 256
     history: HistoryParams | None = None
     storage: str = ""
+    local: bool = False
 
     def to_dict(self) -> dict:
         """JSON-able form; the history under the name of its kind."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "history"}
+        if not self.local:
+            del plain["local"]  # as before there was that
         return plain | {
             "history": {registry.of(type(self.history)).name: self.history.to_dict()} if self.history else None
         }
@@ -149,15 +153,22 @@ class HeadAttention:
 
     Rows are k (n, d) and c (n, dv + 1) = [v, weight], weight 1 (0 for a dropped row, whose v must be 0 too), in the
     precision of the parameters. `work` is one thread's scratch, `allocate(params.work_spec())`; its "counts" tallies what
-    was clipped or guarded. Answering does not change the state, so threads may answer side by side.
+    was clipped or guarded. sink_logits (query heads,) float64: the logits of tokens without a value that every query sees
+    beside the others (METHODS.md (A9)). Answering does not change the state, so threads may answer side by side.
     """
 
-    def __init__(self, params: HeadParams, state: dict[str, np.ndarray] | None = None):
-        self.params = params
+    def __init__(
+        self,
+        params: HeadParams,
+        state: dict[str, np.ndarray] | None = None,
+        sink_logits: np.ndarray = NO_SINKS,
+    ):
+        self.params, self.sink_logits = params, sink_logits
         if state is None:
             state = allocate(params.state_spec())
             state["range"][0], state["range"][1] = np.inf, -np.inf
         self.state = state
+        self.entered: int | None = None  # see `enter`
         self.history: History | None = None
         if params.history:
             inner = {name[8:]: array for name, array in state.items() if name.startswith("history.")}
@@ -188,6 +199,10 @@ class HeadAttention:
         """The first row to come has this number in the stream that this is a shard of: to some histories it matters."""
         if self.history:
             self.history.begin(row)
+
+    def enter(self) -> None:
+        """Queries begin with the next row: it may lie within a group, of whose queries a history then sees the rest alone."""
+        self.entered = self.rows
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
         """Take in the next rows, k (n, d) and c (n, dv + 1), any n."""
@@ -238,17 +253,18 @@ class HeadAttention:
 
         doubt (heads, n) float32: about how large the relative error of each answer is; 0 where it is exact, 1 and more where
         it is not to be trusted, infinity where nothing was seen.
-        A history that learns from queries does so once a group, so it must get whole groups (the last may be short).
+        A history that learns from queries does so once a group, so it must get whole groups (the last may be short, and the
+        one that queries `enter`).
         """
         learns = self.history is not None and self.history.learns
-        if learns and self.rows % self.params.group:
+        if learns and self.rows % self.params.group and self.rows != self.entered:
             raise ValueError(f"{type(self.history).__name__} learns from whole groups of {self.params.group} rows")
         doubt = np.empty(q.shape[:2], np.float32) if doubt is None else doubt
-        if self.history and self.history.step:
-            self.history.step(self, q, k, c, out, work, doubt)
-            return
         for a, b in self._pieces(len(k)):
             first = self.rows
+            if self.history and self.history.step and first % self.params.group == 0:
+                self.history.step(self, q[:, a:], k[a:], c[a:], out[:, a:], work, doubt[:, a:])
+                return
             self._take(k[a:b], c[a:b], work)
             self._answer(q[:, a:b], first, first + 1, 1, out[:, a:b], doubt[:, a:b], self._fallback(), work, learns)
 
@@ -262,7 +278,8 @@ class HeadAttention:
         """Answer queries q (heads, n, d), global query rows start.., over all rows absorbed, into out (heads, n, dv); doubt
         (heads, n) float32: see `step`."""
         doubt = np.empty(q.shape[:2], np.float32) if doubt is None else doubt
-        if self.history and self.history.answer and not self._exact_rows() and self.state["counters"][2]:
+        plain = not self._exact_rows() and not len(self.sink_logits)
+        if self.history and self.history.answer and plain and self.state["counters"][2]:
             self.history.answer(q, start, self.state["range"], out, doubt, work)
             return
         fallback = self._fallback()
@@ -362,6 +379,9 @@ class HeadAttention:
             tile = QueryTile.of(work, len(heads), p.group)
             tile.place(heads, at, p.scale, high, slope, window)
             self._exact(tile)
+            if len(self.sink_logits):
+                logits = self.sink_logits[head : head + len(heads)]
+                dense.add_sinks(tile.exact.m, tile.exact.y, tile.bounds[1], logits, p.group)
             tile.past.doubt[:] = self._lost(tile)
             if self.history and s["counters"][2]:
                 work["counts"][0] += self.history.partial(tile.queries, tile.work, tile.past)
@@ -381,6 +401,8 @@ class HeadAttention:
     def _lost(self, tile: QueryTile) -> np.ndarray | float:
         """The doubt (r,) of answers that know some rows and not the others: without a history the share of those that it
         has left behind; of a history that keeps rows, as of a sample of so many."""
+        if self.params.local:
+            return 0.0
         if not self.history:
             low, high = tile.bounds
             lost = np.maximum(low - self.params.sinks, 0)

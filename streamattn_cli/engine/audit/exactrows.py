@@ -29,11 +29,19 @@ class ExactRows:
     ):
         """keys: how many rows the lanes will be shown, unless it is all keys of the problem."""
         self.problem, self.lanes, self.rows = problem, lanes, rows
-        positions = rows if problem.causal else None
+        beside = problem.first_query + rows  # of the keys
+        positions = beside if problem.causal else None
+        if problem.local and not problem.causal:  # every query stands beside the last key
+            positions = np.full(len(rows), (keys or problem.k.count) - 1)
         history, p = None, problem
-        if means and p.params and (ends := p.params.exact_from(rows, keys or p.k.rows, p.causal)) is not None:
+        if means and p.params and (ends := p.params.exact_from(beside, keys or p.k.rows, p.causal)) is not None:
             history = (p.params.sinks, ends)
-        self.truth = [ExactQueries(q[lane.query_heads], positions, p.v.dim, p.scale, history) for lane in lanes]
+        self.truth = [
+            ExactQueries(
+                q[lane.query_heads], positions, p.v.dim, p.scale, history, p.local, p.sinks_of(lane.query_heads)
+            )
+            for lane in lanes
+        ]
         self.means = [ValueMeans(positions, len(rows), p.v.dim) for _ in lanes] if means else []
         self._at = {lane.index: i for i, lane in enumerate(lanes)}
 
@@ -65,7 +73,8 @@ class ExactRows:
     def complete(self, heard: int) -> int:
         """How many of the rows have seen all their keys when the answers to `heard` rows are known. Only causal attention has
         any before the end: row t is complete when the tile of keys that holds t has passed."""
-        return int(np.searchsorted(self.rows, heard // TILE * TILE))  # lanes may be beyond that
+        first = self.problem.first_query
+        return int(np.searchsorted(self.rows, (first + heard) // TILE * TILE - first))  # lanes may be beyond that
 
     def exactly(self, lane: Lane, rows: slice) -> np.ndarray:
         """The exact answers (heads, rows, dv) of a lane to rows that are complete."""

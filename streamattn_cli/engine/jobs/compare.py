@@ -198,7 +198,7 @@ def _truth(plan: Plan, rows: int, listener: Listener, interrupts: Interrupts) ->
         began = time.monotonic()
         design = draw_rows(problem.q.rows, rows, problem.request.seed)
         held = exact_rows(problem, lanes, design.rows, read_queries(problem, lanes, design.rows))
-        driver.keys(held.see, Phase.TRUTH, int(design.rows[-1]) + 1 if problem.causal else None)
+        driver.keys(held.see, Phase.TRUTH, problem.keys_of(int(design.rows[-1])))
         exact, trivial, _ = held.answers(driver.workers.works[0])
         return Truth(design, exact, trivial, time.monotonic() - began)
     finally:

@@ -75,8 +75,8 @@ def _imagined(n: Numbers) -> Inputs:
 def _forecast(request: AttendRequest, inputs: Inputs, words: list[str]) -> dict:
     problem = resolve(replace(request, method="window"), inputs)  # for mode, scale and shapes, the same for all
     request = replace(request, resident_rows=problem.request.resident_rows)
-    head = replace(problem.params, sinks=0, window=0, group=256)
-    spread = spread_of(inputs, problem.scale, problem.causal)
+    head = replace(problem.params, sinks=0, window=0, group=256, local=False)
+    spread = spread_of(inputs, problem.scale, problem.causal, problem.first_query)
     factor = calibrate()
     budget = request.budget * row_bytes(head)
     degree = poly_degree(request, head, budget, spread["row_std_rms"] if spread else 1.0)
@@ -152,7 +152,11 @@ def _settings(method: str, request: AttendRequest, degree: int | None) -> list[d
 def _error_class(method: str, plan: Plan, spread: dict | None) -> str:
     """In words: of poly by its formula for values without structure; nobody knows that of the others before they run."""
     problem = plan.problem
-    if method == "exact" or (problem.params and problem.k.rows is not None and problem.params.window >= problem.k.rows):
+    if (
+        method == "exact"
+        or problem.local
+        or (problem.params and problem.k.rows is not None and problem.params.window >= problem.k.rows)
+    ):
         return "none"
     if method != "poly" or spread is None or not spread["row_std"]:
         return "unknown"
@@ -164,8 +168,11 @@ def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list
     """The command line to paste."""
     line = ["streamattn", "attend", *words]
     line += ["--causal" if problem.causal else "--full", "--method", chosen["method"]]
-    if request.scale:
-        line += ["--scale", request.scale]
+    for option, word in (
+        ("--first-query", request.first_query), ("--local", request.local), ("--sink-logit", request.sink_logit),
+        ("--scale", request.scale),
+    ):  # fmt: skip
+        line += [option, word] if word else []
     for name, value in chosen["settings"].items():
         line += [f"--{name.replace('_', '-')}", str(value)]
     if request.memory:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.errors import UsageError
-from streamattn_cli.rows.inputs.layers import PLACE, Layer, layers_of
+from streamattn_cli.rows.inputs.layers import PLACE, Layer, layers_of, wanted
 from streamattn_cli.rows.targets import split_target
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.outshape import OutShape
@@ -35,7 +35,15 @@ def _of_layer(request: AttendRequest, layer: Layer, count: int) -> AttendRequest
     if count > 1 and request.top_k and PLACE not in request.output:
         raise UsageError(f"--top-k: {count} layers need a file each: -o top-{PLACE}.h5")
     filled = {name: word and word.replace(PLACE, str(layer.number)) for name, word in names.items()}
-    return replace(request, inputs=layer.spec, **filled)
+    return replace(request, inputs=layer.spec, local=_local(request.local, layer), **filled)
+
+
+def _local(word: str | None, layer: Layer) -> str | None:
+    """The word of --local for one layer, which W:LAYERS names or not."""
+    if word is None or ":" not in word:
+        return word
+    window, _, numbers = word.partition(":")
+    return window if wanted(numbers, layer.number, f"--local {word}") else "none"
 
 
 def is_joint(output: str) -> bool:

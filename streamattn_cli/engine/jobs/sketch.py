@@ -22,6 +22,7 @@ from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.planning.variants import of_heads
 from streamattn_cli.engine.request.problem import Problem, larger_than_data
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import Saved, continued, find_saved
@@ -302,6 +303,8 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
     return replace(
         problem, params=before.params, scale=before.params.scale, method=before.facts["method"],
         precision=before.params.dtype, notes=notes, rows_before=before.rows,
+        local=before.params.window if before.params.local else None,
+        sink_logits=tuple(before.facts.get("sink_logits", ())),
     )  # fmt: skip
 
 
@@ -319,7 +322,11 @@ def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) ->
     if inputs.k:
         k, v = inputs.k, inputs.v
         _check_keys(file, k, v)
-    return Problem(request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes)
+    sinks, group = tuple(file.facts.get("sink_logits", ())), len(q) // file.heads
+    return Problem(
+        request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes,
+        local=p.window if p.local else None, sink_logits=sinks and of_heads(sinks, q, group, None, file.name),
+    )  # fmt: skip
 
 
 def _check_keys(file: SketchFile, k: Heads, v: Heads) -> None:
@@ -348,6 +355,8 @@ def sketch_facts(problem: Problem) -> dict:
     facts = problem.facts()
     shapes = {name: facts["shapes"][name] for name in ("kv_heads", "dim", "value_dim")}
     kept = {name: facts[name] for name in ("method", "mode", "scale", "seed", "precision")}
+    if problem.sink_logits:
+        kept["sink_logits"] = list(problem.sink_logits)
     return kept | {"shapes": shapes, "head": problem.params.to_dict(), "nan_policy": problem.request.nan_policy}
 
 

@@ -23,9 +23,9 @@ Stored = tuple[np.ndarray, np.ndarray, np.ndarray]  # first rows of k and v, and
 class Calibration:
     """Shows sketches the first rows and some queries, so that they can choose their settings and predict their error.
 
-    A method that learns from queries as they pass needs none for causal attention; for full attention it gets queries from
-    all over the sequence, where that can be read anywhere, or those of --query-model. `needed`: whether there is anything
-    to show.
+    A method that learns from queries as they pass needs none for causal attention, unless keys come before them; then, and for
+    full attention, it gets queries from all over the sequence, where that can be read anywhere, or those of --query-model.
+    `needed`: whether there is anything to show.
     """
 
     def __init__(self, problem: Problem, sketches: list[HeadAttention]):
@@ -33,7 +33,9 @@ class Calibration:
         history = sketches[0].history if sketches else None
         self.learns = history is not None and history.learns
         self.model = model_queries(problem, FIRST_ROWS) if self.learns and problem.request.query_model else None
-        self.needed = history is not None and not (self.learns and problem.causal and self.model is None)
+        self.needed = history is not None and not (
+            self.learns and problem.causal and self.model is None and not problem.first_query
+        )
 
     def read(self, number: int | None = None) -> Stored:
         """The rows to show: of the stream, or of a sequence of it."""

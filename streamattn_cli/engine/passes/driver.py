@@ -132,10 +132,13 @@ class Driver:
         with self.uncounted("lane.dropped"):
             self.keys(use, phase, stop)
 
-    def steps(self, block: Block, first: int = 0, heads: Heads | None = None) -> list[list[tuple[Lane, int, int]]]:
-        """The steps (lane, a, b) of every lane through a block of these heads, from its row `first` on."""
-        sequences = heads.sequences if heads else None
-        cuts = [(lane, lane.steps(block.start + first, block.rows - first, sequences)) for lane in self.lanes]
+    def steps(
+        self, block: Block, first: int = 0, heads: Heads | None = None, beside: int = 0
+    ) -> list[list[tuple[Lane, int, int]]]:
+        """The steps (lane, a, b) of every lane through a block of these heads, from its row `first` on. beside: the row that
+        row 0 of the blocks is to be cut as."""
+        sequences, row = heads.sequences if heads else None, beside + block.start + first
+        cuts = [(lane, lane.steps(row, block.rows - first, sequences)) for lane in self.lanes]
         return [[(lane, first + a, first + b) for a, b in steps] for lane, steps in cuts]
 
     def start(self, block: Block, task: Callable, chains: list, ended: Callable[[], None] | None = None) -> bool:

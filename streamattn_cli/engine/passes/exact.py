@@ -29,7 +29,7 @@ class Exact(Pass):
 
             again = p.sequences and done + count < last
             with d.uncounted("lane.dropped") if again else nullcontext():
-                d.keys(see, stop=key + done - first + count if p.causal else end, start=key)
+                d.keys(see, stop=p.first_query + key + done - first + count if p.causal else end, start=key)
             self.output.write(done, self._answers(held, lost))
             done += count
             d.reach(Phase.EXACT, done)
@@ -76,5 +76,16 @@ class Exact(Pass):
                         lost[lane.query_heads, at + a : at + b] = lane.lost(b - a, work)
 
         d.pump([p.q.tensor], take, Phase.QUERIES, first + count, first, d.plan.query_block_rows)
-        positions = np.arange(first - begin, first - begin + count) if p.causal else None
-        return [ExactQueries(q[lane.query_heads], positions, p.v.dim, p.scale) for lane in d.lanes], lost
+        positions = p.first_query + np.arange(first - begin, first - begin + count) if p.causal else None
+        held = [
+            ExactQueries(
+                q[lane.query_heads],
+                positions,
+                p.v.dim,
+                p.scale,
+                window=p.local,
+                sink_logits=p.sinks_of(lane.query_heads),
+            )
+            for lane in d.lanes
+        ]
+        return held, lost

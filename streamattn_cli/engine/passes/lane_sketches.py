@@ -19,7 +19,11 @@ class LaneSketches:
     def __init__(self, driver: Driver):
         self._driver, self.problem = driver, driver.problem
         p = self.problem
-        self.heads = [HeadAttention(p.params) for _ in driver.lanes] if p.params else []
+        self.heads = (
+            [HeadAttention(p.params, sink_logits=p.sinks_of(lane.query_heads)) for lane in driver.lanes]
+            if p.params
+            else []
+        )
         self.calibration = Calibration(p, self.heads)
         self.beginnings = None
         if p.sequences and self.heads:
@@ -40,6 +44,11 @@ class LaneSketches:
         """The first row to come has this number in the stream that this is a shard of."""
         for sketch in self.heads:
             sketch.begin(row)
+
+    def enter(self) -> None:
+        """Queries begin with the next row."""
+        for sketch in self.heads:
+            sketch.enter()
 
     def begin_sequence(self, lane: Lane, row: int, work: dict) -> None:
         """Make the lane's sketch new if this row of the stream is the first of a sequence."""

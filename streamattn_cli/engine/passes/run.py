@@ -141,7 +141,7 @@ class Run:
 
     def _see_keys(self, held: ExactRows | ExactSequences, phase: Phase) -> None:
         """A pass over the keys that some rows see."""
-        self.driver.keys_again(held.see, phase, int(held.rows[-1]) + 1 if self.problem.causal else None)
+        self.driver.keys_again(held.see, phase, self.problem.keys_of(int(held.rows[-1])))
 
     def _repair(self, repairs: Repairs) -> None:
         """Answer the most doubtful rows exactly and write them once more, a batch with each pass over the keys."""

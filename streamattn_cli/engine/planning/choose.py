@@ -32,12 +32,15 @@ class Choice:
     degree: int | None = None
 
 
-def spread_of(inputs: Inputs, scale: float, causal: bool) -> dict | None:
-    """The spread of the logits in a sample (see inspect.py); None where rows cannot be read."""
+def spread_of(inputs: Inputs, scale: float, causal: bool, first_query: int = 0) -> dict | None:
+    """The spread of the logits in a sample (see inspect.py), query 0 beside key `first_query`; None where rows cannot be read."""
     if any(h is None or _unreadable(h.tensor) for h in (inputs.q, inputs.k)):
         return None
     found = sample_rows(inputs)
-    return logit_spread(*found, scale, causal) if found else None
+    if not found:
+        return None
+    q, k, q_rows, k_rows = found
+    return logit_spread(q, k, first_query + q_rows, k_rows, scale, causal)
 
 
 def _unreadable(tensor: RowTensor) -> bool:
@@ -73,11 +76,13 @@ def poly_degree(request: AttendRequest, head: HeadParams, budget: int, std: floa
     return found
 
 
-def decided(request: AttendRequest, inputs: Inputs, head: HeadParams, causal: bool) -> tuple[AttendRequest, str]:
+def decided(
+    request: AttendRequest, inputs: Inputs, head: HeadParams, causal: bool, first_query: int
+) -> tuple[AttendRequest, str]:
     """A request of `--method auto` with its method, and a note that says why."""
     parts = inputs.parts
     seekable = all(h.tensor.seekable for h in parts)
-    found = choose(request, head, parts[1].rows, seekable, spread_of(inputs, head.scale, causal))
+    found = choose(request, head, parts[1].rows, seekable, spread_of(inputs, head.scale, causal, first_query))
     settings = f" --degree {found.degree}" if found.degree else ""
     request = replace(request, method=found.method, degree=found.degree or request.degree)
     return request, f"--method auto takes {found.method}{settings}: {found.reason}"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamattn_cli.engine.planning.parameters import head_params, unused
+from streamattn_cli.engine.planning.positions import beside_key
+from streamattn_cli.engine.planning.variants import answered_by_window, local_params, local_window, sink_logits
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.request.settings import AttendRequest
@@ -40,43 +42,60 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
     notes = [*inputs.notes, *shares]
     causal = _causal(request, inputs, notes)
     scale = _scale(request.scale, inputs, k.dim, notes)
+    local = local_window(request, inputs, notes)
+    if local and not (causal or growing):
+        raise UsageError(
+            f"{k.tensor.name}: attention is local, a row sees those before it, and that is causal; give --causal, or --local none"
+        )
+    sinks = sink_logits(request, inputs, growing, notes)
     method = request.method or ("poly" if request.sketches or request.eps else "nystrom")
+    if local and method != "exact":
+        request, why = answered_by_window(request, method, local)
+        method = "window"
+        notes.append(why)
     if not request.method:
         notes.append(f"--method {method} is the default; inspect tells whether poly suits this input")
     notes += unused(request, method)
     _check_streams(method, causal, q, k, v)
     if k.sequences:
         notes += _check_sequences(request, method, causal, q, k)
-    if causal and request.inputs.rows and not request.inputs.q_rows and q.tensor is not k.tensor:
+    if causal and request.inputs.rows and not request.inputs.q_rows and _as_many(q, k):
         q = replace(q, tensor=RangeTensor(q.tensor, *request.inputs.rows))
         notes += range_notes([q])
-    if causal and None not in (q.rows, k.rows) and q.rows != k.rows:
-        raise InputMalformed(
-            f"{q.tensor.name} has {q.rows} rows and {k.tensor.name} {k.rows}; causal attention needs one query per key "
-            "(use --full, or --rows and --q-rows to choose equal ranges)"
-        )
+    first_query = beside_key(request.first_query, causal, q, k, notes)
     head = head_of(q, k, v, scale)
     if method == "auto":
         from streamattn_cli.engine.planning.choose import decided  # which builds on this module
 
-        request, why = decided(request, inputs, head, causal)
+        request, why = decided(request, inputs, head, causal, first_query)
         notes.append(why)
         method = str(request.method)
-    request = replace(request, rope=_rope(request, inputs, method, causal, notes))
+    request = replace(request, rope=_rope(request, inputs, method, causal and not first_query, notes))
     longest = k.sequences.longest if k.sequences else k.rows
     params = head_params(request, method, head, causal, longest)
-    budgeted = params is not None and "resident_rows" in registry.find(method).options
+    if params and local:
+        params = local_params(head, local, None if growing else longest)
+    budgeted = not local and params is not None and "resident_rows" in registry.find(method).options
     if budgeted and not growing and longest is not None and _all_fit(request, longest):
         params = replace(head, sinks=0, window=longest, group=8)
         of_each = " of every sequence" if k.sequences else ""
         notes.append(f"all {longest} rows{of_each} fit into --resident-rows: the answers are exact")
-    return Problem(request, q, k, v, causal, scale, method, head.dtype, params, tuple(notes))
+    return Problem(
+        request, q, k, v, causal, scale, method, head.dtype, params, tuple(notes), local=local, sink_logits=sinks,
+        first_query=first_query,
+    )  # fmt: skip
 
 
 def head_of(q: Heads, k: Heads, v: Heads, scale: float) -> HeadParams:
     """What the input decides of a sketch of one key head."""
     precision = "f8" if "f8" in (h.tensor.dtype for h in (q, k, v)) else "f4"
     return HeadParams(k.dim, v.dim, scale, precision, storage=k.kept if k.kept == v.kept else precision)
+
+
+def _as_many(q: Heads, k: Heads) -> bool:
+    """Whether queries of a tensor of their own are as many as the keys that --rows chose some of."""
+    keys = k.tensor.base.rows if isinstance(k.tensor, RangeTensor) else k.rows
+    return q.tensor is not k.tensor and (q.rows is None or keys is None or q.rows >= keys)
 
 
 def _check_sequences(request: AttendRequest, method: str, causal: bool, q: Heads, k: Heads) -> list[str]:
@@ -87,7 +106,8 @@ def _check_sequences(request: AttendRequest, method: str, causal: bool, q: Heads
             raise CannotMeet(f"{name}: {option} is for one sequence, here are {count}; choose its rows with --rows")
     if len(q.several) != count or (causal and q.sequences != k.sequences):
         raise InputMalformed(
-            f"{q.tensor.name}: its sequences are not as long as those of {name}; causal attention needs that"
+            f"{q.tensor.name}: its sequences are not as long as those of {name}; causal attention needs that (fewer queries "
+            "than keys: for one sequence alone, chosen with --rows and --q-rows)"
         )
     history = registry.find(method).history
     learns = causal and history is not None and history.learns
@@ -170,7 +190,7 @@ def _rope(request: AttendRequest, inputs: Inputs, method: str, causal: bool, not
         return None  # `unused` has said so
     learns = causal and not request.query_model
     if word and not learns:
-        why = "with --query-model" if causal else "for full attention"
+        why = "with --query-model" if causal else "for full attention, or with --first-query"
         notes.append(f"--rope has no meaning {why}: the queries are known beforehand")
     if not learns:
         return None

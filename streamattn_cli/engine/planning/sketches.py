@@ -44,6 +44,11 @@ def with_sketches(problem: Problem) -> Problem:
     kind = request.sketches or "exact"
     order = request.order or ORDERS[kind][0]
     _check_top_k(problem, kind)
+    if (request.sketches or request.eps) and (problem.local or problem.sink_logits):
+        raise CannotMeet(
+            f"--{'sketches' if request.sketches else 'eps'}: with --local or --sink-logit the paper's sketches would answer "
+            "another attention; every method answers those without it"
+        )
     if kind == "exact" and request.eps is None and request.order in (None, "kvq"):
         _only(
             request.m1 is None and request.m2 is None, "--m1 and --m2 size the sketches of --sketches psi, phi or paper"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.sequences import Sequences
@@ -47,6 +49,9 @@ class Problem:
     notes: tuple[str, ...]
     sketches: Sketching | None = None  # see engine/planning/sketches.py
     rows_before: int = 0  # of the sketch that this one is appended to
+    local: int | None = None  # keys that a row sees, itself included; None for all
+    sink_logits: tuple[float, ...] = ()  # of the query heads, where there are any
+    first_query: int = 0  # causal: the row of keys that query 0 sees last
 
     @property
     def head(self) -> HeadParams:
@@ -75,6 +80,14 @@ class Problem:
         """Keys of the longest sequence; None while unknown."""
         return self.k.sequences.longest if self.k.sequences else self.k.rows
 
+    def sinks_of(self, query_heads: slice) -> np.ndarray:
+        """The sink logits of some query heads (heads,) float64; empty where there are none."""
+        return np.array(self.sink_logits[query_heads], np.float64)
+
+    def keys_of(self, row: int) -> int | None:
+        """How many of the first keys the queries up to this row of one sequence see; None for all."""
+        return self.first_query + row + 1 if self.causal else None
+
     @property
     def out_dtype(self) -> str:
         """Dtype of the output."""
@@ -100,6 +113,7 @@ class Problem:
                 "value_dim": self.v.dim,
             }
             | ({"batches": self.q.batch} if self.q.batch > 1 else {})
+            | ({"first_query": self.first_query} if self.first_query else {})
         )
 
     def facts(self) -> dict:
@@ -113,6 +127,8 @@ class Problem:
             resident = spec_bytes(self.params.state_spec())
             params["resident_bytes"] = resident
             params["resident_rows"] = round(resident / row_bytes(self.params), 1)
+        params |= {"local": self.local} if self.local else {}
+        params |= {"sink_logits": list(self.sink_logits)} if self.sink_logits else {}
         return {
             "method": self.method,
             "mode": "causal" if self.causal else "full",

@@ -50,6 +50,34 @@ class AttentionSettings:
     """Which attention it is."""
 
     causal: bool | None = attention(None, "Row i sees rows up to i, or all rows.", "--causal/--full", decides=True)
+    first_query: str | None = attention(
+        None,
+        "Causal with fewer queries than keys: the key row that the first query sees last, or end (the last sees all).",
+        shown="end",
+        choices=("end",),
+        open=True,
+        metavar="ROW",
+        decides=True,
+    )
+    local: str | None = attention(
+        None,
+        "Sliding window: a row sees itself and the W - 1 before it (transformers' sliding_window; flash-attention's W - 1, 0); "
+        "W:LAYERS for those of --layer, or none.",
+        shown="of the file, or none",
+        metavar="W",
+        choices=("none",),
+        open=True,
+        decides=True,
+    )
+    sink_logit: str | None = attention(
+        None,
+        "A learned logit of each query head in the denominator: 0.5,-1 or FILE, FILE:DATASET, or none.",
+        shown="of the file, or none",
+        metavar="NUMBERS",
+        choices=("none",),
+        open=True,
+        decides=True,
+    )
     scale: str | None = attention(
         None,
         "sqrt (1/sqrt(dim)), d (1/dim) or a number.",

@@ -29,7 +29,7 @@ def layers_of(spec: InputSpec) -> list[Layer]:
     words = {name: word for name in ("input", "q", "k", "v") if (word := getattr(spec, name))}
     patterns = {name: word for name, word in words.items() if PLACE in word}
     there = _by_files(spec, patterns) if patterns else _by_groups(spec)
-    chosen = [number for number in there if _wanted(spec.layer, number)]
+    chosen = [number for number in there if wanted(spec.layer, number, f"--layer {spec.layer}")]
     if not chosen:
         listed = ", ".join(map(str, list(there)[:SHOWN])) + (", ..." if len(there) > SHOWN else "")
         raise InputMissing(
@@ -38,8 +38,8 @@ def layers_of(spec: InputSpec) -> list[Layer]:
     return [there[number] for number in chosen]
 
 
-def _wanted(word: str, number: int) -> bool:
-    """Whether --layer asks for a layer."""
+def wanted(word: str, number: int, option: str) -> bool:
+    """Whether a word such as 3, 0:8 or 1,5 or all asks for a layer; option: what was typed, for messages."""
     if word == "all":
         return True
     try:
@@ -49,7 +49,7 @@ def _wanted(word: str, number: int) -> bool:
             if low <= number < ((int(last) if last else number + 1) if colon else low + 1):
                 return True
     except ValueError:
-        raise UsageError(f"--layer {word}: give numbers such as 3, 0:8 (8 is not included) or 1,5, or all") from None
+        raise UsageError(f"{option}: give numbers such as 3, 0:8 (8 is not included) or 1,5, or all") from None
     return False
 
 

@@ -1,9 +1,10 @@
-"""Whole numbers that say something about rows: typed with commas between them, or from a file."""
+"""Numbers that say something about rows or heads: typed with commas between them, or from a file."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,33 +19,51 @@ def integers(word: str, option: str, beside: str | None = None) -> np.ndarray:
     dataset in the file `beside`. Raises UsageError, InputMissing and InputMalformed."""
     if re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", word):
         return _checked(np.array([int(part) for part in word.split(",")], np.object_), word, option)
+    return _checked(_found(word, option, beside, int), word, option)
+
+
+def decimals(word: str, option: str, beside: str | None = None) -> np.ndarray:
+    """Finite numbers (n,) float64 of a word, as `integers` takes them: `0.5,-1,2e-3`, FILE, FILE:DATASET or a dataset."""
+    try:
+        found = np.array([float(part) for part in word.split(",")])
+    except ValueError:
+        found = np.asarray(_found(word, option, beside, float))
+    if found.dtype.kind not in "fiu" or found.ndim != 1 or not 1 <= len(found) <= MOST or not np.isfinite(found).all():
+        raise InputMalformed(
+            f"{option} {word}: {found.dtype} numbers of shape {found.shape} found, expected one axis of finite numbers"
+        )
+    return found.astype(np.float64)
+
+
+def _found(word: str, option: str, beside: str | None, kind: Callable[[str], int | float]) -> np.ndarray:
     path, colon, inside = word.rpartition(":")
     if os.path.lexists(word) or not (colon and os.path.lexists(path)):
         path, inside = word, ""
     if not os.path.lexists(path) and beside is not None and beside != "-" and os.path.isfile(beside):
         path, inside = beside, word
-    return _checked(_read(path, inside, option), word, option)
+    return _read(path, inside, option, kind)
 
 
-def _read(path: str, inside: str, option: str) -> np.ndarray:
+def _read(path: str, inside: str, option: str, kind: Callable[[str], int | float]) -> np.ndarray:
     if path.lower().endswith((".txt", ".csv")):
         try:
             with open(path, encoding="ascii") as file:
-                return np.array([int(part) for part in re.split(r"[\s,]+", file.read(MOST * 8).strip())], np.object_)
+                words = re.split(r"[\s,]+", file.read(MOST * 8).strip())
+            return np.array([kind(word) for word in words], np.object_ if kind is int else np.float64)
         except OSError as error:
             raise InputMissing(f"{path}: {error.strerror}; check the path") from error
         except ValueError as error:
             raise InputMalformed(
-                f"{path}: expected whole numbers with commas or line breaks between them: {error}"
+                f"{path}: expected {'whole ' if kind is int else ''}numbers with commas or line breaks between them: {error}"
             ) from error
-    kind = find(path).kind
-    if kind == "hdf5":
+    form = find(path).kind
+    if form == "hdf5":
         return _of_hdf5(path, inside, option)
-    if kind not in ("npy", "npz"):
+    if form not in ("npy", "npz"):
         raise UsageError(f"{option} {path}: numbers are read from .npy, .npz, .h5 and .txt; save them so, or type them")
     try:
-        found = np.load(path, allow_pickle=False, mmap_mode="r" if kind == "npy" else None)
-        if kind == "npy":
+        found = np.load(path, allow_pickle=False, mmap_mode="r" if form == "npy" else None)
+        if form == "npy":
             return found
         with found:
             if inside not in found:

@@ -197,7 +197,7 @@ class NystromHistory(History):
     def step(self, head, q, k, c, out, work: dict, doubt: np.ndarray) -> None:
         """HeadAttention.step without the interpreter."""
         p, s, a = head.params, head.state, 0
-        answers = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+        answers, doubts = (x if x.flags.c_contiguous else np.empty(x.shape, x.dtype) for x in (out, doubt))
         given = (
             blas.address(p.dtype),
             blas.address("f4"),
@@ -205,8 +205,8 @@ class NystromHistory(History):
         )
         forget = FORGET_TURNED if self.params.rope else FORGET
         numbers = self.scale, self.params.temper, -1 / forget, LOOKBACK
-        given += numbers, self.rope, not_a_number(p.stored), self.mean_value()
-        rows = np.ascontiguousarray(q), k, c, answers, doubt, work["counts"]
+        given += numbers, self.rope, not_a_number(p.stored), self.mean_value(), head.sink_logits
+        rows = np.ascontiguousarray(q), k, c, answers, doubts, work["counts"]
         held = tuple(s[name] for name in ("counters", "sinks", "recent", "range")), *self._arrays(), self.queries.arrays
         scratch = tuple(work[name] for name in SCRATCH), work["fit"], work["alive"]
         while True:
@@ -215,8 +215,9 @@ class NystromHistory(History):
             if a == len(k):
                 break
             self._become_atoms()
-        if answers is not out:
-            out[:] = answers
+        for made, asked in ((answers, out), (doubts, doubt)):
+            if made is not asked:
+                asked[:] = made
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
