@@ -166,6 +166,13 @@ def test_error_and_checkpoint_age_reach_the_log(tmp_path):
     assert all(event["error"] is None and event["unsaved_seconds"] is None for event in full)
 
 
+@pytest.mark.parametrize("width, told", [(40, "3/8 layers"), (80, "3 of 8 layers done"), (200, "3 of 8 layers done")])
+def test_layers_that_are_done_are_told(width, told):
+    event = replace(PROGRESS, sheets=8, sheets_done=3)
+    assert told in " ".join(_screen(event, width))
+    assert "layers done 3 of 8" in progress_line(event) and "layers" not in progress_line(PROGRESS)
+
+
 def test_a_stream_without_end_has_neither_share_nor_eta():
     text = " ".join(_screen(ENDLESS, 200))
     assert "%" not in text and "ETA" not in text and "━" not in text and "0:02" in text

@@ -148,6 +148,7 @@ def test_layers_and_heads_of_a_dump(tmp_path):
             assert many[f"layers/{layer}/out"].attrs["method"] == "nystrom"
     one, many = made
     assert many["rows"] == one["rows"] == 2 * ROWS
+    assert "peak" not in many["memory"] and {layer["peak"] for layer in many["layers"]} == {None}
     assert many["audit"]["method"]["error"] == pytest.approx(one["audit"]["method"]["error"], rel=1e-9)
     for a, b in zip(one["layers"], many["layers"], strict=True):
         assert b["heads"] == pytest.approx(a["heads"], rel=1e-9)
@@ -174,6 +175,7 @@ def test_key_heads_give_the_audit_of_one_run(tmp_path):
     assert many.audit.rows == ROWS and many.counts == one.counts
     assert many.audit.edges == one.audit.edges and len(many.audit.by_position) == HEADS
     np.testing.assert_allclose(many.audit.by_position, one.audit.by_position, rtol=1e-3)
+    assert 0 < many.memory["peak"] <= many.memory["projected"]
     assert many.facts["params"] == one.facts["params"] and many.notes == one.notes
 
 
@@ -194,6 +196,18 @@ def test_progress_counts_rows_of_all_layers(tmp_path):
     rows = [event.rows for event in told if isinstance(event, Progress)]
     assert rows == [round(ROWS * done / KEY_HEADS) for done in (1, 2, 3)]
     assert {event.total for event in told if isinstance(event, Progress)} == {ROWS}
+
+
+def test_progress_counts_layers(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = {f"layers.{n}.{part}": rng.standard_normal((90, 2, DIM)).astype("f4") for n in (0, 1) for part in "qkv"}
+    np.savez(tmp_path / "dump.npz", **parts)
+    words = ("attend", tmp_path / "dump.npz", "--layer", "all", "--layout", "THD", "--causal", "--resident-rows", "64")
+    more = ("--log-json", "--progress-every", "0")
+    for engine, done in (((), [0, 1]), (("--engine", "threads", "--threads", "1"), [0, 1, 1, 2])):
+        log = command(*words, *engine, *more, "-o", tmp_path / f"{len(engine)}.h5").log
+        told = [event for event in log if event["type"] == "progress"]
+        assert [event["sheets_done"] for event in told] == done and {event["sheets"] for event in told} == {2}
 
 
 # --- what cannot be
@@ -272,6 +286,7 @@ def test_fewer_workers_where_memory_is_short(tmp_path):
     three, room = plan_spread(request), plan_spread(replace(request, threads=1)).projected
     assert three.threads == 3 and three.projected == 3 * room
     fewer = plan_spread(replace(request, memory=2 * room + room // 2, block_rows=three.block_rows))
+    assert plan_spread(replace(request, engine="dask=tcp://a:1")).projected == room  # of each worker
     assert fewer.threads == 2 and fewer.projected <= 2 * room + room // 2
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from streamattn_cli.engine.jobs.attend import attend, plan_attend
 from streamattn_cli.engine.jobs.sheets import dataset_of, into, joint_file, sheets_of
 from streamattn_cli.engine.jobs.summary import together
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome
+from streamattn_cli.engine.watch.events import Event, Finished, Listener, Note, Outcome, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import StreamattnError
 from streamattn_cli.rows.targets import refuse_existing
@@ -34,7 +36,7 @@ def attend_layers(request: AttendRequest, listener: Listener, interrupts: Interr
             listener(Note(f"layer {layer.number} ({layer.group}), {at + 1} of {len(layers)}"))
             more = {"open_output": into(joint, layer)} if joint else {}
             try:
-                results[at] = attend(each, _quietly(listener), interrupts, **more)
+                results[at] = attend(each, _quietly(listener, len(layers), at), interrupts, **more)
             except going_on as error:
                 results[at] = error
                 if joint:
@@ -54,6 +56,13 @@ def plan_layers(request: AttendRequest) -> Plan:
     return max((plan_attend(each) for _, each in sheets_of(request)), key=lambda plan: plan.projected)
 
 
-def _quietly(listener: Listener) -> Listener:
-    """Of a layer everything but its end is told."""
-    return lambda event: None if isinstance(event, Finished) else listener(event)
+def _quietly(listener: Listener, sheets: int, done: int) -> Listener:
+    """Of a layer everything but its end is told, with how many are done."""
+
+    def told(event: Event) -> None:
+        if isinstance(event, Progress):
+            event = replace(event, sheets=sheets, sheets_done=done)
+        if not isinstance(event, Finished):
+            listener(event)
+
+    return told

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -127,18 +127,18 @@ class Sheet:
             return of_sequences(found, edges), None
         return of_heads(found), None
 
-    def end(self, plan: Plan, meter: Meter, joint) -> Outcome | StreamattnError:
+    def end(self, plan: Plan, meter: Meter, joint, apart: bool) -> Outcome | StreamattnError:
         """All pieces are answered, or one of them failed, and the job goes on without them."""
         if not self.failed:
-            return self.finish(plan, meter)
+            return self.finish(plan, meter, apart)
         for writer in filter(None, (self.writer, self.doubts)):
             writer.abort()
         if joint and self.layer:
             joint.remove(dataset_of(self.layer))
         return self.failed[0]
 
-    def finish(self, plan: Plan, meter: Meter) -> Outcome:
-        """All pieces are answered: commit the outputs."""
+    def finish(self, plan: Plan, meter: Meter, apart: bool) -> Outcome:
+        """All pieces are answered: commit the outputs. apart: by other processes."""
         check_unchanged(self.files)
         audit, reason = self.audit()
         counts = summed([each.counts for each in self.done])
@@ -146,12 +146,9 @@ class Sheet:
         told = {**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason}
         for writer in filter(None, (self.doubts, self.writer)):
             writer.commit(told)
-        memory = {
-            "allowed": plan.allowed,
-            "reserved": meter.baseline,
-            "projected": plan.projected,
-            "peak": meter.peak(),
-        }
+        memory: dict[str, int | None] = {"allowed": plan.allowed, "projected": plan.projected}
+        if not apart:  # what other processes take, nobody measures here
+            memory |= {"reserved": meter.baseline, "peak": meter.peak()}
         return Outcome(
             command="attend",
             facts=written | {"threads": plan.threads},
@@ -190,7 +187,7 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
         warm(next(sheets[0].plans(share)), listener)
         job = _job(request, share, engine)
         with Meter() as meter, engine.open(workers) as opened:
-            check_room(opened, plan if not engine.remote else max(_plans(sheets, None), key=lambda one: one.projected))
+            check_room(opened, plan)
             do = attend_piece if engine.apart else partial(attend_piece, stop=opened.stop)
 
             def tasks() -> Iterator[PieceTask]:
@@ -199,7 +196,7 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
 
             places = [(sheet, piece) for sheet in sheets for piece in sheet.pieces]
             progress = _Told(sheets, plan, meter, began)
-            found = in_order(opened, do, tasks(), interrupts, request.keep_going)
+            found = stack.enter_context(closing(in_order(opened, do, tasks(), interrupts, request.keep_going)))
             for (sheet, piece), answered in zip(places, found, strict=True):
                 if isinstance(answered, StreamattnError):
                     sheet.failed.append(answered)
@@ -207,7 +204,7 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
                     sheet.done.append(answered)
                     listener(progress(sheet, piece, answered))
                 if len(sheet.done) + len(sheet.failed) == len(sheet.pieces):
-                    results[sheet.layer] = sheet.end(plan, meter, joint)
+                    results[sheet.layer] = sheet.end(plan, meter, joint, engine.apart)
             if request.inputs.layer:
                 outcome = together(request, [layer for layer in results if layer], list(results.values()))
             else:
@@ -246,7 +243,7 @@ def _give_shares(
     job = _job(request, share, engine)
     tasks = [task for sheet, trial in zip(sheets, trials, strict=True) for task in trial_tasks(trial, sheet.of(job))]
     with engine.open(workers) as opened:
-        check_room(opened, plan if not engine.remote else max(_plans(sheets, None), key=lambda one: one.projected))
+        check_room(opened, plan)
         do = attend_piece if engine.apart else partial(attend_piece, stop=opened.stop)
         audits = [answered.audit for answered in in_order(opened, do, tasks, interrupts)]
     for sheet, rows in zip(sheets, shares(trials, audits), strict=True):
@@ -308,7 +305,7 @@ def _plans(sheets: list[Sheet], memory: int | None) -> Iterator[Plan]:
 
 
 def _planned(sheets: list[Sheet], engine: Engine) -> tuple[Plan, int, int | None]:
-    """The plan of all workers together, how many there are, and the budget of each."""
+    """The plan of all workers together (on a cluster, of one of them), how many there are, and the budget of each."""
 
     def one(share: int | None) -> Plan:
         return max(_plans(sheets, share), key=lambda plan: plan.projected)
@@ -316,7 +313,7 @@ def _planned(sheets: list[Sheet], engine: Engine) -> tuple[Plan, int, int | None
     whole = one(sheets[0].request.memory)
     asked = replace(whole, problem=replace(whole.problem, request=sheets[0].request))  # --threads as typed
     found, workers, share = divided(asked, engine, sum(len(s.pieces) for s in sheets), lambda _workers: 0, one)
-    parts = {name: size * workers for name, size in found.parts.items()} if not engine.remote else {}
+    parts = {name: size * (1 if engine.remote else workers) for name, size in found.parts.items()}
     problem = replace(sheets[0].problem, notes=tuple(dict.fromkeys(n for s in sheets for n in s.problem.notes)))
     return replace(found, problem=problem, threads=workers, allowed=whole.allowed, parts=parts), workers, share
 
@@ -342,7 +339,7 @@ class _Told:
     def __init__(self, sheets: list[Sheet], plan: Plan, meter: Meter, began: float):
         self._total = sum(sheet.problem.q.rows or 0 for sheet in sheets)
         self._plan, self._meter, self._began = plan, meter, began
-        self._rows, self._bytes = 0.0, 0
+        self._rows, self._bytes, self._sheets = 0.0, 0, sheets
 
     def __call__(self, sheet: Sheet, piece: Piece, answered: Answered) -> Progress:
         first, stop = piece.query_heads(sheet.problem)
@@ -352,4 +349,6 @@ class _Told:
             phase=Phase.PIECES, rows=round(self._rows), total=self._total, bytes=self._bytes,
             seconds=time.monotonic() - self._began, sketch_bytes=self._plan.sketch_bytes,
             memory_now=self._meter.now(), memory_peak=self._meter.peak(), memory_allowed=self._plan.allowed,
+            sheets=len(self._sheets) if sheet.layer else 0,
+            sheets_done=sum(len(one.done) == len(one.pieces) for one in self._sheets) if sheet.layer else 0,
         )  # fmt: skip

@@ -36,7 +36,7 @@ def together(request: AttendRequest, layers: list[Layer], results: list[Outcome 
         seconds=sum(o.seconds for o in outcomes),
         wait_seconds=sum(o.wait_seconds for o in outcomes),
         bytes_read=sum(o.bytes_read for o in outcomes),
-        memory=last.memory | {key: max(o.memory.get(key, 0) for o in outcomes) for key in ("projected", "peak")},
+        memory=last.memory | {key: max(sizes) for key in ("projected", "peak") if (sizes := _sizes(outcomes, key))},
         counts=summed([o.counts for o in outcomes]),
         audit=of_layers(audits) if len(audits) == len(outcomes) else None,
         output=request.output,
@@ -44,6 +44,11 @@ def together(request: AttendRequest, layers: list[Layer], results: list[Outcome 
         series={},
         layers=parts,
     )
+
+
+def _sizes(outcomes: list[Outcome], key: str) -> list[int]:
+    """One of the figures of memory of all layers that have it."""
+    return [outcome.memory[key] for outcome in outcomes if outcome.memory.get(key) is not None]
 
 
 def _part(layer: Layer, result: Outcome | StreamattnError) -> LayerResult:

@@ -30,6 +30,8 @@ class Progress:
     unsaved_seconds: float | None = None  # since the last checkpoint, or the start; None without checkpoints
     error: float | None = None  # relative error of the audited rows that are complete, as far as that can be told
     rows_before: int = 0  # of `rows`, done before this run: no rate counts them
+    sheets: int = 0  # layers of a run over several; 0 where there are none
+    sheets_done: int = 0
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,8 @@ def progress_line(event: Progress) -> str:
     parts.append(f"elapsed {format_duration(event.seconds)}")
     if eta is not None:
         parts.append(f"ETA {format_duration(eta)}")
+    if event.sheets:
+        parts.append(f"layers done {event.sheets_done} of {event.sheets}")
     if event.sketch_bytes:
         parts.append(f"sketch {format_bytes(event.sketch_bytes)}")
     memory = f"memory now {format_bytes(event.memory_now)} peak {format_bytes(event.memory_peak)}"
