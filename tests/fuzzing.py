@@ -17,7 +17,7 @@ from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.spec import InputSpec
 
 KINDS = (*WRITERS, "state")
-LONGEST = 20  # seconds that one may take
+LONGEST = 20  # seconds of CPU that one may take
 MOST = 512 << 20  # bytes that memory may grow by
 END = 400  # bytes at the end of a file, where some formats have what others have at the beginning
 
@@ -42,7 +42,7 @@ def fuzz(kind, count, seed):
             file = files[rng.integers(len(files))]
             data = damaged(good[file], rng)
             file.write_bytes(data)
-            signal.alarm(LONGEST)
+            signal.setitimer(signal.ITIMER_PROF, LONGEST)  # whose signal ends the process, wherever it is
             try:
                 read_all(spec)
                 told[0] += 1
@@ -57,7 +57,7 @@ def fuzz(kind, count, seed):
                 )
                 raise
             finally:
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
             file.write_bytes(good[file])
     return told
 
@@ -84,8 +84,9 @@ def main():
     failed = []
     for kind in KINDS:
         each = -(-count // len(KINDS))
-        if subprocess.run([sys.executable, __file__, "--one", kind, str(each), str(seed)]).returncode:
-            failed.append(kind)
+        done = subprocess.run([sys.executable, __file__, "--one", kind, str(each), str(seed)])
+        if done.returncode:
+            failed.append(f"{kind} ({done.returncode})")  # below 0: a signal; the file is left in a temporary folder
     print(f"failed: {', '.join(failed) or 'none'}")
     sys.exit(bool(failed))
 

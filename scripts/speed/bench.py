@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+from formats import formats
 from machine import COMMAND, FOLDER, THREADS, TRIES, best, dump, exponent, facts, gemm_rate, run
 from peers import elu_features, linear, numpy_exact, sketched_features, torch_seconds
 
@@ -303,7 +304,8 @@ def features() -> Iterator[Line]:
 
 
 PARTS: dict[str, Callable[[], Iterator[Line]]] = {
-    part.__name__: part for part in (start, scans, poly, methods, features, exact, nystrom, audit, heads, growth)
+    part.__name__: part
+    for part in (start, scans, formats, poly, methods, features, exact, nystrom, audit, heads, growth)
 }
 
 

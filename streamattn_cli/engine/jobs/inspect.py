@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from streamattn_cli.engine.jobs.pasted import command, one_layer
 from streamattn_cli.engine.passes.pump import Teller, Watch, pump
 from streamattn_cli.engine.planning.adviser import logit_spread, predicted_poly_error, sample_rows
 from streamattn_cli.engine.planning.choose import choose
@@ -39,12 +40,15 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
     report: dict = {"type": "inspection", "arrays": [], "tensors": [], "notes": []}
     with interrupts.at_once():
         report["arrays"] = _arrays(spec)
+        spec, layered = one_layer(spec, report["notes"])
         inputs = _open(spec, report["notes"])
     if inputs is None:
         return report
     with inputs:
         report["notes"] += inputs.notes
         report["attributes"] = inputs.attrs
+        if spec.input != "-":
+            report["command"] = command(spec, inputs, layered)
         parts = {name: heads for name in ("q", "k", "v") if (heads := getattr(inputs, name)) is not None}
         with interrupts.at_once():
             sample = sample_rows(inputs)

@@ -30,6 +30,7 @@ def inspection_rows(report: dict) -> Rows:
     if report.get("methods") == []:
         rows.append(("poly", "from degree 2 on larger than the keys and values themselves"))
     rows.append(("advice", report.get("advice", "")))
+    rows.append(("command", report.get("command", "")))
     return [(label, text) for label, text in rows if text]
 
 

@@ -86,7 +86,15 @@ def dataset_names(path: str) -> list[str]:
 def datasets_of(file: h5py.File) -> list[str]:
     """Paths of all datasets of an open file, sorted."""
     found: list[str] = []
-    file.visititems(lambda name, item: found.append("/" + name) if isinstance(item, h5py.Dataset) else None)
+
+    def look(name: str, item: h5py.HLObject) -> None:
+        if isinstance(item, h5py.Dataset):
+            found.append("/" + name)
+        else:
+            len(item)  # raises for a damaged group, in which the library would go round for ever
+
+    look("", file)
+    file.visititems(look)
     return sorted(found)
 
 

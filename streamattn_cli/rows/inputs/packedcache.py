@@ -42,12 +42,21 @@ class HalfTensor:
 
 def packed_cache(place: Place, group: str | None, wanted: str | None) -> Stored | None:
     """The array of a file that is a packed cache, of the group if there are several; None where there is not one."""
-    names = [name for name in place.format.names(place.path) if re.search(rf"(^|[./]){NAME}([./]\d+)?$", name)]
+    names = list(filter(_is_cache, place.format.names(place.path)))
     if group is not None:
         names = [name for name in names if group_of(name) == group.strip("/").replace("/", ".")]
     if len(names) != 1:
         return None
     return place.format.arrays(place.path, {"cache": names[0]}, wanted)["cache"]
+
+
+def cache_groups(names: list[str]) -> list[str]:
+    """What --group chooses the packed caches among these arrays by."""
+    return sorted(map(group_of, filter(_is_cache, names)))
+
+
+def _is_cache(name: str) -> bool:
+    return re.search(rf"(^|[./]){NAME}([./]\d+)?$", name) is not None
 
 
 def group_of(name: str) -> str:

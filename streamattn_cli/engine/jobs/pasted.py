@@ -1,0 +1,48 @@
+"""The command line that `inspect` ends with: it runs what was found, as it was found."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+
+from streamattn_cli.options import options_of, spelling
+from streamattn_cli.rows.formats.names import layer_groups
+from streamattn_cli.rows.inputs.open import Inputs
+from streamattn_cli.rows.inputs.packedcache import cache_groups
+from streamattn_cli.rows.inputs.paths import find
+from streamattn_cli.rows.spec import InputSpec
+
+
+def one_layer(spec: InputSpec, notes: list[str]) -> tuple[InputSpec, bool]:
+    """The input as it is; of several layers in one file the first, with a note. And whether `--layer all` takes them all."""
+    if spec.group or spec.input in (None, "-"):
+        return spec, False
+    place = find(spec.input, raw=spec.raw is not None)
+    if not place.names_arrays or place.inside is not None:
+        return spec, False
+    names = place.format.names(place.path)
+    parts = tuple(part for part in "qkv" if getattr(spec, part) is None)
+    for wanted in (parts, tuple(part for part in parts if part != "q")):
+        groups = layer_groups(names, wanted) if wanted else {}
+        if len(groups) > 1:
+            number, group = next(iter(groups.items()))
+            notes.append(f"{spec.input}: {len(groups)} layers; layer {number} is looked at (--group {group})")
+            return replace(spec, group=group), wanted == parts
+    groups = cache_groups(names)
+    if len(groups) > 1:
+        notes.append(f"{spec.input}: {len(groups)} packed caches; that of --group {groups[0]} is looked at")
+        return replace(spec, group=groups[0]), False
+    return spec, False
+
+
+def command(spec: InputSpec, inputs: Inputs, layered: bool) -> str:
+    """The command to paste: `attend`, of all layers where that can be, or `sketch` where there are no queries."""
+    shown = replace(spec, group=None, layer="all") if layered and inputs.q is not None else spec
+    words = [shown.input] if shown.input is not None else []
+    for name, default, described in options_of(InputSpec):
+        value = getattr(shown, name)
+        if value != default:
+            words += [spelling(name, described), str(value)]
+    if inputs.q is None:
+        return shlex.join(["streamattn", "sketch", *words, "-o", "keys.sattn"])
+    return shlex.join(["streamattn", "attend", *words, "-o", "out-{layer}.npy" if shown.layer else "out.npy"])
