@@ -49,8 +49,9 @@ from streamattn_cli.rows.writers.base import ArrayWriter, Nowhere
 
 SETTINGS = (
     "method", "scale", "resident_rows", "effort", "bits", "score", "sinks", "window", "buffer", "atoms", "degree", "polynomial",
-    "beta", "max_error", "memory", "seed", "threads", "block_rows", "nan_policy",
+    "beta", "max_error", "memory", "seed", "threads", "block_rows", "nan_policy", "first_query", "local", "sink_logit",
 )  # fmt: skip
+TYPED = "first_query", "local", "sink_logit"  # numbers that the command takes as words
 DTYPES = ("<f2", "<f4", "<f8", "<u2", "|V2", "<V2")
 
 
@@ -102,13 +103,14 @@ def attend(
 
 def audit(
     answers: np.ndarray, q: object, k: object = None, v: object = None, *, rows: int = 128, causal: bool | None = None,
-    scale: object = None, seed: int = 0,
+    scale: object = None, seed: int = 0, first_query: object = None, local: object = None, sink_logit: object = None,
 ) -> Audit:  # fmt: skip
     """How wrong are these answers, of whatever method? About `rows` of them are compared with exact attention.
 
     q, k and v are those of `attend`. Raises InputMalformed where the answers have another shape.
     """
-    request = _request({"scale": scale, "seed": seed}, causal=causal, audit=rows)
+    settings = {"scale": scale, "seed": seed, "first_query": first_query, "local": local, "sink_logit": sink_logit}
+    request = _request(settings, causal=causal, audit=rows)
     with _inputs(q, k, v) as inputs:
         array = _array(answers)
         return audit_answers(array if array.ndim == 3 else array[:, None], request, inputs)
@@ -357,6 +359,8 @@ def _request(settings: dict[str, object], **asked: object) -> AttendRequest:
         raise WrongSetting(f"unknown setting {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
     if settings.get("scale") is not None:
         settings = {**settings, "scale": str(settings["scale"])}
+    typed = {name: _word(settings[name]) for name in TYPED if settings.get(name) is not None}
+    settings = {**settings, **typed}
     hints = get_type_hints(AttendRequest)
     reads = {name: described.read for name, _, described in options_of(AttendRequest)}
     try:
@@ -370,6 +374,11 @@ def _request(settings: dict[str, object], **asked: object) -> AttendRequest:
         return AttendRequest(InputSpec(), **read)
     except UsageError as error:
         raise WrongSetting(str(error)) from None
+
+
+def _word(value: object) -> str:
+    """A number, or several, as the command takes them."""
+    return value if isinstance(value, str) else ",".join(map(str, np.atleast_1d(_array(value)).tolist()))
 
 
 def _typed(name: str, value: object, hint: type) -> object:

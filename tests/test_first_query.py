@@ -4,6 +4,7 @@ import contextlib
 
 import clirun
 import naive
+import naive_variants
 import numpy as np
 import pytest
 from keptruns import METHODS, run, save_stream
@@ -171,3 +172,17 @@ def test_the_command_compare_and_plan(tmp_path):
     assert 0 < nystrom < 0.1 < window
     forecast = clirun.run("plan", *files, "--causal", "--json").document
     assert forecast["shapes"]["first_query"] == 650
+
+
+def test_from_python():
+    from streamattn_cli import attend, audit
+
+    rng = np.random.default_rng(4)
+    q, k, v = (rng.standard_normal((rows, 3)) for rows in (20, 90, 90))
+    found = attend(q, k, v, causal=True, method="exact", local=30, sink_logit=[0.5], first_query=60).out
+    expected = naive_variants.attention(q, k, v, 3**-0.5, range(60, 80), 30, 0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    assert audit(found, q, k, v, causal=True, local=30, sink_logit=[0.5], first_query=60).method.error < 1e-10
+    assert audit(found, q, k, v, causal=True, first_query=60).method.error > 0.1
+    end = attend(q, k, v, causal=True, method="window", window=90).out
+    np.testing.assert_allclose(end, naive_variants.attention(q, k, v, 3**-0.5, range(70, 90)), rtol=1e-10)
