@@ -29,7 +29,7 @@ def layers_of(spec: InputSpec) -> list[Layer]:
     words = {name: word for name in ("input", "q", "k", "v") if (word := getattr(spec, name))}
     patterns = {name: word for name, word in words.items() if PLACE in word}
     there = _by_files(spec, patterns) if patterns else _by_groups(spec)
-    chosen = [number for number in there if _wanted(spec.layer, number)]
+    chosen = [number for number in there if wanted(spec.layer, number)]
     if not chosen:
         listed = ", ".join(map(str, list(there)[:SHOWN])) + (", ..." if len(there) > SHOWN else "")
         raise InputMissing(
@@ -38,7 +38,7 @@ def layers_of(spec: InputSpec) -> list[Layer]:
     return [there[number] for number in chosen]
 
 
-def _wanted(word: str, number: int) -> bool:
+def wanted(word: str, number: int) -> bool:
     """Whether --layer asks for a layer."""
     if word == "all":
         return True
