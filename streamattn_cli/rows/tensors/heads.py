@@ -10,7 +10,7 @@ from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.spec import RECORDS
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.sequences import Sequences
-from streamattn_cli.rows.tensors.tensor import RowTensor
+from streamattn_cli.rows.tensors.tensor import RowTensor, row_count
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Heads:
     @property
     def count(self) -> int:
         """Rows of a tensor that says how many it has."""
-        assert self.tensor.rows is not None, f"{self.tensor.name} does not say how many rows it has"
-        return self.tensor.rows
+        return row_count(self.tensor)
 
     @property
     def several(self) -> Sequences:

@@ -35,6 +35,12 @@ class Extent:
         """Segments that are read together."""
         return self.outer // self.batch if self.apart else self.outer
 
+    @property
+    def count(self) -> int:
+        """T of an array that says how many rows it has."""
+        assert self.rows is not None, f"an array of layout {self.layout} does not say how many rows it has"
+        return self.rows
+
     def head_places(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(outer index, first column) of every head b * heads + h."""
         places = [
@@ -59,7 +65,7 @@ def extent(shape: Shape, layout: str, name: str, heads: int | None = None, dim: 
             f"{name}: layout {layout} has {len(layout)} axes, found shape {show(shape)}; "
             f"give --layout {' or '.join(w for w in LAYOUTS if len(w) == len(shape)) or layout}"
         )
-    size = dict(zip(layout, shape, strict=True))
+    size = _sizes(shape, layout)
     for letter, items in size.items():
         if letter != "T" and not items:
             raise InputMalformed(f"{name}: shape {show(shape)} read as {layout} has an empty axis {letter}")
@@ -68,23 +74,28 @@ def extent(shape: Shape, layout: str, name: str, heads: int | None = None, dim: 
     at = layout.index("T")
     return Extent(
         layout=layout,
-        outer=prod(shape[:at]),
+        outer=prod(size[letter] for letter in layout[:at]),
         rows=shape[at],
-        width=prod(shape[at + 1 :]),
+        width=prod(size[letter] for letter in layout[at + 1 :]),
         batch=size.get("B", 1),
         heads=size.get("H", 1),
         dim=size["D"],
     )
 
 
+def _sizes(shape: Shape, layout: str) -> dict[str, int]:
+    """Items along each axis; 0 rows where they are not known."""
+    return {letter: items or 0 for letter, items in zip(layout, shape, strict=True)}
+
+
 def split_fused(width: int, heads: int | None, dim: int | None, name: str) -> tuple[int, int]:
     """(heads, dim) of a fused axis of `width` items, from either or both."""
-    if heads is None and dim is None:
-        raise UsageError(
-            f"{name}: layout TC fuses the heads of {width} items; say how many with --heads "
-            f"(--kv-heads for keys and values)"
-        )
     if heads is None:
+        if dim is None:
+            raise UsageError(
+                f"{name}: layout TC fuses the heads of {width} items; say how many with --heads "
+                f"(--kv-heads for keys and values)"
+            )
         heads = width // dim
     found = width // heads if heads else 0
     if heads < 1 or heads * found != width or (dim is not None and found != dim):
@@ -132,14 +143,14 @@ def infer(shapes: Mapping[str, Shape], names: Mapping[str, str]) -> str:
 
 def _long(shapes: Mapping[str, Shape], layout: str) -> bool:
     """Whether this reading gives every array far more rows than heads, as arrays of tokens have."""
-    sizes = [dict(zip(layout, shape, strict=True)) for shape in shapes.values()]
+    sizes = [_sizes(shape, layout) for shape in shapes.values()]
     return all(size["T"] >= PLAUSIBLE * size["H"] for size in sizes)
 
 
 def _check_guess(shapes: Mapping[str, Shape], layout: str, listed: str) -> None:
     """Refuse to guess (UsageError) that q has as many heads as there are keys: more likely these are its rows, although they
     do not fit the key heads (where they do, checks.check_layout says what to do, of told layouts as well)."""
-    q, keys = (dict(zip(layout, shapes[part], strict=True)) for part in ("q", "k" if "k" in shapes else "v"))
+    q, keys = (_sizes(shapes[part], layout) for part in ("q", "k" if "k" in shapes else "v"))
     if q["H"] > q["T"] and q["H"] == keys["T"] and q["T"] % keys["H"]:
         raise UsageError(
             f"layout not clear from {listed}: read as {layout}, q would have {q['H']} heads of {q['T']} rows; give "
@@ -155,7 +166,7 @@ def infer_query(shape: Shape, name: str, key_heads: int, dim: int, like: str | N
     candidates = {3: ["THD", "HTD"], 4: ["BTHD", "BHTD"]}.get(len(shape))
     if candidates is None:
         raise InputMalformed(f"{name}: expected 2 to 4 axes, found shape {show(shape)}")
-    fitting = [word for word in candidates if shape[-1] == dim and shape[word.index("H")] % key_heads == 0]
+    fitting = [word for word in candidates if shape[-1] == dim and _sizes(shape, word)["H"] % key_heads == 0]
     plausible = [word for word in fitting if _long({"q": shape}, word)]
     alike = [word for word in fitting if like and word[-3:] == like[-3:]]
     for words in (fitting, plausible, alike):
@@ -169,13 +180,15 @@ def infer_query(shape: Shape, name: str, key_heads: int, dim: int, like: str | N
 
 def _agree(shapes: Mapping[str, Shape], layout: str, shared_rows: bool) -> bool:
     """Whether the shapes of q, k, v make sense together in this layout."""
-    size = {part: dict(zip(layout, shape, strict=True)) for part, shape in shapes.items()}
+    size = {part: _sizes(shape, layout) for part, shape in shapes.items()}
     if not all(all(sizes.values()) for sizes in size.values()):
         return False
     keys = size.get("k") or size.get("v")
+    if keys is None:
+        return True
     if "v" in size and any(size["v"].get(axis) != keys.get(axis) for axis in "BHT"):
         return False
-    if "q" not in size or keys is None:
+    if "q" not in size:
         return True
     q = size["q"]
     if q["T"] != keys["T"] and (shared_rows or keys["T"] < keys["H"]):

@@ -49,13 +49,12 @@ class RangeTensor:
         """See RowTensor. InputMalformed if a pipe ends before the range does."""
         check_buffer(self, buf, segment)
         self._skip()
-        which = () if segment is None else (segment,)
         count = buf.shape[1] if self.rows is None else max(0, min(buf.shape[1], self.rows - start))
         if count == buf.shape[1]:
-            got = self.base.read_into(buf, self.first + start, *which)
+            got = self.base.read_into(buf, self.first + start, segment)
         else:
             part = np.empty((len(buf), count, self.width), buf.dtype)
-            got = self.base.read_into(part, self.first + start, *which)
+            got = self.base.read_into(part, self.first + start, segment)
             buf[:, :count] = part
         self._expect(got, count, start)
         return got

@@ -29,3 +29,9 @@ class Stored:
     attrs: dict = field(default_factory=dict)  # scale, causal, layout ... where the file says so
     notes: tuple[str, ...] = ()
     scale: Scale | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of an array that says how many rows it has."""
+        assert None not in self.shape, f"{self.name} does not say how many rows it has"
+        return tuple(size for size in self.shape if size is not None)
