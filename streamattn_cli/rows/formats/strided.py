@@ -30,7 +30,7 @@ class StridedTensor:
         self, path: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], extent: Extent, dtype: str, name: str
     ):  # fmt: skip
         self.path, self.name, self.dtype = path, name, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
+        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
         self._offset, self._item = offset, DTYPES[dtype].itemsize
         self._axis, self._each = extent.layout.index("T"), extent.outer // extent.batch
         self._shape, self._strides = shape, strides
@@ -72,7 +72,7 @@ class StridedTensor:
         if segment is not None:
             return self._batch(segment // self._each).read_into(buf, start)
         check_buffer(self, buf)
-        count = max(0, min(buf.shape[1], self.rows - start))
+        count: int = max(0, min(buf.shape[1], self.rows - start))
         if not count * self.width:
             return count
         # axes of the buffer: far ones, near ones, rows, items of a row
