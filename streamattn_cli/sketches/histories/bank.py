@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from streamattn_cli.sketches.partial import Partial
 def bank_spec(rows: int, dim: int, value_dim: int, storage: str) -> tuple[tuple[int, int], str]:
     """Shape and dtype of the array that a bank is made on."""
     return (rows, dim + value_dim), DTYPES[storage].holder
+
+
+Weigh = Callable[[int, np.ndarray], None]
 
 
 class Bank:
@@ -34,7 +38,7 @@ class Bank:
         get(self.rows[a:b], self.storage, k, c)
         return k.astype(np.float64), c.astype(np.float64)
 
-    def partial(self, count: int, work: dict, out: Partial, weigh=None) -> None:
+    def partial(self, count: int, work: dict, out: Partial, weigh: Weigh | None = None) -> None:
         """Answer the tile of queries in work["scaled"] over the first `count` rows.
 
         weigh(first, c) turns c (n, dv + 1) = [v, 1] of rows first.. into the coefficients, in place.

@@ -182,7 +182,8 @@ class EvictHistory(RowHistory):
 
     def _logits(self, k: np.ndarray) -> np.ndarray:
         """Logits (probes, n) of the known probes."""
-        return self.scale * self.state["probes"][: self.state["held"][1]].astype(np.float64) @ k.T
+        logits: np.ndarray = self.scale * self.state["probes"][: self.state["held"][1]].astype(np.float64) @ k.T
+        return logits
 
     def _expected(self, k: np.ndarray, c: np.ndarray) -> np.ndarray:
         """Log of each row's expected weight, relative to the mean key, times the length of its value (n,): METHODS.md (B10)."""
