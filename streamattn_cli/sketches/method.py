@@ -67,6 +67,12 @@ class History:
         return 0
 
     @staticmethod
+    def reduced(params: Any, rows: int) -> Any:
+        """Settings that are enough for a stream of so few rows that all of them find a place; None where they do not, or
+        nobody knows."""
+        return None
+
+    @staticmethod
     def merging_bytes(params: Any, dim: int, value_dim: int) -> int:
         """Bound on the bytes that are held while another history is merged in."""
         return 0
@@ -193,6 +199,7 @@ class Method:
     budget. `settings`(head, options, causal, stream): a HeadParams with its settings, from one that the input decides;
     stream is the number of rows that will come, None if nobody knows. Raises UsageError. `micros`: time of a Load.
     `miniature`: the same HeadParams small, to compile kernels with. `compared`: by `compare` where no methods are named.
+    `blind`: what to say of a sketch of a method that learns from queries, where none are known.
     """
 
     name: str
@@ -202,4 +209,5 @@ class Method:
     params: type | None = None
     history: type[History] | None = None
     miniature: Callable[[Any], Any] = _usual_miniature
+    blind: str | None = None
     compared: bool = True

@@ -19,7 +19,7 @@ from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.hdf5holes import holes
 from streamattn_cli.rows.formats.hdf5types import file_storage
-from streamattn_cli.rows.formats.missing import Intervals, not_stored, within
+from streamattn_cli.rows.formats.missing import not_stored, within
 from streamattn_cli.rows.formats.names import advice
 from streamattn_cli.rows.tensors.file import FileTensor
 from streamattn_cli.rows.tensors.layout import Extent

@@ -110,7 +110,9 @@ def absolute(spec: InputSpec) -> InputSpec:
         """The same of what may be numbers, or the name of a dataset."""
         return full(word) if word and any(map(os.path.lexists, (word, word.rpartition(":")[0]))) else word
 
-    named: dict[str, Any] = {part: full(word) for part in ("input", *"qkv") if (word := getattr(spec, part)) is not None}
+    named: dict[str, Any] = {
+        part: full(word) for part in ("input", *"qkv") if (word := getattr(spec, part)) is not None
+    }
     named |= {part: there(word) for part in ("lengths", "starts") if (word := getattr(spec, part)) is not None}
     return replace(spec, more=tuple(map(full, spec.more)), **named)
 

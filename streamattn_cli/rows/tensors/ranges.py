@@ -11,6 +11,11 @@ from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_see
 _SKIP_BYTES = 1 << 18  # piece in which unwanted rows of a pipe are read
 
 
+def first_row(tensor: RowTensor) -> int:
+    """Which row of the tensor underneath is row 0 of this one."""
+    return tensor.first if isinstance(tensor, RangeTensor) else 0
+
+
 class RangeTensor:
     """Rows [first, stop) of another tensor; stop None means to its end, and so does one beyond it, which `note` then says.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,11 @@ class RowHistory(History):
     def __init__(self, params: Any, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         super().__init__(params, dim, value_dim, scale, dtype, state)
         self.bank = Bank(state["rows"], dim, params.storage)
+
+    @staticmethod
+    def reduced(params: Any, rows: int) -> Any:
+        """Settings with places for so few rows, where there are more."""
+        return replace(params, rows=rows) if rows <= params.rows else None
 
 
 def live(k: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -346,4 +346,5 @@ METHOD = Method(
     history=NystromHistory,
     micros=_micros,
     miniature=_miniature,
+    blind="no queries are known (--q FILE): nystrom takes any direction to be as likely as another",
 )
