@@ -150,5 +150,5 @@ def _methods(spec: InputSpec, logits: dict, inputs: Inputs, rows: int) -> dict:
             table.append({"method": "poly", "degree": degree, "state_bytes": size, "predicted_error": error})
     request, seekable = AttendRequest(inputs=spec, method="auto"), all(h.tensor.seekable for h in (q, k, v))
     found = choose(request, head_of(q, k, v, logits["scale"]), rows, seekable, logits)
-    degree = f" --degree {found.degree}" if found.degree else ""
-    return {"methods": table, "advice": f"--method {found.method}{degree}: {found.reason}"}
+    more = f" --degree {found.degree}" if found.degree else ""
+    return {"methods": table, "advice": f"--method {found.method}{more}: {found.reason}"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.settings import AttendRequest
@@ -14,6 +15,9 @@ from streamattn_cli.rows.targets import split_target
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.writer import out_shape
+
+if TYPE_CHECKING:
+    from streamattn_cli.rows.writers.hdf5out import JointFile
 
 
 def sheets_of(request: AttendRequest) -> list[tuple[Layer, AttendRequest]]:
@@ -49,13 +53,15 @@ def dataset_of(layer: Layer) -> str:
     return "/" + layer.group.replace(".", "/") + "/out"
 
 
-def joint_file(request: AttendRequest, layers: list[Layer], plans: list[Plan]):
-    """The file of all layers, a rows.writers.hdf5out.JointFile; None where each has its own."""
+def joint_file(request: AttendRequest, layers: list[Layer], plans: list[Plan]) -> JointFile | None:
+    """The file of all layers; None where each has its own."""
     if not is_joint(request.output) or len(layers) == 1:
         return None
     from streamattn_cli.rows.writers.hdf5out import JointFile
 
-    shapes = {dataset_of(layer): (_shape(plan), plan.problem.q.rows) for layer, plan in zip(layers, plans, strict=True)}
+    shapes = {
+        dataset_of(layer): (_shape(plan), plan.problem.q.count) for layer, plan in zip(layers, plans, strict=True)
+    }
     return JointFile(request.output, shapes)
 
 
@@ -64,10 +70,12 @@ def _shape(plan: Plan) -> OutShape:
     return out_shape(len(p.q), p.v.dim, p.out_dtype, p.q.layout, p.q.batch, p.q.sequences)
 
 
-def into(joint, layer: Layer) -> Callable[..., Writer]:
+def into(joint: JointFile, layer: Layer) -> Callable[..., Writer]:
     """What opens the writer of a layer in a file of all, called as writer.open_writer is."""
 
-    def opened(target: str, rows: int, heads: int, dim: int, dtype: str, layout: str, batch: int, **more) -> Writer:
+    def opened(
+        target: str, rows: int, heads: int, dim: int, dtype: str, layout: str, batch: int, **more: Any
+    ) -> Writer:
         return joint.open(dataset_of(layer), out_shape(heads, dim, dtype, layout, batch, more["sequences"]), rows)
 
     return opened

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from math import ceil
+from typing import TYPE_CHECKING
 
 from streamattn_cli.engine.audit import together as audits
 from streamattn_cli.engine.jobs.attend import written_of
@@ -42,9 +43,13 @@ from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.inputs.several_files import absolute
 from streamattn_cli.rows.targets import refuse_existing
 from streamattn_cli.rows.writers.base import Writer
+from streamattn_cli.rows.writers.fileout import PlacedWriter
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.shared import Place
 from streamattn_cli.rows.writers.writer import check_target, open_writer
+
+if TYPE_CHECKING:
+    from streamattn_cli.rows.writers.hdf5out import JointFile
 
 ALONE = ("top_k", "sketches", "eps", "checkpoint", "resume")  # options of runs that are not cut into pieces
 
@@ -59,8 +64,8 @@ class Sheet:
     pieces: list[Piece]
     sources: dict[str, dict]
     files: dict[str, tuple[int, ...]]
-    writer: Writer | None = None
-    doubts: Writer | None = None
+    writer: PlacedWriter | None = None
+    doubts: PlacedWriter | None = None
     done: list[Answered] = field(default_factory=list)
 
     @property
@@ -75,22 +80,21 @@ class Sheet:
         for piece in [widest] if self.pieces[0].heads else self.pieces:
             yield make_plan(narrow(problem, piece))
 
-    def open(self, job: Job, joint, stack: ExitStack, interrupts: Interrupts) -> Job:
+    def open(self, job: Job, joint: JointFile | None, stack: ExitStack, interrupts: Interrupts) -> Job:
         """Make its outputs, and say where they are."""
         q, p = self.problem.q, self.problem
-        opened = into(joint, self.layer) if joint else open_writer
-        self.writer = opened(
-            self.request.output, q.rows, len(q), p.v.dim, p.out_dtype, q.layout, q.batch, sequences=q.sequences
+        opened = into(joint, self.layer) if joint and self.layer else open_writer
+        self.writer = writer = _in_file(
+            opened(self.request.output, q.rows, len(q), p.v.dim, p.out_dtype, q.layout, q.batch, sequences=q.sequences)
         )
-        self.doubts = open_doubt(p, None, None)
-        for writer in filter(None, (self.writer, self.doubts)):
-            stack.callback(writer.abort)
-            stack.callback(interrupts.on_abort(writer.abort))
-        doubts = self.doubts and _by_head(self.doubts.share(), len(q))
+        doubts = open_doubt(p, None, None)
+        self.doubts = _in_file(doubts) if doubts else None
+        for each in filter(None, (self.writer, self.doubts)):
+            stack.callback(each.abort)
+            stack.callback(interrupts.on_abort(each.abort))
+        place = _by_head(self.doubts.share(), len(q)) if self.doubts else None
         request = replace(job.request, inputs=absolute(self.request.inputs), output=self.request.output)
-        return replace(
-            job, request=request, sheet=self.name, sources=self.sources, out=self.writer.share(), doubts=doubts
-        )
+        return replace(job, request=request, sheet=self.name, sources=self.sources, out=writer.share(), doubts=place)
 
     def audit(self) -> tuple[Audit | None, str | None]:
         """The audits of its pieces as one, or why there is none."""
@@ -145,7 +149,9 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
             listener(Note(note))
         joint = None
         if request.inputs.layer:
-            joint = joint_file(request, [sheet.layer for sheet in sheets], [_whole(sheet) for sheet in sheets])
+            joint = joint_file(
+                request, [sheet.layer for sheet in sheets if sheet.layer], [_whole(sheet) for sheet in sheets]
+            )
         if joint:
             stack.callback(joint.abort)
         warm(next(sheets[0].plans(share)), listener)
@@ -199,14 +205,14 @@ def _sheet(layer: Layer | None, request: AttendRequest, most: int) -> Sheet:
         raise UsageError(f"-o {request.output}: --engine writes to files; give -o FILE.npy or FILE.h5")
     check_output(request)
     with open_inputs(request.inputs, apart=True) as inputs:
-        for heads in (inputs.q, inputs.k, inputs.v):
+        for heads in inputs.parts:
             if not heads.tensor.seekable:
                 raise CannotMeet(
                     f"{heads.tensor.name}: a pipe passes once and cannot be cut into pieces; omit --engine, or write the rows "
                     "to a file first"
                 )
         problem = resolve(request, inputs)
-        files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
+        files = file_states(heads.tensor for heads in inputs.parts)
         sources = {part: portable(one) for part, one in sources_of(problem).items()}
         return Sheet(layer, request, problem, cut(problem, most), sources, files)
 
@@ -238,6 +244,12 @@ def _whole(sheet: Sheet) -> Plan:
 def _counts(sheets: list[Sheet], workers: int, engine: Engine) -> dict:
     pieces = sum(len(sheet.pieces) for sheet in sheets)
     return {"sheets": len(sheets), "pieces": pieces, "workers": workers, "engine": engine.word}
+
+
+def _in_file(writer: Writer) -> PlacedWriter:
+    """The writer of a file, as all outputs of a job are."""
+    assert isinstance(writer, PlacedWriter), f"{writer.name} is no file"
+    return writer
 
 
 def _by_head(place: Place, heads: int) -> Place:

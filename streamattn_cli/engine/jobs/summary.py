@@ -16,7 +16,8 @@ def together(request: AttendRequest, layers: list[Layer], outcomes: list[Outcome
     parts = tuple(
         LayerResult(
             layer.number, layer.group, outcome.rows, outcome.seconds, outcome.memory.get("peak"), outcome.output,
-            outcome.audit and outcome.audit.method, tuple(head.error for head in outcome.audit.heads) if outcome.audit else (),
+            outcome.audit.method if outcome.audit else None,
+            tuple(head.error for head in outcome.audit.heads) if outcome.audit else (),
         )
         for layer, outcome in zip(layers, outcomes, strict=True)
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.dtypes import DTYPES
@@ -190,6 +191,10 @@ def group_size(q: Heads, k: Heads) -> int:
     return len(q) // len(k)
 
 
+@overload
+def select(q: Heads, k: Heads, v: Heads, chosen: Sequence[int]) -> tuple[Heads, Heads, Heads]: ...
+@overload
+def select(q: None, k: Heads, v: Heads, chosen: Sequence[int]) -> tuple[None, Heads, Heads]: ...
 def select(q: Heads | None, k: Heads, v: Heads, chosen: Sequence[int]) -> tuple[Heads | None, Heads, Heads]:
     """Keep the chosen key heads, and all query heads of their groups. UsageError for unknown or repeated heads."""
     there = len(k)

@@ -47,7 +47,7 @@ class Bank:
         out.clear()
         self.add_partial(count, work, out, weigh)
 
-    def add_partial(self, count: int, work: dict, out: Partial, weigh=None) -> None:
+    def add_partial(self, count: int, work: dict, out: Partial, weigh: Weigh | None = None) -> None:
         """As `partial`, beside what `out` has already."""
         low, high = work["everything"]
         low[:] = 0
