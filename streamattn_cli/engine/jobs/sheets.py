@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.settings import AttendRequest
@@ -16,8 +16,18 @@ from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.writer import out_shape
 
-if TYPE_CHECKING:
-    from streamattn_cli.rows.writers.hdf5out import JointFile
+
+class Joint(Protocol):
+    """One file of the outputs of all layers, a rows.writers.hdf5out.JointFile."""
+
+    def open(self, dataset: str, shape: OutShape, rows: int) -> Writer:
+        """The writer of one of them."""
+
+    def commit(self) -> None:
+        """All of them are complete."""
+
+    def abort(self) -> None:
+        """Leave nothing behind; does nothing after `commit`."""
 
 
 def sheets_of(request: AttendRequest) -> list[tuple[Layer, AttendRequest]]:
@@ -53,7 +63,7 @@ def dataset_of(layer: Layer) -> str:
     return "/" + layer.group.replace(".", "/") + "/out"
 
 
-def joint_file(request: AttendRequest, layers: list[Layer], plans: list[Plan]) -> JointFile | None:
+def joint_file(request: AttendRequest, layers: list[Layer], plans: list[Plan]) -> Joint | None:
     """The file of all layers; None where each has its own."""
     if not is_joint(request.output) or len(layers) == 1:
         return None
@@ -70,7 +80,7 @@ def _shape(plan: Plan) -> OutShape:
     return out_shape(len(p.q), p.v.dim, p.out_dtype, p.q.layout, p.q.batch, p.q.sequences)
 
 
-def into(joint: JointFile, layer: Layer) -> Callable[..., Writer]:
+def into(joint: Joint, layer: Layer) -> Callable[..., Writer]:
     """What opens the writer of a layer in a file of all, called as writer.open_writer is."""
 
     def opened(

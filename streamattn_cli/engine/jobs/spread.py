@@ -13,14 +13,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from math import ceil
-from typing import TYPE_CHECKING
 
 from streamattn_cli.engine.audit import together as audits
 from streamattn_cli.engine.jobs.attend import written_of
 from streamattn_cli.engine.jobs.executors import Engine, find_engine
 from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask, attend_piece
 from streamattn_cli.engine.jobs.pieces import PIECES, Piece, cut, narrow
-from streamattn_cli.engine.jobs.sheets import into, joint_file, sheets_of
+from streamattn_cli.engine.jobs.sheets import Joint, into, joint_file, sheets_of
 from streamattn_cli.engine.jobs.summary import summed, together
 from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order, portable
 from streamattn_cli.engine.passes.open_run import check_output, open_doubt
@@ -47,9 +46,6 @@ from streamattn_cli.rows.writers.fileout import PlacedWriter
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.shared import Place
 from streamattn_cli.rows.writers.writer import check_target, open_writer
-
-if TYPE_CHECKING:
-    from streamattn_cli.rows.writers.hdf5out import JointFile
 
 ALONE = ("top_k", "sketches", "eps", "checkpoint", "resume")  # options of runs that are not cut into pieces
 
@@ -80,7 +76,7 @@ class Sheet:
         for piece in [widest] if self.pieces[0].heads else self.pieces:
             yield make_plan(narrow(problem, piece))
 
-    def open(self, job: Job, joint: JointFile | None, stack: ExitStack, interrupts: Interrupts) -> Job:
+    def open(self, job: Job, joint: Joint | None, stack: ExitStack, interrupts: Interrupts) -> Job:
         """Make its outputs, and say where they are."""
         q, p = self.problem.q, self.problem
         opened = into(joint, self.layer) if joint and self.layer else open_writer
