@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import index
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def attend(
     with _inputs(q, k, v) as inputs:
         plan = make_plan(resolve(request, inputs))
         problem = plan.problem
-        out = np.empty((problem.q.rows, len(problem.q), problem.v.dim), problem.out_dtype)
+        out = np.empty((problem.q.count, len(problem.q), problem.v.dim), problem.out_dtype)
         run = make_run(plan, _unwatched(plan), ArrayWriter(out))
         try:
             _, found, reason = run.go()
@@ -165,7 +165,7 @@ class AttentionSketch:
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []  # the first rows, until there are enough of them
         self._run: SketchRun | None = None
         self._file: SketchFile | None = None
-        self._kind: tuple | None = None  # shapes and dtypes of a row of k and v
+        self._kind: list[tuple] | None = None  # shapes and dtypes of a row of k and v
 
     @property
     def rows(self) -> int:
@@ -234,9 +234,7 @@ class AttentionSketch:
         """Absorb rows through the pass of the command, as a pipe that begins where the last rows ended."""
         done = self._run.rows if self._run else self._file.rows if self._file else 0
         parts = {name: _heads(array, name, done) for name, array in (("k", k), ("v", v))}
-        if self._run is None:
-            self._begin(parts)
-        run = self._run
+        run = self._begin(parts) if self._run is None else self._run
         heads = run.sketches.heads
         before = [{name: array.copy() for name, array in sketch.state.items()} for sketch in heads]
         try:
@@ -263,17 +261,19 @@ class AttentionSketch:
             raise InputMalformed(f"absorb: rows of k and v like {kind} found, expected {self._kind} as before")
         return kind
 
-    def _begin(self, parts: dict[str, Heads]) -> None:
+    def _begin(self, parts: dict[str, Heads]) -> SketchRun:
         """Decide everything that the first rows decide, and make the empty state."""
         inputs = Inputs(self._queries, parts["k"], parts["v"])
         problem = keys_problem(self._request, inputs, self._file)
         plan = make_plan(problem)
-        self._run, self._block_rows = SketchRun(plan, _unwatched(plan)), plan.block_rows
+        self._run = run = SketchRun(plan, _unwatched(plan))
+        self._block_rows = plan.block_rows
         sources = key_sources(problem)
         self._facts, self._sources = sketch_facts(problem), [*(self._file.sources if self._file else []), *sources]
         if self._file:
-            self._run.sketches.load(self._file.state, self._file.name)
+            run.sketches.load(self._file.state, self._file.name)
             self._file = None
+        return run
 
     def _current(self) -> SketchFile:
         """The sketch as it is now, over its living arrays."""
@@ -285,7 +285,7 @@ class AttentionSketch:
         run = self._run
         if run is None:
             raise UsageError("the sketch is empty: absorb keys and values first")
-        params, heads = run.problem.params, len(run.sketches.heads)
+        params, heads = run.problem.head, len(run.sketches.heads)
         return SketchFile(
             "sketch", params, heads, run.sketches.save(), Phase.SKETCH, run.rows, self._facts, self._sources
         )
@@ -307,7 +307,7 @@ def _inputs(q: object, k: object, v: object) -> Inputs:
         heads = {name: _heads(array, name) for name, array in (("q", q), ("k", k), ("v", v))}
         check_heads(InputSpec(), heads)
         check_rows(heads)
-        return Inputs(**heads)
+        return Inputs(heads["q"], heads["k"], heads["v"])
     given = [os.fspath(word) for word in words]
     if len(given) == 3:
         return open_inputs(InputSpec(q=given[0], k=given[1], v=given[2]))
@@ -318,7 +318,7 @@ def _inputs(q: object, k: object, v: object) -> Inputs:
     return open_inputs(InputSpec(given[0]))
 
 
-def _like(q: object, out: np.ndarray) -> np.ndarray:
+def _like(q: Any, out: np.ndarray) -> np.ndarray:
     """Answers without an axis of heads to queries without one."""
     return out[:, 0] if not isinstance(q, (str, os.PathLike)) and np.ndim(q) == 2 else out
 
@@ -333,9 +333,9 @@ def _array(given: object) -> np.ndarray:
     return (np.asarray(tensor.float().numpy()).view("<u4") >> 16).astype("<u2")
 
 
-def _heads(array: np.ndarray, name: str, start: int | None = None) -> Heads:
+def _heads(given: object, name: str, start: int | None = None) -> Heads:
     """Heads over an array (n, heads, dim) or (n, dim); from global row `start` on, as of a pipe, if that is given."""
-    array = _array(array)
+    array = _array(given)
     _check_dtype(array, name)
     if array.ndim not in (2, 3):
         raise InputMalformed(f"{name}: shape {array.shape} found, expected (rows, heads, dim) or (rows, dim)")
@@ -364,10 +364,10 @@ def _request(settings: dict[str, object], **asked: object) -> AttendRequest:
     hints = get_type_hints(AttendRequest)
     reads = {name: described.read for name, _, described in options_of(AttendRequest)}
     try:
-        read = {
-            name: reads[name](value) if reads[name] and isinstance(value, str) else _typed(name, value, hints[name])
-            for name, value in settings.items()
-        }
+        read: dict[str, Any] = {}
+        for name, value in settings.items():
+            of_word = reads[name]
+            read[name] = of_word(value) if of_word and isinstance(value, str) else _typed(name, value, hints[name])
         if read.get("scale") is not None:
             scale_value(read["scale"], dim=1)
         read |= {name: _typed(name, value, hints[name]) for name, value in asked.items()}
@@ -381,7 +381,7 @@ def _word(value: object) -> str:
     return value if isinstance(value, str) else ",".join(map(str, np.atleast_1d(_array(value)).tolist()))
 
 
-def _typed(name: str, value: object, hint: type) -> object:
+def _typed(name: str, value: Any, hint: type) -> object:
     """The value as one of the types of a hint such as `int | None`; UsageError where it is none of them."""
     kinds = get_args(hint) or (hint,)
     if value is None and type(None) in kinds:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from streamattn_cli.errors import StreamattnError
+
+T = TypeVar("T")
 
 
 def installed(group: str, ours: tuple[str, ...]) -> dict[str, Any]:
@@ -14,7 +16,7 @@ def installed(group: str, ours: tuple[str, ...]) -> dict[str, Any]:
     return {point.name: point for point in entry_points(group=group) if point.name not in ours}
 
 
-def load(point: Any, kind: type, error: type[StreamattnError]) -> Any:
+def load(point: Any, kind: type[T], error: type[StreamattnError]) -> T:
     """The object of an entry point, which must be a `kind` of the same name; else `error`, which names its package."""
     try:
         found = point.load()

@@ -10,6 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
+from streamattn_cli.rows.tensors.concat import ConcatTensor
+from streamattn_cli.rows.tensors.memory import MemoryTensor
+from streamattn_cli.rows.tensors.ranges import RangeTensor
+from streamattn_cli.rows.tensors.resumed import ContinuedTensor
+
 # A process of its own: the test runner's memory must not count. It prints how much resident memory grew at its peak.
 READER = """
 import sys
@@ -68,3 +73,15 @@ def test_large_inputs(tmp_path, kind):
         found = grown(str(path))
     assert found[0] == rows
     assert found[1] < 2 << 20
+
+
+def test_batches_are_read_alone_through_ranges_and_joined_tensors():
+    rng = np.random.default_rng(9)
+    batches = [rng.standard_normal((3, rows, 2, 4), np.float32) for rows in (9, 5)]  # BTHD
+    joined = ConcatTensor([MemoryTensor(array, "BTHD") for array in batches])
+    expected = np.concatenate(batches, axis=1).reshape(3, 14, 8)
+    for tensor, first in ((joined, 0), (RangeTensor(joined, 2, 13), 2), (ContinuedTensor(joined, -3), 3)):
+        for segment in range(3):
+            found = np.empty((1, 10, 8), np.float32)
+            assert tensor.read_into(found, 0, segment) == 10
+            np.testing.assert_array_equal(found[0], expected[segment, first : first + 10])

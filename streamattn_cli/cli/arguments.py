@@ -51,9 +51,10 @@ def takes(*groups: type, without: tuple[str, ...] = ()) -> Callable[[Callable[..
 
 def _parameters(group: type) -> Iterator[inspect.Parameter]:
     types = get_type_hints(group)
+    annotated: Any = Annotated  # with types that are known when the program runs
     for name, default, described in options_of(group):
         typed = str | None if described.read else types[name]
-        annotation = Annotated[typed, _typer_option(name, described)]
+        annotation = annotated[typed, _typer_option(name, described)]
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

@@ -32,7 +32,7 @@ def arrays(incomplete: str) -> list[str]:
         return []
     try:
         place = find(file)
-        names = place.format.names(file) if place.names_arrays else []
+        names = place.held.names(file) if place.names_arrays else []
     except (StreamattnError, OSError):
         return []
     names = names if start.startswith("/") or not start else [name.lstrip("/") for name in names]

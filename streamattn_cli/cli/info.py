@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from streamattn_cli.cli.options import Json
+
+if TYPE_CHECKING:
+    from streamattn_cli.checkpoint.header import Header
 
 
 def info(
@@ -32,16 +35,17 @@ def info(
             render_info(found, sys.stdout)
 
 
-def _describe(file: str, header) -> dict:
+def _describe(file: str, header: Header) -> dict:
     """A JSON-able description of a header; metadata that holds JSON is opened up."""
     import json
 
-    meta = {}
+    meta: dict[str, Any] = {}
     for key, text in header.meta.items():
         try:
             meta[key] = json.loads(text) if text[:1] in "{[" else text
         except ValueError:
             meta[key] = text
+    facts, source = (found if isinstance(found := meta.get(key), dict) else {} for key in ("params", "source"))
     tensors = [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in header.tensors]
     head = sum(t.end - t.begin for t in header.tensors if t.name.startswith("head."))
     return {
@@ -49,7 +53,7 @@ def _describe(file: str, header) -> dict:
         "file": file,
         "container": header.version,
         "meta": meta,
-        **_told(*(found if isinstance(found := meta.get(key), dict) else {} for key in ("params", "source")), head),
+        **_told(facts, source, head),
         "state_bytes": header.state_bytes,
         "tensors": tensors,
     }

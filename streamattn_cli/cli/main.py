@@ -9,12 +9,15 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 # One BLAS thread per worker thread: the engine shares out the work itself, and results must not depend on BLAS's split.
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 import typer  # noqa: E402
+from typer.core import TyperGroup  # noqa: E402
 
 from streamattn_cli.cli.attend import attend  # noqa: E402
 from streamattn_cli.cli.compare import compare  # noqa: E402
@@ -42,14 +45,14 @@ app = typer.Typer(
 )
 
 
-def _dying_of_pipe(command):
+def _dying_of_pipe(command: Callable[..., None]) -> Callable[..., None]:
     """The command, ended as SIGPIPE ends a program when the reader of its output has gone.
 
     This must happen inside: Typer turns a broken pipe into exit code 1 before it could be seen outside.
     """
 
     @functools.wraps(command)
-    def run(*args, **kwargs):
+    def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
@@ -76,6 +79,7 @@ def help(
     streamattn help attend
     """
     group = context.parent
+    assert group is not None and isinstance(group.command, TyperGroup), "help is a command of the application"
     found = group.command.get_command(group, command) if command else group.command
     if found is None:
         raise UsageError(f"help {command}: there is no such command; streamattn help lists all")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +21,9 @@ from streamattn_cli.engine.request.settings import (
 )
 from streamattn_cli.options import BUDGET, INPUT
 from streamattn_cli.rows.spec import InputSpec
+
+if TYPE_CHECKING:
+    from streamattn_cli.engine.watch.events import Outcome
 
 
 @takes(
@@ -62,8 +67,11 @@ def sketch(
 
     shards = words["shards"]
     _check_target(output, append or resume or words["force"], append)
+    run: Callable[..., Outcome]
     if shards is None:
-        from streamattn_cli.engine.jobs.sketch import sketch as run
+        from streamattn_cli.engine.jobs.sketch import sketch as absorb
+
+        run = partial(absorb, append=output if append else None)
     else:
         from streamattn_cli.engine.jobs.shards import sketch_shards as run
     if shards is not None and append:
@@ -79,14 +87,14 @@ def sketch(
         )
     if words["engine"] is not None and shards is None:
         raise UsageError("--engine says who absorbs the shards: give --shards N with it")
-    first, *more = input or [None]
-    request = attend_request(words, output="-", checkpoint=output, input=first, more=tuple(more))
+    files = input or []
+    first = files[0] if files else None
+    request = attend_request(words, output="-", checkpoint=output, input=first, more=tuple(files[1:]))
     if blind and q:
         raise UsageError(f"--blind with --q {q}: learn from these queries, or from none; omit one of the two")
     if not blind and not append:
         request = learning_from_input(request)
-    extra = {"append": output} if append else {}
-    run_and_render(lambda *given: run(*given, **extra), request, words)
+    run_and_render(run, request, words)
 
 
 def _check_target(output: str, may_be_there: bool, append: bool) -> None:

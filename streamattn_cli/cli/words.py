@@ -35,7 +35,7 @@ def settings(group: type, words: Words) -> Words:
     return found
 
 
-def run_and_render(run: Callable, request: AttendRequest, words: Words) -> None:
+def run_and_render(run: Callable, request: object, words: Words) -> None:
     """Run a request while progress is shown, then show its outcome, as the words json, quiet, log_json ... say."""
     from streamattn_cli.engine.watch.events import Event, Finished, Started
     from streamattn_cli.engine.watch.signals import Interrupts

@@ -5,6 +5,8 @@ The dual of a sketch: the state belongs to the queries (online softmax: m, y), a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from streamattn_cli.kernels import blas, dense, share
@@ -14,12 +16,13 @@ from streamattn_cli.sketches.tiles import ALL, TILE
 CHUNK = 128  # queries of one tile
 NOWHERE = np.empty(0, np.int64)
 NO_SINKS = np.empty(0)
+Tile = tuple[int, np.ndarray, np.ndarray]  # its first row, k (TILE, d), c (TILE, dv + 1)
 
 
 class KeyTiles:
     """Cuts a stream of rows into tiles of TILE rows aligned to the global row; rows of an unfinished tile wait here."""
 
-    def __init__(self, dim: int, width: int, dtype: str):
+    def __init__(self, dim: int, width: int, dtype: np.dtype | str):
         self.k = np.zeros((TILE, dim), dtype)
         self.c = np.zeros((TILE, width), dtype)
         self.count = np.zeros(1, np.int64)
@@ -34,12 +37,13 @@ class KeyTiles:
         """Rows that have come."""
         return int(self.count[0])
 
-    def feed(self, k: np.ndarray, c: np.ndarray):
+    def feed(self, k: np.ndarray, c: np.ndarray) -> Iterator[Tile]:
         """Yield (start, k, c) for every tile that these rows complete."""
         a = 0
         while a < len(k):
             at = self.rows % TILE
             n = min(TILE - at, len(k) - a)
+            tile: Tile | None
             if n == TILE:
                 tile = (self.rows, k[a : a + n], c[a : a + n])
             else:
@@ -52,7 +56,7 @@ class KeyTiles:
             if tile and n < TILE:
                 self.k[:], self.c[:] = 0, 0  # so that the state does not tell how its rows were cut
 
-    def rest(self):
+    def rest(self) -> Iterator[Tile]:
         """Yield the unfinished tile, if there is one, with its missing rows zero (weight 0)."""
         at = self.rows % TILE
         if at:
@@ -112,8 +116,8 @@ class ExactQueries:
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
         """Show the next rows, k (n, d) and c (n, dv + 1) = [v, weight]."""
-        for tile in self.tiles.feed(k, c):
-            self._see(*tile, TILE, work)
+        for start, keys, values in self.tiles.feed(k, c):
+            self._see(start, keys, values, TILE, work)
 
     def finish(self, work: dict) -> None:
         """No more rows."""
@@ -133,7 +137,7 @@ class ExactQueries:
     def _see(self, start: int, k: np.ndarray, c: np.ndarray, rows: int, work: dict) -> None:
         scratch = work["exact.bounds"], work["exact.logits"], work["exact.product"]
         gemm, n = blas.address(k.dtype.str[1:]), self.m.shape[1]
-        if not self.history:
+        if self.history is None:
             positions = NOWHERE if self.positions is None else self.positions
             for q, m, y in zip(self.q, self.m, self.y, strict=True):
                 dense.see(gemm, q, CHUNK, positions, self.window, start, rows, k, c, *scratch, m, y)
@@ -141,10 +145,12 @@ class ExactQueries:
         step = dense.tile_rows(min(CHUNK, n), max(k.shape[1], c.shape[1]), len(k))
         for a in range(0, len(k), step):  # in the portions of one product, whose weights are looked at
             b = min(a + step, len(k))
-            self._see_portion(start + a, k[a:b], c[a:b], min(rows - a, b - a), work)
+            self._see_portion(self.history, start + a, k[a:b], c[a:b], min(rows - a, b - a), work)
 
-    def _see_portion(self, start: int, k: np.ndarray, c: np.ndarray, rows: int, work: dict) -> None:
-        first, ends = self.history
+    def _see_portion(
+        self, history: tuple[int, np.ndarray], start: int, k: np.ndarray, c: np.ndarray, rows: int, work: dict
+    ) -> None:
+        first, ends = history
         logits, dim = work["exact.logits"], k.shape[1]
         for a in range(0, self.m.shape[1], CHUNK):
             b = min(a + CHUNK, self.m.shape[1])

@@ -10,6 +10,7 @@ Nothing depends on how the rows were cut into blocks: tiles have the same shape 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -60,7 +61,10 @@ class HeadParams:
         history = plain["history"]
         if history is not None:
             ((name, settings),) = history.items()
-            history = registry.find(name).params(**settings)
+            params = registry.find(name).params
+            if params is None:
+                raise TypeError(f"method {name} has no settings")
+            history = params(**settings)
         return cls(**{**plain, "history": history})
 
     def takes_in(self, other: HeadParams) -> bool:
@@ -98,7 +102,8 @@ class HeadParams:
         if causal and self.history:
             return np.array([self.base(int(row) // self.group) for row in rows], np.int64)
         if causal:
-            return np.maximum(rows - self.window + 1, 0)
+            first: np.ndarray = np.maximum(rows - self.window + 1, 0)
+            return first
         return None if stream is None else np.full(len(rows), max(stream - self.window, 0))
 
     def state_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -174,6 +179,12 @@ class HeadAttention:
             inner = {name[8:]: array for name, array in state.items() if name.startswith("history.")}
             cls = registry.history_of(params.history)
             self.history = cls(params.history, params.dim, params.value_dim, params.scale, params.dtype, inner)
+
+    @property
+    def _past(self) -> History:
+        """The history, of a method that has one."""
+        assert self.history is not None, "the method has no history"
+        return self.history
 
     @property
     def rows(self) -> int:
@@ -313,7 +324,7 @@ class HeadAttention:
         for a, b in pieces(self.rows, len(k), p.group):
             self._take(k[a:b], c[a:b], work)
 
-    def _pieces(self, n: int):
+    def _pieces(self, n: int) -> Iterator[tuple[int, int]]:
         return pieces(self.rows, n, self.params.group)
 
     def _take(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
@@ -337,7 +348,7 @@ class HeadAttention:
     def _reaches(self, rows: int) -> bool:
         """Whether the next `rows` rows will make some that are recent now retire."""
         p = self.params
-        return p.base((self.rows + rows - 1) // p.group) > self.state["counters"][1]
+        return p.base((self.rows + rows - 1) // p.group) > int(self.state["counters"][1])
 
     def _retire(self, base: int, work: dict) -> None:
         """Move the recent rows before global row `base` into the history, and the others to the front."""
@@ -367,9 +378,12 @@ class HeadAttention:
         """Give the next rows, at most a group of them, to the history."""
         s = self.state
         s["counters"][2] += dense.extend_range(c, s["range"][0], s["range"][1])
-        s["counters"][3] += self.history.absorb(k, c, work)
+        s["counters"][3] += self._past.absorb(k, c, work)
 
-    def _answer(self, q, first, high, slope, out, doubt, fallback, work, learn=False) -> None:
+    def _answer(
+        self, q: np.ndarray, first: int, high: int, slope: int, out: np.ndarray, doubt: np.ndarray, fallback: np.ndarray,
+        work: dict, learn: bool = False,
+    ) -> None:  # fmt: skip
         """Answer queries q (heads, n, d) of one group; query i sees the rows before high + slope i, `window` its last."""
         p, n, s = self.params, q.shape[1], self.state
         at = first % p.group
@@ -390,7 +404,7 @@ class HeadAttention:
                 tile.share[:] = 0
             live = slice(None) if n == p.group else np.flatnonzero(tile.bounds[1])
             if learn:
-                self.history.learn(tile.queries[live], tile.share[live], n * len(heads) / len(q), tile.work)
+                self._past.learn(tile.queries[live], tile.share[live], n * len(heads) / len(q), tile.work)
             for i in range(len(heads)):
                 rows = slice(i * p.group + at, i * p.group + at + n)
                 answers = tile.exact[rows]
@@ -406,7 +420,8 @@ class HeadAttention:
         if not self.history:
             low, high = tile.bounds
             lost = np.maximum(low - self.params.sinks, 0)
-            return lost / np.maximum(lost + high - low, 1)
+            share: np.ndarray = lost / np.maximum(lost + high - low, 1)
+            return share
         absorbed = int(self.state["counters"][2])
         if self.history.kept is None or not absorbed:
             return 0.0
@@ -436,7 +451,7 @@ class HeadAttention:
         return base + -(-(self.rows - base) // self.params.group) * self.params.group
 
 
-def _lay(rows: np.ndarray, parts: tuple) -> None:
+def _lay(rows: np.ndarray, parts: Iterable[np.ndarray]) -> None:
     """Fill rows (n, d + dv) with the first n rows of the parts, (>= n, d) and (>= n, dv)."""
     k, v = parts
     rows[:, : k.shape[1]], rows[:, k.shape[1] :] = k[: len(rows)], v[: len(rows)]
@@ -448,7 +463,7 @@ def _widened(rows: np.ndarray, params: HeadParams) -> tuple[np.ndarray, np.ndarr
     return get(rows, params.stored, k, np.empty((len(rows), params.value_dim + 1), params.dtype))
 
 
-def pieces(start: int, n: int, group: int):
+def pieces(start: int, n: int, group: int) -> Iterator[tuple[int, int]]:
     """Cut rows start..start+n at multiples of `group`; yields (a, b) relative to start."""
     a = 0
     while a < n:

@@ -39,13 +39,17 @@ class History:
     """
 
     learns = False  # from queries, which `learn` shows it a whole group at a time
-    kept: int | None = None  # rows of the stream that it keeps as they are; None for a method that keeps none
     step: Callable[..., None] | None = None  # takes in rows and answers them in one go: see HeadAttention.step
     answer: Callable[..., None] | None = None  # answers queries where nothing is exact: see HeadAttention.answer
 
     def __init__(self, params: Any, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         self.params, self.dim, self.value_dim = params, dim, value_dim
         self.scale, self.dtype, self.state = scale, dtype, state
+
+    @property
+    def kept(self) -> int | None:
+        """Rows of the stream that it keeps as they are; None for a method that keeps none."""
+        return None
 
     @staticmethod
     def state_spec(params: Any, dim: int, value_dim: int) -> Spec:
@@ -63,6 +67,12 @@ class History:
         return 0
 
     @staticmethod
+    def reduced(params: Any, rows: int) -> Any:
+        """Settings that are enough for a stream of so few rows that all of them find a place; None where they do not, or
+        nobody knows."""
+        return None
+
+    @staticmethod
     def merging_bytes(params: Any, dim: int, value_dim: int) -> int:
         """Bound on the bytes that are held while another history is merged in."""
         return 0
@@ -70,7 +80,7 @@ class History:
     @staticmethod
     def merges(params: Any, other: Any) -> bool:
         """Whether a history of parameters `other` can be merged into one of `params`."""
-        return params == other
+        return bool(params == other)
 
     @staticmethod
     def calibration_bytes(rows: int, dim: int, value_dim: int, group: int) -> int | None:
@@ -156,11 +166,11 @@ class Load:
 
     def beside(self, held: int = 0) -> float:
         """Rows that a query is compared with: sinks, window and half a group, and `held` of the history."""
-        return self.params.sinks + self.params.window + self.params.group / 2 + held
+        return float(self.params.sinks + self.params.window + self.params.group / 2 + held)
 
     def full_groups(self, held: int) -> float:
         """Groups that come when the history of `held` rows is full."""
-        return max(0.0, self.rows - self.beside(held)) / self.params.group
+        return float(max(0.0, self.rows - self.beside(held)) / self.params.group)
 
     def answering(self, held: int = 0, interpreter: float | None = None) -> float:
         """Microseconds of answering over what is exact and `held` rows, and of the way there."""
@@ -168,7 +178,7 @@ class Load:
         attended = min(beside, self.rows) * (1 - min(beside, self.rows) / (2 * self.rows) if self.causal else 1.0)
         passed = (self.rows + self.queries * (not self.causal)) / self.params.group
         way = self.interpreter if interpreter is None else interpreter
-        return self.queries * self.group * (0.3 + attended * self.pair) + way * passed
+        return float(self.queries * self.group * (0.3 + attended * self.pair) + way * passed)
 
 
 def _usual_miniature(params: Any) -> Any:
@@ -189,6 +199,7 @@ class Method:
     budget. `settings`(head, options, causal, stream): a HeadParams with its settings, from one that the input decides;
     stream is the number of rows that will come, None if nobody knows. Raises UsageError. `micros`: time of a Load.
     `miniature`: the same HeadParams small, to compile kernels with. `compared`: by `compare` where no methods are named.
+    `blind`: what to say of a sketch of a method that learns from queries, where none are known.
     """
 
     name: str
@@ -198,4 +209,5 @@ class Method:
     params: type | None = None
     history: type[History] | None = None
     miniature: Callable[[Any], Any] = _usual_miniature
+    blind: str | None = None
     compared: bool = True

@@ -43,7 +43,10 @@ class Partial:
         """Take in the answer of a disjoint set of tokens."""
         dense.combine(self.m, self.y, other.m, other.y)
 
-    def attend(self, q, k, c, low, high, logits, product, shift=0, always=0) -> None:
+    def attend(
+        self, q: np.ndarray, k: np.ndarray, c: np.ndarray, low: np.ndarray, high: np.ndarray, logits: np.ndarray,
+        product: np.ndarray, shift: int = 0, always: int = 0,
+    ) -> None:  # fmt: skip
         """Take in tokens exactly: k (n, d), c (n, dv + 1), of which query i sees low[i] <= j + shift < high[i].
 
         The first `always` tokens are seen whatever low says. Tokens of weight 0 are not there, whatever their keys.
@@ -56,8 +59,8 @@ class Partial:
 
     def guard(self, range_: np.ndarray) -> int:
         """Drop rows with z <= 0 and clip the others to the range (2, dv) of the values behind them; count the drops."""
-        return dense.guard(self.m, self.y, range_[0], range_[1])
+        return int(dense.guard(self.m, self.y, range_[0], range_[1]))
 
     def finish(self, fallback: np.ndarray, out: np.ndarray) -> int:
         """Write the attention outputs to out (r, dv); rows without any token get `fallback`. Return their number."""
-        return dense.finish(self.m, self.y, fallback, out)
+        return int(dense.finish(self.m, self.y, fallback, out))

@@ -16,7 +16,7 @@ from streamattn_cli import plugins
 from streamattn_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from streamattn_cli.sketches.method import History, Method
+    from streamattn_cli.sketches.method import History, HistoryParams, Method
 
 HISTORIES = "streamattn_cli.sketches.histories"
 BUILT_IN = {
@@ -47,7 +47,8 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> Method:
     """The method of that name. Raises UsageError where there is none, or its package is broken."""
     if name in BUILT_IN:
-        return import_module(BUILT_IN[name]).METHOD
+        found: Method = import_module(BUILT_IN[name]).METHOD
+        return found
     if name not in installed():
         raise UsageError(
             f"method {name}: there is none here; install the package that has it, or use one of {', '.join(names())}"
@@ -74,7 +75,7 @@ def of(params: type) -> Method:
     raise KeyError(f"{params.__name__} belongs to no method; methods of other packages are entry points of {GROUP}")
 
 
-def history_of(params: Any) -> type[History]:
+def history_of(params: HistoryParams) -> type[History]:
     """The history that has these settings."""
     history = of(type(params)).history
     assert history is not None

@@ -55,7 +55,8 @@ class QueryTile:
         key = ("tile", heads, group)
         if key not in work:
             work[key] = QueryTile(work, heads, group)
-        return work[key]
+        tile: QueryTile = work[key]
+        return tile
 
     def place(self, q: np.ndarray, at: int, scale: float, high: int, slope: int, window: int) -> None:
         """Lay in q (heads, n, d) from row `at` of a group on; query i sees the last `window` tokens before high + slope i."""
@@ -66,4 +67,5 @@ class QueryTile:
     def add_history(self, range_: np.ndarray) -> int:
         """Add what the history answered, `past`, within the range (2, dv) of its values; returns how many rows had z <= 0."""
         past, exact = self.past, self.exact
-        return dense.add_history(exact.m, exact.y, past.m, past.y, *range_, self.bounds[1], self.share, past.doubt)
+        bounds, share = self.bounds[1], self.share
+        return int(dense.add_history(exact.m, exact.y, past.m, past.y, *range_, bounds, share, past.doubt))

@@ -83,7 +83,8 @@ def held_bytes_are_those_projected(case: DualCase) -> None:
     stream = case.stream()
     _, held = answers(case, stream)
     arrays = (held.q, held.m, held.y, held.tiles.k, held.tiles.c)
-    projected = held.projected_bytes(*stream.q[:, case.positions].shape, case.value_dim, case.dtype)
+    heads, n, dim = stream.q[:, case.positions].shape
+    projected = held.projected_bytes(heads, n, dim, case.value_dim, case.dtype)
     found = sum(array.nbytes for array in arrays)
     require(found == projected, f"{found} bytes held, {projected} projected")
 

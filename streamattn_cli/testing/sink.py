@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def rows_come_in_order_and_shape(case: SinkCase, folder: Path) -> None:
         ("fewer heads", 10, case.rows()[10:, 1:]),
         ("fewer items", 10, case.rows()[10:, :, 1:]),
     ):
-        require_raises(ValueError, lambda a=start, b=block: writer.write(a, b), what)
+        require_raises(ValueError, partial(writer.write, start, block), what)
     writer.write(10, case.rows()[10:])
     writer.commit(META)
     require_same_bytes(case.read(folder).astype(np.float32), case.rows(), "rows read back")

@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class SourceCase:
     @property
     def rows(self) -> int:
         """T."""
-        return self.expected.shape[1]
+        return int(self.expected.shape[1])
 
     def buffer(self, rows: int) -> np.ndarray:
         """A buffer of the expected shape, filled with something else."""
@@ -60,7 +61,7 @@ def facts_agree(case: SourceCase) -> None:
     """outer, width, dtype and rows (None if unknown) are those of the items; there is a name."""
     with closing(case.open()) as tensor:
         outer, rows, width = case.expected.shape
-        found = (tensor.outer, tensor.width, DTYPES[tensor.dtype].holder)
+        found: tuple[object, ...] = (tensor.outer, tensor.width, DTYPES[tensor.dtype].holder)
         expected = (outer, width, case.expected.dtype)
         require(found == expected, f"outer, width, dtype {found} found, expected {expected}")
         require(tensor.rows in (None, rows), f"{tensor.rows} rows found, expected {rows}")
@@ -147,7 +148,7 @@ def wrong_buffers_are_refused(case: SourceCase) -> None:
     }
     with closing(case.open()) as tensor:
         for what, buf in wrong.items():
-            require_raises(ValueError, lambda buf=buf: tensor.read_into(buf, 0), f"wrong {what}")
+            require_raises(ValueError, partial(tensor.read_into, buf, 0), f"wrong {what}")
         require_same_bytes(read_all(case, tensor, 50), case.expected, "after refused buffers")
 
 

@@ -71,4 +71,5 @@ def attention(stream: Stream, scale: float, causal: bool) -> np.ndarray:
         hidden = hidden | ~np.tri(stream.rows, dtype=bool)
     logits = np.where(hidden, -np.inf, logits)
     y = np.exp(logits - logits.max(axis=2, keepdims=True)) @ c
-    return y[..., :-1] / y[..., -1:]
+    answers: np.ndarray = y[..., :-1] / y[..., -1:]
+    return answers

@@ -58,7 +58,7 @@ def attend(
     with ExitStack() as stack:
         with interrupts.at_once():
             inputs = stack.enter_context(open_inputs(request.inputs, apart=not (request.top_k or request.sketches)))
-            files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
+            files = file_states(heads.tensor for heads in inputs.parts)
             plan = make_plan(resolve(request, inputs))
         problem = plan.problem
         facts, sources = facts_of(problem, plan.audit_rows), sources_of(problem) if request.checkpoint else {}
@@ -70,10 +70,10 @@ def attend(
         for note in (*problem.notes, *(_resumed(saved, request.output) if saved else ())):
             listener(Note(note))
         if saved and saved.phase == Phase.DONE:
-            if saved.meta["phase"] != Phase.DONE:  # the last step was still to come
+            if checkpoint and saved.meta["phase"] != Phase.DONE:  # the last step was still to come
                 checkpoint.commit(saved.state, describe(facts, Phase.DONE, saved.done, sources, None))
             return _already_done(plan, saved, listener)
-        tag = checkpoint and part_tag(checkpoint)
+        tag = part_tag(checkpoint) if checkpoint else None
         writer, doubts = _open_outputs(problem, saved, tag, stack, interrupts, open_output)
         if checkpoint:
             check_saveable(writer)
@@ -81,7 +81,8 @@ def attend(
         warm(plan, listener)
         began = time.monotonic()
         with Meter() as meter:
-            saver = checkpoint and Saver(checkpoint, facts, sources, request.checkpoint_every, writer, doubts)
+            every = request.checkpoint_every
+            saver = Saver(checkpoint, facts, sources, every, writer, doubts) if checkpoint else None
             unsaved = saver.unsaved if saver else None
             watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes, unsaved=unsaved)
             run = make_run(plan, watch, writer, doubts, saver)
@@ -152,10 +153,9 @@ def _open_outputs(
 ) -> tuple[Writer, Writer | None]:
     """The writers of the answers and of --doubt; whatever ends the run early leaves neither behind."""
 
-    def guarded(writer: Writer | None) -> Writer | None:
-        if writer:
-            stack.callback(writer.abort)
-            stack.callback(interrupts.on_abort(writer.abort))
+    def guarded(writer: Writer) -> Writer:
+        stack.callback(writer.abort)
+        stack.callback(interrupts.on_abort(writer.abort))
         return writer
 
     r, q = problem.request, problem.q
@@ -164,7 +164,8 @@ def _open_outputs(
             r.output, q.rows, len(q), problem.v.dim, problem.out_dtype, q.layout, q.batch,
             going_on=saved.part if saved else None, tag=tag, sequences=q.sequences,
         ))  # fmt: skip
-    return writer, guarded(open_doubt(problem, saved, tag))
+    doubts = open_doubt(problem, saved, tag)
+    return writer, guarded(doubts) if doubts else None
 
 
 def _saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None]:

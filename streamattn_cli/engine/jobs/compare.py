@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -132,12 +133,12 @@ def compare_on(
     interrupts: Interrupts,
 ) -> Comparison:
     """`compare` of inputs that are open."""
-    files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
+    files = file_states(heads.tensor for heads in inputs.parts)
     problem = _exact_problem(request, inputs)
     for note in problem.notes:
         listener(Note(note))
     plan = make_plan(problem)
-    truth = _truth(plan, min(request.audit, problem.q.rows), listener, interrupts)
+    truth = _truth(plan, min(request.audit, problem.q.count), listener, interrupts)
     trials, trivial = [], None
     for label, budget, settings in requests(request, candidates, budgets, by_bytes, problem):
         trial, zero = _trial(label, budget, settings, inputs, truth, listener, interrupts)
@@ -170,7 +171,7 @@ def audit_answers(answers: np.ndarray, request: AttendRequest, inputs: Inputs) -
             f"answers: shape {answers.shape} found, expected {(q.rows, len(q), v.dim)}: rows, query heads, items"
         )
     nobody, never = (lambda event: None), Interrupts()
-    truth = _truth(plan, min(request.audit, q.rows), nobody, never)
+    truth = _truth(plan, min(request.audit, q.count), nobody, never)
     found, reason = compare_answers(truth.exact, truth.trivial, answers[truth.design.rows].astype("f8"), truth.design)
     if found is None:
         raise CannotMeet(f"answers: {reason}")
@@ -178,7 +179,7 @@ def audit_answers(answers: np.ndarray, request: AttendRequest, inputs: Inputs) -
 
 
 def _exact_problem(request: AttendRequest, inputs: Inputs) -> Problem:
-    for heads in (inputs.q, inputs.k, inputs.v):
+    for heads in inputs.parts:
         if not heads.tensor.seekable:
             raise CannotMeet(
                 f"{heads.tensor.name}: compare reads its input once per method, and a pipe passes once; write "
@@ -196,7 +197,7 @@ def _truth(plan: Plan, rows: int, listener: Listener, interrupts: Interrupts) ->
     driver = Driver(plan, Watch(listener, interrupts), lanes)
     try:
         began = time.monotonic()
-        design = draw_rows(problem.q.rows, rows, problem.request.seed)
+        design = draw_rows(problem.q.count, rows, problem.request.seed)
         held = exact_rows(problem, lanes, design.rows, read_queries(problem, lanes, design.rows))
         driver.keys(held.see, Phase.TRUTH, problem.keys_of(int(design.rows[-1])))
         exact, trivial, _ = held.answers(driver.workers.works[0])
@@ -265,17 +266,17 @@ def _changed(request: AttendRequest) -> dict:
 
 def _fronts(trials: list[Trial]) -> tuple[Trial, ...]:
     """The trials with their places on the two Pareto fronts: error against resident bytes, and against seconds."""
-    ran = [t for t in trials if t.audit]
-    fronts = {"memory": lambda t: t.resident_bytes, "time": lambda t: t.seconds}
+    ran = [(t, t.audit.method.error) for t in trials if t.audit]
+    fronts: dict[str, Callable[[Trial], float]] = {"memory": lambda t: t.resident_bytes, "time": lambda t: t.seconds}
 
-    def best(trial: Trial, cost) -> bool:
-        error, own = trial.audit.method.error, cost(trial)
+    def best(error: float, own: float, cost: Callable[[Trial], float]) -> bool:
         return not any(
-            (t.audit.method.error < error and cost(t) <= own * ALIKE)
-            or (t.audit.method.error == error and cost(t) < own / ALIKE)
-            for t in ran
+            (theirs < error and cost(t) <= own * ALIKE) or (theirs == error and cost(t) < own / ALIKE)
+            for t, theirs in ran
         )
 
-    return tuple(
-        replace(t, front=tuple(name for name, cost in fronts.items() if t.audit and best(t, cost))) for t in trials
-    )
+    def of(trial: Trial) -> tuple[str, ...]:
+        audit = trial.audit
+        return tuple(n for n, cost in fronts.items() if audit and best(audit.method.error, cost(trial), cost))
+
+    return tuple(replace(trial, front=of(trial)) for trial in trials)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import InputMissing, UsageError
@@ -19,7 +19,18 @@ CONNECT = "10s"  # how long to wait for a scheduler
 RETRIES = 3  # times that a cluster may lose the worker of a task
 USABLE = 0.8  # of a Dask worker's limit: with more it pauses, and takes no task any more
 
-_stop = None  # in a worker process: the event by which the main process asks it to stop
+
+class Stop(Protocol):
+    """An event of threads or of processes by which workers are asked to stop."""
+
+    def is_set(self) -> bool:
+        """Whether they are."""
+
+    def set(self) -> None:
+        """Ask them."""
+
+
+_stop: Stop | None = None  # in a worker process: the one of the main process
 
 
 class Opened(NamedTuple):
@@ -27,7 +38,7 @@ class Opened(NamedTuple):
     the cluster has a limit."""
 
     executor: Executor
-    stop: threading.Event
+    stop: Stop
     width: int
     room: int | None = None
 
@@ -67,7 +78,7 @@ def find_engine(word: str) -> Engine:
     return Engine("dask", apart=True, remote=True, address=address)
 
 
-def stop_asked() -> threading.Event | None:
+def stop_asked() -> Stop | None:
     """In a worker process, what tells it to stop; None elsewhere."""
     return _stop
 
@@ -86,7 +97,7 @@ def _processes(_engine: Engine, workers: int) -> Iterator[Opened]:
         yield Opened(executor, stop, workers + 1)
 
 
-def _begin_process(stop: threading.Event) -> None:
+def _begin_process(stop: Stop) -> None:
     """Ctrl-C reaches the whole process group: the main process decides what it means."""
     global _stop
     _stop = stop

@@ -67,15 +67,15 @@ def _imagined(n: Numbers) -> Inputs:
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     kv_heads = n.kv_heads or n.heads
-    parts = [imagined(n.dtype, n.rows, *shape) for shape in ((n.heads, n.dim), (kv_heads, n.dim),
-                                                             (kv_heads, n.value_dim or n.dim))]  # fmt: skip
-    return Inputs(*parts)
+    shapes = (n.heads, n.dim), (kv_heads, n.dim), (kv_heads, n.value_dim or n.dim)
+    q, k, v = (imagined(n.dtype, n.rows, *shape) for shape in shapes)
+    return Inputs(q, k, v)
 
 
 def _forecast(request: AttendRequest, inputs: Inputs, words: list[str]) -> dict:
     problem = resolve(replace(request, method="window"), inputs)  # for mode, scale and shapes, the same for all
     request = replace(request, resident_rows=problem.request.resident_rows)
-    head = replace(problem.params, sinks=0, window=0, group=256, local=False)
+    head = replace(problem.head, sinks=0, window=0, group=256, local=False)
     spread = spread_of(inputs, problem.scale, problem.causal, problem.first_query)
     factor = calibrate()
     budget = request.budget * row_bytes(head)
@@ -130,9 +130,8 @@ def _option(
         if method == "poly" and (more := larger_than_data(plan.problem)):
             tried = more
             continue
-        error = _error_class(method, plan, spread)
-        seconds = expected_seconds(plan, factor)
-        return Option(method, settings, plan.sketch_bytes, plan.projected, seconds, error, plan.audit_rows)
+        expected, seconds = _error_class(method, plan, spread), expected_seconds(plan, factor)
+        return Option(method, settings, plan.sketch_bytes, plan.projected, seconds, expected, plan.audit_rows)
     return Option(method, {}, refused=tried)
 
 

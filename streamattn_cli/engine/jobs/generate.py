@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from streamattn_cli.engine.passes.pump import Teller, Watch, pump
 from streamattn_cli.engine.watch.events import Finished, Listener, Outcome
 from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.synthetic.generated import SyntheticSpec
@@ -54,7 +55,7 @@ def run_generate(request: GenerateRequest, listener: Listener, interrupts: Inter
             watch = Watch(listener, interrupts, meter)
             block_rows = request.block_rows or _block_rows(sink.tensors)
             blocks = ReadAhead(sink.tensors, 0, request.spec.rows, block_rows, check=interrupts.check)
-            rows = pump(blocks, sink.take, watch, Teller(watch, blocks, "generate", request.spec.rows))
+            rows = pump(blocks, sink.take, watch, Teller(watch, blocks, Phase.GENERATE, request.spec.rows))
             sink.commit(_meta(request))
         held = OVERHEAD_BYTES + blocks.bytes_held + sum(tensor.held_bytes for tensor in sink.tensors)
     finally:

@@ -15,6 +15,7 @@ from streamattn_cli.engine.planning.resolve import head_of
 from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Listener, Note
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.dtypes import DTYPES
@@ -49,7 +50,7 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
         report["attributes"] = inputs.attrs
         if spec.input != "-":
             report["command"] = command(spec, inputs, layered)
-        parts = {name: heads for name in ("q", "k", "v") if (heads := getattr(inputs, name)) is not None}
+        parts = inputs.heads
         with interrupts.at_once():
             sample = sample_rows(inputs)
         watch = Watch(listener, interrupts)
@@ -57,7 +58,7 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
         for name, heads in parts.items():
             report["tensors"].append(_describe(name, heads, *scans[id(heads.tensor)]))
         if sample is not None:
-            factor = scale_value(str(scale or inputs.attrs.get("scale", "sqrt")), inputs.k.dim)
+            factor = scale_value(str(scale or inputs.attrs.get("scale", "sqrt")), parts["k"].dim)
             report["logits"] = logit_spread(*sample, factor, bool(inputs.attrs.get("causal", False)))
             report |= _methods(spec, report["logits"], inputs, max(rows for rows, _ in scans.values()))
     for text in report["notes"]:
@@ -67,12 +68,12 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
 
 def _arrays(spec: InputSpec) -> list[dict]:
     """Every array of the files named, from headers alone."""
-    found = []
-    for word in dict.fromkeys(w for w in (spec.input, spec.q, spec.k, spec.v) if w not in (None, "-")):
+    found: list[dict] = []
+    for word in dict.fromkeys(w for w in (spec.input, spec.q, spec.k, spec.v) if w is not None and w != "-"):
         place = find(word, raw=spec.raw is not None)
         if place.kind in ("pipe", "raw"):
             continue
-        for inside in [place.inside] if place.inside else place.format.names(place.path):
+        for inside in [place.inside] if place.inside else place.held.names(place.path):
             try:
                 stored = single(Place(place.path, inside or None, place.kind), word, None, spec.dtype)
             except InputMalformed as error:
@@ -114,7 +115,7 @@ def _scan(tensor: RowTensor, watch: Watch) -> tuple[int, int]:
 
     block_rows = max(1, BLOCK_BYTES // row_bytes(tensor))
     blocks = ReadAhead([tensor], 0, tensor.rows, block_rows, check=watch.interrupts.check)
-    return pump(blocks, take, watch, Teller(watch, blocks, "scan", tensor.rows)), lost
+    return pump(blocks, take, watch, Teller(watch, blocks, Phase.SCAN, tensor.rows)), lost
 
 
 def _not_finite(items: np.ndarray, dtype: str) -> int:
@@ -144,7 +145,7 @@ def _describe(name: str, heads: Heads, rows: int, lost: int) -> dict:
 def _methods(spec: InputSpec, logits: dict, inputs: Inputs, rows: int) -> dict:
     """What `poly` would do here at several degrees, and the method that --method auto takes."""
     q, k, v = inputs.parts
-    table = []
+    table: list[dict] = []
     data = rows * len(k) * (k.dim + v.dim) * DTYPES[k.tensor.dtype].itemsize
     for degree in DEGREES:
         size = len(k) * feature_count(k.dim, degree) * (v.dim + 1) * 8
@@ -153,5 +154,5 @@ def _methods(spec: InputSpec, logits: dict, inputs: Inputs, rows: int) -> dict:
             table.append({"method": "poly", "degree": degree, "state_bytes": size, "predicted_error": error})
     request, seekable = AttendRequest(inputs=spec, method="auto"), all(h.tensor.seekable for h in (q, k, v))
     found = choose(request, head_of(q, k, v, logits["scale"]), rows, seekable, logits)
-    degree = f" --degree {found.degree}" if found.degree else ""
-    return {"methods": table, "advice": f"--method {found.method}{degree}: {found.reason}"}
+    more = f" --degree {found.degree}" if found.degree else ""
+    return {"methods": table, "advice": f"--method {found.method}{more}: {found.reason}"}

@@ -15,12 +15,12 @@ from streamattn_cli.rows.spec import InputSpec
 
 def one_layer(spec: InputSpec, notes: list[str]) -> tuple[InputSpec, bool]:
     """The input as it is; of several layers in one file the first, with a note. And whether `--layer all` takes them all."""
-    if spec.group or spec.input in (None, "-"):
+    if spec.group or spec.input is None or spec.input == "-":
         return spec, False
     place = find(spec.input, raw=spec.raw is not None)
     if not place.names_arrays or place.inside is not None:
         return spec, False
-    names = place.format.names(place.path)
+    names = place.held.names(place.path)
     parts = tuple(part for part in "qkv" if getattr(spec, part) is None)
     for wanted in (parts, tuple(part for part in parts if part != "q")):
         groups = layer_groups(names, wanted) if wanted else {}
@@ -28,10 +28,10 @@ def one_layer(spec: InputSpec, notes: list[str]) -> tuple[InputSpec, bool]:
             number, group = next(iter(groups.items()))
             notes.append(f"{spec.input}: {len(groups)} layers; layer {number} is looked at (--group {group})")
             return replace(spec, group=group), wanted == parts
-    groups = cache_groups(names)
-    if len(groups) > 1:
-        notes.append(f"{spec.input}: {len(groups)} packed caches; that of --group {groups[0]} is looked at")
-        return replace(spec, group=groups[0]), False
+    caches = cache_groups(names)
+    if len(caches) > 1:
+        notes.append(f"{spec.input}: {len(caches)} packed caches; that of --group {caches[0]} is looked at")
+        return replace(spec, group=caches[0]), False
     return spec, False
 
 

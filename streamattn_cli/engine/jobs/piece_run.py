@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass, replace
 
+from streamattn_cli.engine.jobs.executors import Stop
 from streamattn_cli.engine.jobs.pieces import Piece, narrow
 from streamattn_cli.engine.jobs.tasks import in_worker, portable
 from streamattn_cli.engine.passes.open_run import check_finite, make_run
@@ -79,7 +79,7 @@ class Answered:
     seconds: float
 
 
-def attend_piece(task: PieceTask, stop: threading.Event | None = None) -> Answered:
+def attend_piece(task: PieceTask, stop: Stop | None = None) -> Answered:
     """Answer a piece; runs in a worker. Errors name the worker."""
     return in_worker(task, _attend, stop)
 

@@ -48,7 +48,7 @@ class Piece:
             rows = problem.q.rows or 0
             return 0, rows if self.first is None else min(rows, self.first)
         first, stop = self.sequences
-        edges = problem.q.sequences.edges
+        edges = problem.q.several.edges
         return int(edges[first]), int(edges[stop])
 
 
@@ -66,7 +66,7 @@ def cut(problem: Problem, most: int, each_head: bool = False) -> list[Piece]:
 
 def _by_rows(problem: Problem, most: int) -> list[Range]:
     """Ranges of sequences with about as many keys each, and with some keys and queries."""
-    keys, queries = problem.k.sequences.edges, problem.q.sequences.edges
+    keys, queries = problem.k.several.edges, problem.q.several.edges
     goal = max(LEAST_ROWS, ceil(int(keys[-1]) / most))
     borders = [0]
     for stop in range(1, len(keys)):
@@ -87,7 +87,8 @@ def narrow(problem: Problem, piece: Piece) -> Problem:
         problem = _of_some(problem, piece.sequences)
     if piece.first is not None:
         made: dict[tuple, RangeTensor] = {}
-        problem = replace(problem, **{part: _first(getattr(problem, part), piece.first, made) for part in "qkv"})
+        q, k, v = (_first(heads, piece.first, made) for heads in (problem.q, problem.k, problem.v))
+        problem = replace(problem, q=q, k=k, v=v)
     if piece.heads:
         first, stop = piece.heads
         q, k, v = select(problem.q, problem.k, problem.v, range(first, stop))
@@ -99,12 +100,12 @@ def narrow(problem: Problem, piece: Piece) -> Problem:
 def _of_some(problem: Problem, chosen: Range) -> Problem:
     """The problem of some sequences."""
     made: dict[tuple, RangeTensor] = {}
-    parts = {part: _of_sequences(getattr(problem, part), chosen, made) for part in "qkv"}
-    share = parts["q"].rows / problem.q.rows
+    q, k, v = (_of_sequences(heads, chosen, made) for heads in (problem.q, problem.k, problem.v))
+    share = q.count / problem.q.count
     r = problem.request
     audit = r.audit and max(LEAST_AUDIT, ceil(r.audit * share))
     repair = str(ceil(int(r.repair) * share)) if r.repair and r.repair.strip().isdigit() else r.repair
-    return replace(problem, request=replace(r, audit=audit, repair=repair), **parts)
+    return replace(problem, request=replace(r, audit=audit, repair=repair), q=q, k=k, v=v)
 
 
 def _first(heads: Heads, rows: int, made: dict[tuple, RangeTensor]) -> Heads:
@@ -116,9 +117,9 @@ def _first(heads: Heads, rows: int, made: dict[tuple, RangeTensor]) -> Heads:
 
 def _of_sequences(heads: Heads, chosen: Range, made: dict[tuple, RangeTensor]) -> Heads:
     """Some sequences of heads; parts that share a tensor keep sharing one."""
-    edges = heads.sequences.edges
+    edges = heads.several.edges
     first, stop = int(edges[chosen[0]]), int(edges[chosen[1]])
     key = id(heads.tensor), first, stop
     if key not in made:
         made[key] = RangeTensor(heads.tensor, first, stop)
-    return replace(heads, tensor=made[key], sequences=heads.sequences.only(*chosen))
+    return replace(heads, tensor=made[key], sequences=heads.several.only(*chosen))

@@ -6,7 +6,6 @@ workers changes a byte. All of them see the same first rows, and so choose the s
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from importlib.metadata import version
 import numpy as np
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
-from streamattn_cli.engine.jobs.executors import Engine, find_engine
+from streamattn_cli.engine.jobs.executors import Engine, Stop, find_engine
 from streamattn_cli.engine.jobs.merge import merge_heads
 from streamattn_cli.engine.jobs.sketch import keys_problem, outcome_of, sketch_facts
 from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order, in_worker, portable
@@ -76,7 +75,7 @@ def cut(rows: int, shards: int) -> list[tuple[int, int]]:
     return list(zip(borders, borders[1:], strict=False))
 
 
-def absorb_shard(shard: Shard, stop: threading.Event | None = None) -> Absorbed:
+def absorb_shard(shard: Shard, stop: Stop | None = None) -> Absorbed:
     """Absorb one shard's rows; runs in a worker. Errors name the worker."""
     return in_worker(shard, _absorb, stop)
 
@@ -88,19 +87,20 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
     """
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
-        files = file_states([inputs.k.tensor, inputs.v.tensor])
+        files = file_states(inputs.heads[part].tensor for part in "kv")
         problem = keys_problem(request, inputs, None)
-        _check(problem)
+        asked = _check(problem)
         engine = find_engine(request.engine or "threads")
-        ranges = cut(problem.k.rows, request.shards)
+        rows = problem.k.count
+        ranges = cut(rows, asked)
         facts, sources = sketch_facts(problem), key_sources(problem)
         plan, share = _plan(problem, len(ranges), engine)
         workers = plan.threads
         listener(Started(plan.to_dict() | {"shards": len(ranges), "workers": workers, "engine": engine.word}))
-        few = [f"{problem.k.rows} rows make only {len(ranges)} shards"] if len(ranges) < request.shards else []
+        few = [f"{rows} rows make only {len(ranges)} shards"] if len(ranges) < asked else []
         for note in (*problem.notes, *few):
             listener(Note(note))
-        writer = stack.enter_context(CheckpointWriter(request.checkpoint))
+        writer = stack.enter_context(CheckpointWriter(request.sketch))
         warm(plan, listener)
         began = time.monotonic()
         told = replace(request, inputs=absolute(request.inputs), memory=share, threads=1, checkpoint=None, resume=False)
@@ -118,19 +118,19 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
                 for shard, done in zip(shards, in_order(opened, task, shards, interrupts), strict=True):
                     dropped[0] += done.dropped
                     watch.bytes_read += done.bytes_read
-                    listener(_progress(shard, problem, watch, began))
-                    yield [HeadAttention(problem.params, state) for state in done.states]
+                    listener(_progress(shard, problem, watch, meter, began))
+                    yield [HeadAttention(problem.head, state) for state in done.states]
 
-            heads = merge_heads(states(), allocate(problem.params.work_spec()))
+            heads = merge_heads(states(), allocate(problem.head.work_spec()))
         check_unchanged(files)
         state = stack_heads([head.state for head in heads], "head")
-        writer.commit(state, describe(facts, Phase.SKETCH, problem.k.rows, {"absorbed": sources}, None))
+        writer.commit(state, describe(facts, Phase.SKETCH, rows, {"absorbed": sources}, None))
         counts = {
             "dropped_keys": dropped[0],
             "clipped_keys": sum(int(head.state["counters"][3]) for head in heads),
             "shards": len(shards),
         }
-        outcome = outcome_of("sketch", plan, counts, watch, meter, problem.k.rows, began, request.checkpoint)
+        outcome = outcome_of("sketch", plan, counts, watch, meter, rows, began, request.sketch)
     listener(Finished(outcome))
     return outcome
 
@@ -153,16 +153,18 @@ def _absorb(shard: Shard, interrupts: Interrupts) -> Absorbed:
         return Absorbed([sketch.state for sketch in run.sketches.heads], dropped, watch.bytes_read)
 
 
-def _check(problem: Problem) -> None:
-    request = problem.request
-    if request.shards < 1:
-        raise UsageError(f"--shards {request.shards}: must be at least 1")
+def _check(problem: Problem) -> int:
+    """How many shards are asked for, of an input that can be cut."""
+    shards = problem.request.shards
+    if shards is None or shards < 1:
+        raise UsageError(f"--shards {shards}: must be at least 1")
     for heads in (problem.k, problem.v, problem.q):
         if not heads.tensor.seekable:
             raise CannotMeet(
                 f"{heads.tensor.name}: a pipe passes once and cannot be cut into shards; omit --shards, or write the "
                 "rows to a file first"
             )
+    return shards
 
 
 def _plan(problem: Problem, shards: int, engine: Engine) -> tuple[Plan, int | None]:
@@ -184,9 +186,9 @@ def _plan(problem: Problem, shards: int, engine: Engine) -> tuple[Plan, int | No
     return replace(one_plan, threads=workers, allowed=whole.allowed, parts=parts | {"merging": held(workers)}), share
 
 
-def _progress(shard: Shard, problem: Problem, watch: Watch, began: float) -> Progress:
+def _progress(shard: Shard, problem: Problem, watch: Watch, meter: Meter, began: float) -> Progress:
     return Progress(
         phase=Phase.SHARDS, rows=shard.stop, total=problem.k.rows, bytes=watch.bytes_read, seconds=time.monotonic() - began,
-        sketch_bytes=watch.sketch_bytes, memory_now=watch.meter.now(), memory_peak=watch.meter.peak(),
+        sketch_bytes=watch.sketch_bytes, memory_now=meter.now(), memory_peak=meter.peak(),
         memory_allowed=watch.allowed,
     )  # fmt: skip

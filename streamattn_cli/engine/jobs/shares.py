@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from streamattn_cli.engine.jobs.piece_run import PieceTask
+from streamattn_cli.engine.jobs.piece_run import Job, PieceTask
 from streamattn_cli.engine.jobs.pieces import Piece
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.shares import Curve, divide
@@ -51,7 +51,7 @@ class Tried:
         wanted = max(FIRST_ROWS, TIMES * self.equal)
         if not self.problem.sequences:
             return Piece(heads=(head, head + 1), first=wanted)
-        edges = np.minimum(self.problem.k.sequences.edges, self.problem.q.sequences.edges)
+        edges = np.minimum(self.problem.k.several.edges, self.problem.q.several.edges)
         return Piece(heads=(head, head + 1), sequences=(0, min(len(edges) - 1, int(np.searchsorted(edges, wanted)))))
 
 
@@ -68,8 +68,8 @@ def tried(request: AttendRequest, problem: Problem) -> Tried:
     return Tried(request, problem, max(least, equal // 4), tuple(sorted({max(least, equal // 2), equal, 2 * equal})))
 
 
-def tasks(sheet: Tried, job) -> Iterator[PieceTask]:
-    """The trials of a sheet, head by head; job: of a piece_run.Job what they share."""
+def tasks(sheet: Tried, job: Job) -> Iterator[PieceTask]:
+    """The trials of a sheet, head by head; job: what they share."""
     job = replace(job, request=replace(job.request, audit=AUDITED, repair=None, doubt=None), out=None, doubts=None)
     for head in range(len(sheet.problem.k)):
         for rows in sheet.sizes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Protocol
 
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.settings import AttendRequest
@@ -14,6 +15,22 @@ from streamattn_cli.rows.targets import split_target
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.writer import out_shape
+
+
+class Joint(Protocol):
+    """One file of the outputs of all layers, a rows.writers.hdf5out.JointFile."""
+
+    def open(self, dataset: str, shape: OutShape, rows: int) -> Writer:
+        """The writer of one of them."""
+
+    def remove(self, dataset: str) -> None:
+        """One of them will not be there."""
+
+    def commit(self) -> None:
+        """All of them are complete."""
+
+    def abort(self) -> None:
+        """Leave nothing behind; does nothing after `commit`."""
 
 
 def sheets_of(request: AttendRequest) -> list[tuple[Layer, AttendRequest]]:
@@ -57,14 +74,16 @@ def dataset_of(layer: Layer) -> str:
     return "/" + layer.group.replace(".", "/") + "/out"
 
 
-def joint_file(request: AttendRequest, layers: list[Layer], plans: list[Plan], asked: int):
-    """The file of all layers, a rows.writers.hdf5out.JointFile; None where each has its own. asked: layers, with those that
+def joint_file(request: AttendRequest, layers: list[Layer], plans: list[Plan], asked: int) -> Joint | None:
+    """The file of all layers; None where each has its own. asked: layers, with those that
     cannot be run."""
     if not is_joint(request.output) or asked == 1:
         return None
     from streamattn_cli.rows.writers.hdf5out import JointFile
 
-    shapes = {dataset_of(layer): (_shape(plan), plan.problem.q.rows) for layer, plan in zip(layers, plans, strict=True)}
+    shapes = {
+        dataset_of(layer): (_shape(plan), plan.problem.q.count) for layer, plan in zip(layers, plans, strict=True)
+    }
     return JointFile(request.output, shapes)
 
 
@@ -73,10 +92,12 @@ def _shape(plan: Plan) -> OutShape:
     return out_shape(len(p.q), p.v.dim, p.out_dtype, p.q.layout, p.q.batch, p.q.sequences)
 
 
-def into(joint, layer: Layer) -> Callable[..., Writer]:
+def into(joint: Joint, layer: Layer) -> Callable[..., Writer]:
     """What opens the writer of a layer in a file of all, called as writer.open_writer is."""
 
-    def opened(target: str, rows: int, heads: int, dim: int, dtype: str, layout: str, batch: int, **more) -> Writer:
+    def opened(
+        target: str, rows: int, heads: int, dim: int, dtype: str, layout: str, batch: int, **more: Any
+    ) -> Writer:
         return joint.open(dataset_of(layer), out_shape(heads, dim, dtype, layout, batch, more["sequences"]), rows)
 
     return opened

@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
-import numpy as np
-
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.passes.full import Queries
@@ -26,7 +24,7 @@ from streamattn_cli.engine.planning.variants import of_heads
 from streamattn_cli.engine.request.problem import Problem, larger_than_data
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import Saved, continued, find_saved
-from streamattn_cli.engine.saving.saver import Saver, check_schema, describe
+from streamattn_cli.engine.saving.saver import Saver, State, check_schema, describe
 from streamattn_cli.engine.saving.sources import absorbed, check_disjoint, check_same, key_sources
 from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, Outcome, Started
 from streamattn_cli.engine.watch.meter import Meter, available_memory
@@ -46,6 +44,7 @@ from streamattn_cli.rows.inputs.several_files import open_stream, wants_queries,
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.hypothetical import imagined
 from streamattn_cli.rows.tensors.placeholder import absent
+from streamattn_cli.rows.tensors.ranges import first_row
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
 from streamattn_cli.rows.writers.writer import open_writer
@@ -61,7 +60,7 @@ class SketchFile:
     name: str
     params: HeadParams
     heads: int
-    state: dict[str, np.ndarray]
+    state: State
     phase: str
     rows: int
     facts: dict
@@ -102,7 +101,7 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
                                      f"streamattn that wrote it ({meta.get('created_by')})") from error  # fmt: skip
     counters = state["head.counters"]
     rows = int(counters[0][0])
-    return SketchFile(name, params, len(counters), state, meta["phase"], rows, facts, absorbed(meta))
+    return SketchFile(name, params, len(counters), dict(state), meta["phase"], rows, facts, absorbed(meta))
 
 
 def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, append: str | None = None) -> Outcome:
@@ -110,14 +109,14 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
     check_output(request, *([append] if append else []))
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
-        files = file_states([inputs.k.tensor, inputs.v.tensor])
+        files = file_states(inputs.heads[part].tensor for part in "kv")
         before = open_sketch_file(append, request.memory) if append else None
         problem = keys_problem(request, inputs, before)
         facts, sources = sketch_facts(problem), key_sources(problem)
         if before:
             check_disjoint([(before.name, before.sources), (problem.k.tensor.name, sources)])
             sources = [*before.sources, *sources]
-        writer = stack.enter_context(CheckpointWriter(request.checkpoint))
+        writer = stack.enter_context(CheckpointWriter(request.sketch))
         saved = None if append else _saved(request, facts, sources)
         if saved:
             problem = continued(problem, saved)
@@ -128,9 +127,8 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
         warm(plan, listener)
         began = time.monotonic()
         with Meter() as meter:
-            saver = Saver(writer, facts, {"absorbed": sources}, request.checkpoint_every)
-            if before:  # it keeps what it had until the end
-                saver = None
+            own = Saver(writer, facts, {"absorbed": sources}, request.checkpoint_every)
+            saver = None if before else own  # a sketch that is added to keeps what it had until the end
             unsaved = saver.unsaved if saver else None
             watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes, unsaved=unsaved)
             run = SketchRun(plan, watch, saver)
@@ -140,7 +138,7 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
                 run.close()
             check_unchanged(files)
             writer.commit(run.sketches.save(), describe(facts, Phase.SKETCH, rows, {"absorbed": sources}, None))
-        outcome = outcome_of("sketch", plan, run.counts(), watch, meter, rows, began, request.checkpoint)
+        outcome = outcome_of("sketch", plan, run.counts(), watch, meter, rows, began, request.sketch)
         outcome = replace(outcome, rows_before=before.rows if before else saved.done if saved else 0)
     listener(Finished(outcome))
     return outcome
@@ -169,17 +167,15 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
     With `request.audit` and the keys and values that the sketch was made of, tell how wrong the answers are. Raises
     InputMalformed and SourceChanged where they are other ones.
     """
-    check_output(request, request.checkpoint)
+    check_output(request, request.sketch)
     keys_given = _keys_given(request)
     with ExitStack() as stack:
-        file = open_sketch_file(request.checkpoint, request.memory)
+        file = open_sketch_file(request.sketch, request.memory)
         spec = replace(request.inputs, kv_heads=file.heads, dim=file.params.dim, like=_layout_of_keys(file))
         inputs = stack.enter_context(open_inputs(spec, need_kv=keys_given))
-        keys = replace(
-            imagined(file.params.stored, file.rows, file.heads, file.params.dim, file.name), batch=inputs.q.batch
-        )
-        check_layout(request.inputs, inputs.q, keys, alone=True)
-        files = file_states([heads.tensor for heads in (inputs.q, inputs.k, inputs.v) if heads])
+        q, known = inputs.heads["q"], imagined(file.params.stored, file.rows, file.heads, file.params.dim, file.name)
+        check_layout(request.inputs, q, replace(known, batch=q.batch), alone=True)
+        files = file_states(heads.tensor for heads in inputs.heads.values())
         problem = queries_problem(request, file, inputs)
         plan = make_plan(problem)
         listener(Started(plan.to_dict()))
@@ -260,7 +256,7 @@ def _absorb(run: SketchRun, before: SketchFile | None, saved: Saved | None, save
         start = saved.done
     try:
         if not (before or saved):
-            run.begin(getattr(run.problem.k.tensor, "first", 0))  # of --rows
+            run.begin(first_row(run.problem.k.tensor))  # of --rows
         run.absorb(start=start)
     except Interrupted as stop:
         if saver:
@@ -274,30 +270,30 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
     """The problem of a sketch: full attention whose queries are unknown, or known only as a sample."""
     if request.method == "auto":  # which takes exact attention only where no budget was given
         request = replace(request, resident_rows=request.budget)
-    q = inputs.q or absent(len(inputs.k), inputs.k.dim, inputs.k.tensor.dtype, inputs.k.batch)
+    k, v = inputs.heads["k"], inputs.heads["v"]
+    q = inputs.q or absent(len(k), k.dim, k.tensor.dtype, k.batch)
     problem = resolve(replace(request, causal=False), replace(inputs, q=q), growing=True)
     if problem.params is None:
         raise CannotMeet("--method exact keeps no sketch; use attend, or --method nystrom or poly")
     notes = problem.notes
-    if inputs.q is None and getattr(problem.params.history, "active", None):
-        notes += ("no queries are known (--q FILE): nystrom takes any direction to be as likely as another",)
+    blind = registry.find(problem.method).blind
+    if inputs.q is None and blind:
+        notes += (blind,)
     if inputs.q is not None and before is None and problem.params.history and history_of(problem.params.history).learns:
         notes += (f"{problem.method} learns from the queries of {inputs.q.tensor.name} (--blind: from none)",)
-    if problem.method == "poly" and before is None and (inputs.k.rows or FIRST_ROWS) < FIRST_ROWS:
-        notes += (
-            f"poly chooses its bounds by these {inputs.k.rows} rows alone: longer keys that follow will be shortened",
-        )
+    if problem.method == "poly" and before is None and (k.rows or FIRST_ROWS) < FIRST_ROWS:
+        notes += (f"poly chooses its bounds by these {k.rows} rows alone: longer keys that follow will be shortened",)
     if before is None:
         more = larger_than_data(problem)
         return replace(problem, notes=notes + ((more,) if more else ()))
     if before.complete:
         raise CheckpointIncompatible(f"{before.name}: its last rows have been compressed ({before.phase}), so that none can "
                                      "follow them; merge it with a sketch of the new rows instead")  # fmt: skip
-    here = (len(inputs.k), inputs.k.dim, inputs.v.dim)
+    here = (len(k), k.dim, v.dim)
     there = (before.heads, before.params.dim, before.params.value_dim)
     if here != there:
         raise InputMalformed(
-            f"{inputs.k.tensor.name}: {here[0]} key heads of dim {here[1]} and value dim {here[2]} found, "
+            f"{k.tensor.name}: {here[0]} key heads of dim {here[1]} and value dim {here[2]} found, "
             f"{before.name} has {there[0]} of {there[1]} and {there[2]}"
         )
     return replace(
@@ -310,7 +306,7 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
 
 def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) -> Problem:
     """The problem of a query: keys and values are those of the sketch."""
-    p, q = file.params, inputs.q
+    p, q = file.params, inputs.heads["q"]
     if q.dim != p.dim or len(q) % file.heads:
         raise InputMalformed(
             f"{q.tensor.name}: {len(q)} query heads of dim {q.dim} found, {file.name} has {file.heads} key heads of dim "
@@ -318,9 +314,10 @@ def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) ->
         )
     if file.heads % q.batch:
         raise InputMalformed(f"{q.tensor.name}: {q.batch} batches do not fit the {file.heads} key heads of {file.name}")
-    k, v = (absent(file.heads, dim, p.stored, q.batch) for dim in (p.dim, p.value_dim))
-    if inputs.k:
-        k, v = inputs.k, inputs.v
+    k, v = (inputs.k or absent(file.heads, p.dim, p.stored, q.batch)), inputs.v
+    if v is None:
+        v = absent(file.heads, p.value_dim, p.stored, q.batch)
+    else:
         _check_keys(file, k, v)
     sinks, group = tuple(file.facts.get("sink_logits", ())), len(q) // file.heads
     return Problem(
@@ -357,7 +354,7 @@ def sketch_facts(problem: Problem) -> dict:
     kept = {name: facts[name] for name in ("method", "mode", "scale", "seed", "precision")}
     if problem.sink_logits:
         kept["sink_logits"] = list(problem.sink_logits)
-    return kept | {"shapes": shapes, "head": problem.params.to_dict(), "nan_policy": problem.request.nan_policy}
+    return kept | {"shapes": shapes, "head": problem.head.to_dict(), "nan_policy": problem.request.nan_policy}
 
 
 def outcome_of(

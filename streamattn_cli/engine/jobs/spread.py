@@ -21,7 +21,7 @@ from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask, atten
 from streamattn_cli.engine.jobs.pieces import PIECES, Piece, cut, narrow
 from streamattn_cli.engine.jobs.shares import resident_bytes, shares, tried, with_rows
 from streamattn_cli.engine.jobs.shares import tasks as trial_tasks
-from streamattn_cli.engine.jobs.sheets import dataset_of, into, joint_file, sheets_of
+from streamattn_cli.engine.jobs.sheets import Joint, dataset_of, into, joint_file, sheets_of
 from streamattn_cli.engine.jobs.summary import summed, together
 from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order, portable
 from streamattn_cli.engine.passes.open_run import check_output, open_doubt
@@ -44,6 +44,7 @@ from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.inputs.several_files import absolute
 from streamattn_cli.rows.targets import refuse_existing
 from streamattn_cli.rows.writers.base import Writer
+from streamattn_cli.rows.writers.fileout import PlacedWriter
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.shared import Place
 from streamattn_cli.rows.writers.writer import check_target, open_writer
@@ -61,8 +62,8 @@ class Sheet:
     pieces: list[Piece]
     sources: dict[str, dict]
     files: dict[str, tuple[int, ...]]
-    writer: Writer | None = None
-    doubts: Writer | None = None
+    writer: PlacedWriter | None = None
+    doubts: PlacedWriter | None = None
     done: list[Answered] = field(default_factory=list)
     resident: list[int] | None = None  # rows of every key head, where they have numbers of their own
     failed: list[StreamattnError] = field(default_factory=list)
@@ -93,19 +94,20 @@ class Sheet:
         mine = {"share": "adaptive", "resident_bytes": sum(bytes_), "head_rows": self.resident}
         return self.problem.facts() | {"params": mine}
 
-    def open(self, job: Job, joint, stack: ExitStack, interrupts: Interrupts) -> Job:
+    def open(self, job: Job, joint: Joint | None, stack: ExitStack, interrupts: Interrupts) -> Job:
         """Make its outputs, and say where they are."""
         q, p = self.problem.q, self.problem
-        opened = into(joint, self.layer) if joint else open_writer
-        self.writer = opened(
-            self.request.output, q.rows, len(q), p.v.dim, p.out_dtype, q.layout, q.batch, sequences=q.sequences
+        opened = into(joint, self.layer) if joint and self.layer else open_writer
+        self.writer = writer = _in_file(
+            opened(self.request.output, q.rows, len(q), p.v.dim, p.out_dtype, q.layout, q.batch, sequences=q.sequences)
         )
-        self.doubts = open_doubt(p, None, None)
-        for writer in filter(None, (self.writer, self.doubts)):
-            stack.callback(writer.abort)
-            stack.callback(interrupts.on_abort(writer.abort))
-        doubts = self.doubts and _by_head(self.doubts.share(), len(q))
-        return replace(self.of(job), out=self.writer.share(), doubts=doubts)
+        doubts = open_doubt(p, None, None)
+        self.doubts = _in_file(doubts) if doubts else None
+        for each in filter(None, (self.writer, self.doubts)):
+            stack.callback(each.abort)
+            stack.callback(interrupts.on_abort(each.abort))
+        place = _by_head(self.doubts.share(), len(q)) if self.doubts else None
+        return replace(self.of(job), out=writer.share(), doubts=place)
 
     def of(self, job: Job) -> Job:
         """The job of its pieces, without outputs."""
@@ -127,7 +129,7 @@ class Sheet:
             return of_sequences(found, edges), None
         return of_heads(found), None
 
-    def end(self, plan: Plan, meter: Meter, joint, apart: bool) -> Outcome | StreamattnError:
+    def end(self, plan: Plan, meter: Meter, joint: Joint | None, apart: bool) -> Outcome | StreamattnError:
         """All pieces are answered, or one of them failed, and the job goes on without them."""
         if not self.failed:
             return self.finish(plan, meter, apart)
@@ -205,10 +207,7 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
                     listener(progress(sheet, piece, answered))
                 if len(sheet.done) + len(sheet.failed) == len(sheet.pieces):
                     results[sheet.layer] = sheet.end(plan, meter, joint, engine.apart)
-            if request.inputs.layer:
-                outcome = together(request, [layer for layer in results if layer], list(results.values()))
-            else:
-                outcome = results[None]
+            outcome = together(request, *_known(results))
             if joint:
                 joint.commit()
         outcome = replace(outcome, seconds=time.monotonic() - began)
@@ -268,7 +267,8 @@ def _sheets(request: AttendRequest) -> tuple[list[Sheet], Results]:
     requests = sheets_of(request) if request.inputs.layer else [(None, request)]
     refuse_existing([each.output for _, each in requests], request.force)
     most = ceil(PIECES / len(requests))
-    sheets, results = [], dict.fromkeys(layer for layer, _ in requests)
+    sheets: list[Sheet] = []
+    results: Results = {layer: None for layer, _ in requests}
     for layer, each in requests:
         try:
             sheets.append(_sheet(layer, each, most))
@@ -277,8 +277,13 @@ def _sheets(request: AttendRequest) -> tuple[list[Sheet], Results]:
                 raise
             results[layer] = error
     if not sheets:
-        together(request, list(results), list(results.values()))  # raises the worst
+        together(request, *_known(results))  # raises the worst
     return sheets, results
+
+
+def _known(results: Results) -> tuple[list[Layer], list[Outcome | StreamattnError]]:
+    """The layers, and what has become of each sheet."""
+    return [layer for layer in results if layer], [result for result in results.values() if result]
 
 
 def _sheet(layer: Layer | None, request: AttendRequest, most: int) -> Sheet:
@@ -286,14 +291,14 @@ def _sheet(layer: Layer | None, request: AttendRequest, most: int) -> Sheet:
         raise UsageError(f"-o {request.output}: --engine writes to files; give -o FILE.npy or FILE.h5")
     check_output(request)
     with open_inputs(request.inputs, apart=True) as inputs:
-        for heads in (inputs.q, inputs.k, inputs.v):
+        for heads in inputs.parts:
             if not heads.tensor.seekable:
                 raise CannotMeet(
                     f"{heads.tensor.name}: a pipe passes once and cannot be cut into pieces; omit --engine, or write the rows "
                     "to a file first"
                 )
         problem = resolve(request, inputs)
-        files = file_states([inputs.q.tensor, inputs.k.tensor, inputs.v.tensor])
+        files = file_states(heads.tensor for heads in inputs.parts)
         sources = {part: portable(one) for part, one in sources_of(problem).items()}
         pieces = cut(problem, most, each_head=request.share == "adaptive")
         return Sheet(layer, request, problem, pieces, sources, files)
@@ -326,6 +331,12 @@ def _whole(sheet: Sheet) -> Plan:
 def _counts(sheets: list[Sheet], workers: int, engine: Engine) -> dict:
     pieces = sum(len(sheet.pieces) for sheet in sheets)
     return {"sheets": len(sheets), "pieces": pieces, "workers": workers, "engine": engine.word}
+
+
+def _in_file(writer: Writer) -> PlacedWriter:
+    """The writer of a file, as all outputs of a job are."""
+    assert isinstance(writer, PlacedWriter), f"{writer.name} is no file"
+    return writer
 
 
 def _by_head(place: Place, heads: int) -> Place:

@@ -56,7 +56,8 @@ def _part(layer: Layer, result: Outcome | StreamattnError) -> LayerResult:
         return LayerResult(layer.number, layer.group, 0, 0.0, None, None, None, failed=Failed(str(result), result.code))
     audit = result.audit
     return LayerResult(
-        layer.number, layer.group, result.rows, result.seconds, result.memory.get("peak"), result.output, audit and audit.method,
+        layer.number, layer.group, result.rows, result.seconds, result.memory.get("peak"), result.output,
+        audit.method if audit else None,
         tuple(head.error for head in audit.heads) if audit else (), tuple(result.facts["params"].get("head_rows", ())),
     )  # fmt: skip
 

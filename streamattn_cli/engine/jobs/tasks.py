@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import BrokenExecutor, Future, wait
 from importlib.metadata import version
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, overload
 
-from streamattn_cli.engine.jobs.executors import Engine, Opened, stop_asked
+from streamattn_cli.engine.jobs.executors import Engine, Opened, Stop, stop_asked
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import CheckpointIncompatible, Interrupted, MemoryBudget, StreamattnError
@@ -36,10 +35,11 @@ class Task(Protocol):
     def version(self) -> str: ...
 
 
-T, R = TypeVar("T", bound=Task), TypeVar("R")
+T = TypeVar("T", bound=Task)
+R = TypeVar("R")
 
 
-def in_worker(task: T, work: Callable[[T, Interrupts], R], stop: threading.Event | None = None) -> R:
+def in_worker(task: T, work: Callable[[T, Interrupts], R], stop: Stop | None = None) -> R:
     """Do a task in a worker. Errors name the worker and the task."""
     try:
         if task.version != version("streamattn-cli"):
@@ -51,19 +51,27 @@ def in_worker(task: T, work: Callable[[T, Interrupts], R], stop: threading.Event
         raise type(error)(f"{_worker(task)}{task.name}: {error}") from None
 
 
+@overload
+def in_order(
+    opened: Opened, do: Callable[[T], R], tasks: Iterable[T], interrupts: Interrupts, keep_going: Literal[False] = False
+) -> Generator[R, None, None]: ...
+@overload
+def in_order(
+    opened: Opened, do: Callable[[T], R], tasks: Iterable[T], interrupts: Interrupts, keep_going: bool
+) -> Generator[R | StreamattnError, None, None]: ...
 def in_order(
     opened: Opened,
     do: Callable[[T], R],
     tasks: Iterable[T],
     interrupts: Interrupts,
     keep_going: bool = False,
-) -> Iterator[R | StreamattnError]:
+) -> Generator[R | StreamattnError, None, None]:
     """The results of all tasks in their order, at most `opened.width` of them under way or waiting.
 
     When one fails, or a signal asks for an end, the others are told to stop. keep_going: the error of a task is handed back in
     place of its result, and the others go on.
     """
-    waiting: deque[Future] = deque()
+    waiting: deque[Future[R]] = deque()
 
     def next_result() -> R | StreamattnError:
         try:
@@ -127,7 +135,7 @@ def portable(identity: dict) -> dict:
 class _Wish(Interrupts):
     """What a worker asks whether it should stop: the run's own wish instead of signals."""
 
-    def __init__(self, wish: threading.Event | None):
+    def __init__(self, wish: Stop | None):
         super().__init__()
         self._wish = wish
 
@@ -137,7 +145,7 @@ class _Wish(Interrupts):
             raise Interrupted(0)
 
 
-def _result(future: Future, interrupts: Interrupts):
+def _result(future: Future[R], interrupts: Interrupts) -> R:
     while True:
         interrupts.check()
         if wait([future], timeout=0.1).done:

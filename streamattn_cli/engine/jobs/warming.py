@@ -56,4 +56,5 @@ def _requests() -> list[tuple[str, AttendRequest]]:
 
 def _inputs(dtype: str) -> Inputs:
     rows = np.random.default_rng(0).standard_normal((ROWS, DIM)).astype("f4") * np.float32(0.1)
-    return Inputs(*(Heads(MemoryTensor.of(rows, dtype), (0,), (0,), DIM) for _ in "qkv"))
+    q, k, v = (Heads(MemoryTensor.of(rows, dtype), (0,), (0,), DIM) for _ in "qkv")
+    return Inputs(q, k, v)

@@ -5,9 +5,6 @@ A phase gives back what it took before the next begins, so the bound is what sta
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, cast
-
 from streamattn_cli.engine.audit.audit import Auditor
 from streamattn_cli.engine.audit.repair import BATCH_BYTES
 from streamattn_cli.engine.planning.plan import Plan
@@ -131,12 +128,11 @@ def _compression(problem: Problem, threads: int) -> int:
     if not p or not p.history:
         return 0
     history, kind = p.history, history_of(p.history)
-    room: int | None = getattr(history, "rows", None)
-    rows = None if problem.longest is None else problem.rows_before + problem.longest
-    if room is not None and rows is not None and rows <= room:  # it never gets full
+    few = None if problem.longest is None else kind.reduced(history, problem.rows_before + problem.longest)
+    if few is not None:  # it never gets full
         if not kind.learns:
             return 0
-        history = replace(cast(Any, history), rows=rows)
+        history = few
     queries = p.group * p.stack if problem.causal else 0
     one = kind.transient_bytes(history, p.dim, p.value_dim, p.group, queries)
     return min(threads, len(problem.k)) * one

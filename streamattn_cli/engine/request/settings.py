@@ -307,6 +307,12 @@ class AttendRequest(
         check_choices(self)
 
     @property
+    def sketch(self) -> str:
+        """The sketch file, of a command that writes or reads one."""
+        assert self.checkpoint is not None, "a command without a sketch file"
+        return self.checkpoint
+
+    @property
     def budget(self) -> int:
         """Resident rows of a key head, when `in_rows` (engine/planning/resolve.py) has turned a share of the keys into rows."""
         from streamattn_cli.sketches.budget import DEFAULT_ROWS  # which imports NumPy

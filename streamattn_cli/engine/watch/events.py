@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from math import isfinite
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,18 @@ class Outcome:
         return {"type": "outcome", **several, "notes": list(self.notes)}
 
 
+class Result(Protocol):
+    """What a finished run has to say: an Outcome, or another one with a JSON interface."""
+
+    def to_dict(self) -> dict:
+        """JSON-able form."""
+
+
 @dataclass(frozen=True)
 class Finished:
     """The run is over."""
 
-    outcome: Outcome
+    outcome: Result
 
 
 Event = Started | Progress | Note | Finished

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """What the pass under way reads and what for; the last two are where a checkpoint may stand besides."""
+    """What the pass under way reads and what for; SKETCH and DONE are where a checkpoint may stand besides."""
 
     KEYS = "keys"
     VALUES = "values"
@@ -22,6 +22,8 @@ class Phase(StrEnum):
     PIECES = "pieces"  # of a job that is spread over workers
     SKETCH = "sketch"  # keys are absorbed, and more may follow
     DONE = "done"
+    GENERATE = "generate"  # of the commands that only make rows,
+    SCAN = "scan"  # or only look at them
 
     @property
     def answers(self) -> bool:

@@ -152,7 +152,7 @@ class ArrowTensor:
 
     def __init__(self, path: str, pieces: list[Piece], extent: Extent, dtype: str, name: str):
         self.path, self.name, self.dtype = path, name, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
+        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
         self._row = extent.width * DTYPES[dtype].itemsize
         self._pieces = [piece for piece in pieces if piece.rows]
         self._firsts = np.cumsum([0, *(piece.rows for piece in self._pieces)]).tolist()
@@ -167,10 +167,10 @@ class ArrowTensor:
         except OSError as error:
             raise InputMissing(f"{name}: cannot be opened: {error.strerror}") from error
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
-        check_buffer(self, buf)
-        count = max(0, min(buf.shape[1], self.rows - start))
+        check_buffer(self, buf, segment)
+        count: int = max(0, min(buf.shape[1], self.rows - start))
         if not count * self._row:
             return count
         view, at = memoryview(buf).cast("B"), start

@@ -55,7 +55,10 @@ def stored_columns(
     return found
 
 
-def _opener(make: Callable, name: str, dtype: str, label: str) -> Callable[[Extent], RowTensor]:
+Make = Callable[[str, Extent, str, str], RowTensor]
+
+
+def _opener(make: Make, name: str, dtype: str, label: str) -> Callable[[Extent], RowTensor]:
     def open_(extent: Extent) -> RowTensor:
         if extent.layout.index("T"):
             raise UsageError(

@@ -63,4 +63,4 @@ class Table:
 def _read(kind: str, data: bytes, at: int) -> int:
     if at < 0:
         raise ValueError("a place before the beginning")
-    return struct.unpack_from(f"<{kind}", data, at)[0]
+    return int(struct.unpack_from(f"<{kind}", data, at)[0])

@@ -19,12 +19,12 @@ from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.hdf5holes import holes
 from streamattn_cli.rows.formats.hdf5types import file_storage
-from streamattn_cli.rows.formats.missing import Intervals, not_stored, within
+from streamattn_cli.rows.formats.missing import not_stored, within
 from streamattn_cli.rows.formats.names import advice
 from streamattn_cli.rows.tensors.file import FileTensor
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import PartlyStored, check_buffer, peek_seekable
 
 _FILTERS = {307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp",
             32015: "zstd", 32026: "blosc2"}  # fmt: skip
@@ -136,7 +136,7 @@ def _plugin_provides(code: int) -> bool:
         import hdf5plugin  # noqa: F401
     except ImportError:
         return False
-    return h5py.h5z.filter_avail(code)
+    return bool(h5py.h5z.filter_avail(code))
 
 
 def _attributes(dataset: h5py.Dataset, name: str) -> dict:
@@ -154,7 +154,7 @@ def _parents(name: str) -> list[str]:
     return ["/" + "/".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-class ChunkedTensor:
+class ChunkedTensor(PartlyStored):
     """A RowTensor over a dataset that only the library can read: chunked, compressed, compact or virtual.
 
     Reads are cut at chunk borders and the chunk cache holds one band (all chunks that share rows), so that every chunk
@@ -167,16 +167,15 @@ class ChunkedTensor:
     def __init__(self, path: str, dataset: str, shape: tuple[int, ...], extent: Extent, dtype: str):
         self.name = f"{path}:{dataset}"
         self.path = path
-        self.outer, self.rows, self.width, self.dtype = extent.outer, extent.rows, extent.width, dtype
+        self.outer, self.rows, self.width, self.dtype = extent.outer, extent.count, extent.width, dtype
         self._shape = shape
         self._axis = extent.layout.index("T")
         self._apart = extent.apart
         self._each = extent.outer // extent.batch  # segments of one batch
-        self.missing_allowed = False
         self._file = h5py.File(path, "r")
         try:
             with readable(self.name):
-                self.missing: Intervals = holes(self._file[dataset], self._axis)
+                self.missing = holes(self._file[dataset], self._axis)
                 self._open(dataset)
         except BaseException:
             self.close()
@@ -201,7 +200,7 @@ class ChunkedTensor:
         """See RowTensor; `segment` is the first of a batch, and buf has the segments of that batch."""
         check_buffer(self, buf, segment)
         batch = None if segment is None else segment // self._each
-        count = max(0, min(buf.shape[1], self.rows - start))
+        count: int = max(0, min(buf.shape[1], self.rows - start))
         if lost := within(self.missing, start, start + count):
             self.refuse_missing(*lost)
             buf[:, :count] = 0  # the library may leave such rows as they are

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 from math import ceil, prod
+from typing import Protocol
 
 import h5py
 import numpy as np
@@ -85,7 +86,16 @@ def _of_sources(dataset: h5py.Dataset, axis: int) -> Intervals:
     return merged(found)
 
 
-def _whole(dataset: h5py.Dataset, source: object) -> bool:
+class Source(Protocol):
+    """One source of a virtual dataset, as h5py tells of it."""
+
+    file_name: str
+    dset_name: str
+    src_space: h5py.h5s.SpaceID
+    vspace: h5py.h5s.SpaceID
+
+
+def _whole(dataset: h5py.Dataset, source: Source) -> bool:
     """Whether a source is there with all that the virtual dataset takes from it."""
     name = os.fsdecode(source.file_name)
     folder = os.path.dirname(os.path.abspath(os.fsdecode(dataset.file.filename)))
@@ -102,7 +112,7 @@ def _whole(dataset: h5py.Dataset, source: object) -> bool:
     return False
 
 
-def _holds(file: h5py.File, source: object) -> bool:
+def _holds(file: h5py.File, source: Source) -> bool:
     found = file.get(source.dset_name)
     if not isinstance(found, h5py.Dataset):
         return False

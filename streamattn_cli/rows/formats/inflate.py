@@ -164,7 +164,7 @@ class InflatedTensor:
 
     def __init__(self, member: Member, offset: int, extent: Extent, dtype: str):
         self.name, self.path, self.dtype = member.label, member.path, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
+        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
         self.held_bytes = 2 * (extent.side_by_side + extent.apart) * (WINDOW + CHUNK)
         self._offset, self._row = offset, extent.width * DTYPES[dtype].itemsize
         try:
@@ -178,7 +178,7 @@ class InflatedTensor:
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
         check_buffer(self, buf, segment)
-        count = max(0, min(buf.shape[1], self.rows - start))
+        count: int = max(0, min(buf.shape[1], self.rows - start))
         for number, rows in enumerate(buf if count * self._row else (), segment or 0):
             view = memoryview(rows).cast("B")[: count * self._row]
             at = self._offset + (number * self.rows + start) * self._row

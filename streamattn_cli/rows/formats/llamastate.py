@@ -169,8 +169,9 @@ def _stored(path: str, name: str, block: Block) -> Stored:
     shape = (block.cells, block.bytes // item)
 
     def open_(extent: Extent) -> RowTensor:
-        kind = FileTensor if block.transposed is None else ColumnsTensor
-        return kind(path, block.offset, extent, dtype, label)
+        if block.transposed is None:
+            return FileTensor(path, block.offset, extent, dtype, label)
+        return ColumnsTensor(path, block.offset, extent, dtype, label)
 
     return Stored(label, shape, dtype, open_)
 

@@ -31,8 +31,8 @@ def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: s
         fitting = _fitting(names, part, group)
         if not fitting:
             wanted = f"{group}.{part}" if group else f"{part} or *.{part}"
-            groups = advice([name for name in names if _is(name, part)])
-            raise InputMissing(f"{path}: no tensor {wanted}; there are: {listed}{groups}")
+            others = advice([name for name in names if _is(name, part)])
+            raise InputMissing(f"{path}: no tensor {wanted}; there are: {listed}{others}")
         if len(fitting) > 1:
             groups = [_group(name) for name in fitting]
             raise InputMalformed(
@@ -46,7 +46,8 @@ def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: s
 def layer_groups(names: Iterable[str], parts: tuple[str, ...]) -> dict[int, str]:
     """Number of a layer -> what --group chooses it by, in the order of the numbers: groups with a number in their name that
     have all of the parts. Where several have the same number, the first."""
-    names, found = sorted(names), {}
+    names = sorted(names)
+    found: dict[int, str] = {}
     wanted = [{_group(name).strip("/") for name in names if _is(name, part)} for part in parts]
     for group in sorted(set.intersection(*wanted)) if wanted else ():
         numbers = re.findall(r"\d+", group)

@@ -60,7 +60,7 @@ class ParquetTensor:
 
     def __init__(self, path: str, column: str, groups: list[int], extent: Extent, dtype: str, name: str):
         self.path, self.name, self.dtype = path, name, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
+        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
         row = extent.width * DTYPES[dtype].itemsize
         self._column, self._groups = column, groups
         self._batch = max(1, BATCH // row)
@@ -69,10 +69,10 @@ class ParquetTensor:
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rows, self._first = np.empty((0, extent.width), DTYPES[dtype].holder), 0  # decoded, and the first of them
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
-        check_buffer(self, buf)
-        count = max(0, min(buf.shape[1], self.rows - start))
+        check_buffer(self, buf, segment)
+        count: int = max(0, min(buf.shape[1], self.rows - start))
         at = start
         while at < start + count:
             if not self._first <= at < self._first + len(self._rows):
@@ -108,8 +108,12 @@ class ParquetTensor:
             self._first, reached = reached, reached + len(self._rows)
 
     def _from(self, group: int) -> Iterator[pa.RecordBatch]:
+        assert self._file is not None, "the file is closed"
         groups = list(range(group, len(self._groups)))
-        return self._file.iter_batches(self._batch, groups, [self._column], use_threads=False)
+        batches: Iterator[pa.RecordBatch] = self._file.iter_batches(
+            self._batch, groups, [self._column], use_threads=False
+        )
+        return batches
 
     def _numbers(self, found: pa.Array) -> np.ndarray:
         """Rows (n, width) of a part of the column."""
@@ -119,7 +123,7 @@ class ParquetTensor:
             found = found.flatten()
         if found.null_count:
             raise InputMalformed(f"{self.name}: has nulls, expected a number everywhere; leave out or fill these rows")
-        numbers = found.to_numpy(zero_copy_only=True)
+        numbers: np.ndarray = found.to_numpy(zero_copy_only=True)
         return numbers.view(DTYPES[self.dtype].holder).reshape(rows, self.width)
 
     def peek(self, n: int) -> np.ndarray:

@@ -6,7 +6,7 @@ storage. Instances of classes, such as a KV cache, are searched for tensors as d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
@@ -54,11 +54,16 @@ class Tensor:
 
 def _tensor(storage: object, offset: object, shape: object, strides: object, *_others: object) -> Tensor:
     """What torch._utils._rebuild_tensor and _rebuild_tensor_v2 are given."""
-    whole = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= AXES
-    numbers = (offset, *shape, *strides) if whole else (None,)
-    if not isinstance(storage, Place) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
-        raise Refused("a tensor without a sane storage, offset, shape or strides")
-    return Tensor(storage, offset, shape, strides)
+    if (
+        isinstance(storage, Place)
+        and isinstance(offset, int)
+        and isinstance(shape, tuple)
+        and isinstance(strides, tuple)
+    ):
+        numbers = (offset, *shape, *strides) if len(shape) == len(strides) <= AXES else (None,)
+        if all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+            return Tensor(storage, offset, shape, strides)
+    raise Refused("a tensor without a sane storage, offset, shape or strides")
 
 
 def _tensor_of_bytes(storage: object, offset: object, shape: object, strides: object, *others: object) -> Tensor:
@@ -77,7 +82,7 @@ def _sizes(sizes: object = ()) -> tuple:
     return sizes if isinstance(sizes, tuple) else ()
 
 
-CALLED = {
+CALLED: dict[tuple[str, str], Callable[..., object]] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_bytes,
@@ -91,10 +96,11 @@ CALLED = {
 
 def _storage(pid: object) -> Place:
     """The storage that ('storage', class, key, device, items) names."""
-    whole = isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"
-    if not whole or not isinstance(pid[1], Name) or not isinstance(pid[2], str) or type(pid[4]) is not int:
-        raise Refused("a storage that is not one of torch.save")
-    return Place(pid[1].name, pid[2], pid[4])
+    if isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage":
+        _, kind, key, _, items = pid
+        if isinstance(kind, Name) and isinstance(key, str) and type(items) is int:
+            return Place(kind.name, key, items)
+    raise Refused("a storage that is not one of torch.save")
 
 
 def _pickle(path: str) -> tuple[dict[str, Member], str | None]:

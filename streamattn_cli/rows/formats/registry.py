@@ -80,7 +80,7 @@ def _installed(name: str) -> Format:
     from streamattn_cli.rows.formats.format import Format
 
     point = _points()[name]
-    found = plugins.load(point, Format, InputMalformed)
+    found: Format = plugins.load(point, Format, InputMalformed)
 
     def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -93,5 +93,5 @@ def _installed(name: str) -> Format:
 
         return call
 
-    functions = {part: guarded(getattr(found, part)) for part in ("sniff", "names", "arrays", "parts")}
+    functions: dict[str, Any] = {part: guarded(getattr(found, part)) for part in ("sniff", "names", "arrays", "parts")}
     return replace(found, **functions)

@@ -56,16 +56,16 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict:
 
 def _checked(path: str, name: str, entry: object) -> dict:
     """One tensor's entry if it has the three fields in their types."""
-    whole = isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}
-    lists = whole and all(
-        isinstance(entry[key], list) and all(type(item) is int and item >= 0 for item in entry[key])
-        for key in ("shape", "data_offsets")
-    )
-    if not lists or len(entry["data_offsets"]) != 2 or not isinstance(entry["dtype"], str):
-        raise InputMalformed(
-            f"{path}: tensor {name}: header entry {str(entry)[:80]} lacks a sane dtype, shape or data_offsets"
+    if isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}:
+        lists = all(
+            isinstance(entry[key], list) and all(type(item) is int and item >= 0 for item in entry[key])
+            for key in ("shape", "data_offsets")
         )
-    return entry
+        if lists and len(entry["data_offsets"]) == 2 and isinstance(entry["dtype"], str):
+            return entry
+    raise InputMalformed(
+        f"{path}: tensor {name}: header entry {str(entry)[:80]} lacks a sane dtype, shape or data_offsets"
+    )
 
 
 def _check_places(path: str, tensors: dict[str, dict], size: int) -> None:

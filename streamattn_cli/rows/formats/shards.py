@@ -33,7 +33,8 @@ def files_by_name(path: str) -> dict[str, str]:
 
 
 def _arrays(path: str, names: dict[str, str], wanted: str | None) -> dict[str, Stored]:
-    files, found = files_by_name(path), {}
+    files = files_by_name(path)
+    found: dict[str, Stored] = {}
     for key, name in names.items():
         if name not in files:
             raise InputMissing(f"{path}: no tensor {name}; there are: {', '.join(sorted(files)[:SHOWN])}")

@@ -33,7 +33,7 @@ class StridedTensor:
         self, path: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], extent: Extent, dtype: str, name: str
     ):  # fmt: skip
         self.path, self.name, self.dtype = path, name, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
+        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
         self._offset, self._item = offset, DTYPES[dtype].itemsize
         self._axis, self._each = extent.layout.index("T"), extent.outer // extent.batch
         self._shape, self._strides = shape, strides
@@ -75,7 +75,7 @@ class StridedTensor:
         if segment is not None:
             return self._batch(segment // self._each).read_into(buf, start)
         check_buffer(self, buf)
-        count = max(0, min(buf.shape[1], self.rows - start))
+        count: int = max(0, min(buf.shape[1], self.rows - start))
         if not count * self.width:
             return count
         # axes of the buffer: far ones, near ones, rows, items of a row
@@ -132,22 +132,25 @@ class ColumnsTensor:
 
     def __init__(self, path: str, offset: int, extent: Extent, dtype: str, name: str):
         self.path, self.name, self.dtype = path, name, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
-        self._item = DTYPES[dtype].itemsize
-        self._step = min(max(1, COLUMNS // (self._item * self.width)), max(1, self.rows))
+        self.outer, self.width = extent.outer, extent.width
+        self.rows: int | None = extent.count
+        self._count, self._item = extent.count, DTYPES[dtype].itemsize
+        self._step = min(max(1, COLUMNS // (self._item * self.width)), max(1, self._count))
         self._data = np.empty((self.width, self._step), DTYPES[dtype].holder)
         self.held_bytes = self._data.nbytes
-        self._inner = FileTensor(path, offset, replace(extent, rows=1, width=self.rows, outer=self.width), dtype, name)
+        self._inner = FileTensor(
+            path, offset, replace(extent, rows=1, width=self._count, outer=self.width), dtype, name
+        )
         self._offset = offset
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf)
-        count = max(0, min(buf.shape[1], self.rows - start))
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
+        """See RowTensor; there is one segment."""
+        check_buffer(self, buf, segment)
+        count: int = max(0, min(buf.shape[1], self._count - start))
         for first in range(start, start + count, self._step):
             rows = min(self._step, start + count - first)
             for column, into in enumerate(self._data):
-                at = self._offset + (column * self.rows + first) * self._item
+                at = self._offset + (column * self._count + first) * self._item
                 self._inner.fill(memoryview(into[:rows]).cast("B"), at)
             buf[0, first - start : first - start + rows] = self._data[:, :rows].T
         return count

@@ -16,11 +16,11 @@ from zarr.storage import LocalStore
 
 from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.dtypes import DTYPES, storage_of
-from streamattn_cli.rows.formats.missing import Intervals, not_stored, within
+from streamattn_cli.rows.formats.missing import not_stored, within
 from streamattn_cli.rows.formats.zarrchunks import SPARE, Chunks, codecs_of
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import PartlyStored, check_buffer, peek_seekable
 
 LARGEST = 1 << 31  # bytes of a chunk
 PATTERNS = {DTYPES[name].torch[1]: name for name in ("bf16", "f8e4m3", "f8e5m2")}  # without a NumPy dtype
@@ -65,7 +65,7 @@ def _opened(path: str, name: str, label: str, described: dict) -> tuple[zarr.Arr
         raise InputMalformed(f"{label}: unreadable as a Zarr array: {error}; write or copy it again") from error
 
 
-class ZarrTensor:
+class ZarrTensor(PartlyStored):
     """A RowTensor over an array in chunks. Reads are cut at the borders of chunks, and a band (all chunks that share rows)
     that is not read at once is kept, so that each chunk is decoded once per pass."""
 
@@ -73,12 +73,11 @@ class ZarrTensor:
 
     def __init__(self, array: zarr.Array, chunks: Chunks, extent: Extent, dtype: str, path: str, name: str):
         self.name, self.path, self.dtype = name, path, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.rows, extent.width
+        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
         self._array, self._chunks, self._axis = array, chunks, extent.layout.index("T")
         self._each = extent.outer // extent.batch  # segments of one batch
-        self._size = min(chunks.chunk[self._axis], max(1, extent.rows))  # rows of a band
-        self.missing_allowed = False
-        self.missing: Intervals = chunks.holes(self._axis)
+        self._size = min(chunks.chunk[self._axis], max(1, extent.count))  # rows of a band
+        self.missing = chunks.holes(self._axis)
         self._kept: tuple[tuple[int, int | None], np.ndarray] | None = None
         item = DTYPES[dtype].itemsize
         band = extent.side_by_side * self._size * extent.width * item
@@ -89,7 +88,7 @@ class ZarrTensor:
         """See RowTensor; `segment` is the first of a batch, and buf has the segments of that batch."""
         check_buffer(self, buf, segment)
         batch = None if segment is None else segment // self._each
-        count = max(0, min(buf.shape[1], self.rows - start))
+        count: int = max(0, min(buf.shape[1], self.rows - start))
         if lost := within(self.missing, start, start + count):
             self.refuse_missing(*lost)
         shape = self._chunks.shape

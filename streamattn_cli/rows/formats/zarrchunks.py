@@ -192,12 +192,14 @@ class Chunks:
 def _keys(described: dict, name: str) -> tuple[str, str]:
     """What the names of chunks begin with, and what is between their numbers."""
     if described.get("zarr_format") == 2:
-        prefix, between = "", described.get("dimension_separator", ".")
+        prefix: str | None = ""
+        between = described.get("dimension_separator", ".")
     else:
         encoding = described.get("chunk_key_encoding")
-        kind = encoding.get("name") if isinstance(encoding, dict) else None
-        said = encoding.get("configuration") if kind else None
-        between = (said if isinstance(said, dict) else {}).get("separator", "/" if kind == "default" else ".")
+        kind, said = (
+            (encoding.get(of) for of in ("name", "configuration")) if isinstance(encoding, dict) else (None, None)
+        )
+        between = (said if kind and isinstance(said, dict) else {}).get("separator", "/" if kind == "default" else ".")
         prefix = f"c{between}" if kind == "default" else "" if kind == "v2" else None
     if prefix is None or between not in (".", "/"):
         raise InputMalformed(f"{name}: its chunks are named in an unknown way; save it again with default names")

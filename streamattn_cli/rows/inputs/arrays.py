@@ -76,7 +76,7 @@ def raw_file(path: str, dtype: str, width: int) -> Stored:
 
 def single(place: Place, word: str, part: str | None, wanted: str | None) -> Stored:
     """The one array that FILE or FILE:DATASET names. `part` chooses q, k or v in a file that names them."""
-    held, name = place.format, place.inside
+    held, name = place.held, place.inside
     if name is None and len(names := held.names(place.path)) == 1:
         name = names[0]
     if name is not None:
@@ -88,7 +88,7 @@ def single(place: Place, word: str, part: str | None, wanted: str | None) -> Sto
 
 def parts_of(place: Place, parts: tuple[str, ...], group: str | None, wanted: str | None) -> dict[str, Stored]:
     """The arrays q, k, v (those asked for) of a file that names its arrays. InputMissing lists what is there."""
-    held, path = place.format, place.path
+    held, path = place.held, place.path
     names = held.parts(path, parts, group)
     found = held.arrays(path, names, wanted)
     return {part: with_scale(stored, held, path, names[part], part) for part, stored in found.items()}

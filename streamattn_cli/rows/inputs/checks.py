@@ -17,12 +17,12 @@ TURNED = {3: (1, 0, 2), 4: (0, 2, 1, 3)}  # axes of an array that is brought int
 def check_heads(spec: InputSpec, heads: dict[str, Heads]) -> None:
     """Numbers of heads and items agree with each other and with what the user said. Raises InputMalformed."""
     k, v, q = (heads.get(part) for part in ("k", "v", "q"))
-    if k is not None and (len(k) != len(v) or k.batch != v.batch):
+    if k is not None and v is not None and (len(k) != len(v) or k.batch != v.batch):
         raise InputMalformed(
             f"{k.tensor.name} has {len(k)} key heads and {v.tensor.name} {len(v)} value heads; they "
             f"must agree (check --layout and --kv-heads)"
         )
-    if None not in (q, k):
+    if q is not None and k is not None:
         if q.dim != k.dim:
             raise InputMalformed(
                 f"{q.tensor.name} has query heads of {q.dim} items and {k.tensor.name} key heads of "
@@ -72,18 +72,19 @@ def check_layout(spec: InputSpec, q: Heads, k: Heads, alone: bool) -> None:
     and agree in the other layout. `alone`: --layout decides of q only. `--heads` says that they are what they seem.
     """
     other, heads, key_heads = OTHER.get(q.layout), len(q) // q.batch, len(k) // k.batch
-    if other is None or spec.heads is not None or None in (q.rows, k.rows) or q.rows == k.rows:
+    rows, keys = q.rows, k.rows
+    if other is None or spec.heads is not None or rows is None or keys is None or rows == keys:
         return
-    if heads > q.rows and heads == k.rows and q.rows % key_heads == 0:
+    if heads > rows and heads == keys and rows % key_heads == 0:
         turned = ", ".join(map(str, TURNED[len(other)]))
         mend = f"give --layout {other}" if alone else f"save it as {k.tensor.name} is: q.transpose({turned})"
-    elif k.layout == q.layout and key_heads > k.rows and heads == key_heads and q.rows % k.rows == 0:
+    elif k.layout == q.layout and key_heads > keys and heads == key_heads and rows % keys == 0:
         mend = f"give --layout {other}"
     else:
         return
     raise UsageError(
-        f"{q.tensor.name}: read as layout {q.layout} it has {heads} heads of {q.rows} rows, and {k.tensor.name} {key_heads} of "
-        f"{k.rows}; read as {other} it has {q.rows} heads of {heads} rows, and they agree; {mend} (or --heads {heads} if they "
+        f"{q.tensor.name}: read as layout {q.layout} it has {heads} heads of {rows} rows, and {k.tensor.name} {key_heads} of "
+        f"{keys}; read as {other} it has {rows} heads of {heads} rows, and they agree; {mend} (or --heads {heads} if they "
         "are right as they are)"
     )
 
@@ -94,7 +95,7 @@ def check_rows(heads: dict[str, Heads]) -> None:
         if part.rows == 0:
             raise InputMalformed(f"{part.tensor.name}: no rows, expected at least one")
     k, v = heads.get("k"), heads.get("v")
-    if k is not None and None not in (k.rows, v.rows) and k.rows != v.rows:
+    if k is not None and v is not None and None not in (k.rows, v.rows) and k.rows != v.rows:
         raise InputMalformed(
             f"{k.tensor.name} has {k.rows} rows and {v.tensor.name} {v.rows}; every key needs one "
             f"value (check --layout, or cut both with --rows)"
@@ -115,16 +116,18 @@ def with_ranges(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
     made: dict[tuple, RangeTensor] = {}
     ranged = {}
     for part, part_heads in heads.items():
-        if wanted[part] is None:
+        rows = wanted[part]
+        if rows is None:
             ranged[part] = part_heads
             continue
-        key = (id(part_heads.tensor), wanted[part])
+        key = (id(part_heads.tensor), rows)
         if key not in made:
-            made[key] = RangeTensor(part_heads.tensor, *wanted[part])
+            made[key] = RangeTensor(part_heads.tensor, *rows)
         ranged[part] = replace(part_heads, tensor=made[key])
     return ranged
 
 
 def range_notes(heads: Iterable[Heads]) -> list[str]:
     """What is to be said about ranges that reached beyond the end."""
-    return [note for part in heads if (note := getattr(part.tensor, "note", None))]
+    tensors = (part.tensor for part in heads)
+    return [tensor.note for tensor in tensors if isinstance(tensor, RangeTensor) and tensor.note]

@@ -12,7 +12,7 @@ from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.rows.tensors.sequences import Sequences
-from streamattn_cli.rows.tensors.tensor import BatchTensor, check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_seekable
 
 
 class SequenceTensor:
@@ -23,7 +23,7 @@ class SequenceTensor:
 
     seekable = True
 
-    def __init__(self, base: BatchTensor, sequences: Sequences):
+    def __init__(self, base: RowTensor, sequences: Sequences):
         self.base, self.sequences = base, sequences
         self.name, self.path, self.dtype, self.width = base.name, base.path, base.dtype, base.width
         self.outer, self.rows = base.outer // len(sequences), sequences.rows
@@ -33,14 +33,14 @@ class SequenceTensor:
         """Buffers of the tensor underneath, and the borders of the sequences."""
         return self.base.held_bytes + self.sequences.edges.nbytes
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
-        check_buffer(self, buf)
-        count = max(0, min(buf.shape[1], self.rows - start))
+        check_buffer(self, buf, segment)
+        count: int = max(0, min(buf.shape[1], self.rows - start))
         for piece in self.sequences.pieces(start, start + count):
             into = buf[:, piece.first - start : piece.last - start]
             whole = into if into.flags.c_contiguous else np.empty(into.shape, into.dtype)
-            self.base.read_into(whole, piece.row, piece.number * self.outer)
+            self.base.read_into(whole, piece.row, piece.number * self.outer + (segment or 0))
             if whole is not into:
                 into[...] = whole
         return count
@@ -93,10 +93,10 @@ def _apart(heads: Heads, word: str | None, lengths: np.ndarray | None, made: dic
                 f"expected 0 to {heads.rows}, not all of them 0"
             )
     count = len(heads) // heads.batch
-    sequences = Sequences.of_batch(heads.batch, heads.rows, lengths)
+    sequences = Sequences.of_batch(heads.batch, heads.count, lengths)
     tensor = made.setdefault(id(heads.tensor), SequenceTensor(heads.tensor, sequences))
-    chosen = {"outer": heads.outer[:count], "column": heads.column[:count]}
-    return replace(heads, tensor=tensor, **chosen, batch=1, sequences=tensor.sequences)
+    outer, column = heads.outer[:count], heads.column[:count]
+    return replace(heads, tensor=tensor, outer=outer, column=column, batch=1, sequences=tensor.sequences)
 
 
 def _packed(word: str, starts: np.ndarray, heads: dict[str, Heads]) -> dict[str, Heads]:

@@ -16,7 +16,7 @@ from streamattn_cli.rows.targets import split_target
 from streamattn_cli.rows.tensors.concat import ConcatTensor, files_of
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.ranges import RangeTensor
-from streamattn_cli.rows.tensors.tensor import RowTensor, row_bytes
+from streamattn_cli.rows.tensors.tensor import RowTensor, row_bytes, row_count
 
 EDGE_ROWS = 64  # first and last rows that are always looked at
 _BLOCK_BYTES = 4 << 20
@@ -36,16 +36,17 @@ def identity(tensor: RowTensor, whole: bool = False) -> dict[str, str]:
     found = {"dtype": tensor.dtype, "outer": str(tensor.outer), "width": str(tensor.width)}
     if not tensor.seekable:
         return found | {"kind": "pipe"}
-    found |= {"kind": "file", "rows": str(tensor.rows), "first": _digest(tensor, 0, min(EDGE_ROWS, tensor.rows))}
-    found["last"] = _digest(tensor, max(0, tensor.rows - EDGE_ROWS), tensor.rows)
+    rows = row_count(tensor)
+    found |= {"kind": "file", "rows": str(rows), "first": _digest(tensor, 0, min(EDGE_ROWS, rows))}
+    found["last"] = _digest(tensor, max(0, rows - EDGE_ROWS), rows)
     if isinstance(tensor, SequenceTensor) and isinstance(tensor.base, RangeTensor):
-        found["range"] = f"{tensor.base.first}:{tensor.base.first + tensor.base.rows}"
+        found["range"] = f"{tensor.base.first}:{tensor.base.first + row_count(tensor.base)}"
     path = tensor.path
     if path is not None:
         *_, size, modified = _state(path)
         found |= {"size": str(size), "modified_ns": str(modified), "name": name_of(tensor)}
     if whole:
-        found["all"] = _digest(tensor, 0, tensor.rows)
+        found["all"] = _digest(tensor, 0, rows)
     return found
 
 
@@ -69,7 +70,7 @@ def identity_of(heads: Heads, whole: bool = False, tensor: RowTensor | None = No
 
 def file_states(tensors: Iterable[RowTensor]) -> dict[str, tuple[int, ...]]:
     """Device, inode, size and time of modification of every file that rows are read from."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for tensor in tensors:
         for part in files_of(tensor):
             base = part
@@ -117,13 +118,13 @@ def refuse_inputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
     """
     read = {}
     for word in inputs:
-        for name in () if word in (None, "-") else (word, word.rpartition(":")[0]):
-            if os.path.isfile(name):
-                status = os.stat(name)
-                read[status.st_dev, status.st_ino] = name
-    for word in outputs:
-        name = word and split_target(word)[0]
-        if name in (None, "-") or not os.path.isfile(name):
+        for file in () if word is None or word == "-" else (word, word.rpartition(":")[0]):
+            if os.path.isfile(file):
+                status = os.stat(file)
+                read[status.st_dev, status.st_ino] = file
+    for output in outputs:
+        name = output and split_target(output)[0]
+        if not name or name == "-" or not os.path.isfile(name):
             continue
         status = os.stat(name)
         same = read.get((status.st_dev, status.st_ino))

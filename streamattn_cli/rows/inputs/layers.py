@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from streamattn_cli.errors import InputMissing, UsageError
 from streamattn_cli.rows.formats.names import layer_groups
@@ -29,7 +30,7 @@ def layers_of(spec: InputSpec) -> list[Layer]:
     words = {name: word for name in ("input", "q", "k", "v") if (word := getattr(spec, name))}
     patterns = {name: word for name, word in words.items() if PLACE in word}
     there = _by_files(spec, patterns) if patterns else _by_groups(spec)
-    chosen = [number for number in there if wanted(spec.layer, number, f"--layer {spec.layer}")]
+    chosen = [number for number in there if wanted(spec.layer or "all", number, f"--layer {spec.layer}")]
     if not chosen:
         listed = ", ".join(map(str, list(there)[:SHOWN])) + (", ..." if len(there) > SHOWN else "")
         raise InputMissing(
@@ -65,7 +66,7 @@ def _by_groups(spec: InputSpec) -> dict[int, Layer]:
         raise UsageError(f"{spec.input}: --layer {spec.layer}: it is one array; layers are found by names in .h5, .npz, .pt and "
                          f"safetensors, or by {PLACE} in the name of a file")  # fmt: skip
     parts = tuple(part for part in "qkv" if getattr(spec, part) is None)
-    groups = layer_groups(place.format.names(place.path), parts)
+    groups = layer_groups(place.held.names(place.path), parts)
     return {number: Layer(number, group, replace(spec, group=group, layer=None)) for number, group in groups.items()}
 
 
@@ -75,10 +76,8 @@ def _by_files(spec: InputSpec, patterns: dict[str, str]) -> dict[int, Layer]:
     like = re.compile(re.escape(head) + r"(\d+)" + re.escape(tail.partition(":")[0] if not glob.glob(first) else tail))
     names = glob.glob(glob.escape(head) + "*" + glob.escape(tail.partition(":")[0]))
     numbers = {int(found[1]): found[1] for name in names if (found := like.fullmatch(name))}
-    return {
-        number: Layer(
-            number, str(number),
-            replace(spec, layer=None, **{name: word.replace(PLACE, typed) for name, word in patterns.items()}),
-        )
-        for number, typed in sorted(numbers.items())
-    }  # fmt: skip
+    layers = {}
+    for number, typed in sorted(numbers.items()):
+        words: dict[str, Any] = {name: word.replace(PLACE, typed) for name, word in patterns.items()}
+        layers[number] = Layer(number, str(number), replace(spec, layer=None, **words))
+    return layers

@@ -63,14 +63,15 @@ def _read(path: str, inside: str, option: str, kind: Callable[[str], int | float
         raise UsageError(f"{option} {path}: numbers are read from .npy, .npz, .h5 and .txt; save them so, or type them")
     try:
         found = np.load(path, allow_pickle=False, mmap_mode="r" if form == "npy" else None)
-        if form == "npy":
+        if isinstance(found, np.ndarray):
             return found
         with found:
             if inside not in found:
                 raise InputMissing(
                     f"{path}: no array {inside or '(name it: FILE:NAME)'}; there are: {', '.join(found)}"
                 )
-            return found[inside]
+            member: np.ndarray = found[inside]
+            return member
     except (OSError, ValueError, EOFError) as error:
         raise InputMalformed(f"{path}: unreadable: {error}") from error
 
@@ -86,7 +87,8 @@ def _of_hdf5(path: str, inside: str, option: str) -> np.ndarray:
             )
         if file[inside].size > MOST:
             raise InputMalformed(f"{path}:{inside}: {file[inside].size} numbers for {option}, expected at most {MOST}")
-        return file[inside][()]
+        numbers: np.ndarray = file[inside][()]
+        return numbers
 
 
 def _checked(found: np.ndarray, word: str, option: str) -> np.ndarray:

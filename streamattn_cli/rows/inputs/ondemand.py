@@ -26,11 +26,12 @@ class OpenFiles:
 
     def put_away(self, spec: InputSpec, inputs: Inputs, files: int) -> Inputs:
         """Close an input, one of `files`, and give one that opens it again when a row is read."""
-        number, made = len(self._specs), {}
+        number = len(self._specs)
+        made: dict[int, OnDemand] = {}
         self._specs.append(spec)
 
         def later(part: str) -> Heads:
-            heads = getattr(inputs, part)
+            heads = inputs.heads[part]
             tensor = made.setdefault(id(heads.tensor), OnDemand(self, number, part, heads.tensor, self.most / files))
             return replace(heads, tensor=tensor)
 
@@ -47,7 +48,7 @@ class OpenFiles:
             spec = self._specs[number]
             self._open[number] = open_inputs(spec, need_q=spec.own_queries)
         self._open.move_to_end(number)
-        return getattr(self._open[number], part).tensor
+        return self._open[number].heads[part].tensor
 
     def close(self) -> None:
         """Close all files."""
@@ -66,9 +67,9 @@ class OnDemand:
         self.outer, self.width, self.rows = tensor.outer, tensor.width, tensor.rows
         self.held_bytes = int(tensor.held_bytes * share) + 1
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
-        return self._again().read_into(buf, start)
+        return self._again().read_into(buf, start, segment)
 
     def peek(self, n: int) -> np.ndarray:
         """See RowTensor."""

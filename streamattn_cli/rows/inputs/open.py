@@ -28,7 +28,7 @@ from streamattn_cli.rows.tensors.heads import (
 )
 from streamattn_cli.rows.tensors.layout import LAYOUTS, Extent, extent, infer, infer_query, layout_word, show
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import RowTensor
+from streamattn_cli.rows.tensors.tensor import PartlyStored, RowTensor
 
 _AXES = {"B": "batches", "T": "rows", "H": "heads", "D": "items", "C": "heads x items"}
 
@@ -49,6 +49,11 @@ class Inputs:
         """q, k and v, where all of them were asked for."""
         assert self.q and self.k and self.v, "opened without one of q, k and v"
         return self.q, self.k, self.v
+
+    @property
+    def heads(self) -> dict[str, Heads]:
+        """Those that were asked for, by their letters."""
+        return {part: heads for part, heads in (("q", self.q), ("k", self.k), ("v", self.v)) if heads is not None}
 
     def close(self) -> None:
         """Close all files."""
@@ -78,7 +83,7 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True, apar
         if apart:
             heads = in_sequences(spec, heads)
         q, k, v = (heads.get(part) for part in ("q", "k", "v"))
-        if spec.select is not None:
+        if spec.select is not None and k is not None and v is not None:
             q, k, v = select(q, k, v, spec.select)
         notes = dict.fromkeys([*opening.notes, *range_notes(heads.values())])
         return Inputs(q, k, v, opening.attrs, tuple(notes), stack.pop_all())
@@ -135,7 +140,7 @@ class _Opening:
                 self._packed[part] = self._stream(word, part)
             else:
                 self._plain[part] = self._keep(arrays.single(place, word, part, self._dtype), place.note)
-        if rest:
+        if rest and self._spec.input is not None:
             self._gather_input(self._spec.input, rest)
 
     def _check_words(self, words: dict[str, str], rest: tuple[str, ...]) -> None:
@@ -159,7 +164,7 @@ class _Opening:
         record = self._record(word, rest)
         if place is None or place.kind == "pipe":
             self._packed[record] = self._stream(word, record)
-        elif place.kind == "raw":
+        elif place.kind == "raw" and self._raw is not None:
             self._packed[record] = arrays.raw_file(place.path, self._raw, self._raw_width(word, record))
         else:
             stored = self._keep(arrays.single(place, word, None, self._dtype), place.note)
@@ -216,16 +221,15 @@ class _Opening:
     def _open(self, stored: Stored, shape: Extent, part: str = "k") -> RowTensor:
         tensor = stored.open(replace(shape, apart=self._apart))
         self._stack.callback(tensor.close)
-        missing = getattr(tensor, "missing", [])
-        if missing:
-            count = sum(last - first for first, last in missing)
+        if isinstance(tensor, PartlyStored) and tensor.missing:
+            count = sum(last - first for first, last in tensor.missing)
             tensor.missing_allowed = self._spec.missing == "zeros"
             if tensor.missing_allowed:
                 self.notes.append(
                     f"{stored.name}: {count} rows are not stored and are zeros or the file's fill value (--missing zeros)"
                 )
             elif not (self._spec.rows or (part == "q" and self._spec.q_rows)):  # else: as soon as one is read
-                tensor.refuse_missing(missing[0][0], count)
+                tensor.refuse_missing(tensor.missing[0][0], count)
         return tensor
 
     def _whole(self, stored: Stored, shape: Extent, part: str) -> Heads:
@@ -266,7 +270,13 @@ class _Opening:
     def _check_record(self, stored: Stored, record: str) -> None:
         """Refuse one array of a file for several parts where nothing says that its rows are packed: it may be one of them."""
         spec = self._spec
-        if not stored.packed and stored.shape[0] is not None and len(record) > 1 and spec.record is spec.dim is None:
+        if (
+            not stored.packed
+            and stored.shape[0] is not None
+            and len(record) > 1
+            and spec.record is None
+            and spec.dim is None
+        ):
             raise UsageError(
                 f"{stored.name}: one array {show(stored.shape)} for {', '.join(record)}; give --record {record} if every row "
                 f"of it holds them side by side, or a file for each: {' '.join(f'--{part} FILE' for part in record)}"
@@ -295,8 +305,8 @@ class _Opening:
         unclear = {part: stored for part, stored in self._plain.items() if part not in layouts}
         if not unclear:
             return layouts
-        keys = (len(packed_keys), packed_keys.dim) if packed_keys else (self._spec.kv_heads, self._spec.dim)
-        if list(self._plain) == ["q"] and None not in keys:
+        keys = self._known_keys(packed_keys)
+        if list(self._plain) == ["q"] and keys is not None:
             q = unclear["q"]
             word = infer_query(q.shape, q.name, *keys, self._spec.like)
         else:
@@ -307,15 +317,23 @@ class _Opening:
             self.notes.append(f"{stored.name}: {show(stored.shape)} is read as layout {layouts[part]} ({axes})")
         return layouts
 
-    def _infer(self, unclear: dict[str, Stored], keys: tuple[int | None, int | None]) -> str:
+    def _known_keys(self, packed: Heads | None) -> tuple[int, int] | None:
+        """Number and dim of the key heads, where both are known without their layout."""
+        if packed is not None:
+            return len(packed), packed.dim
+        heads, dim = self._spec.kv_heads, self._spec.dim
+        return None if heads is None or dim is None else (heads, dim)
+
+    def _infer(self, unclear: dict[str, Stored], keys: tuple[int, int] | None) -> str:
         """The layout of these arrays; where it is not clear, key heads of known number and dim (`keys`) tell it, or queries
         beside them that nobody asked for."""
         try:
             return infer({p: s.shape for p, s in unclear.items()}, {p: s.name for p, s in unclear.items()})
         except UsageError:
-            if "k" in unclear and None not in keys:
+            if "k" in unclear and keys is not None:
                 return infer_query(unclear["k"].shape, unclear["k"].name, *keys, self._spec.like)
-            place = None if self._spec.input in (None, "-") or "q" in self._parts else find(self._spec.input)
+            word = self._spec.input
+            place = None if word is None or word == "-" or "q" in self._parts else find(word)
             if place is None or not place.names_arrays or place.inside:
                 raise
             try:
@@ -328,7 +346,7 @@ class _Opening:
     def _fused(self, stored: Stored, part: str) -> str:
         """An array of two axes is TC if the user gives more than one head, or a dim shorter than a row."""
         heads, dim = self._expected(part)
-        return "TC" if (heads or 1) > 1 or (dim is not None and dim < stored.shape[1]) else "TD"
+        return "TC" if (heads or 1) > 1 or (dim is not None and dim < stored.sizes[1]) else "TD"
 
     def _expected(self, part: str) -> tuple[int | None, int | None]:
         """(heads, dim) of a part as the user gave them."""
@@ -346,9 +364,9 @@ class _Opening:
     def _fewer_heads(self, stored: Stored, part: str) -> str:
         """The --kv-heads that fit keys or values to the query heads, as an advice; nothing where there is none."""
         spec, q = self._spec, self._plain.get("q")
-        if part == "q" or q is None or not spec.heads or spec.kv_heads or q.shape[-1] % spec.heads:
+        if part == "q" or q is None or not spec.heads or spec.kv_heads or q.sizes[-1] % spec.heads:
             return ""
-        dim = (spec.value_dim or spec.dim if part == "v" else spec.dim) or q.shape[-1] // spec.heads
-        count, rest = divmod(stored.shape[-1], dim)
+        dim = (spec.value_dim or spec.dim if part == "v" else spec.dim) or q.sizes[-1] // spec.heads
+        count, rest = divmod(stored.sizes[-1], dim)
         fits = count and not rest and not spec.heads % count
         return f"; with heads of {dim} as in {q.name} there are {count}: give --kv-heads {count}" if fits else ""

@@ -11,7 +11,7 @@ import numpy as np
 from streamattn_cli.rows.inputs.paths import Place
 from streamattn_cli.rows.tensors.layout import Extent, show
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import BatchTensor, check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_seekable
 
 NAME = "kv_cache"
 
@@ -21,15 +21,15 @@ class HalfTensor:
 
     seekable = True
 
-    def __init__(self, base: BatchTensor, half: int, name: str):
+    def __init__(self, base: RowTensor, half: int, name: str):
         self.name, self.path, self.dtype, self.width = name, base.path, base.dtype, base.width
         self.outer, self.rows, self.held_bytes = base.outer // 2, base.rows, base.held_bytes
         self._base, self._first = base, half * (base.outer // 2)
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
-        check_buffer(self, buf)
-        return self._base.read_into(buf, start, self._first)
+        check_buffer(self, buf, segment)
+        return self._base.read_into(buf, start, self._first + (segment or 0))
 
     def peek(self, n: int) -> np.ndarray:
         """See RowTensor."""
@@ -42,12 +42,12 @@ class HalfTensor:
 
 def packed_cache(place: Place, group: str | None, wanted: str | None) -> Stored | None:
     """The array of a file that is a packed cache, of the group if there are several; None where there is not one."""
-    names = list(filter(_is_cache, place.format.names(place.path)))
+    names = list(filter(_is_cache, place.held.names(place.path)))
     if group is not None:
         names = [name for name in names if group_of(name) == group.strip("/").replace("/", ".")]
     if len(names) != 1:
         return None
-    return place.format.arrays(place.path, {"cache": names[0]}, wanted)["cache"]
+    return place.held.arrays(place.path, {"cache": names[0]}, wanted)["cache"]
 
 
 def cache_groups(names: list[str]) -> list[str]:
@@ -70,7 +70,7 @@ def halves(stored: Stored) -> dict[str, Stored] | None:
     if stored.shape[0] != 2 or len(stored.shape) not in (3, 4) or stored.scale:
         return None
 
-    def opening(half: int, name: str) -> Callable[[Extent], HalfTensor]:
+    def opening(half: int, name: str) -> Callable[[Extent], RowTensor]:
         def open_(extent: Extent) -> HalfTensor:
             both = replace(extent, layout="B" + extent.layout, outer=2 * extent.outer, batch=2, apart=True)
             return HalfTensor(stored.open(both), half, name)

@@ -34,6 +34,11 @@ class Place:
         return None if self.kind in ("raw", "pipe") else registry.find(self.kind)
 
     @property
+    def held(self) -> Format:
+        """The format of a file that is known to have one."""
+        return registry.find(self.kind)
+
+    @property
     def names_arrays(self) -> bool:
         """Whether its arrays have names."""
         return self.format is not None and not self.format.unnamed

@@ -40,7 +40,7 @@ def with_scale(stored: Stored, held: Format, path: str, name: str, part: str | N
         )
     if found:
         array = held.arrays(path, {"scale": found[0]}, None)["scale"]
-        return replace(stored, scale=Scale(array.name, array.shape, _checked(array.name, _read(array), stored.dtype)))
+        return replace(stored, scale=Scale(array.name, array.sizes, _checked(array.name, _read(array), stored.dtype)))
     if told:
         try:
             values = np.atleast_1d(np.asarray(stored.attrs[told[0]], np.float64))
@@ -54,13 +54,14 @@ def with_scale(stored: Stored, held: Format, path: str, name: str, part: str | N
 
 def _read(array: Stored) -> np.ndarray:
     """All numbers of a small array."""
-    if prod(array.shape) > MOST:
+    shape = array.sizes
+    if prod(shape) > MOST:
         raise InputMalformed(
-            f"{array.name}: a scale of shape {show(array.shape)} found, expected one number or one for each head"
+            f"{array.name}: a scale of shape {show(shape)} found, expected one number or one for each head"
         )
-    first, rest = (array.shape or (1,))[0], prod(array.shape[1:])
+    first, rest = (shape or (1,))[0], prod(shape[1:])
     items = np.empty((1, first, rest), DTYPES[array.dtype].holder)
-    tensor = array.open(Extent("T" + "D" * (len(array.shape) - 1), 1, first, rest, 1, 1, rest))
+    tensor = array.open(Extent("T" + "D" * (len(shape) - 1), 1, first, rest, 1, 1, rest))
     try:
         tensor.read_into(items, 0)
     finally:

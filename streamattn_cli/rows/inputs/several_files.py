@@ -7,6 +7,7 @@ import os
 import re
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.inputs.checks import check_rows, range_notes, with_ranges
@@ -32,9 +33,10 @@ def open_stream(spec: InputSpec, need_q: bool = False) -> Inputs:
         opened = _open_all(specs, need_q, stack)
         attrs = _same_attributes(specs, opened)
         made: dict[tuple[int, ...], ConcatTensor] = {}
-        heads = {part: _joined([getattr(inputs, part) for inputs in opened], made) for part in "kv"}
+        heads = {part: _joined([inputs.heads[part] for inputs in opened], made) for part in "kv"}
         if need_q:
-            heads["q"] = _joined([inputs.q for inputs in opened], made) if spec.own_queries else opened[0].q
+            queries = [inputs.heads["q"] for inputs in (opened if spec.own_queries else opened[:1])]
+            heads["q"] = _joined(queries, made) if spec.own_queries else queries[0]
         heads = with_ranges(spec if spec.own_queries else replace(spec, q_rows=None), heads)
         check_rows(heads)
         order = f"{len(specs)} files are one stream, in this order: {_named(specs)}"
@@ -59,13 +61,13 @@ def with_own_queries(spec: InputSpec) -> InputSpec:
 
 
 def _holds_queries(spec: InputSpec) -> bool:
-    if spec.input in (None, "-"):
+    if spec.input is None or spec.input == "-":
         return False
     place = find(spec.input, raw=spec.raw is not None)
     if not place.names_arrays or place.inside:
         return place.kind != "pipe" and "q" in (spec.record or "")
     try:
-        place.format.arrays(place.path, place.format.parts(place.path, ("q",), spec.group), None)
+        place.held.arrays(place.path, place.held.parts(place.path, ("q",), spec.group), None)
     except (InputMissing, InputMalformed):
         return False
     return True
@@ -79,7 +81,7 @@ def single_files(spec: InputSpec) -> list[InputSpec]:
     words = {"input": _files(spec.input, *spec.more), "k": _files(spec.k), "v": _files(spec.v)}
     count = max(map(len, words.values()), default=0)
     if count <= 1:
-        one = {part: found[0] for part, found in words.items() if found}
+        one: dict[str, Any] = {part: found[0] for part, found in words.items() if found}
         return [replace(spec, more=(), **one)]
     for part, found in words.items():
         if found and len(found) != count:
@@ -89,27 +91,30 @@ def single_files(spec: InputSpec) -> list[InputSpec]:
             )
     if "-" in (word for found in words.values() for word in found):
         raise UsageError("standard input (-) cannot be one of several files of a stream")
-    return [
-        replace(spec, more=(), rows=None, q_rows=spec.q_rows if at == 0 else None,
-                q=spec.q if at == 0 else None, **{part: found[at] for part, found in words.items() if found})
-        for at in range(count)
-    ]  # fmt: skip
+    singles = []
+    for at in range(count):
+        own: dict[str, Any] = {part: found[at] for part, found in words.items() if found}
+        if at:
+            own |= {"q": None, "q_rows": None}
+        singles.append(replace(spec, more=(), rows=None, **own))
+    return singles
 
 
 def absolute(spec: InputSpec) -> InputSpec:
     """The same files, by names that hold in other folders, for workers that run elsewhere."""
 
-    def full(word: str | None) -> str | None:
-        return word if word in (None, "-") else os.path.abspath(word)
+    def full(word: str) -> str:
+        return word if word == "-" else os.path.abspath(word)
 
-    def there(word: str | None) -> str | None:
+    def there(word: str) -> str:
         """The same of what may be numbers, or the name of a dataset."""
         return full(word) if word and any(map(os.path.lexists, (word, word.rpartition(":")[0]))) else word
 
-    more, parts = tuple(map(full, spec.more)), {part: full(getattr(spec, part)) for part in "qkv"}
-    return replace(
-        spec, input=full(spec.input), more=more, lengths=there(spec.lengths), starts=there(spec.starts), **parts
-    )
+    named: dict[str, Any] = {
+        part: full(word) for part in ("input", *"qkv") if (word := getattr(spec, part)) is not None
+    }
+    named |= {part: there(word) for part in ("lengths", "starts") if (word := getattr(spec, part)) is not None}
+    return replace(spec, more=tuple(map(full, spec.more)), **named)
 
 
 def _files(*words: str | None) -> list[str]:
@@ -142,9 +147,8 @@ def _open_all(specs: list[InputSpec], need_q: bool, stack: ExitStack) -> list[In
         stack.callback(pool.close)
     found = []
     for at, one in enumerate(specs):
-        keep = pool is None or (need_q and at == 0 and not one.own_queries)
         inputs = open_inputs(one, need_q=need_q and (at == 0 or one.own_queries))
-        if keep:
+        if pool is None or (need_q and at == 0 and not one.own_queries):
             stack.enter_context(inputs)
         else:
             inputs = pool.put_away(one, inputs, len(specs))
@@ -156,7 +160,7 @@ def _same_attributes(specs: list[InputSpec], opened: list[Inputs]) -> dict:
     """What the files say about themselves; InputMalformed where two of them say different things."""
     told: dict[str, tuple[object, str]] = {}
     for spec, inputs in zip(specs, opened, strict=True):
-        name = spec.input or spec.k
+        name = spec.input or spec.k or "-"
         for key, value in inputs.attrs.items():
             before, where = told.setdefault(key, (value, name))
             if before != value:
@@ -187,5 +191,5 @@ def _joined(parts: list[Heads], made: dict[tuple[int, ...], ConcatTensor]) -> He
 
 
 def _named(specs: list[InputSpec]) -> str:
-    names = [spec.input or spec.k for spec in specs]
+    names = [spec.input or spec.k or "-" for spec in specs]
     return ", ".join(names if len(names) <= 4 else [*names[:2], "...", names[-1]])

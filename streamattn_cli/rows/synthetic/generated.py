@@ -125,9 +125,9 @@ class SyntheticTensor:
         scratch = 24 * max(SCRATCH_PAIRS, self.width)
         return scratch + (12 * max(NARROW_ENTRIES, self.width) if self._narrow else 0)
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
-        check_buffer(self, buf)
+        check_buffer(self, buf, segment)
         rows: int = max(0, min(buf.shape[1], self.rows - start))
         out = buf[0, :rows]
         if not self._narrow:

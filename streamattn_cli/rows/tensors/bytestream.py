@@ -10,6 +10,7 @@ from typing import BinaryIO
 from streamattn_cli.errors import InputMissing
 
 _NONE, _CLOSED = -1, -2  # instead of a descriptor
+_PIECE = 1 << 16  # bytes that are asked for at once where there is none
 
 
 class ByteStream:
@@ -44,7 +45,9 @@ class ByteStream:
 
     def _read(self, view: memoryview) -> int:
         if self._fd == _NONE:
-            return self._file.readinto(view)
+            found = self._file.read(min(len(view), _PIECE))
+            view[: len(found)] = found
+            return len(found)
         while self._fd != _CLOSED:
             try:
                 return os.readv(self._fd, [view])

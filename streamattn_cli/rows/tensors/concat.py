@@ -10,7 +10,7 @@ import numpy as np
 
 from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.tensors.ranges import RangeTensor
-from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_seekable, row_count
 
 
 class ConcatTensor:
@@ -34,7 +34,7 @@ class ConcatTensor:
         self.parts = tuple(parts)
         self.name = f"{one.name} ... {parts[-1].name}"
         self.outer, self.width, self.dtype = one.outer, one.width, one.dtype
-        self.starts = [0, *accumulate(part.rows for part in parts)]
+        self.starts = [0, *accumulate(row_count(part) for part in parts)]
         self.rows = self.starts.pop()
 
     @property
@@ -42,19 +42,20 @@ class ConcatTensor:
         """Buffers of all parts."""
         return sum(part.held_bytes for part in self.parts)
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
-        check_buffer(self, buf)
-        want, done = max(0, min(buf.shape[1], self.rows - start)), 0
+        check_buffer(self, buf, segment)
+        want: int = max(0, min(buf.shape[1], self.rows - start))
+        done = 0
         while done < want:
             at = bisect_right(self.starts, start + done) - 1
             part, row = self.parts[at], start + done - self.starts[at]
-            n = min(want - done, part.rows - row)
-            if n == buf.shape[1] or (self.outer == 1 and n):  # the rows lie side by side in the caller's buffer
-                part.read_into(buf[:, done : done + n], row)
+            n = min(want - done, row_count(part) - row)
+            if n == buf.shape[1] or (len(buf) == 1 and n):  # the rows lie side by side in the caller's buffer
+                part.read_into(buf[:, done : done + n], row, segment)
             elif n:
-                piece = np.empty((self.outer, n, self.width), buf.dtype)
-                part.read_into(piece, row)
+                piece = np.empty((len(buf), n, self.width), buf.dtype)
+                part.read_into(piece, row, segment)
                 buf[:, done : done + n] = piece
             done += n
         return want
@@ -75,9 +76,11 @@ def files_of(tensor: RowTensor) -> list[RowTensor]:
         return list(tensor.parts)
     if not isinstance(tensor, RangeTensor) or not isinstance(tensor.base, ConcatTensor):
         return [tensor]
-    found, first, stop = [], tensor.first, tensor.first + tensor.rows
+    found: list[RowTensor] = []
+    first, stop = tensor.first, tensor.first + row_count(tensor)
     for at, part in zip(tensor.base.starts, tensor.base.parts, strict=True):
-        a, b = max(first - at, 0), min(stop - at, part.rows)
+        rows = row_count(part)
+        a, b = max(first - at, 0), min(stop - at, rows)
         if a < b:
-            found.append(part if (a, b) == (0, part.rows) else RangeTensor(part, a, b))
+            found.append(part if (a, b) == (0, rows) else RangeTensor(part, a, b))
     return found

@@ -24,7 +24,7 @@ class FileTensor:
 
     def __init__(self, path: str, offset: int, extent: Extent, dtype: str, name: str | None = None):
         self.name = name or path
-        self.outer, self.rows, self.width, self.dtype = extent.outer, extent.rows, extent.width, dtype
+        self.outer, self.rows, self.width, self.dtype = extent.outer, extent.count, extent.width, dtype
         self.path = path
         self._offset = offset
         self._row = extent.width * DTYPES[dtype].itemsize
@@ -51,7 +51,7 @@ class FileTensor:
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
         check_buffer(self, buf, segment)
-        count = max(0, min(buf.shape[1], self.rows - start))
+        count: int = max(0, min(buf.shape[1], self.rows - start))
         if count * self._row:
             for at, rows in enumerate(buf, segment or 0):
                 view = memoryview(rows).cast("B")[: count * self._row]

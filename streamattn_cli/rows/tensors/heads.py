@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.spec import RECORDS
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.sequences import Sequences
-from streamattn_cli.rows.tensors.tensor import RowTensor
+from streamattn_cli.rows.tensors.tensor import RowTensor, row_count
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Heads:
     @property
     def count(self) -> int:
         """Rows of a tensor that says how many it has."""
-        assert self.tensor.rows is not None, f"{self.tensor.name} does not say how many rows it has"
-        return self.tensor.rows
+        return row_count(self.tensor)
 
     @property
     def several(self) -> Sequences:
@@ -191,6 +191,10 @@ def group_size(q: Heads, k: Heads) -> int:
     return len(q) // len(k)
 
 
+@overload
+def select(q: Heads, k: Heads, v: Heads, chosen: Sequence[int]) -> tuple[Heads, Heads, Heads]: ...
+@overload
+def select(q: None, k: Heads, v: Heads, chosen: Sequence[int]) -> tuple[None, Heads, Heads]: ...
 def select(q: Heads | None, k: Heads, v: Heads, chosen: Sequence[int]) -> tuple[Heads | None, Heads, Heads]:
     """Keep the chosen key heads, and all query heads of their groups. UsageError for unknown or repeated heads."""
     there = len(k)

@@ -43,6 +43,12 @@ class Extent:
             return None
         return replace(self, layout=OTHER[self.layout], outer=self.batch, width=self.heads * self.dim)
 
+    @property
+    def count(self) -> int:
+        """T of an array that says how many rows it has."""
+        assert self.rows is not None, f"an array of layout {self.layout} does not say how many rows it has"
+        return self.rows
+
     def head_places(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(outer index, first column) of every head b * heads + h."""
         places = [
@@ -67,7 +73,7 @@ def extent(shape: Shape, layout: str, name: str, heads: int | None = None, dim: 
             f"{name}: layout {layout} has {len(layout)} axes, found shape {show(shape)}; "
             f"give --layout {' or '.join(w for w in LAYOUTS if len(w) == len(shape)) or layout}"
         )
-    size = dict(zip(layout, shape, strict=True))
+    size = _sizes(shape, layout)
     for letter, items in size.items():
         if letter != "T" and not items:
             raise InputMalformed(f"{name}: shape {show(shape)} read as {layout} has an empty axis {letter}")
@@ -76,23 +82,28 @@ def extent(shape: Shape, layout: str, name: str, heads: int | None = None, dim: 
     at = layout.index("T")
     return Extent(
         layout=layout,
-        outer=prod(shape[:at]),
+        outer=prod(size[letter] for letter in layout[:at]),
         rows=shape[at],
-        width=prod(shape[at + 1 :]),
+        width=prod(size[letter] for letter in layout[at + 1 :]),
         batch=size.get("B", 1),
         heads=size.get("H", 1),
         dim=size["D"],
     )
 
 
+def _sizes(shape: Shape, layout: str) -> dict[str, int]:
+    """Items along each axis; 0 rows where they are not known."""
+    return {letter: items or 0 for letter, items in zip(layout, shape, strict=True)}
+
+
 def split_fused(width: int, heads: int | None, dim: int | None, name: str) -> tuple[int, int]:
     """(heads, dim) of a fused axis of `width` items, from either or both."""
-    if heads is None and dim is None:
-        raise UsageError(
-            f"{name}: layout TC fuses the heads of {width} items; say how many with --heads "
-            f"(--kv-heads for keys and values)"
-        )
     if heads is None:
+        if dim is None:
+            raise UsageError(
+                f"{name}: layout TC fuses the heads of {width} items; say how many with --heads "
+                f"(--kv-heads for keys and values)"
+            )
         heads = width // dim
     found = width // heads if heads else 0
     if heads < 1 or heads * found != width or (dim is not None and found != dim):
@@ -140,14 +151,14 @@ def infer(shapes: Mapping[str, Shape], names: Mapping[str, str]) -> str:
 
 def _long(shapes: Mapping[str, Shape], layout: str) -> bool:
     """Whether this reading gives every array far more rows than heads, as arrays of tokens have."""
-    sizes = [dict(zip(layout, shape, strict=True)) for shape in shapes.values()]
+    sizes = [_sizes(shape, layout) for shape in shapes.values()]
     return all(size["T"] >= PLAUSIBLE * size["H"] for size in sizes)
 
 
 def _check_guess(shapes: Mapping[str, Shape], layout: str, listed: str) -> None:
     """Refuse to guess (UsageError) that q has as many heads as there are keys: more likely these are its rows, although they
     do not fit the key heads (where they do, checks.check_layout says what to do, of told layouts as well)."""
-    q, keys = (dict(zip(layout, shapes[part], strict=True)) for part in ("q", "k" if "k" in shapes else "v"))
+    q, keys = (_sizes(shapes[part], layout) for part in ("q", "k" if "k" in shapes else "v"))
     if q["H"] > q["T"] and q["H"] == keys["T"] and q["T"] % keys["H"]:
         raise UsageError(
             f"layout not clear from {listed}: read as {layout}, q would have {q['H']} heads of {q['T']} rows; give "
@@ -163,14 +174,11 @@ def infer_query(shape: Shape, name: str, key_heads: int, dim: int, like: str | N
     candidates = {3: ["THD", "HTD"], 4: ["BTHD", "BHTD"]}.get(len(shape))
     if candidates is None:
         raise InputMalformed(f"{name}: expected 2 to 4 axes, found shape {show(shape)}")
-    batches = (
-        shape[0] if len(shape) == 4 and shape[0] and key_heads % shape[0] == 0 else 1
-    )  # a sketch counts the heads of all batches
+    batches = shape[0] if len(shape) == 4 and shape[0] and key_heads % shape[0] == 0 else 1
+    each = key_heads // batches  # a sketch counts the heads of all batches
+    heads = {word: _sizes(shape, word)["H"] for word in candidates}
     fitting = [
-        word
-        for word in candidates
-        if shape[-1] == dim
-        and (shape[word.index("H")] % key_heads == 0 or shape[word.index("H")] % (key_heads // batches) == 0)
+        word for word in candidates if shape[-1] == dim and (heads[word] % key_heads == 0 or heads[word] % each == 0)
     ]
     plausible = [word for word in fitting if _long({"q": shape}, word)]
     alike = [word for word in fitting if like and word[-3:] == like[-3:]]
@@ -185,13 +193,15 @@ def infer_query(shape: Shape, name: str, key_heads: int, dim: int, like: str | N
 
 def _agree(shapes: Mapping[str, Shape], layout: str, shared_rows: bool) -> bool:
     """Whether the shapes of q, k, v make sense together in this layout."""
-    size = {part: dict(zip(layout, shape, strict=True)) for part, shape in shapes.items()}
+    size = {part: _sizes(shape, layout) for part, shape in shapes.items()}
     if not all(all(sizes.values()) for sizes in size.values()):
         return False
     keys = size.get("k") or size.get("v")
+    if keys is None:
+        return True
     if "v" in size and any(size["v"].get(axis) != keys.get(axis) for axis in "BHT"):
         return False
-    if "q" not in size or keys is None:
+    if "q" not in size:
         return True
     q = size["q"]
     if q["T"] != keys["T"] and (shared_rows or keys["T"] < keys["H"]):

@@ -21,7 +21,7 @@ class MemoryTensor:
         self.name = name
         self.dtype, _ = storage_of(array.dtype, name)
         self.extent = extent(array.shape, layout, name, heads)
-        self.outer, self.rows, self.width = self.extent.outer, self.extent.rows, self.extent.width
+        self.outer, self.rows, self.width = self.extent.outer, self.extent.count, self.extent.width
         contiguous = np.ascontiguousarray(array)
         self._array = contiguous.view(DTYPES[self.dtype].holder).reshape(self.outer, self.rows, self.width)
 
@@ -35,7 +35,7 @@ class MemoryTensor:
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
         check_buffer(self, buf, segment)
-        count = max(0, min(buf.shape[1], self.rows - start))
+        count: int = max(0, min(buf.shape[1], self.rows - start))
         first = segment or 0
         buf[:, :count] = self._array[first : first + len(buf), start : start + count]
         return count

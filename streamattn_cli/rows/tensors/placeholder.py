@@ -14,7 +14,7 @@ class AbsentTensor:
     name = "nothing"
     outer = 1
     width = 0
-    rows = None
+    rows: int | None = None
     seekable = True
     path = None
     held_bytes = 0
@@ -22,7 +22,7 @@ class AbsentTensor:
     def __init__(self, dtype: str):
         self.dtype = dtype
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """There is never a row."""
         return 0
 

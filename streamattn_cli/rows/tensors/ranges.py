@@ -11,6 +11,11 @@ from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_see
 _SKIP_BYTES = 1 << 18  # piece in which unwanted rows of a pipe are read
 
 
+def first_row(tensor: RowTensor) -> int:
+    """Which row of the tensor underneath is row 0 of this one."""
+    return tensor.first if isinstance(tensor, RangeTensor) else 0
+
+
 class RangeTensor:
     """Rows [first, stop) of another tensor; stop None means to its end, and so does one beyond it, which `note` then says.
 
@@ -49,13 +54,12 @@ class RangeTensor:
         """See RowTensor. InputMalformed if a pipe ends before the range does."""
         check_buffer(self, buf, segment)
         self._skip()
-        which = () if segment is None else (segment,)
         count = buf.shape[1] if self.rows is None else max(0, min(buf.shape[1], self.rows - start))
         if count == buf.shape[1]:
-            got = self.base.read_into(buf, self.first + start, *which)
+            got = self.base.read_into(buf, self.first + start, segment)
         else:
             part = np.empty((len(buf), count, self.width), buf.dtype)
-            got = self.base.read_into(part, self.first + start, *which)
+            got = self.base.read_into(part, self.first + start, segment)
             buf[:, :count] = part
         self._expect(got, count, start)
         return got

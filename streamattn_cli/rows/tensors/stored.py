@@ -31,3 +31,9 @@ class Stored:
     scale: Scale | None = None
     packed: bool = False  # it is known to hold keys and values side by side
     turned: Callable[[Extent], RowTensor] | None = None  # opens it where it is stored with rows and heads exchanged
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of an array that says how many rows it has."""
+        assert None not in self.shape, f"{self.name} does not say how many rows it has"
+        return tuple(size for size in self.shape if size is not None)

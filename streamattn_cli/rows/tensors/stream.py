@@ -77,7 +77,7 @@ class NpyRecords:
             return False
         self._record += 1
         raw = raw_header(lambda n: self._take(n, one), self._where())
-        if raw != self._raw:
+        if self._header is None or raw != self._raw:
             self._raw, self._header = raw, self._checked(parse_header(raw, self._where(), self._wanted))
         self._left = self._header.payload
         return True
@@ -137,12 +137,12 @@ class StreamTensor:
         """Bytes of peeked rows that wait to be read."""
         return self._kept.nbytes
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor."""
-        check_buffer(self, buf)
+        check_buffer(self, buf, segment)
         if start != self._next_row:
             raise ValueError(f"{self.name}: row {start} asked for, but a stream continues at row {self._next_row}")
-        taken = min(self._kept.shape[1], buf.shape[1])
+        taken: int = min(self._kept.shape[1], buf.shape[1])
         buf[:, :taken] = self._kept[:, :taken]
         if taken:
             self._kept = self._kept[:, taken:].copy()

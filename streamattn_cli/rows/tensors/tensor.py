@@ -48,8 +48,10 @@ class RowTensor(Protocol):
     def held_bytes(self) -> int:
         """Bytes of the tensor's own buffers (chunk cache, peeked rows)."""
 
-    def read_into(self, buf: np.ndarray, start: int) -> int:
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """Fill buf, C-contiguous (O, n, I) in storage dtype, with rows [start, start+n); return the rows read.
+
+        segment: buf is (m, n, I) for the m segments from this one on, those of one batch.
 
         Fewer than n only at the end of the tensor; then buf[:, :returned] holds them only if O == 1 or the tensor's
         `rows` is known and the caller asked for no more than there are. A tensor that is not seekable demands that
@@ -64,11 +66,21 @@ class RowTensor(Protocol):
         """Release files and buffers. May be called twice."""
 
 
-class BatchTensor(RowTensor, Protocol):
-    """A RowTensor of a file or of memory, which can be read batch by batch."""
+class PartlyStored:
+    """The base of a RowTensor, too, whose file may lack some of its rows: these are refused unless they are allowed."""
 
-    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor. segment: buf is (m, n, I) for the m segments of one batch, of which this is the first."""
+    missing: list[tuple[int, int]]  # rows [first, last) that no file stores, sorted
+    missing_allowed = False  # they are zeros, or what the file says
+
+    def refuse_missing(self, first: int, count: int) -> None:
+        """Raise InputMalformed for `count` such rows, `first` before others, unless they are allowed."""
+        raise NotImplementedError
+
+
+def row_count(tensor: RowTensor) -> int:
+    """Rows of a tensor that says how many it has."""
+    assert tensor.rows is not None, f"{tensor.name} does not say how many rows it has"
+    return tensor.rows
 
 
 def row_bytes(tensor: RowTensor) -> int:
@@ -92,7 +104,7 @@ def check_buffer(tensor: RowTensor, buf: np.ndarray, segment: int | None = None)
 
 def peek_seekable(tensor: RowTensor, n: int) -> np.ndarray:
     """`peek` of a seekable tensor of known length: read the first rows into a new array."""
-    count = max(0, min(n, tensor.rows))
+    count = max(0, min(n, row_count(tensor)))
     buf = np.empty((tensor.outer, count, tensor.width), DTYPES[tensor.dtype].holder)
     tensor.read_into(buf, 0)
     return buf

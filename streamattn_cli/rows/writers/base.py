@@ -31,6 +31,10 @@ class Writer:
         """All rows are there: make them durable, then visible under the final name, with `meta` (JSON-able) as
         attributes (.h5) or NAME.json (.npy). Raises OutputFailed."""
 
+    def finish(self) -> dict:
+        """All rows have been seen: what is kept of them (JSON-able), by an output that does not keep all."""
+        raise NotImplementedError
+
     def abort(self) -> None:
         """Leave nothing behind; does nothing after `commit`."""
 

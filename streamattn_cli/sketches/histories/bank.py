@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from streamattn_cli.sketches.partial import Partial
 def bank_spec(rows: int, dim: int, value_dim: int, storage: str) -> tuple[tuple[int, int], str]:
     """Shape and dtype of the array that a bank is made on."""
     return (rows, dim + value_dim), DTYPES[storage].holder
+
+
+Weigh = Callable[[int, np.ndarray], None]
 
 
 class Bank:
@@ -34,7 +39,7 @@ class Bank:
         get(self.rows[a:b], self.storage, k, c)
         return k.astype(np.float64), c.astype(np.float64)
 
-    def partial(self, count: int, work: dict, out: Partial, weigh=None) -> None:
+    def partial(self, count: int, work: dict, out: Partial, weigh: Weigh | None = None) -> None:
         """Answer the tile of queries in work["scaled"] over the first `count` rows.
 
         weigh(first, c) turns c (n, dv + 1) = [v, 1] of rows first.. into the coefficients, in place.
@@ -42,7 +47,7 @@ class Bank:
         out.clear()
         self.add_partial(count, work, out, weigh)
 
-    def add_partial(self, count: int, work: dict, out: Partial, weigh=None) -> None:
+    def add_partial(self, count: int, work: dict, out: Partial, weigh: Weigh | None = None) -> None:
         """As `partial`, beside what `out` has already."""
         low, high = work["everything"]
         low[:] = 0
@@ -62,6 +67,11 @@ class RowHistory(History):
     def __init__(self, params: Any, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         super().__init__(params, dim, value_dim, scale, dtype, state)
         self.bank = Bank(state["rows"], dim, params.storage)
+
+    @staticmethod
+    def reduced(params: Any, rows: int) -> Any:
+        """Settings with places for so few rows, where there are more."""
+        return replace(params, rows=rows) if rows <= params.rows else None
 
 
 def live(k: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

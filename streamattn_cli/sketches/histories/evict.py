@@ -132,16 +132,15 @@ class EvictHistory(RowHistory):
         s, theirs, mine = self.state, other.state, self.kept
         if s["held"][1] and theirs["held"][1]:
             s["normaliser"][:] = np.logaddexp(s["normaliser"], theirs["normaliser"])
-        if self.model:
+        if self.model and other.model:
             self.model.merge(other.model)
         later = other.held.load()
         k, c = (np.concatenate(both) for both in zip(self.held.load(), later, strict=True))
         mass = np.concatenate([s["mass"][:mine], theirs["mass"][: other.kept]])
         stay = self._stay(k, c, mass, max(0, len(k) - self.params.rows), min(self.params.recent, self.params.rows))
         self._keep(stay[:mine])
-        self._put(
-            *(x[stay[mine:]] for x in later), theirs["mass"][: other.kept][stay[mine:]] if len(s["mass"]) else None
-        )
+        new = stay[mine:]
+        self._put(later[0][new], later[1][new], theirs["mass"][: other.kept][new] if len(s["mass"]) else None)
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
@@ -169,7 +168,7 @@ class EvictHistory(RowHistory):
         of equal mass the later ones."""
         count, probes = len(k), int(self.state["held"][1])
         if self.model:
-            mass = self._expected(k, c)
+            mass = self._expected(self.model, k, c)
         elif probes:
             weights = self._logits(k) - self.state["normaliser"][:probes, None]
             mass = np.exp(weights, out=weights).sum(axis=0)
@@ -182,15 +181,18 @@ class EvictHistory(RowHistory):
 
     def _logits(self, k: np.ndarray) -> np.ndarray:
         """Logits (probes, n) of the known probes."""
-        return self.scale * self.state["probes"][: self.state["held"][1]].astype(np.float64) @ k.T
+        logits: np.ndarray = self.scale * self.state["probes"][: self.state["held"][1]].astype(np.float64) @ k.T
+        return logits
 
-    def _expected(self, k: np.ndarray, c: np.ndarray) -> np.ndarray:
+    def _expected(self, model: QueryModel, k: np.ndarray, c: np.ndarray) -> np.ndarray:
         """Log of each row's expected weight, relative to the mean key, times the length of its value (n,): METHODS.md (B10)."""
         factor, direction = np.empty((self.dim, self.dim), "f4"), np.empty(self.dim, "f4")
-        self.model.factor(factor, direction)
+        model.factor(factor, direction)
         along = self.scale * (k - k.mean(axis=0)) @ np.triu(factor).astype(np.float64).T  # s R^T k, of covariance R R^T
         length = np.linalg.norm(c[:, :-1], axis=1)
-        return along @ direction + 0.5 * (along * along).sum(axis=1) + np.log(np.maximum(length, 1e-30))
+        mean = along @ direction + 0.5 * (along * along).sum(axis=1)
+        expected: np.ndarray = mean + np.log(np.maximum(length, 1e-30))
+        return expected
 
 
 def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
@@ -220,7 +222,8 @@ def _micros(load: Load) -> float:
     known = 0 if load.causal else 0.4 * held
     if load.params.history.score == "expected":
         known = held * (0.5 + 2e-4 * load.dim * load.dim)
-    return load.answering(held) + load.full_groups(held) * (150 + known) + coded * load.rows / load.params.group
+    of_groups = load.full_groups(held) * (150 + known)
+    return float(load.answering(held) + of_groups + coded * load.rows / load.params.group)
 
 
 METHOD = Method(

@@ -23,6 +23,12 @@ class KeptRows:
         """How many rows are as they were stored: the newest."""
         return int(self.held[2] if self.coded else self.held[0])
 
+    @property
+    def rounded(self) -> CodedRows:
+        """The older rows, where they are in few bits."""
+        assert self.coded is not None, "all rows are as they are stored"
+        return self.coded
+
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """All rows as k (n, d) and c (n, dv + 1) = [v, 1], float64."""
         k, c = self.bank.load(0, self.plain)
@@ -30,7 +36,7 @@ class KeptRows:
         if not older:
             return k, c
         dtype = np.float64 if self.bank.storage == "f8" else np.float32
-        found = self.coded.load(0, older, np.empty((older, k.shape[1]), dtype), np.empty((older, c.shape[1]), dtype))
+        found = self.rounded.load(0, older, np.empty((older, k.shape[1]), dtype), np.empty((older, c.shape[1]), dtype))
         return np.concatenate([found[0], k]), np.concatenate([found[1], c])
 
     def keep(self, stay: np.ndarray) -> None:
@@ -50,11 +56,11 @@ class KeptRows:
             mine = self.bank.load(0, plain)
             k, c = (np.concatenate(both) for both in zip(mine, (k, c), strict=True))
             if not self.held[3]:
-                self.coded.centre[:], self.coded.mean[:] = k.mean(axis=0), c[:, :-1].mean(axis=0)
+                self.rounded.centre[:], self.rounded.mean[:] = k.mean(axis=0), c[:, :-1].mean(axis=0)
                 self.held[3] = 1
             dtype = np.float64 if self.bank.storage == "f8" else np.float32
             k, c = k.astype(dtype), c.astype(dtype)
-            self.coded.put(int(self.held[0]) - plain, k[:over], c[:over])
+            self.rounded.put(int(self.held[0]) - plain, k[:over], c[:over])
             k, c, self.held[0], plain = k[over:], c[over:], self.held[0] - plain + over, 0
         self.bank.put(plain, k, c)
         self.held[0] += len(k)
@@ -65,5 +71,5 @@ class KeptRows:
         """Answer the tile of queries in work["scaled"] over all rows."""
         out.clear()
         if self.held[0] > self.plain:
-            self.coded.partial(int(self.held[0]) - self.plain, work, out)
+            self.rounded.partial(int(self.held[0]) - self.plain, work, out)
         self.bank.add_partial(self.plain, work, out)

@@ -20,6 +20,10 @@ SHARE = 8  # a level is halved when it has 1/SHARE of the places
 class LevelHistory(RowHistory):
     """A history of rows of levels; the state array "counts" has how many there are of each."""
 
+    def _halve(self) -> bool:
+        """Halve a level into the next; whether one could be."""
+        raise NotImplementedError
+
     @property
     def kept(self) -> int:
         """How many rows it keeps."""
@@ -28,7 +32,7 @@ class LevelHistory(RowHistory):
     @staticmethod
     def transient_bytes(params: Any, dim: int, value_dim: int, group: int, queries: int) -> int:
         """Bound on the bytes that are held for a while: kernel and factor of the block that is halved."""
-        return 8 * params.rows * (3 * params.rows + 6 * (dim + value_dim))
+        return int(8 * params.rows * (3 * params.rows + 6 * (dim + value_dim)))
 
 
 def level_to_halve(counts: np.ndarray, places: int) -> int | None:
@@ -49,8 +53,8 @@ def level_of(counts: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(LEVELS)[::-1], counts[::-1])
 
 
-def merge_levels(mine, theirs, names: tuple[str, ...]) -> None:
-    """Take the rows of another history into this one, both with a state and `_halve`, as if they came now.
+def merge_levels(mine: LevelHistory, theirs: LevelHistory, names: tuple[str, ...]) -> None:
+    """Take the rows of another history into this one, as if they came now.
 
     names: the state arrays (places, ...) that have an entry for every row. The highest level, which is the oldest,
     comes first, and no level is halved before all places are taken: that leaves levels like those of one pass.

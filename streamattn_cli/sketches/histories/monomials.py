@@ -57,8 +57,8 @@ def table(dim: int, degree: int) -> Monomials:
         by_last = [order[-1][: run[l - 1, v]] - start[l - 1] for v in range(dim)]
         order.append(start[l] + np.concatenate([first[p] + v - last[p] for v, p in enumerate(by_last)]))
         last = new
-    parent, var, many, order = (np.concatenate(pieces) for pieces in (parent, var, many, order))
-    return Monomials(parent, var, many, np.array(start), order, run)
+    parents, variables, places = np.concatenate(parent), np.concatenate(var), np.concatenate(order)
+    return Monomials(parents, variables, np.concatenate(many), np.array(start), places, run)
 
 
 def exponents(monomials: Monomials, dim: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from streamattn_cli.rows.convert import not_a_number
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.sketches.budget import BUDGETED, DEFAULT_ROWS, check_buffer, group_rows, row_bytes, with_sinks
 from streamattn_cli.sketches.coding.rowstore import get, kind, put
-from streamattn_cli.sketches.head import HeadParams, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention, HeadParams, spec_bytes
 from streamattn_cli.sketches.histories.bank import live
 from streamattn_cli.sketches.histories.querymodel import FORGET, FORGET_TURNED, LOOKBACK, QueryModel
 from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
@@ -194,18 +194,24 @@ class NystromHistory(History):
             part = slice(first, first + MERGE_ROWS)
             self._insert(k[part], c[part], MERGE_ACTIVE, scratch, alive)
 
-    def step(self, head, q, k, c, out, work: dict, doubt: np.ndarray) -> None:
+    def step(
+        self,
+        head: HeadAttention,
+        q: np.ndarray,
+        k: np.ndarray,
+        c: np.ndarray,
+        out: np.ndarray,
+        work: dict,
+        doubt: np.ndarray,
+    ) -> None:
         """HeadAttention.step without the interpreter."""
         p, s, a = head.params, head.state, 0
         answers, doubts = (x if x.flags.c_contiguous else np.empty(x.shape, x.dtype) for x in (out, doubt))
-        given = (
-            blas.address(p.dtype),
-            blas.address("f4"),
-            (p.group, p.window, p.stack, self.params.active, kind(p.stored)),
-        )
+        shape = p.group, p.window, p.stack, self.params.active, kind(p.stored)
         forget = FORGET_TURNED if self.params.rope else FORGET
         numbers = self.scale, self.params.temper, -1 / forget, LOOKBACK
-        given += numbers, self.rope, not_a_number(p.stored), self.mean_value(), head.sink_logits
+        settings = shape, numbers, self.rope, not_a_number(p.stored), self.mean_value(), head.sink_logits
+        given = blas.address(p.dtype), blas.address("f4"), *settings
         rows = np.ascontiguousarray(q), k, c, answers, doubts, work["counts"]
         held = tuple(s[name] for name in ("counters", "sinks", "recent", "range")), *self._arrays(), self.queries.arrays
         scratch = tuple(work[name] for name in SCRATCH), work["fit"], work["alive"]
@@ -326,10 +332,11 @@ def _micros(load: Load) -> float:
     kernel = 30 + 0.035 * history.atoms + 0.07 * (p.sinks + p.window) + 40 * (not load.causal)  # of a group
     n = history.active + p.group
     full = 4 + n * (0.0085 * load.dim + 0.005 * load.value_dim) + 0.0006 * n * n + 9.2e-6 * n**3
-    return load.answering(history.atoms, kernel) + load.full_groups(history.atoms) * full
+    return float(load.answering(history.atoms, kernel) + load.full_groups(history.atoms) * full)
 
 
 def _miniature(params: HeadParams) -> HeadParams:
+    assert isinstance(params.history, NystromParams)
     history = replace(params.history, atoms=64, active=32)
     return replace(params, group=32, window=33, sinks=min(params.sinks, 4), history=history)
 
@@ -342,4 +349,5 @@ METHOD = Method(
     history=NystromHistory,
     micros=_micros,
     miniature=_miniature,
+    blind="no queries are known (--q FILE): nystrom takes any direction to be as likely as another",
 )

@@ -129,7 +129,7 @@ class PolyHistory(History):
         exact = exact[:, :-1] / exact[:, -1:]
         approx = np.where(good[:, None], approx[:, :-1] / np.where(good, approx[:, -1], 1)[:, None], 0)
         approx = np.clip(approx, c[:, :-1].min(axis=0), c[:, :-1].max(axis=0))
-        error = np.linalg.norm(approx - exact) / max(np.linalg.norm(exact), 1e-300)
+        error = np.linalg.norm(approx - exact) / max(float(np.linalg.norm(exact)), 1e-300)
         return float(error), float(np.abs(true).max())
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
@@ -149,7 +149,7 @@ class PolyHistory(History):
         )
         clipped, longest = kernel.absorb(*given, *scratch, s["moments"])
         s["radius"][0] = max(s["radius"][0], min(longest, key_limit(self.params)))
-        return clipped
+        return int(clipped)
 
     @property
     def query_limit(self) -> float:
@@ -163,10 +163,11 @@ class PolyHistory(History):
         scratch = (work[name] for name in ("x", "low", "part", "sums", "polynomials", "spare"))
         gemm, taylor = blas.address(q.dtype.str[1:]), self.params.polynomial == "taylor"
         radius = np.array([s["radius"][0], self.query_limit])
-        return kernel.answer(
+        clipped = kernel.answer(
             gemm, q, s["mu"], self.origin, self.scale, radius, taylor, weighed, t.start, t.run, *scratch, out.m, out.y,
             out.doubt,
         )  # fmt: skip
+        return int(clipped)
 
     def answer(
         self, q: np.ndarray, start: int, span: np.ndarray, out: np.ndarray, doubt: np.ndarray, work: dict
@@ -186,7 +187,8 @@ class PolyHistory(History):
     def mean_value(self) -> np.ndarray:
         """The mean of the absorbed values (dv,), 0 where nothing was absorbed: the monomial 1 counts and sums them."""
         total = self.state["moments"][0]
-        return total[:-1] / total[-1] if total[-1] > 0 else total[:-1] * 0
+        mean: np.ndarray = total[:-1] / total[-1] if total[-1] > 0 else total[:-1] * 0
+        return mean
 
     def merge(self, other: PolyHistory) -> None:
         """Add another shard's moments, moved to this one's centre first; the wider norm bounds of the two hold."""
@@ -213,7 +215,8 @@ def _panel(scratch: np.ndarray) -> np.ndarray:
 
 def _clip_norm(rows: np.ndarray, radius: float) -> np.ndarray:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows * np.minimum(1.0, radius / np.maximum(norms, 1e-300))
+    clipped: np.ndarray = rows * np.minimum(1.0, radius / np.maximum(norms, 1e-300))
+    return clipped
 
 
 def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
@@ -234,6 +237,7 @@ def _micros(load: Load) -> float:
 
 
 def _miniature(params: HeadParams) -> HeadParams:
+    assert isinstance(params.history, PolyParams)
     history = replace(params.history, max_error=float("inf"))
     return replace(params, window=min(params.window, 300), sinks=min(params.sinks, 4), history=history)
 

@@ -29,7 +29,7 @@ class QueryModel:
     @staticmethod
     def state_spec(dim: int, rotates: bool = False) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, dtype)."""
-        spec = {
+        spec: dict[str, tuple[tuple[int, ...], str]] = {
             "query.weight": ((1,), "f8"),
             "query.mean": ((dim,), "f4"),
             "query.std": ((dim,), "f4"),
@@ -50,8 +50,8 @@ class QueryModel:
     def merge(self, other: QueryModel) -> None:
         """Become the model of the queries of both; the other's rows follow this one's. Equal models are of the same queries,
         which shards of one stream have learnt from: they stay as they are."""
-        (weight, mean, std, corr, at), (new, *_, passed) = self.arrays, other.arrays
-        old, new, before = float(weight[0]), float(new[0]), int(at[0])
+        (weight, mean, std, corr, at), (their_weight, *_, passed) = self.arrays, other.arrays
+        old, new, before = float(weight[0]), float(their_weight[0]), int(at[0])
         at += passed
         if new == 0 or all(map(np.array_equal, self.arrays[:4], other.arrays[:4])):
             return

@@ -130,7 +130,8 @@ def halve(k: np.ndarray, c: np.ndarray, sharpness: float, keep: int) -> tuple[np
 def _share(w: np.ndarray) -> np.ndarray:
     """Each row's part of the sum of squares (n,)."""
     size = np.einsum("ij,ij->i", w, w)
-    return size / max(size.sum(), 1e-300)
+    share: np.ndarray = size / max(size.sum(), 1e-300)
+    return share
 
 
 def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
@@ -142,7 +143,7 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 def _micros(load: Load) -> float:
     held = load.params.history.rows
-    return load.answering(held) + load.full_groups(held) * (150 + 0.7 * held)
+    return float(load.answering(held) + load.full_groups(held) * (150 + 0.7 * held))
 
 
 METHOD = Method(

@@ -56,7 +56,8 @@ class ScanSketch:
 
     def tail(self, z: np.ndarray) -> np.ndarray:
         """(c,): the norm of every sketched column; z (counters, c)."""
-        return np.sqrt(np.median((z**2).reshape(self.tables, self.buckets, -1).sum(axis=1), axis=0))
+        norms: np.ndarray = np.sqrt(np.median((z**2).reshape(self.tables, self.buckets, -1).sum(axis=1), axis=0))
+        return norms
 
     def recover(self, z: np.ndarray, n: int, k: int, per_column: bool) -> list[Recovered]:
         """The k heaviest of n rows from the counters z (counters, c)."""
@@ -151,7 +152,8 @@ class PeelSketch:
             keys = _keys(self.seed, PHI + self.estimate_tables, self.tables)
             kernel.rows_places(keys, self.buckets, candidates, target, sign)
         spelled = rows.reshape(-1)[target]
-        return candidates[(spelled == candidates[:, None]).any(axis=1)]
+        met: np.ndarray = candidates[(spelled == candidates[:, None]).any(axis=1)]
+        return met
 
     def _tested(self, found: Recovered) -> np.ndarray:
         """What the rows found so far put into the bit-test counters."""
@@ -183,7 +185,8 @@ def residual(sketch: ScanSketch | PeelSketch, z: np.ndarray, found: list[Recover
 def noise_of(sketch: ScanSketch | PeelSketch, rest: np.ndarray) -> np.ndarray:
     """(c,): the standard error of a recovered value, a median over tables, where the column's rest has norm `rest`."""
     values = sketch if isinstance(sketch, ScanSketch) else sketch.estimates
-    return rest * np.sqrt(pi / 2 / values.tables / max(values.buckets, 1))
+    noise: np.ndarray = rest * np.sqrt(pi / 2 / values.tables / max(values.buckets, 1))
+    return noise
 
 
 def scan_sketch(counters: int, joint: bool, seed: int) -> ScanSketch:
@@ -221,7 +224,8 @@ def usual_counters(decoder: str, joint: bool, k: int, n: int, bits: int, eps1: f
     tables = 5 if joint else 9
     most = (tables + 1) // 2
     allowed = k if eps1 is None else 0.01
-    return max(values, tables * ceil(k * (n * comb(tables, most) * 2 ** (1 - most) / allowed) ** (1 / most)))
+    apart: int = tables * ceil(k * (n * comb(tables, most) * 2 ** (1 - most) / allowed) ** (1 / most))
+    return max(values, apart)
 
 
 def _best(sketch: ScanSketch, z: np.ndarray, rows: np.ndarray, k: int, column: int | None) -> Recovered:

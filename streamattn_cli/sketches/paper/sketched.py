@@ -9,6 +9,7 @@ All of it is linear: shards add up. Rows are added one after the other in float6
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,7 +113,7 @@ class SketchedHead:
         with np.errstate(over="ignore"):
             hashing.table_keys(np.uint64(params.seed), np.uint64(0), self._psi_key)
 
-    def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray) -> float:
+    def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray) -> float | None:
         """Set centre and bounds from the first keys k (n, d), values with weights c (n, dv + 1) and queries q (r, d);
         returns the predicted error of the polynomial alone. Raises CannotMeet where it is too large."""
         p, s = self.params, self.state
@@ -234,6 +235,7 @@ class SketchedHead:
     def absorb_queries(self, q: np.ndarray, start: int, work: dict) -> None:
         """Sketch the rows of queries q (heads, n, d), global rows start..; all keys must have been absorbed."""
         s, t, phi = self.state, self.table, self.params.phi
+        assert phi is not None, "queries are not sketched without Phi"
         sums = np.empty((self.params.poly.degree + 1, 1, TILE))
         for a, b in _tiles(start, q.shape[1]):
             target, sign, count = work["sk.target"], work["sk.sign"], work["sk.count"]
@@ -337,7 +339,7 @@ class SketchedHead:
                 self.state[name] += other.state[name]
 
 
-def _tiles(start: int, n: int):
+def _tiles(start: int, n: int) -> Iterator[tuple[int, int]]:
     """Cut rows start..start+n at multiples of TILE; yields (a, b) relative to start."""
     a = 0
     while a < n:
