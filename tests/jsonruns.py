@@ -15,6 +15,7 @@ from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
+from streamattn_cli.models.nats import Perplexity, Reading
 from streamattn_cli.report.live.progress import make_listener
 from streamattn_cli.rows.spec import InputSpec
 
@@ -240,9 +241,23 @@ def all_documents(folder):
         for name, words in LOGS.items():
             done = _invoke(*words, *_again(words), "--log-json", "--progress-every", "0")
             yield from ((f"log of {name}", json.loads(line)) for line in done.stderr.splitlines())
+    yield "perplexity", _perplexity()
     (error,) = run("attend", "absent.h5", "--log-json", "-o", folder / "absent.npy", code=3).log
     yield "error", error
     yield from _statuses()
+
+
+def _perplexity():
+    """What `perplexity` writes of made-up figures: real ones need the extra models, see test_models.py."""
+    nats = np.random.default_rng(0).random((2, 299)).astype("f4")
+    facts = {"params": {"window": 60, "sinks": 4, "group": 8, "rope": "10000:half", "turns": 2}}
+    exact = Reading("exact", None, {}, nats[0], nbytes=9000, seconds=1.0)
+    window = Reading("window", 64, facts, nats[1], [0.1], [True], 2000, 2.0)
+    found = Perplexity(
+        "model.gguf", ("a.txt",), 300, (0, 1), 512, (1, 256, 300), (exact, window), 3.0, {"reserved": 9, "peak": 1},
+        ("a note",), "streamattn perplexity model.gguf a.txt", "2026-11-30T00:00:00+00:00",
+    )  # fmt: skip
+    return found.to_dict()
 
 
 def _again(words):

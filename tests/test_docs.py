@@ -115,6 +115,12 @@ NEEDS = {  # what must have been done before an example works
 def test_the_example_in_the_help_works(folder, name):
     line = example(COMMANDS[name])
     assert line.split()[1] == name
+    if "model" in line.split():
+        pytest.importorskip("transformers")
+        from smallmodels import save_model, save_text
+
+        save_model(folder / "model", "grouped heads")
+        save_text(folder / "book.txt")
     if name in NEEDS:
         shell(NEEDS[name], folder)
     shell(line, folder)

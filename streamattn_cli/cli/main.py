@@ -23,6 +23,7 @@ from streamattn_cli.cli.info import info  # noqa: E402
 from streamattn_cli.cli.inspect import inspect  # noqa: E402
 from streamattn_cli.cli.merge import merge  # noqa: E402
 from streamattn_cli.cli.options import ENVIRONMENT  # noqa: E402
+from streamattn_cli.cli.perplexity import perplexity  # noqa: E402
 from streamattn_cli.cli.plan import plan  # noqa: E402
 from streamattn_cli.cli.query import query  # noqa: E402
 from streamattn_cli.cli.report import report  # noqa: E402
@@ -62,7 +63,7 @@ def _die_of_pipe() -> None:
     os.kill(os.getpid(), signal.SIGPIPE)
 
 
-for _command in (attend, plan, compare, report, sketch, query, merge, info, inspect, generate, warm):
+for _command in (attend, plan, compare, report, sketch, query, merge, info, inspect, generate, perplexity, warm):
     app.command(epilog=ENVIRONMENT)(_dying_of_pipe(_command))
 
 

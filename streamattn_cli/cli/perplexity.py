@@ -1,0 +1,84 @@
+"""`streamattn perplexity`: what approximate attention does to a language model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from streamattn_cli.cli.arguments import Shown, Words, takes
+from streamattn_cli.cli.completion import methods as names_of_methods
+from streamattn_cli.cli.options import option
+from streamattn_cli.models.settings import TextSettings
+from streamattn_cli.options import ATTENTION, BUDGET
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Folder or GGUF file of a language model that transformers loads.")
+]
+Text = Annotated[
+    list[str], typer.Argument(metavar="TEXT...", help="Text files, one after the other, or - for standard input.")
+]
+
+
+@takes(TextSettings, Shown)
+def perplexity(
+    words: Words,
+    model: Model,
+    text: Text,
+    methods: Annotated[
+        str,
+        option(
+            "--methods", help="Names, such as nystrom,evict,window.", rich_help_panel=ATTENTION,
+            autocompletion=names_of_methods,
+        ),
+    ] = "nystrom,evict,window",
+    resident_rows: Annotated[
+        str,
+        option("--resident-rows", help="Memory of one key head in rows of k and v: N or N,M,...", rich_help_panel=ATTENTION),
+    ] = "512",
+    effort: Annotated[
+        str, option("--effort", help="Of nystrom: fast, default or best.", rich_help_panel=ATTENTION)
+    ] = "default",
+    samples: Annotated[
+        int, option("--samples", help="Positions at which whole distributions are compared.", rich_help_panel=BUDGET)
+    ] = 256,
+    seed: Annotated[int, option("--seed", help="Of every random choice.", rich_help_panel=BUDGET)] = 0,
+) -> None:  # fmt: skip
+    """A model reads a text with the attention of its layers answered in constant memory, beside exact attention.
+
+        streamattn perplexity model book.txt --methods nystrom,window --resident-rows 64,128 --tokens 512
+
+    Tells nats per token of each method and budget, the increase over exact attention with its 95% interval (whole, and by
+    position), how far the distributions of the next token are (KL, and how often the first choice is the same), and the bytes of
+    attention memory. Needs the extra: pip install 'streamattn-cli[models]'.
+    """
+    import sys
+
+    from streamattn_cli.cli.compare import _counts
+    from streamattn_cli.cli.streams import printing
+    from streamattn_cli.cli.words import settings, show_json, signed
+    from streamattn_cli.engine.watch.events import Note
+    from streamattn_cli.engine.watch.signals import Interrupts
+    from streamattn_cli.models.load import open_model
+    from streamattn_cli.models.perplexity import Asked, check_methods, perplexity_of
+    from streamattn_cli.models.settings import chosen_layers
+    from streamattn_cli.models.text import token_ids
+    from streamattn_cli.report.live.progress import make_listener
+    from streamattn_cli.report.text.perplexity import figures, render_perplexity
+
+    given, budgets = TextSettings(**settings(TextSettings, words)), _counts(resident_rows)
+    names = check_methods(methods)
+    mode = "json" if words["log_json"] else "quiet" if words["quiet"] else "auto"
+    with make_listener(mode, words["progress_every"]) as listener, Interrupts(status=listener.status) as interrupts:
+        loaded = open_model(model, given.memory, given.threads)
+        ids = token_ids(loaded.tokenizer, text, given.tokens, least=2)
+        layers = chosen_layers(given.layer, model, loaded.global_layers, len(loaded.types))
+        beside = {"effort": effort, "threads": given.threads, "memory": given.memory}
+        asked = Asked(names, budgets, layers, given.chunk, samples, beside, seed)
+        found = perplexity_of(loaded, ids, asked, text, lambda found: listener(Note(figures(found))), interrupts.check)
+    found = signed(found)
+    if words["json"]:
+        show_json(found.to_dict())
+    elif mode == "auto":
+        with printing():
+            render_perplexity(found.to_dict(), sys.stdout)

@@ -1,0 +1,170 @@
+"""A language model from a folder or a GGUF file, and what it will take, known before a weight is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from streamattn_cli.engine.watch.meter import available_memory
+from streamattn_cli.engine.workers.pool import default_threads
+from streamattn_cli.errors import CannotMeet, InputMalformed, InputMissing, MemoryBudget, UsageError
+from streamattn_cli.models.interface import NAME, register
+from streamattn_cli.units import format_bytes
+
+KNOWN_LAYERS = ("full_attention", "sliding_attention")
+LONGEST_HEADER = 100 << 20  # of a safetensors file, as that format says itself
+
+
+@dataclass(frozen=True)
+class Model:
+    """A language model (`network`, of transformers), its tokenizer, and the name it was given.
+
+    types: for each layer one of KNOWN_LAYERS.
+    """
+
+    name: str
+    network: Any
+    tokenizer: Any
+    types: tuple[str, ...]
+
+    @property
+    def global_layers(self) -> list[int]:
+        """Numbers of the layers that attend to all rows."""
+        return [at for at, kind in enumerate(self.types) if kind == "full_attention"]
+
+
+def libraries() -> tuple[ModuleType, ModuleType]:
+    """torch and transformers. Raises UsageError where the extra is not installed."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # models are files that are there; nothing is looked for elsewhere
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UsageError(
+            f"models need the extra [models], which is not installed ({error}): pip install 'streamattn-cli[models]'"
+        ) from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return torch, transformers
+
+
+def open_model(name: str, memory: int | None = None, threads: int | None = None) -> Model:
+    """`load`, and as many threads for it."""
+    torch, _ = libraries()
+    torch.set_num_threads(threads or default_threads())
+    return load(name, memory)
+
+
+def load(name: str, memory: int | None = None, further: int = 0) -> Model:
+    """The model of a folder or a .gguf file, its weights in float32, attending through `interface`.
+
+    memory: bytes that it may take, None for what the machine has; further: bytes that will be needed beside it. Raises
+    UsageError (2), InputMissing (3), InputMalformed (4), MemoryBudget (6) before a weight is read, and CannotMeet (11).
+    """
+    if not os.path.exists(name):
+        raise InputMissing(f"{name}: no such folder or GGUF file")
+    torch, transformers = libraries()
+    register()
+    where, words = _place(name)
+    needed, allowed = weight_bytes(name) + further, memory or available_memory()
+    if allowed is not None and needed > allowed:
+        raise MemoryBudget(
+            f"{name}: its weights take {format_bytes(needed)} in float32, and {format_bytes(allowed)} are "
+            f"{'allowed by --memory' if memory else 'free on this machine'}. Take a smaller model, or a machine with more"
+        )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, local_files_only=True, **words)
+    except Exception as error:
+        raise InputMissing(f"{name}: no tokenizer that transformers can load ({_first_line(error)}); put that of the model "
+                           "into the folder (tokenizer.json)") from None  # fmt: skip
+    types = layer_types(name, _config(name, transformers, where, words))
+    try:
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            where, local_files_only=True, dtype=torch.float32, attn_implementation=NAME, **words
+        )
+    except Exception as error:
+        raise InputMalformed(f"{name}: transformers cannot load it ({_first_line(error)})") from None
+    if not getattr(network, "_supports_attention_backend", False):
+        raise CannotMeet(f"{name}: the attention layers of {type(network).__name__} do not ask the attention interface of "
+                         "transformers, so that nothing else can answer them")  # fmt: skip
+    return Model(name, network.eval(), tokenizer, types)
+
+
+def _place(name: str) -> tuple[str, dict]:
+    """The folder to load from, and further words for it."""
+    if os.path.isdir(name):
+        return name, {}
+    with open(name, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise InputMalformed(f"{name}: neither a folder nor a GGUF file")
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"{name}: GGUF files need the extra [models] ({error}): pip install 'streamattn-cli[models]'"
+        ) from None
+    return os.path.dirname(name) or ".", {"gguf_file": os.path.basename(name)}
+
+
+def _config(name: str, transformers: ModuleType, where: str, words: dict) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(where, local_files_only=True, **words)
+    except Exception as error:
+        raise InputMalformed(f"{name}: transformers does not know such a model ({_first_line(error)})") from None
+
+
+def layer_types(name: str, config: Any) -> tuple[str, ...]:
+    """The type of each layer; CannotMeet for one whose attention is not softmax over q.k."""
+    config = config.get_text_config()
+    count = config.num_hidden_layers
+    types = getattr(config, "layer_types", None) or ["full_attention"] * count
+    if len(types) == count and getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
+        types = ["sliding_attention"] * count
+    other = sorted(set(types) - set(KNOWN_LAYERS))
+    if other:
+        at = next(i for i, kind in enumerate(types) if kind == other[0])
+        raise CannotMeet(f"{name}: layer {at} is of type {other[0]}; only softmax over q.k, as of full_attention and "
+                         "sliding_attention, can be answered here")  # fmt: skip
+    return tuple(types)
+
+
+def weight_bytes(name: str) -> int:
+    """Bytes of the weights of a model in float32, from the headers of its files; while a GGUF file is read twice that."""
+    if not os.path.isdir(name):
+        from gguf import GGUFReader
+
+        return 2 * 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(name).tensors)
+    files = sorted(os.listdir(name))
+    held = sum(_safetensors_items(os.path.join(name, file)) for file in files if file.endswith(".safetensors"))
+    if held:
+        return 4 * held
+    return 2 * sum(os.path.getsize(os.path.join(name, file)) for file in files if file.endswith(".bin"))
+
+
+def _safetensors_items(path: str) -> int:
+    """How many numbers a safetensors file holds."""
+    try:
+        with open(path, "rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > LONGEST_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            header = json.loads(file.read(size))
+        count = 0
+        for name, entry in header.items():
+            if name != "__metadata__":
+                items = 1
+                for extent in entry["shape"]:
+                    items *= int(extent)
+                count += items
+        return count
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise InputMalformed(f"{path}: not a safetensors file ({error})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

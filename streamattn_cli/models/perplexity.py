@@ -1,0 +1,158 @@
+"""What approximate attention does to a language model: it reads a text several times side by side, once exactly and once for
+each method and budget, whose layers are answered in constant memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.errors import UsageError
+from streamattn_cli.models.interface import Answerer, ExactRows, LayerFacts, Sketched, answered_by
+from streamattn_cli.models.load import Model
+from streamattn_cli.models.nats import Perplexity, Reading
+from streamattn_cli.models.rotary import rope_of
+from streamattn_cli.sketches import registry
+
+EXACT = "exact"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to do: methods and budgets, layers, rows of a step, settings of the methods beside them, and
+    positions at which whole distributions are compared."""
+
+    methods: Sequence[str]
+    budgets: Sequence[int]
+    layers: Sequence[int]
+    chunk: int = 512
+    samples: int = 256
+    settings: dict | None = None
+    seed: int = 0
+
+
+class _Trial:
+    """One reading under way: what answers each layer, and the figures so far."""
+
+    def __init__(self, method: str, rows: int | None, settings: dict, layers: frozenset[int], tokens: int):
+        self.reading = Reading(method, rows)
+        self._settings, self._layers, self._tokens = settings, layers, tokens
+        self._answerers: dict[int, Answerer] = {}
+        self._nats: list[np.ndarray] = []
+
+    def __call__(self, facts: LayerFacts) -> Answerer:
+        """What answers this layer: see interface.Reading."""
+        if facts.index not in self._answerers:
+            sketched = self.reading.method != EXACT and facts.index in self._layers
+            self._answerers[facts.index] = Sketched(**self._settings) if sketched else ExactRows(self._tokens)
+        return self._answerers[facts.index]
+
+    def read(self, network: Any, ids: Any, first: int) -> Any:
+        """The next tokens ids (n,), of which the first has this number; log probabilities (n, vocabulary) of the tokens after
+        them."""
+        import torch
+
+        began = time.monotonic()
+        positions = torch.arange(first, first + len(ids))[None]
+        with torch.inference_mode(), answered_by(self):
+            logits = network(input_ids=ids[None], position_ids=positions, use_cache=False).logits[0]
+        self.reading.seconds += time.monotonic() - began
+        return torch.log_softmax(logits.float(), dim=1)
+
+    def hear(self, logs: Any, following: Any) -> None:
+        """Take down the nats of the tokens that did follow."""
+        self._nats.append(-logs[: len(following)].gather(1, following[:, None])[:, 0].numpy())
+
+    def compare(self, exact: Any, mine: Any) -> None:
+        """Take down how far distributions (n, vocabulary) are from the exact ones."""
+        self.reading.kl += (exact.exp() * (exact - mine)).sum(dim=1).tolist()
+        self.reading.agree += (exact.argmax(dim=1) == mine.argmax(dim=1)).tolist()
+
+    def finish(self) -> Reading:
+        """The figures so far."""
+        held = self._answerers
+        self.reading.nats = np.concatenate(self._nats)
+        self.reading.nbytes = sum(held[at].nbytes for at in self._layers if at in held)
+        first = next((held[at] for at in sorted(self._layers) if isinstance(held.get(at), Sketched)), None)
+        if isinstance(first, Sketched) and first.layer:
+            self.reading.params = first.layer.facts()
+        return self.reading
+
+
+def perplexity_of(
+    model: Model, ids: np.ndarray, asked: Asked, texts: Sequence[str], tell: Callable[[Perplexity], None],
+    check: Callable[[], None],
+) -> Perplexity:  # fmt: skip
+    """Read the tokens ids (n,) int64. tell(found so far) is called after each chunk; check() before it, which may raise
+    Interrupted. Raises UsageError for layers that are not there, and the errors of CausalAttention."""
+    import torch
+
+    layers = frozenset(asked.layers)
+    began, tokens = time.monotonic(), torch.from_numpy(ids)
+    chosen = np.sort(np.random.default_rng(asked.seed).permutation(len(ids) - 1)[: asked.samples])
+    trials, notes = _trials(model, asked, layers, len(ids))
+    context = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+    with Meter() as meter:
+        for a in range(0, len(ids), asked.chunk):
+            check()
+            b = min(a + asked.chunk, len(ids))
+            _read_chunk(model, trials, tokens, a, b, torch.from_numpy(chosen[(chosen >= a) & (chosen < b)] - a))
+            found = Perplexity(
+                model.name, tuple(texts), b, tuple(sorted(layers)), context, _edges(b),
+                tuple(trial.finish() for trial in trials), time.monotonic() - began,
+                {"reserved": meter.baseline, "peak": meter.peak()}, notes,
+            )  # fmt: skip
+            tell(found)
+    return found
+
+
+def _read_chunk(model: Model, trials: Sequence[_Trial], tokens: Any, a: int, b: int, sampled: Any) -> None:
+    """Every trial reads tokens [a, b), the exact one first; at the sampled ones of these the others are compared with it."""
+    truth = None
+    for trial in trials:
+        logs = trial.read(model.network, tokens[a:b], a)
+        trial.hear(logs, tokens[a + 1 : b + 1])
+        if truth is None:
+            truth = logs[sampled]
+        else:
+            trial.compare(truth, logs[sampled])
+
+
+def check_methods(words: str) -> list[str]:
+    """The names in `--methods`; UsageError for those that are no methods, or that cannot answer a layer step by step."""
+    names = [word.strip() for word in words.split(",") if word.strip()]
+    for name in names:
+        if name == EXACT:
+            raise UsageError("--methods exact: exact attention is always read beside the others; omit it")
+        registry.find(name)
+    if not names:
+        raise UsageError("--methods: give names of methods with commas between them, such as nystrom,window")
+    return names
+
+
+def _trials(model: Model, asked: Asked, layers: frozenset[int], tokens: int) -> tuple[list[_Trial], tuple[str, ...]]:
+    """The exact reading, and one for each method and budget."""
+    config = model.network.config.get_text_config()
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope, notes = rope_of(model.network, dim), []
+    if rope and "nystrom" in asked.methods:
+        notes.append(f"rope {rope} is that of the model")
+    trials = [_Trial(EXACT, None, {}, layers, tokens)]
+    for method in asked.methods:
+        known = registry.find(method).options
+        for rows in asked.budgets:
+            settings = {"method": method, "resident_rows": rows, "seed": asked.seed, **(asked.settings or {})}
+            if rope and "rope" in known:
+                settings["rope"] = rope
+            trials.append(_Trial(method, rows, settings, layers, tokens))
+    return trials, tuple(notes)
+
+
+def _edges(tokens: int) -> tuple[int, ...]:
+    """Positions that are powers of two, from 256 on, between the first token and the end."""
+    inside = [1 << power for power in range(8, 40) if 1 << power < tokens]
+    return (1, *inside, tokens)

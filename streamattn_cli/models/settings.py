@@ -1,0 +1,41 @@
+"""The options of the commands that run a language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamattn_cli.errors import UsageError
+from streamattn_cli.options import BUDGET, INPUT, option
+from streamattn_cli.rows.inputs.layers import wanted
+from streamattn_cli.units import parse_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """How a model reads a text."""
+
+    layer: str | None = option(
+        None, "Layers, such as 14, 0:8 or 1,5, or all.", panel=INPUT, shown="those without a window"
+    )
+    tokens: int | None = option(None, "Read so many tokens.", panel=INPUT, shown="all")
+    chunk: int = option(512, "Tokens that pass through the model at a time.", panel=BUDGET)
+    memory: int | None = option(
+        None, "What model and text may take, such as 4GiB.", panel=BUDGET, read=parse_size, shown="what is free"
+    )
+    threads: int | None = option(None, "Threads.", panel=BUDGET, shown="all")
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "chunk", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} {value}: must be at least 1")
+
+
+def chosen_layers(word: str | None, name: str, usual: list[int], count: int) -> list[int]:
+    """The numbers of the layers that --layer means, of a model with `count` of them; without a word the usual ones. Raises
+    UsageError where there are none."""
+    found = usual if word is None else [number for number in range(count) if wanted(word, number)]
+    if not found:
+        why = f"--layer {word}: {name} has layers 0 to {count - 1}" if word else f"{name}: every layer has a window"
+        raise UsageError(f"{why}; choose some with --layer")
+    return found

@@ -1,0 +1,84 @@
+"""What `perplexity` found, as text."""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+from streamattn_cli.report.text.outcome import interval_text
+from streamattn_cli.report.text.table import plain_lines
+from streamattn_cli.report.text.terminal import columns
+from streamattn_cli.units import format_bytes, format_duration
+
+HEAD = "method", "rows", "nats", "more", "95% interval", "KL", "same", "memory", "tokens/s"
+
+
+def figures(found: Any) -> str:
+    """One line of a Perplexity while the text is read."""
+    nats = ", ".join(f"{reading.label} {reading.nats.mean():.4f}" for reading in found.readings)
+    return f"{found.tokens} tokens, nats per token: {nats}"
+
+
+def render_perplexity(found: dict, stream: TextIO, width: int | None = None) -> None:
+    """Write the dict of Perplexity.to_dict to `stream`."""
+    stream.write("\n".join(perplexity_lines(found, width or columns(stream))) + "\n")
+    stream.flush()
+
+
+def perplexity_lines(found: dict, width: int) -> list[str]:
+    """A table of the readings, and one of the increase by position."""
+    exact = found["readings"][0]
+    layers = found["layers"]
+    rows = [
+        ("read", f"{found['tokens']} tokens of {', '.join(found['texts'])} in {format_duration(found['seconds'])}"),
+        ("layers", f"{len(layers)} answered by the method: {_numbers(layers)}"),
+        ("memory", f"exact attention keeps {format_bytes(exact['attention_bytes'])} of these layers"),
+    ]
+    if found["context"] and found["tokens"] > found["context"]:
+        rows.append(
+            ("context", f"the model was made for {found['context']} tokens: beyond them exact attention is no truth")
+        )
+    lines = plain_lines(f"streamattn perplexity: {found['model']}", rows, width)
+    lines += ["", *_table([HEAD, *(_cells(reading) for reading in found["readings"])])]
+    parts = exact["by_position"]
+    heads = ("more nats by position", *(f"to {part['last']}" for part in parts))
+    later = [
+        (_label(reading), *(f"{part['increase']:+.4f}" for part in reading["by_position"]))
+        for reading in found["readings"][1:]
+    ]
+    return lines + (["", *_table([heads, *later])] if later else [])
+
+
+def _cells(reading: dict) -> tuple[str, ...]:
+    more = reading.get("increase")
+    speed = reading["tokens_per_second"]
+    return (
+        reading["method"],
+        str(reading["resident_rows"] or "all"),
+        f"{reading['nats']:.4f}",
+        f"{more['mean']:+.4f}" if more else "",
+        interval_text(more["low"], more["high"]) if more and more["low"] is not None else "",
+        f"{reading['kl']:.4f}" if more and reading["kl"] is not None else "",
+        f"{reading['agreement']:.1%}" if more and reading["agreement"] is not None else "",
+        format_bytes(reading["attention_bytes"]),
+        f"{speed:.0f}" if speed else "",
+    )
+
+
+def _label(reading: dict) -> str:
+    return f"{reading['method']} {reading['resident_rows']}"
+
+
+def _numbers(layers: list[int]) -> str:
+    """'0 to 29', or all of them with commas."""
+    if len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]} to {layers[-1]}"
+    return ", ".join(map(str, layers))
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines of cells, the first column to the left, the others to the right."""
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(wide[0]), *(cell.rjust(w) for cell, w in zip(row[1:], wide[1:], strict=True))]).rstrip()
+        for row in rows
+    ]
