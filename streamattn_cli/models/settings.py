@@ -35,7 +35,7 @@ def chosen_layers(word: str | None, name: str, usual: list[int], count: int) -> 
     UsageError where there are none."""
     from streamattn_cli.rows.inputs.layers import wanted  # brings NumPy, which other commands need not wait for
 
-    found = usual if word is None else [number for number in range(count) if wanted(word, number)]
+    found = usual if word is None else [number for number in range(count) if wanted(word, number, f"--layer {word}")]
     if not found:
         why = f"--layer {word}: {name} has layers 0 to {count - 1}" if word else f"{name}: every layer has a window"
         raise UsageError(f"{why}; choose some with --layer")
