@@ -186,7 +186,7 @@ class CausalAttention:
             held = HeadParams.from_dict(facts["head"])
             problem = Problem(
                 self._request, heads["q"], heads["k"], heads["v"], True, facts["scale"], facts["method"], facts["precision"],
-                held, (),
+                held, (), local=held.window if held.local else None, sink_logits=tuple(facts.get("sink_logits", ())),
             )  # fmt: skip
         params = problem.params
         if params is None:
@@ -200,7 +200,7 @@ class CausalAttention:
         threads = make_plan(problem).threads if facts is None else self._request.threads or default_threads()
         self._crew = _Crew.of(min(threads, len(problem.k)), work_spec(problem))
         self._lanes = [Lane(problem, at) for at in range(len(problem.k))]
-        self._sketches = [HeadAttention(params) for _ in self._lanes]
+        self._sketches = [HeadAttention(params, sink_logits=problem.sinks_of(lane.query_heads)) for lane in self._lanes]
         self._group, self._kinds = params.group, kinds
         self._widths = {name: int(np.prod(shape)) for name, (shape, _) in kinds.items()}
         self._held = {name: DTYPES[part.tensor.dtype].holder for name, part in heads.items()}
@@ -262,4 +262,4 @@ def _copy(sketch: HeadAttention) -> HeadAttention:
     state = allocate(sketch.params.state_spec())
     for name, array in sketch.state.items():
         state[name][...] = array
-    return HeadAttention(sketch.params, state)
+    return HeadAttention(sketch.params, state, sketch.sink_logits)

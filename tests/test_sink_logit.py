@@ -7,8 +7,15 @@ import pytest
 from keptruns import METHODS, ask, make_sketch, run, save_stream
 from keptruns import not_warmed as not_warmed
 
+from streamattn_cli import CausalAttention
 from streamattn_cli.engine.jobs.merge import merge
+from streamattn_cli.engine.jobs.pieces import Piece, narrow
+from streamattn_cli.engine.jobs.shares import tried
+from streamattn_cli.engine.planning.parameters import head_params
+from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed
+from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
@@ -76,9 +83,6 @@ def test_a_sink_takes_its_part_of_what_the_method_answers_without_it(name):
     """y / z becomes y / (z + e^(sink - m)): the answers shrink by the share that the sink takes, for full attention by any
     method with the same state."""
     rng = np.random.default_rng(2)
-    from streamattn_cli.engine.planning.parameters import head_params
-    from streamattn_cli.engine.request.settings import AttendRequest
-
     request = AttendRequest(InputSpec(), **METHODS[name])
     params = head_params(request, request.method, HeadParams(4, 3, 0.5, "f8"), False, 400)
     k, v, q = (rng.standard_normal((400, n)) for n in (4, 3, 4))
@@ -178,3 +182,31 @@ def test_what_cannot_be_is_refused(tmp_path):
         run(spec, sink_logit="1,2,3,nan", **out)
     with pytest.raises(CannotMeet, match="--sketches: with --local or --sink-logit"):
         run(spec, sink_logit=WORD, method="poly", sketches="psi", output=out["output"], causal=False)
+
+
+def test_a_piece_of_some_heads_has_their_sinks(tmp_path):
+    request = AttendRequest(_spec(tmp_path), causal=True, method="exact", sink_logit=WORD)
+    with open_inputs(request.inputs) as inputs:
+        problem = narrow(resolve(request, inputs), Piece(heads=(1, 2)))
+    assert problem.sink_logits == SINKS[2:] and len(problem.q) == 2
+
+
+@pytest.mark.parametrize("words", [{"method": "window", "window": 60}, {"method": "window", "local": 20}])
+def test_steps_from_python(tmp_path, words):
+    """Also after they were saved."""
+    spec = _spec(tmp_path, 60)
+    q, k, v = (np.load(getattr(spec, part)) for part in "qkv")
+    layer = CausalAttention(sink_logit=SINKS, **words)
+    found = [layer.step(q[:25], k[:25], v[:25])]
+    layer.save(tmp_path / "layer.sattn")
+    found.append(CausalAttention.load(tmp_path / "layer.sattn").step(q[25:], k[25:], v[25:]))
+    assert _error(np.concatenate(found), _expected(spec, True, words.get("local"))) < 2e-6
+
+
+@pytest.mark.parametrize("words", [{"local": "40"}, {"first_query": "end"}])
+def test_adaptive_shares_are_refused_where_they_would_try_another_attention(tmp_path, words):
+    spec = _spec(tmp_path, 300)
+    np.save(spec.q, np.load(spec.q)[:200])
+    request = AttendRequest(spec, causal=True, resident_rows=64, **words)
+    with open_inputs(request.inputs) as inputs, pytest.raises(CannotMeet, match="omit --share"):
+        tried(request, resolve(request, inputs))

@@ -92,8 +92,11 @@ def narrow(problem: Problem, piece: Piece) -> Problem:
     if piece.heads:
         first, stop = piece.heads
         q, k, v = select(problem.q, problem.k, problem.v, range(first, stop))
-        queries = piece.query_heads(problem)[0]
-        return replace(problem, q=replace(q, before=queries), k=replace(k, before=first), v=replace(v, before=first))
+        queries, last = piece.query_heads(problem)
+        return replace(
+            problem, q=replace(q, before=queries), k=replace(k, before=first), v=replace(v, before=first),
+            sink_logits=problem.sink_logits[queries:last],
+        )  # fmt: skip
     return problem
 
 

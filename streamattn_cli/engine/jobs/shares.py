@@ -63,6 +63,12 @@ def tried(request: AttendRequest, problem: Problem) -> Tried:
             f"--share adaptive divides resident rows: {given[0] if given else '--method ' + problem.method} decides otherwise; "
             "omit one of them"
         )
+    if problem.local or problem.first_query:
+        why = "--local gives the rows itself" if problem.local else "here keys come before the queries"
+        raise CannotMeet(
+            f"{problem.k.tensor.name}: --share adaptive tries the first rows of queries and keys with several numbers of "
+            f"resident rows, and {why}; omit --share"
+        )
     equal = problem.request.budget
     least = _least(request, equal)
     return Tried(request, problem, max(least, equal // 4), tuple(sorted({max(least, equal // 2), equal, 2 * equal})))
