@@ -166,10 +166,10 @@ def test_error_and_checkpoint_age_reach_the_log(tmp_path):
     assert all(event["error"] is None and event["unsaved_seconds"] is None for event in full)
 
 
-@pytest.mark.parametrize("width, told", [(40, "3/8 layers"), (80, "3 of 8 layers done"), (200, "3 of 8 layers done")])
-def test_layers_that_are_done_are_told(width, told):
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_layers_that_are_done_are_told(width):
     event = replace(PROGRESS, sheets=8, sheets_done=3)
-    assert told in " ".join(_screen(event, width))
+    assert "3 of 8 layers done" in " ".join(_screen(event, width))
     assert "layers done 3 of 8" in progress_line(event) and "layers" not in progress_line(PROGRESS)
 
 

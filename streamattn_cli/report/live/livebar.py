@@ -93,7 +93,7 @@ def figures(event: Progress) -> list[tuple[tuple[str, ...], str]]:
         ((event.phase,), "bold"),
         ((share,), "magenta"),
         ((f"ETA {format_clock(eta)}",) if eta is not None else (), "cyan"),
-        (sheet_words(event), ""),
+        ((f"{event.sheets_done} of {event.sheets} layers done",) if event.sheets else (), ""),
         ((f"{format_count((event.rows - event.rows_before) / event.seconds)} rows/s",) if timed else (), ""),
         ((f"error so far {event.error:.3g}", f"error {event.error:.3g}") if event.error is not None else (), "yellow"),
         (saved_words(event), ""),
@@ -102,13 +102,6 @@ def figures(event: Progress) -> list[tuple[tuple[str, ...], str]]:
         ((f"sketch {format_bytes(event.sketch_bytes)}",) if event.sketch_bytes else (), ""),
     ]
     return [(spellings, style) for spellings, style in entries if spellings]
-
-
-def sheet_words(event: Progress) -> tuple[str, ...]:
-    """How many layers are complete, of a run over several."""
-    if not event.sheets:
-        return ()
-    return (f"{event.sheets_done} of {event.sheets} layers done", f"{event.sheets_done}/{event.sheets} layers")
 
 
 def saved_words(event: Progress) -> tuple[str, ...]:
