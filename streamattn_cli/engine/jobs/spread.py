@@ -207,7 +207,9 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
                     listener(progress(sheet, piece, answered))
                 if len(sheet.done) + len(sheet.failed) == len(sheet.pieces):
                     results[sheet.layer] = sheet.end(plan, meter, joint, engine.apart)
-            outcome = together(request, *_known(results))
+            layers, ended = _known(results)
+            one = ended[0]
+            outcome = one if isinstance(one, Outcome) and not layers else together(request, layers, ended)
             if joint:
                 joint.commit()
         outcome = replace(outcome, seconds=time.monotonic() - began)
