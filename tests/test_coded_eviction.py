@@ -159,7 +159,7 @@ def test_the_expected_score_is_the_mean_weight_of_gaussian_queries():
     covariance = model.covariance() + 0.01 * np.trace(model.covariance()) / 3 * np.eye(3)
     draws = rng.multivariate_normal(q.mean(axis=0), covariance, 1_000_000)
     expected = np.exp(0.5 * draws @ (k - k.mean(axis=0)).T).mean(axis=0) * np.linalg.norm(c[:, :2], axis=1)
-    np.testing.assert_allclose(np.exp(sketch.history._expected(k, c)), expected, rtol=0.03)
+    np.testing.assert_allclose(np.exp(sketch.history._expected(model, k, c)), expected, rtol=0.03)
 
 
 def planted(asked):
