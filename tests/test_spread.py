@@ -302,9 +302,9 @@ def test_a_task_is_not_sent_to_workers_that_are_too_small():
 
 
 def _problem(keys, queries=None, heads=1):
-    part = [SimpleNamespace(sequences=Sequences(edges)) for edges in (keys, keys if queries is None else queries)]
-    k = type("K", (), {"__len__": lambda self: heads, "sequences": part[0].sequences})()
-    return SimpleNamespace(k=k, q=part[1], sequences=part[0].sequences)
+    k, q = (Sequences(edges) for edges in (keys, keys if queries is None else queries))
+    key_heads = type("K", (), {"__len__": lambda self: heads, "sequences": k, "several": k})()
+    return SimpleNamespace(k=key_heads, q=SimpleNamespace(sequences=q, several=q), sequences=k)
 
 
 @given(st.lists(st.integers(0, 9000), min_size=2, max_size=60), st.integers(1, 80), st.booleans())
