@@ -90,7 +90,7 @@ def test_malformed_npy_is_4(folder, k, v, words):
     (["--q", "q3.npy", "--k", "k2.npy", "--v", "k2.npy", "--layout", "THD"],
      ["q3.npy has 3 query heads", "k2.npy 2 key heads", "multiple"]),
     (["--q", "empty.npy", "--k", "k.npy", "--v", "v.npy", "--full"], ["empty.npy: no rows"]),
-    (["--q", "short.npy", "--k", "k.npy", "--v", "v.npy", "--causal"], ["short.npy has 49", "k.npy 50", "--full"]),
+    (["--q", "k.npy", "--k", "short.npy", "--v", "short.npy", "--causal"], ["k.npy has 50", "short.npy 49", "--full"]),
 ])  # fmt: skip
 def test_other_malformed_input_is_4(folder, args, words):
     attend(folder, *args, code=4, words=words)

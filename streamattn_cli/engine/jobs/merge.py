@@ -1,4 +1,4 @@
-"""One sketch of several: of files, or of the shards of a run, always in the same tree."""
+"""One sketch of several: of files, or of the shards of a run, one after the other."""
 
 from __future__ import annotations
 

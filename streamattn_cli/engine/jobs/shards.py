@@ -1,6 +1,6 @@
 """A sketch made in shards: ranges of rows absorbed side by side, by threads, processes or a Dask cluster, then merged.
 
-Shards are cut by the number asked for alone and merged in a fixed tree, so that neither the engine nor the number of
+Shards are cut by the number asked for alone and merged in their order, so that neither the engine nor the number of
 workers changes a byte. All of them see the same first rows, and so choose the same settings.
 """
 
@@ -175,8 +175,8 @@ def _plan(problem: Problem, shards: int, engine: Engine) -> tuple[Plan, int | No
     whole = make_plan(replace(problem, request=replace(problem.request, threads=1)))  # what not even one worker can do
 
     def held(workers: int) -> int:
-        """In the tree, and on their way to it."""
-        return (shards.bit_length() + 2 * workers) * whole.sketch_bytes + merging_bytes(problem)
+        """What all become, what it is merged with, and those on their way."""
+        return (2 + 2 * workers) * whole.sketch_bytes + merging_bytes(problem)
 
     def one(share: int) -> Plan:
         return make_plan(replace(problem, request=replace(problem.request, threads=1, memory=share)))
