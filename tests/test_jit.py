@@ -8,7 +8,7 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 from streamattn_cli import kernels
-from streamattn_cli.kernels.jit import kernel
+from streamattn_cli.kernels.jit import FAST, kernel
 from streamattn_cli.sketches.head import LINE, allocate
 
 ALLOCATE = {"coreset.pivots", "countsketch.medians", "countsketch.scan", "synthetic.fill_normals"}
@@ -21,9 +21,32 @@ def test_every_kernel_runs_without_the_interpreter_and_those_that_allocate_are_f
             if isinstance(item, Dispatcher) and item.py_func.__module__.endswith(module.name):
                 found += 1
                 assert item.targetoptions["nogil"] and item.targetoptions["error_model"] == "numpy"
+                assert "fastmath" in item.targetoptions
                 if item.targetoptions["_nrt"]:
                     counting.add(f"{module.name}.{name}")
     assert found > 80 and counting == ALLOCATE
+
+
+@pytest.mark.parametrize("first", ["the caller", "itself"])
+def test_a_kernel_is_compiled_as_it_says_whoever_calls_it_first(first):
+    """Or the cache would hold what the process that filled it happened to call first."""
+
+    def products(a, b, out):
+        for i in range(out.shape[0]):
+            out[i] += a[i] * b[i]
+
+    products = kernel()(products)
+
+    @kernel(fastmath=FAST)
+    def caller(a, b, out):
+        products(a, b, out)
+
+    rows = np.ones((3, 5), "f4")
+    (caller if first == "the caller" else products)(*rows)
+    (code,) = products.inspect_llvm().values()
+    assert "fmul float" in code or "fmul <" in code
+    assert "contract" not in code and "reassoc" not in code
+    assert rows[2].tolist() == [2] * 5
 
 
 def test_kernels_count_no_references():

@@ -11,8 +11,8 @@ import numpy as np
 
 from streamattn_cli.kernels.blas import LEFT, PLAIN, product
 from streamattn_cli.kernels.dense import exp
-from streamattn_cli.kernels.jit import kernel
-from streamattn_cli.kernels.linear import BLOCK, FAST, LANE, invert_factor, largest, smallest, transpose
+from streamattn_cli.kernels.jit import FAST, kernel
+from streamattn_cli.kernels.linear import BLOCK, LANE, invert_factor, largest, smallest, transpose
 from streamattn_cli.kernels.rotary import ahead, turn
 
 ALPHA = 1.0  # exponent of the normaliser model p_q(k) = e^(s q.x) / e^(alpha/2 s^2 q^T Sk q)

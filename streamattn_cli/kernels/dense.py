@@ -7,7 +7,7 @@ from numba import types
 from numba.extending import overload
 
 from streamattn_cli.kernels.blas import LEFT, PLAIN, SMALL, product
-from streamattn_cli.kernels.jit import kernel
+from streamattn_cli.kernels.jit import FAST, kernel
 from streamattn_cli.kernels.linear import LANE
 from streamattn_cli.kernels.rowstore import load
 
@@ -47,7 +47,7 @@ def _exp(x):
     return lambda x: math.exp(x)
 
 
-@kernel(cache=True, fastmath={"contract", "reassoc", "arcp", "nsz"})
+@kernel(cache=True, fastmath=FAST)
 def softmax_tile(logits, c, shift, always, low, high, top, m, y):
     """One step of the online softmax: turn a tile of logits into weights and rescale what was gathered so far.
 
@@ -106,7 +106,7 @@ def softmax_tile(logits, c, shift, always, low, high, top, m, y):
     _exp_all(logits.reshape(-1))
 
 
-@kernel()
+@kernel(fastmath=FAST)
 def _exp_all(x):
     for i in range(x.shape[0]):
         x[i] = exp(x[i])

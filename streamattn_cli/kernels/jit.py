@@ -4,6 +4,9 @@ Numba gives a kernel copies of all functions that it calls, optimised in its own
 takes for every call the first copy that this process has loaded, whichever kernel it came with. Copies differ in how they
 order sums, so a run that compiled its kernels and one that found them in the cache answered differently. Here the copies
 are private to their kernel, and code that was compiled a moment ago is the code that the cache holds.
+
+A kernel that does not say how it is compiled takes that from the kernel that calls it first in a process, and the cache keeps
+it so. Hence `kernel` says it for all of them: arithmetic in the order in which it is written, unless `fastmath` says more.
 """
 
 from llvmlite.binding import Linkage
@@ -13,6 +16,9 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
 from numba.core.typed_passes import AnnotateTypes
+
+CONTRACT = {"contract", "nsz"}  # fastmath: products and sums in one instruction
+FAST = {"contract", "reassoc", "arcp", "nsz"}  # and sums in any order; infinities and NaN keep their meaning
 
 
 class _Library(JITCodeLibrary):
@@ -52,7 +58,7 @@ def kernel(**options):
     That nothing is allocated lets Numba leave out the count of references, atomic operations for every row that is cut out
     of an array, which took more time than short rows themselves. `_nrt=True` for a kernel that does allocate.
     """
-    usual = {"nogil": True, "error_model": "numpy", "_nrt": False, "pipeline_class": _Compiler}
+    usual = {"nogil": True, "error_model": "numpy", "_nrt": False, "pipeline_class": _Compiler, "fastmath": False}
     return njit(**usual | options)
 
 

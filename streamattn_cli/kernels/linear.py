@@ -12,12 +12,10 @@ from numba import types
 from numba.extending import overload
 
 from streamattn_cli.kernels.blas import LEFT, PLAIN, product
-from streamattn_cli.kernels.jit import kernel
+from streamattn_cli.kernels.jit import FAST, kernel
 
 LANE = 16
 BLOCK = 32  # rows that are worked on without BLAS; a multiple of LANE
-# Sums may be reordered into vector registers; infinities and NaN keep their meaning. Also for other small kernels.
-FAST = {"contract", "reassoc", "arcp", "nsz"}
 
 
 @kernel(cache=True, fastmath=FAST)
@@ -49,7 +47,7 @@ def cholesky(a, least):
     return True
 
 
-@kernel(cache=True)
+@kernel(cache=True, fastmath=FAST)
 def invert_factor(gemm, a, least, out, scratch):
     """out (n, n) = L^-1, lower triangular with zeros above, for a (n, n) = L L^T, of which the upper triangle is read; a is spoilt.
 
@@ -89,7 +87,7 @@ def _copy(a, out):
         out[j] = a[j]
 
 
-@kernel()
+@kernel(fastmath=FAST)
 def largest(x):
     """The largest absolute number of x (n,), or NaN; 0 if there is none."""
     top = ordinal(x.dtype.type(0))
@@ -98,7 +96,7 @@ def largest(x):
     return number(top)
 
 
-@kernel()
+@kernel(fastmath=FAST)
 def smallest(x):
     """The smallest of numbers x (n,) that are not negative, NaN aside."""
     least = ordinal(x.dtype.type(np.inf))

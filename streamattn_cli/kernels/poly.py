@@ -8,7 +8,7 @@ Rows are columns here (coordinates x rows), so that every loop runs over contigu
 import math
 
 from streamattn_cli.kernels.blas import LEFT, PLAIN, RIGHT, SMALL, product
-from streamattn_cli.kernels.jit import kernel
+from streamattn_cli.kernels.jit import CONTRACT, kernel
 from streamattn_cli.kernels.quadrature import central, fit
 
 NARROW = 12  # columns up to which BLAS is faster with rows that lie side by side, and then for
@@ -18,7 +18,7 @@ FAR = 4.0  # variance of logits from which a sample's largest are not where a Ga
 SMALL_REMAINDER = 1e-3
 
 
-@kernel(cache=True)
+@kernel(cache=True, fastmath=CONTRACT)
 def centre(rows, mu, factor, radius, first, out):
     """Columns first.. of out (d, G) = factor * (rows (n, d) - mu), shrunk to norm `radius`; all others are 0. Return how
     many shrank, and the largest norm before."""
@@ -61,7 +61,7 @@ def monomials(x, parent, var, first, low, out):
                 kept[r] = w[r]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def parents(x, start, run, low):
     """Fill low (count, G) with the monomials of x (d, G) of the lowest degrees, in the table's `order`.
 
@@ -143,7 +143,7 @@ def weigh(moments, weight, order, out):
             row[j] = weight[m] * moments[m, j]
 
 
-@kernel(cache=True)
+@kernel(cache=True, fastmath=CONTRACT)
 def power_sums(where, x, weighed, start, run, low, part, sums):
     """sums (g + 1, w, G): for every query the sums of (its logit)^l c over the tokens behind `weighed` (t, w), see `weigh`.
 
@@ -164,7 +164,7 @@ def power_sums(where, x, weighed, start, run, low, part, sums):
             at += count
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def sum_products(where, weighed, u, factor, part, total):
     """total (w, G) += factor (G,) times weighed^T u, with weighed (n, w) and u (n, G)."""
     for first in range(0, u.shape[0], TOGETHER):
@@ -175,7 +175,7 @@ def sum_products(where, weighed, u, factor, part, total):
                 t[r] += factor[r] * p[r]
 
 
-@kernel(cache=True, fastmath={"contract", "nsz"})
+@kernel(cache=True, fastmath=CONTRACT)
 def hermite(mean, variance, out):
     """out (g + 1, G): powers of x of the degree-g polynomials nearest to e^(x - mean - variance/2) under N(mean, variance).
 
@@ -200,7 +200,7 @@ def hermite(mean, variance, out):
                 a[r] -= mean[r] * b[r]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def polynomials(sums, taylor, work, spare):
     """work (g + 4, G or more): the polynomial of each query, two numbers (a, b) with e^(a + b / 2) factored out, and its doubt.
 
@@ -242,7 +242,7 @@ def polynomials(sums, taylor, work, spare):
             mean[r], variance[r] = shift, 0.0
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def gaussian_remainder(moments, error):
     """What Hermite's polynomial misses where the central moments (g + 1,) are a Gaussian's of a moderate variance; else infinity.
 
@@ -261,14 +261,14 @@ def gaussian_remainder(moments, error):
     return math.sqrt(max(1 - kept, 0.0))
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def far_remainder(variance, count, reach):
     """What a polynomial of the second degree misses where all of the variance is in the farthest tokens that it allows."""
     x = min(reach, math.sqrt(variance * count), 80.0)
     return (math.exp(x) - 1 - x - x * x / 2) * variance / (x * x) if x > 0 else 0.0
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def taylor_remainder(sums, column, r, reach):
     """What Taylor's polynomial misses at most, relative to the normaliser.
 
@@ -291,7 +291,7 @@ def taylor_remainder(sums, column, r, reach):
     return max(math.exp(min(largest, 300.0)) - total, 0.0) / largest**even * power / z
 
 
-@kernel(cache=True, fastmath={"contract", "nsz"})
+@kernel(cache=True, fastmath=CONTRACT)
 def blend(sums, taylor, work, spare, m, y):
     """Turn power sums (g + 1, w, G) into partial answers: y (G, w), and what is factored out is added to m (G,).
 
@@ -309,7 +309,7 @@ def blend(sums, taylor, work, spare, m, y):
             y[r, j] = total[r]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def doubt_shortened(u, limit, doubt):
     """Where a column of u (d, G) was shortened to norm `limit`, the doubt (G,) is 1 at least."""
     for r in range(u.shape[1] if limit < math.inf else 0):
@@ -320,7 +320,7 @@ def doubt_shortened(u, limit, doubt):
             doubt[r] = max(doubt[r], 1.0)
 
 
-@kernel(cache=True)
+@kernel(cache=True, fastmath=CONTRACT)
 def reaches(u, longest, out):
     """out (G,): a bound on |u . x| for the columns of u (d, G) and any x of at most that length."""
     out[:] = 0.0
@@ -365,7 +365,7 @@ def answer(
     return clipped
 
 
-@kernel(cache=True, fastmath={"contract", "nsz"})
+@kernel(cache=True, fastmath=CONTRACT)
 def outputs(
     where,
     q,
@@ -426,7 +426,7 @@ def outputs(
                     out[i, j] = fallback[j]
 
 
-@kernel(fastmath={"contract", "nsz"})
+@kernel(fastmath=CONTRACT)
 def evaluate(sums, j, polynomial, out):
     """out (G,): every query's polynomial (g + 1, G) of column j of its power sums (g + 1, w, G)."""
     for level in range(sums.shape[0]):

@@ -2,14 +2,14 @@
 
 import math
 
-from streamattn_cli.kernels.jit import kernel
+from streamattn_cli.kernels.jit import CONTRACT, kernel
 
 NODES = 6  # at most: moments up to degree 12 give no more
 ORDER = 2 * NODES
 SPARE = (11, ORDER + 2)  # scratch of one query: its moments, their errors, and that of `fit`
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def central(sums, column, r, mean, out, error, work):
     """out (g + 1,): central moments of query r's logits from its power sums (g + 1, w, G), as shares of the number of tokens.
 
@@ -29,7 +29,7 @@ def central(sums, column, r, mean, out, error, work):
         out[level], error[level] = mixed[0], unit * sizes[0]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def recurrence(moments, error, alpha, beta, table):
     """Coefficients of the orthogonal polynomials of a distribution of mean 0 and variance 1 from its moments (g + 1,).
 
@@ -60,7 +60,7 @@ def recurrence(moments, error, alpha, beta, table):
     return most, rest
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def roots(alpha, beta, count, out):
     """The nodes: roots of the orthogonal polynomial of degree `count`, largest first, into out (NODES,).
 
@@ -90,7 +90,7 @@ def roots(alpha, beta, count, out):
         out[found] = x
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def osculate(nodes, count, spread, out, work):
     """Powers of x (2 count,) of the polynomial that has value and slope of e^(spread (x - nodes[0])) at every node.
 
@@ -115,7 +115,7 @@ def osculate(nodes, count, spread, out, work):
         out[0] = difference[k] - z[k] * out[0]
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def fit(r, count, reach, mean, moments, error, polynomial, spare):
     """Fit a polynomial to query r's logits; return what is factored out of it, and its doubt.
 
@@ -152,7 +152,7 @@ def fit(r, count, reach, mean, moments, error, polynomial, spare):
     return shift, doubt
 
 
-@kernel()
+@kernel(fastmath=CONTRACT)
 def powers_of_logits(fitted, count, mean, spread, polynomial, r):
     """Column r of polynomial (g + 1, G): powers of x of the polynomial `fitted` (count,) in (x - mean) / spread."""
     for level in range(polynomial.shape[0]):

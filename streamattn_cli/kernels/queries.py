@@ -6,8 +6,8 @@ import numpy as np
 
 from streamattn_cli.kernels.blas import LEFT, product
 from streamattn_cli.kernels.hadamard import turn_rows
-from streamattn_cli.kernels.jit import kernel
-from streamattn_cli.kernels.linear import BLOCK, FAST, cholesky
+from streamattn_cli.kernels.jit import FAST, kernel
+from streamattn_cli.kernels.linear import BLOCK, cholesky
 from streamattn_cli.kernels.rotary import midway, turn
 
 FULL = 32767.0  # correlation 1 in int16

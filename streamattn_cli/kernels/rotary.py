@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 
-from streamattn_cli.kernels.jit import kernel
-from streamattn_cli.kernels.linear import FAST
+from streamattn_cli.kernels.jit import FAST, kernel
 
 NEAREST, FARTHER = 16.0, 512.0  # rows ahead for which atoms are fitted: the least, and the most for every turn
 _ODD, _MIX1, _MIX2 = np.uint32(0x9E3779B9), np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
