@@ -167,3 +167,12 @@ REFUSED = [
 def test_refusals(spec, tmp_path, words, said):
     with pytest.raises(UsageError, match=said):
         _spread(spec, output=str(tmp_path / "out.npy"), causal=True, **words)
+
+
+def test_advice_in_rows_names_the_option_that_it_replaces(tmp_path):
+    """And the advice, followed, works."""
+    words = ("attend", "sample_data/heads.h5", "--causal", "--dry-run", "-o", tmp_path / "o.npy")
+    told = command(*words, "--memory-per-layer", "1KiB", code=2).err
+    advice = told[told.index("give --resident-rows") :].split()[1:3]
+    assert "--resident-rows takes the place of --memory-per-layer" in told
+    command(*words, *advice)

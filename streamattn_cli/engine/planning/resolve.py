@@ -72,7 +72,12 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         method = str(request.method)
     request = replace(request, rope=_rope(request, inputs, method, causal and not first_query, notes))
     longest = k.sequences.longest if k.sequences else k.rows
-    params = head_params(request, method, head, causal, longest)
+    try:
+        params = head_params(request, method, head, causal, longest)
+    except UsageError as error:
+        if of_layer:  # the advice is in rows
+            raise UsageError(f"{shares[0]}; {error}; --resident-rows takes the place of --memory-per-layer") from None
+        raise
     if params and local:
         params = local_params(head, local, None if growing else longest)
     budgeted = not local and params is not None and "resident_rows" in registry.find(method).options
