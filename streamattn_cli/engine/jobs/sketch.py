@@ -49,6 +49,7 @@ from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
 from streamattn_cli.rows.writers.writer import open_writer
 from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.bend import Bend
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.registry import history_of
 
@@ -300,7 +301,7 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
         problem, params=before.params, scale=before.params.scale, method=before.facts["method"],
         precision=before.params.dtype, notes=notes, rows_before=before.rows,
         local=before.params.window if before.params.local else None,
-        sink_logits=tuple(before.facts.get("sink_logits", ())),
+        sink_logits=tuple(before.facts.get("sink_logits", ())), bend=Bend.of_facts(before.facts),
     )  # fmt: skip
 
 
@@ -319,10 +320,12 @@ def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) ->
         v = absent(file.heads, p.value_dim, p.stored, q.batch)
     else:
         _check_keys(file, k, v)
-    sinks, group = tuple(file.facts.get("sink_logits", ())), len(q) // file.heads
+    sinks, bend, group = tuple(file.facts.get("sink_logits", ())), Bend.of_facts(file.facts), len(q) // file.heads
+    slopes = bend.slopes and of_heads(bend.slopes, q, group, None, file.name)
     return Problem(
         request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes,
         local=p.window if p.local else None, sink_logits=sinks and of_heads(sinks, q, group, None, file.name),
+        bend=replace(bend, slopes=slopes),
     )  # fmt: skip
 
 
@@ -354,6 +357,7 @@ def sketch_facts(problem: Problem) -> dict:
     kept = {name: facts[name] for name in ("method", "mode", "scale", "seed", "precision")}
     if problem.sink_logits:
         kept["sink_logits"] = list(problem.sink_logits)
+    kept |= problem.bend.facts()
     return kept | {"shapes": shapes, "head": problem.head.to_dict(), "nan_policy": problem.request.nan_policy}
 
 

@@ -20,9 +20,7 @@ class LaneSketches:
         self._driver, self.problem = driver, driver.problem
         p = self.problem
         self.heads = (
-            [HeadAttention(p.params, sink_logits=p.sinks_of(lane.query_heads)) for lane in driver.lanes]
-            if p.params
-            else []
+            [HeadAttention(p.params, **p.logits_of(lane.query_heads)) for lane in driver.lanes] if p.params else []
         )
         self.calibration = Calibration(p, self.heads)
         self.beginnings = None
