@@ -47,6 +47,14 @@ def virtual(path, lengths=(100, 100, 100), made=(0, 1, 2)):
             file.create_virtual_dataset(name, layout)
 
 
+def half_written(path):
+    """Views of parts whose second was preallocated, and written to its 60th row."""
+    virtual(path)
+    with h5py.File(path.parent / "part1.h5", "w") as file:
+        for seed, name in enumerate("qkv"):
+            file.create_dataset(name, (100, DIM), "f4", chunks=(20, DIM))[:60] = rows(seed)[100:160]
+
+
 def late(path):
     """Datasets that were made and never written."""
     with h5py.File(path, "w") as file:
@@ -59,6 +67,7 @@ MAKERS = {
     "chunks and a fill value": (lambda path: unfilled(path, fill=7.0), 200, 100),
     "one row short of a chunk": (lambda path: unfilled(path, 299, 60), 0, None),
     "sources": (lambda path: virtual(path, made=(0, 2)), 100, 100),
+    "half a source": (half_written, 40, 160),
     "no source": (lambda path: virtual(path, made=()), 300, 0),
     "never written": (late, 300, 0),
 }
