@@ -8,13 +8,13 @@ import h5py
 import naive_variants
 import numpy as np
 import pytest
-from keptruns import METHODS, POLY, not_warmed  # noqa: F401
+from keptruns import METHODS, POLY, make_sketch, not_warmed  # noqa: F401
 from keptruns import run as run_once
 from test_resume import Stops
 
 from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.errors import Interrupted
+from streamattn_cli.errors import InputMalformed, Interrupted
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
@@ -361,3 +361,33 @@ def test_chunks_that_do_not_fit_are_refused(parts, tmp_path, case):
     with pytest.raises(Exception, match=message) as found:
         run(replace(spec, **more), output=str(tmp_path / "o.npy"), causal=True, **words)
     assert found.value.code in (2, 4, 11)
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_the_file_says_where_sequences_are(parts, tmp_path, kind):
+    """As an attribute; an option wins over it, chosen rows are one sequence, and so is a sketch, which a note says."""
+    spec, words = (
+        _saved(tmp_path, kind, parts),
+        {"causal": True, "method": "window", "window": 30, "output": str(tmp_path / "o.npy")},
+    )
+    name = "starts" if kind == "packed" else "lengths"
+    run(spec, **words)
+    expected = np.load(tmp_path / "o.npy")
+    with h5py.File(tmp_path / "dump.h5", "w") as file:
+        file.update({part: np.load(getattr(spec, part)) for part in "qkv"})
+        file.attrs[name] = [int(word) for word in getattr(spec, name).split(",")]
+    dump = InputSpec(input=str(tmp_path / "dump.h5"), layout=spec.layout)
+    outcome = run(dump, **words)
+    assert np.array_equal(np.load(tmp_path / "o.npy"), expected)
+    assert f"{name} is taken from the file" in outcome.notes
+    other = "0,100" if kind == "packed" else "9,9,9,9"
+    assert run(replace(dump, **{name: other}), **words).facts["shapes"]["sequences"] == (2 if kind == "packed" else 4)
+    if kind == "packed":
+        outcome = run(replace(dump, rows=(0, 200)), **words)
+        assert "sequences" not in outcome.facts["shapes"]
+    with h5py.File(tmp_path / "dump.h5", "a") as file:
+        file.attrs[name] = spec.q
+    with pytest.raises(InputMalformed, match=f"attribute {name} is .*expected numbers"):  # no file names another
+        run(dump, **words)
+    outcome = make_sketch(replace(dump, q=None), tmp_path / "s.sattn", method="window")
+    assert any(f"attribute {name} is not heeded: sequences" in note for note in outcome.notes)

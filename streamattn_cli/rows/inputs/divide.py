@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, UsageError
-from streamattn_cli.rows.inputs.numbers import integers
+from streamattn_cli.rows.inputs.numbers import integers, said
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.ranges import RangeTensor
@@ -52,6 +52,21 @@ class SequenceTensor:
     def close(self) -> None:
         """Close the tensor underneath."""
         self.base.close()
+
+
+def said_of_sequences(spec: InputSpec, attrs: dict, apart: bool, notes: list[str]) -> InputSpec:
+    """The spec with --lengths or --starts as the file's attributes say it, unless an option does. A note says where they
+    are not heeded."""
+    name = next((name for name in ("lengths", "starts") if name in attrs), None)
+    if name is None or spec.lengths or spec.starts:
+        return spec
+    if spec.rows or spec.q_rows or not apart:
+        why = "rows were chosen by hand" if apart else "sequences are not told apart here"
+        notes.append(f"attribute {name} is not heeded: {why}")
+        return spec
+    word = said(attrs[name], f"{spec.input or spec.k}: attribute {name}")
+    notes.append(f"{name} is taken from the file")
+    return replace(spec, lengths=word) if name == "lengths" else replace(spec, starts=word)
 
 
 def in_sequences(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
