@@ -111,7 +111,7 @@ RUNS = {
         "--causal",
         *SMALL,
         "--starts",
-        "0,700,1500",
+        "0,500,580,1500",
         "--audit",
         "32",
         "--checkpoint",

@@ -12,8 +12,9 @@ from keptruns import run as run_once
 from test_resume import Stops
 
 from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.jobs.sketch import open_sketch_file
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.errors import Interrupted
+from streamattn_cli.errors import CheckpointIncompatible, Interrupted
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
@@ -97,6 +98,46 @@ def _settings(method, rows):
     if "resident_rows" in settings:
         settings |= {"window": 17, "sinks": 2}
     return settings
+
+
+MIXED = (1000, 470, 90, 0, 1, 700)  # with 130 resident rows: of nystrom six bits, eight bits, all rows kept
+OF_LENGTH = {"nystrom": {}, "evict": {"method": "evict"}, "window": {"method": "window"}, "local": {"local": "300"}}
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """q, k and v (sequences, heads, 1000, D)."""
+    rng = np.random.default_rng(8)
+    heads = HEADS * GROUP, HEADS, HEADS
+    return [rng.standard_normal((len(MIXED), each, max(MIXED), D)).astype(np.float32) for each in heads]
+
+
+@pytest.mark.parametrize(
+    "method, causal", [("nystrom", True), ("nystrom", False), ("evict", False), ("window", True), ("local", True)]
+)
+def test_settings_follow_the_length_of_each_sequence(mixed, tmp_path, method, causal):
+    """What is decided by the number of rows (bits, whether all are kept, groups) is decided for each: also after a stop."""
+    words = {"causal": causal, "resident_rows": 130, **OF_LENGTH[method]}
+    spec = replace(_saved(tmp_path, "batch", mixed), lengths=",".join(map(str, MIXED)))
+    whole = run(spec, output=str(tmp_path / "out.npy"), threads=2, block_rows=256, audit=10**6, **words)
+    for number, rows in enumerate(MIXED):
+        if rows:
+            alone = _saved(tmp_path, "batch", [array[number : number + 1, :, :rows] for array in mixed])
+            run(alone, output=str(tmp_path / "one.npy"), **words)
+            found = np.load(tmp_path / "out.npy")[number, :, :rows]
+            assert np.array_equal(found, np.load(tmp_path / "one.npy")[0]), number
+    _saved(tmp_path, "batch", mixed)
+    words |= {"checkpoint": str(tmp_path / "c.sattn"), "checkpoint_every": "1rows", "block_rows": 256, "audit": 10**6}
+    wanted = (tmp_path / "out.npy").read_bytes()
+    request, counter = AttendRequest(inputs=spec, force=True, output=str(tmp_path / "out.npy"), **words), Stops(3)
+    with mock.patch("streamattn_cli.engine.passes.driver.pump", counter.pump), pytest.raises(Interrupted):
+        attend(request, lambda event: None, counter)
+    again = run_once(spec, resume=True, output=str(tmp_path / "out.npy"), **words)
+    assert (tmp_path / "out.npy").read_bytes() == wanted
+    assert again.audit == whole.audit
+    if not causal:
+        with pytest.raises(CheckpointIncompatible, match="a run of several sequences"):
+            open_sketch_file(str(tmp_path / "c.sattn"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -89,6 +89,9 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
     if facts["mode"] == "causal":
         raise CheckpointIncompatible(f"{name}: a causal run, whose state answers only its own next rows; go on with "
                                      "attend --resume")  # fmt: skip
+    if "sequences" in facts:
+        raise CheckpointIncompatible(f"{name}: a run of several sequences, whose state is that of one of them; go on with "
+                                     "attend --resume")  # fmt: skip
     if meta["phase"] == Phase.KEYS:
         raise CheckpointIncompatible(f"{name}: its keys were not absorbed to the end ({meta['rows']} rows); go on with "
                                      "--resume first")  # fmt: skip
