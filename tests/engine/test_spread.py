@@ -1,5 +1,7 @@
 """`attend --engine`: pieces of layers side by side have the bytes of a run that is not cut, whoever works on them."""
 
+import os
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from keptruns import not_warmed, run, silent  # noqa: F401
 
 from streamattn_cli.engine.jobs import spread
 from streamattn_cli.engine.jobs.executors import Opened
+from streamattn_cli.engine.jobs.piece_run import attend_piece
 from streamattn_cli.engine.jobs.pieces import cut
 from streamattn_cli.engine.jobs.spread import attend_spread, plan_spread
 from streamattn_cli.engine.jobs.tasks import check_room
@@ -104,6 +107,26 @@ def test_engines_workers_and_blocks_change_no_byte(tmp_path, more):
         _spread(spec, output=str(path), causal=True, audit=32, **SMALL, **more, **way)
         made.add((path.read_bytes(), (tmp_path / f"{at}.npy.json").read_bytes()))
     assert len(made) == 1
+
+
+def test_what_a_killed_process_had_under_way_is_done_again(tmp_path, monkeypatch):
+    spec, words = _save(tmp_path), {"causal": True, "audit": 32, "threads": 2, **SMALL}
+    _spread(spec, output=str(tmp_path / "calm.npy"), **words)
+    monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
+    monkeypatch.setattr(spread, "attend_piece", _dies_once)
+    _spread(spec, output=str(tmp_path / "out.npy"), engine="processes", **words)
+    assert (tmp_path / "killed").exists()
+    for end in ("", ".json"):
+        assert (tmp_path / f"out.npy{end}").read_bytes() == (tmp_path / f"calm.npy{end}").read_bytes()
+
+
+def _dies_once(task):
+    """The second key head is answered, and then its process is killed before anybody knows."""
+    answered = attend_piece(task)
+    if task.piece.heads == (1, 2) and not os.path.exists(os.environ["KILLED"]):
+        open(os.environ["KILLED"], "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answered
 
 
 def test_every_piece_repairs_its_share(tmp_path):
