@@ -74,9 +74,11 @@ def _borders(problem: Problem) -> list[str]:
 
 
 def sources_of(problem: Problem) -> dict[str, dict]:
-    """Identities of the inputs."""
+    """Identities of the inputs that there are."""
     parts = {"q": problem.q, "k": problem.k, "v": problem.v}
-    return {name: identity_of(heads, problem.request.fingerprint) for name, heads in parts.items()}
+    return {
+        name: identity_of(heads, problem.request.fingerprint) for name, heads in parts.items() if heads.tensor.width
+    }
 
 
 def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dict]) -> Saved | None:

@@ -27,6 +27,7 @@ class Heads:
     sequences: Sequences | None = None  # of the tensor's rows, where there are several
     factors: tuple[float, ...] | None = None  # by which the rows of each head are multiplied, as float32
     before: int = 0  # heads of the input before these, for messages
+    first: int = 0  # row of the input that is row 0 of these
 
     def __len__(self) -> int:
         return len(self.outer)
@@ -55,7 +56,7 @@ class Heads:
 
     def local(self, row: int) -> int:
         """A row of the stream as a row of its sequence."""
-        return self.sequences.local(row)[1] if self.sequences else row
+        return self.sequences.local(row)[1] if self.sequences else self.first + row
 
     @property
     def kept(self) -> str:
