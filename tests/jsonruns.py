@@ -35,6 +35,7 @@ METHODS = (
     "poly:degree=12"
 )
 
+THREADS = ("--engine", "threads")
 BATCHES = ("--k", "batchq.npy", "--v", "batchq.npy")
 
 # name -> the command line without --json; one may use files that those before it wrote
@@ -195,6 +196,7 @@ RUNS = {
     "info of fp8 rows": ("info", "bytes.sattn"),
     "info of an unfinished run": ("info", "unfinished.sattn"),
     "compare": ("compare", *SHORT, "--causal", "--methods", METHODS, "--audit", "32", *SMALL),
+    "compare, layers": ("compare", "layers.npz", "--layer", "all", "--causal", "--methods", "window", *SMALL, *THREADS),
     "compare by bytes": ("compare", TINY, "--full", "--methods", "evict,sample,balance,wildcat", "--resident", "4KiB"),
     "plan": ("plan", HEADS, *BUDGET),
     "plan from numbers": ("plan", "--rows", "1e9", "--dim", "128", "--heads", "32", "--kv-heads", "8", *BUDGET),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from streamattn_cli.engine.jobs.executors import Stop
 from streamattn_cli.engine.jobs.pieces import Piece, narrow
 from streamattn_cli.engine.jobs.query import answering, asked
-from streamattn_cli.engine.jobs.tasks import in_worker, portable
+from streamattn_cli.engine.jobs.tasks import SEEN, identities, in_worker
 from streamattn_cli.engine.passes.open_run import check_finite, make_run
 from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.passes.run import Run
@@ -20,7 +20,6 @@ from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.saving.resume import sources_of
 from streamattn_cli.engine.saving.sources import check_same
 from streamattn_cli.engine.watch.events import Audit
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -28,8 +27,6 @@ from streamattn_cli.rows.inputs.fingerprint import file_states
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.writers.base import Nowhere, Writer
 from streamattn_cli.rows.writers.shared import PieceWriter, Place
-
-SEEN = "every worker must see the same files under the same paths"
 
 
 @dataclass(frozen=True)
@@ -107,17 +104,12 @@ def opened(request: AttendRequest, command: str) -> Iterator[Whole]:
     """All that a command would answer by itself."""
     if command == "query":
         with asked(request) as found:
-            sources = _identities(found.problem) | found.sources
+            sources = identities(found.problem) | found.sources
             yield Whole(found.problem, sources, found.files, lambda *given: answering(found.file, *given[:3]))
         return
     with open_inputs(request.inputs, apart=True) as inputs:
         problem = resolve(request, inputs)
-        yield Whole(problem, _identities(problem), file_states(heads.tensor for heads in inputs.parts), make_run)
-
-
-def _identities(problem: Problem) -> dict[str, dict]:
-    """Of the inputs that are read, also where another machine sees them."""
-    return {part: portable(one) for part, one in sources_of(problem).items()}
+        yield Whole(problem, identities(problem), file_states(heads.tensor for heads in inputs.parts), make_run)
 
 
 def _answer(task: PieceTask, interrupts: Interrupts) -> Answered:

@@ -70,7 +70,7 @@ class Sheet:
         widest = max(self.pieces, key=lambda piece: piece.query_heads(problem)[1] - piece.query_heads(problem)[0])
         for piece in [widest] if self.pieces[0].heads else self.pieces:
             plan = make_plan(narrow(problem, piece))
-            yield replace(plan, parts=plan.parts | {"sketch_file": held}) if held else plan
+            yield replace(plan, parts=plan.parts | {"held_by_inputs": plan.parts["held_by_inputs"] + held})
 
     def at(self, resident: int) -> Problem:
         """The problem with other resident rows."""

@@ -12,10 +12,13 @@ from typing import Literal, Protocol, TypeVar, overload
 
 from streamattn_cli.engine.jobs.executors import RETRIES, Engine, Opened, Stop, stop_asked
 from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.saving.resume import sources_of
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import CheckpointIncompatible, Interrupted, MemoryBudget, StreamattnError
 from streamattn_cli.units import format_bytes
 
+SEEN = "every worker must see the same files under the same paths"
 PROGRAM = (
     96 << 20
 )  # bytes of a worker before it does anything: interpreter, libraries, compiled kernels (measured: 70 to 90)
@@ -139,6 +142,11 @@ def check_room(opened: Opened, plan: Plan) -> None:
             f"worker of the cluster may take {format_bytes(opened.room)}; start workers with more (--memory-limit) or with "
             "fewer threads"
         )
+
+
+def identities(problem: Problem) -> dict[str, dict]:
+    """Of the inputs that are read, also where another machine sees them."""
+    return {part: portable(one) for part, one in sources_of(problem).items()}
 
 
 def portable(identity: dict) -> dict:
