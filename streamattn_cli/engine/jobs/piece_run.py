@@ -11,7 +11,7 @@ from typing import NamedTuple
 from streamattn_cli.engine.jobs.executors import Stop
 from streamattn_cli.engine.jobs.pieces import Piece, narrow
 from streamattn_cli.engine.jobs.query import answering, asked
-from streamattn_cli.engine.jobs.tasks import SEEN, identities, in_worker
+from streamattn_cli.engine.jobs.tasks import SEEN, in_worker, portable
 from streamattn_cli.engine.passes.open_run import check_finite, make_run
 from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.passes.run import Run
@@ -20,6 +20,7 @@ from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.resume import sources_of
 from streamattn_cli.engine.saving.sources import check_same
 from streamattn_cli.engine.watch.events import Audit
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -104,12 +105,12 @@ def opened(request: AttendRequest, command: str) -> Iterator[Whole]:
     """All that a command would answer by itself."""
     if command == "query":
         with asked(request) as found:
-            sources = identities(found.problem) | found.sources
+            sources = sources_of(found.problem) | found.sources
             yield Whole(found.problem, sources, found.files, lambda *given: answering(found.file, *given[:3]))
         return
     with open_inputs(request.inputs, apart=True) as inputs:
         problem = resolve(request, inputs)
-        yield Whole(problem, identities(problem), file_states(heads.tensor for heads in inputs.parts), make_run)
+        yield Whole(problem, sources_of(problem), file_states(heads.tensor for heads in inputs.parts), make_run)
 
 
 def _answer(task: PieceTask, interrupts: Interrupts) -> Answered:
@@ -118,7 +119,8 @@ def _answer(task: PieceTask, interrupts: Interrupts) -> Answered:
     if task.resident_rows is not None:
         request = replace(request, resident_rows=task.resident_rows, memory_per_layer=None)
     with opened(request, job.command) as (whole, sources, _, made):
-        check_same(whole.k.tensor.name, [job.sources], [sources], SEEN)
+        here = {part: portable(one) for part, one in sources.items()}
+        check_same(whole.k.tensor.name, [job.sources], [here], SEEN)
         plan = make_plan(narrow(whole, task.piece))
         watch = Watch(lambda event: None, interrupts)
         writers = [_writer(place, task.piece, whole) for place in (job.out, job.doubts)]

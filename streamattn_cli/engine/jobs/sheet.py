@@ -16,12 +16,14 @@ from streamattn_cli.engine.jobs.query import told
 from streamattn_cli.engine.jobs.shares import resident_bytes, with_rows
 from streamattn_cli.engine.jobs.sheets import Joint, dataset_of, into
 from streamattn_cli.engine.jobs.summary import summed
+from streamattn_cli.engine.jobs.tasks import portable
 from streamattn_cli.engine.passes.open_run import open_doubt
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.resume import check_saveable
 from streamattn_cli.engine.watch.events import Audit, Outcome
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -51,10 +53,36 @@ class Sheet:
     files: dict[str, tuple[int, ...]]
     writer: PlacedWriter | None = None
     doubts: PlacedWriter | None = None
-    done: list[Answered] = field(default_factory=list)
+    done: dict[int, Answered] = field(default_factory=dict)  # by the number of the piece
     resident: list[int] | None = None  # rows of every key head, where they have numbers of their own
     failed: list[StreamattnError] = field(default_factory=list)
     command: str = "attend"
+    parts: dict[str, str] = field(
+        default_factory=dict
+    )  # its unfinished files that a checkpoint knows of, by "out" and "doubt"
+    finished: bool = False  # by an earlier run, whose outputs have their names
+    before: float = 0.0  # rows that an earlier run has answered
+
+    @property
+    def left(self) -> list[int]:
+        """Numbers of the pieces that are not answered."""
+        return [at for at in range(len(self.pieces)) if at not in self.done]
+
+    @property
+    def rows_done(self) -> float:
+        """Rows that are answered; some heads of a row are a share of it."""
+        return sum(self.rows_of(at) for at in self.done)
+
+    def rows_of(self, at: int) -> float:
+        """The same of one piece."""
+        first, stop = self.pieces[at].query_heads(self.problem)
+        return self.done[at].rows * (stop - first) / len(self.problem.q)
+
+    def keep(self) -> None:
+        """Make the outputs durable as they are, and let them outlive a failure."""
+        for name, writer in (("out", self.writer), ("doubt", self.doubts)):
+            if writer:
+                self.parts[name] = writer.keep()
 
     @property
     def name(self) -> str:
@@ -85,16 +113,23 @@ class Sheet:
         mine = {"share": "adaptive", "resident_bytes": sum(bytes_), "head_rows": self.resident}
         return self.problem.facts() | {"params": mine}
 
-    def open(self, job: Job, joint: Joint | None, stack: ExitStack, interrupts: Interrupts) -> Job:
-        """Make its outputs, and say where they are."""
+    def open(self, job: Job, joint: Joint | None, stack: ExitStack, interrupts: Interrupts, tag: str | None) -> Job:
+        """Make its outputs, or open what an earlier run has left of them, and say where they are. tag: of a job that is saved."""
         q, p = self.problem.q, self.problem
+        there = {name: (part, p.q.count) for name, part in self.parts.items()}
         opened = into(joint, self.layer) if joint and self.layer else open_writer
         self.writer = writer = _in_file(
-            opened(self.request.output, q.rows, len(q), p.v.dim, p.out_dtype, q.layout, q.batch, sequences=q.sequences)
-        )
-        doubts = open_doubt(p, None, None)
+            opened(
+                self.request.output, q.rows, len(q), p.v.dim, p.out_dtype, q.layout, q.batch, sequences=q.sequences,
+                going_on=there.get("out"), tag=tag,
+            )
+        )  # fmt: skip
+        complete = "out" in there and "doubt" not in there
+        doubts = None if complete else open_doubt(p, there.get("doubt"), tag)
         self.doubts = _in_file(doubts) if doubts else None
         for each in filter(None, (self.writer, self.doubts)):
+            if tag:
+                check_saveable(each)
             stack.callback(each.abort)
             stack.callback(interrupts.on_abort(each.abort))
         place = _by_head(self.doubts.share(), len(q)) if self.doubts else None
@@ -102,21 +137,28 @@ class Sheet:
 
     def of(self, job: Job) -> Job:
         """The job of its pieces, without outputs."""
-        request = replace(job.request, inputs=absolute(self.request.inputs), output=self.request.output)
-        if request.checkpoint:
-            request = replace(request, checkpoint=os.path.abspath(request.checkpoint))
-        return replace(job, request=request, sheet=self.name, sources=self.sources, command=self.command)
+        sketch = os.path.abspath(job.request.sketch) if self.command == "query" else None
+        request = replace(
+            job.request,
+            inputs=absolute(self.request.inputs),
+            output=self.request.output,
+            checkpoint=sketch,
+            resume=False,
+        )
+        sources = {part: portable(one) for part, one in self.sources.items()}
+        return replace(job, request=request, sheet=self.name, sources=sources, command=self.command)
 
     def tasks(self, job: Job) -> Iterator[PieceTask]:
-        """Its pieces as tasks."""
-        for at, piece in enumerate(self.pieces):
-            yield PieceTask(job, piece, self.resident[at] if self.resident else None)
+        """The pieces that are left as tasks."""
+        for at in self.left:
+            yield PieceTask(job, self.pieces[at], self.resident[at] if self.resident else None)
 
     def audit(self) -> tuple[Audit | None, str | None]:
         """The audits of its pieces as one, or why there is none."""
-        found = [each.audit for each in self.done if each.audit]
-        if len(found) < len(self.done):
-            return None, next(each.audit_reason for each in self.done if not each.audit)
+        answered = [self.done[at] for at in sorted(self.done)]
+        found = [each.audit for each in answered if each.audit]
+        if len(found) < len(answered):
+            return None, next(each.audit_reason for each in answered if not each.audit)
         if self.pieces[0].heads:
             return of_heads(found), None
         ranges = [piece.rows(self.problem) for piece in self.pieces]
@@ -126,7 +168,7 @@ class Sheet:
 
     def counts(self) -> dict[str, int]:
         """Those of its pieces together; what all queries see is counted once."""
-        found = summed([each.counts for each in self.done])
+        found = summed([each.counts for each in self.done.values()])
         if self.pieces[0].queries:
             found |= {name: count for name, count in self.done[0].counts.items() if name in OF_KEYS}
         return found
@@ -137,6 +179,7 @@ class Sheet:
             return self.finish(plan, meter, apart)
         for writer in filter(None, (self.writer, self.doubts)):
             writer.abort()
+        self.writer = self.doubts = None
         if joint and self.layer:
             joint.remove(dataset_of(self.layer))
         return self.failed[0]
@@ -154,6 +197,7 @@ class Sheet:
             said = {**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason}
         for writer in filter(None, (self.doubts, self.writer)):
             writer.commit(said)
+        self.writer = self.doubts = None
         memory: dict[str, int | None] = {"allowed": plan.allowed, "projected": plan.projected}
         if not apart:  # what other processes take, nobody measures here
             memory |= {"reserved": meter.baseline, "peak": meter.peak()}
@@ -161,15 +205,16 @@ class Sheet:
             command=self.command,
             facts=written | {"threads": plan.threads},
             rows=self.problem.q.rows or 0,
-            seconds=sum(each.seconds for each in self.done),
-            wait_seconds=sum(each.wait_seconds for each in self.done),
-            bytes_read=sum(each.bytes_read for each in self.done),
+            seconds=sum(each.seconds for each in self.done.values()),
+            wait_seconds=sum(each.wait_seconds for each in self.done.values()),
+            bytes_read=sum(each.bytes_read for each in self.done.values()),
             memory=memory,
             counts=counts,
             audit=audit,
             audit_reason=reason,
             output=self.request.output,
             notes=self.problem.notes,
+            rows_before=round(self.before),
         )
 
 

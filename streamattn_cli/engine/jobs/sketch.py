@@ -75,6 +75,10 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
     if "sketches" in facts:
         raise CheckpointIncompatible(f"{name}: a run with --sketches {facts['sketches']['kind']}, which answers no "
                                      "other queries than its own; go on with attend --resume")  # fmt: skip
+    if "job" in facts:
+        raise CheckpointIncompatible(
+            f"{name}: of a job in pieces, which has no sketch to query; go on with attend --resume"
+        )
     if facts.get("head") is None:
         raise CheckpointIncompatible(f"{name}: made by --method {meta['method']}, which keeps no sketch to query")
     if facts["mode"] == "causal":

@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from math import ceil
 
 from streamattn_cli.engine.jobs.executors import Engine, find_engine
-from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask, answer_piece, opened
-from streamattn_cli.engine.jobs.pieces import PIECES, Piece, cut, cut_queries
+from streamattn_cli.engine.jobs.job_checkpoint import JobCheckpoint
+from streamattn_cli.engine.jobs.piece_run import Job, PieceTask, answer_piece, opened
+from streamattn_cli.engine.jobs.pieces import PIECES, cut, cut_queries
 from streamattn_cli.engine.jobs.shares import shares, tried
 from streamattn_cli.engine.jobs.shares import tasks as trial_tasks
 from streamattn_cli.engine.jobs.sheet import Sheet
-from streamattn_cli.engine.jobs.sheets import joint_file, sheets_of
+from streamattn_cli.engine.jobs.sheets import Joint, joint_file, sheets_of
 from streamattn_cli.engine.jobs.summary import together
 from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order
 from streamattn_cli.engine.passes.open_run import check_output
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.resume import checkpoint_there
 from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Progress, Started
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CannotMeet, StreamattnError, UsageError
+from streamattn_cli.errors import CannotMeet, Interrupted, StreamattnError, UsageError
 from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.layers import Layer
 from streamattn_cli.rows.targets import refuse_existing
@@ -39,7 +41,7 @@ from streamattn_cli.rows.writers.writer import check_target
 
 Results = dict["Layer | None", "Outcome | StreamattnError | None"]
 
-ALONE = ("top_k", "sketches", "eps", "checkpoint", "resume")  # options of runs that are not cut into pieces
+ALONE = ("top_k", "sketches", "eps")  # options of runs that are not cut into pieces
 
 
 def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
@@ -67,45 +69,89 @@ def _run(
 ) -> Outcome:  # fmt: skip
     """All pieces of the sheets, into their outputs, as one outcome."""
     with ExitStack() as stack:
+        saved = None
+        if request.checkpoint and sheets[0].command != "query":
+            saved = stack.enter_context(JobCheckpoint(request, sheets))
         plan, workers, share = _planned(sheets, engine)
         listener(Started(plan.to_dict() | _counts(sheets, workers, engine)))
-        for note in dict.fromkeys(note for sheet in sheets for note in sheet.problem.notes):
+        for note in dict.fromkeys([*(note for sheet in sheets for note in sheet.problem.notes), *_resumed(sheets)]):
             listener(Note(note))
-        joint = None
-        if request.inputs.layer:
-            layers = [sheet.layer for sheet in sheets if sheet.layer]
-            joint = joint_file(request, layers, [_whole(sheet) for sheet in sheets], len(results))
+        joint = _joint(request, sheets, len(results), saved)
         if joint:
             stack.callback(joint.abort)
-        warm(next(sheets[0].plans(share)), listener)
-        job = _job(request, share, engine)
+        if any(sheet.left for sheet in sheets):
+            warm(next(sheets[0].plans(share)), listener)
+        job, tag = _job(request, share, engine), saved.tag if saved else None
         with Meter() as meter, engine.open(workers) as workforce:
             check_room(workforce, plan)
             do = answer_piece if engine.apart else partial(answer_piece, stop=workforce.stop)
 
+            def end(sheet: Sheet) -> None:
+                if saved and not sheet.finished:
+                    saved.save(joint)
+                results[sheet.layer] = sheet.end(plan, meter, joint, engine.apart)
+
             def tasks() -> Iterator[PieceTask]:
                 for sheet in sheets:
-                    yield from sheet.tasks(sheet.open(job, joint, stack, interrupts))
+                    if sheet.left:
+                        yield from sheet.tasks(sheet.open(job, joint, stack, interrupts, tag))
 
-            places = [(sheet, piece) for sheet in sheets for piece in sheet.pieces]
+            for sheet in sheets:
+                if not sheet.left:
+                    if not sheet.finished:
+                        sheet.open(job, joint, stack, interrupts, tag)
+                    end(sheet)
+            places = [(sheet, at) for sheet in sheets for at in sheet.left]
             progress = _Told(sheets, plan, meter, began)
             found = stack.enter_context(closing(in_order(workforce, do, tasks(), interrupts, request.keep_going)))
-            for (sheet, piece), answered in zip(places, found, strict=True):
-                if isinstance(answered, StreamattnError):
-                    sheet.failed.append(answered)
-                else:
-                    sheet.done.append(answered)
-                    listener(progress(sheet, piece, answered))
-                if len(sheet.done) + len(sheet.failed) == len(sheet.pieces):
-                    results[sheet.layer] = sheet.end(plan, meter, joint, engine.apart)
+            with _saving(saved, joint):
+                for (sheet, at), answered in zip(places, found, strict=True):
+                    if isinstance(answered, StreamattnError):
+                        sheet.failed.append(answered)
+                    else:
+                        sheet.done[at] = answered
+                        listener(progress(sheet, at))
+                    if len(sheet.done) + len(sheet.failed) == len(sheet.pieces):
+                        end(sheet)
+                    elif saved:
+                        saved.reached(progress.rows, joint)
             layers, ended = _known(results)
             one = ended[0]
             outcome = one if isinstance(one, Outcome) and not layers else together(request, layers, ended)
             if joint:
                 joint.commit()
+            if saved:
+                saved.save(None, Phase.DONE)
         outcome = replace(outcome, seconds=time.monotonic() - began)
     listener(Finished(outcome))
     return outcome
+
+
+def _joint(request: AttendRequest, sheets: list[Sheet], asked: int, saved: JobCheckpoint | None) -> Joint | None:
+    """The file of all layers, if there is to be one and it is not there already."""
+    layers = [sheet.layer for sheet in sheets if sheet.layer]
+    if not layers or sheets[0].finished:
+        return None
+    part = next((sheet.parts["out"] for sheet in sheets if "out" in sheet.parts), None)
+    return joint_file(request, layers, [_whole(sheet) for sheet in sheets], asked, part, saved.tag if saved else None)
+
+
+@contextmanager
+def _saving(saved: JobCheckpoint | None, joint: Joint | None) -> Iterator[None]:
+    """What is done is saved once more when a signal stops the job."""
+    try:
+        yield
+    except Interrupted as stop:
+        if saved:
+            saved.save(joint)
+            stop.consequence = f"the checkpoint {saved.path} was saved; continue with --resume"
+        raise
+
+
+def _resumed(sheets: list[Sheet]) -> list[str]:
+    """A note on what an earlier run has done."""
+    done, all_ = (sum(map(len, each)) for each in ([s.done for s in sheets], [s.pieces for s in sheets]))
+    return [f"going on with a job of which {done} of {all_} pieces are answered"] if done else []
 
 
 def plan_spread(request: AttendRequest) -> Plan:
@@ -155,7 +201,7 @@ def _sheets(request: AttendRequest) -> tuple[list[Sheet], Results]:
         if getattr(request, name):
             raise UsageError(f"--engine: {spelling(name)} is for runs that are not cut into pieces; omit one of them")
     requests = sheets_of(request) if request.inputs.layer else [(None, request)]
-    refuse_existing([each.output for _, each in requests], request.force)
+    refuse_existing([each.output for _, each in requests], request.force or checkpoint_there(request))
     most = ceil(PIECES / len(requests))
     sheets: list[Sheet] = []
     results: Results = {layer: None for layer, _ in requests}
@@ -226,16 +272,16 @@ class _Told:
     def __init__(self, sheets: list[Sheet], plan: Plan, meter: Meter, began: float):
         self._total = sum(sheet.problem.q.rows or 0 for sheet in sheets)
         self._plan, self._meter, self._began = plan, meter, began
-        self._rows, self._bytes, self._sheets = 0.0, 0, sheets
+        self._before = sum(sheet.before for sheet in sheets)
+        self.rows, self._bytes, self._sheets = self._before, 0, sheets
 
-    def __call__(self, sheet: Sheet, piece: Piece, answered: Answered) -> Progress:
-        first, stop = piece.query_heads(sheet.problem)
-        self._rows += answered.rows * (stop - first) / len(sheet.problem.q)
-        self._bytes += answered.bytes_read
+    def __call__(self, sheet: Sheet, at: int) -> Progress:
+        self.rows += sheet.rows_of(at)
+        self._bytes += sheet.done[at].bytes_read
         return Progress(
-            phase=Phase.PIECES, rows=round(self._rows), total=self._total, bytes=self._bytes,
+            phase=Phase.PIECES, rows=round(self.rows), total=self._total, bytes=self._bytes,
             seconds=time.monotonic() - self._began, sketch_bytes=self._plan.sketch_bytes,
             memory_now=self._meter.now(), memory_peak=self._meter.peak(), memory_allowed=self._plan.allowed,
-            sheets=len(self._sheets) if sheet.layer else 0,
-            sheets_done=sum(len(one.done) == len(one.pieces) for one in self._sheets) if sheet.layer else 0,
+            rows_before=round(self._before), sheets=len(self._sheets) if sheet.layer else 0,
+            sheets_done=sum(not one.left for one in self._sheets) if sheet.layer else 0,
         )  # fmt: skip

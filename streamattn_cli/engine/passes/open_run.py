@@ -14,7 +14,6 @@ from streamattn_cli.engine.passes.run import Run, auditor_of, lanes_of
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.saving.resume import Saved
 from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.errors import NonFinite, UsageError
 from streamattn_cli.rows.inputs.fingerprint import refuse_inputs
@@ -74,14 +73,12 @@ def _check_doubt(request: AttendRequest, doubt: str) -> None:
         raise UsageError(f"--doubt {doubt}: is the file of the output itself; give another name")
 
 
-def open_doubt(problem: Problem, saved: Saved | None, tag: str | None) -> Writer | None:
-    """The writer of --doubt: rows x heads in float16; None where none was asked for, or it is complete. See open_writer."""
+def open_doubt(problem: Problem, going_on: tuple[str, int] | None, tag: str | None) -> Writer | None:
+    """The writer of --doubt: rows x heads in float16; None where none was asked for. See open_writer."""
     name = problem.request.doubt
-    if not name or (saved and not saved.doubt):
+    if not name:
         return None
-    return open_writer(
-        name, problem.q.rows, 1, len(problem.q), "f2", "TD", going_on=saved.doubt if saved else None, tag=tag
-    )
+    return open_writer(name, problem.q.rows, 1, len(problem.q), "f2", "TD", going_on=going_on, tag=tag)
 
 
 def check_finite(counts: dict[str, int], request: AttendRequest) -> None:
