@@ -13,8 +13,10 @@ from test_resume import Stops
 
 from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.jobs.sketch import open_sketch_file
+from streamattn_cli.engine.jobs.spread import attend_spread
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.errors import CheckpointIncompatible, Interrupted
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import CheckpointIncompatible, Interrupted, UsageError
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
@@ -232,6 +234,38 @@ def test_memory_does_not_grow_with_the_sequences(tmp_path):
         assert outcome.facts["shapes"]["sequences"] == batch
     assert projected[1] - projected[0] < 3 * 8 * 2001 + 1
     assert peaks[1] <= projected[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_for_every_sequence(parts, tmp_path, kind):
+    spec, words = _saved(tmp_path, kind, parts), {"causal": True, "resident_rows": 64}
+    run(spec, output=str(tmp_path / "all.npy"), **words)
+    run(spec, output=str(tmp_path / "one-{sequence}.npy"), **words)
+    files = {"output": str(tmp_path / "job-{sequence}.npy"), "checkpoint": str(tmp_path / "c.sattn")}
+    for _ in range(2):  # the second time it is complete already
+        request = AttendRequest(spec, **files, engine="threads", resume=True, **words)
+        with mock.patch("streamattn_cli.engine.jobs.spread.warm"):
+            attend_spread(request, lambda event: None, Interrupts())
+    found, _ = _answers(tmp_path / "all.npy", kind)
+    for number, one in enumerate(found):
+        own = np.load(tmp_path / f"one-{number}.npy")
+        rows_first = kind in ("rows first", "packed")
+        assert np.array_equal(own.transpose(1, 0, 2) if rows_first else own, one)
+        assert (tmp_path / f"job-{number}.npy").read_bytes() == (tmp_path / f"one-{number}.npy").read_bytes()
+        assert json.loads((tmp_path / f"one-{number}.npy.json").read_text())["sequence"] == number
+    assert len(list(tmp_path.glob("one-*.npy"))) == B and not list(tmp_path.glob(".*"))
+    with pytest.raises(UsageError, match="one-0.npy: there is a file already"):
+        run_once(spec, output=str(tmp_path / "one-{sequence}.npy"), **words)
+    with pytest.raises(UsageError, match="is the input"):
+        run(replace(spec, q=str(tmp_path / "one-1.npy")), output=str(tmp_path / "one-{sequence}.npy"), **words)
+
+
+def test_files_for_sequences_are_npy(parts, tmp_path):
+    spec = _saved(tmp_path, "batch", parts)
+    for words, said in (({"output": "o-{sequence}.h5"}, ".npy files"), ({"doubt": "d-{sequence}.npy"}, "--doubt")):
+        files = {"output": "o-{sequence}.npy"} | words
+        with pytest.raises(UsageError, match=said):
+            run(spec, **{name: str(tmp_path / word) for name, word in files.items()}, causal=True)
 
 
 REFUSED = {

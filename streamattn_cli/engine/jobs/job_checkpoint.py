@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from dataclasses import asdict, fields, is_dataclass
 from types import NoneType, UnionType
@@ -23,7 +22,7 @@ from streamattn_cli.engine.jobs.piece_run import Answered
 from streamattn_cli.engine.jobs.sheet import Sheet
 from streamattn_cli.engine.jobs.sheets import Joint, is_joint
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.saving.resume import beside, checkpoint_there, facts_of, part_tag
+from streamattn_cli.engine.saving.resume import beside, checkpoint_there, facts_of, is_there, part_tag
 from streamattn_cli.engine.saving.saver import check_facts, check_sources, describe, parse_every
 from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.watch.phase import Phase
@@ -108,7 +107,7 @@ class JobCheckpoint:
         gone = [key for key in parts if key not in there]
         if not parts:  # its outputs were made after the last checkpoint
             return
-        if gone and not (complete and all(os.path.exists(targets[key]) for key in gone)):
+        if gone and not (complete and all(is_there(targets[key]) for key in gone)):
             raise CheckpointIncompatible(
                 f"{name}: the unfinished file {parts[gone[0]]} beside {targets[gone[0]]} is gone; put it back, or start "
                 "again without --resume"

@@ -18,7 +18,7 @@ from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.errors import NonFinite, UsageError
 from streamattn_cli.options import files_of
 from streamattn_cli.rows.inputs.fingerprint import refuse_inputs
-from streamattn_cli.rows.targets import refuse_existing, refuse_same, side_of
+from streamattn_cli.rows.targets import SEQUENCE, numbered, refuse_existing, refuse_same, side_of
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.writer import check_target, open_writer
 
@@ -51,7 +51,8 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
     spec = request.inputs
     written = request.output, side_of(request.output), request.doubt, side_of(request.doubt)
     checkpoint = request.checkpoint if request.checkpoint not in sketches else None
-    refuse_inputs((*written, checkpoint), (spec.input, *spec.more, *files_of(spec), *files_of(request), *sketches))
+    inputs = spec.input, *spec.more, *files_of(spec), *files_of(request), *sketches
+    refuse_inputs((*written, *numbered(request.output), checkpoint), inputs)
     refuse_same((*written, checkpoint))
     if request.doubt:
         _check_doubt(request, request.doubt)
@@ -68,6 +69,8 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
 def _check_doubt(request: AttendRequest, doubt: str) -> None:
     if doubt == "-" or check_target(doubt) == "special":
         raise UsageError(f"--doubt {doubt}: give the name of a file in .npy or .h5")
+    if SEQUENCE in doubt:
+        raise UsageError(f"--doubt {doubt}: one file has the rows of all sequences; omit {SEQUENCE}")
     if request.top_k or request.sketches:
         raise UsageError("--doubt: rows of --top-k and --sketches are not written one by one; omit it")
 

@@ -20,6 +20,7 @@ from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
 from streamattn_cli.rows.inputs.fingerprint import identity_of
+from streamattn_cli.rows.targets import numbered
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.rows.tensors.resumed import ContinuedTensor
@@ -116,7 +117,7 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
             )
         doubt = None  # the run ended between its last steps
     if part and not beside(request.output, part[0]):
-        if os.path.exists(request.output) and done == sources_rows(sources):
+        if is_there(request.output) and done == sources_rows(sources):
             recover(request.output + ".json", part[0].split(".")[-2])
             return Saved(name, dict(state), Phase.DONE, done, None, None, meta)  # it ended between its last two steps
         raise CheckpointIncompatible(
@@ -135,6 +136,11 @@ def _phase(name: str, meta: Mapping[str, str]) -> Phase:
             f"{name}: stands in a phase {meta['phase']!r} that this version does not know; use the version of streamattn "
             f"that wrote it ({meta.get('created_by')})"
         ) from error
+
+
+def is_there(output: str) -> bool:
+    """Whether an output has its name."""
+    return any(map(os.path.exists, numbered(output)))
 
 
 def beside(output: str, part: str) -> bool:
