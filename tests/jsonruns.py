@@ -202,6 +202,7 @@ RUNS = {
     "compare, layers": ("compare", "layers.npz", "--layer", "all", "--causal", "--methods", "window", *SMALL, *THREADS),
     "compare by bytes": ("compare", TINY, "--full", "--methods", "evict,sample,balance,wildcat", "--resident", "4KiB"),
     "plan": ("plan", HEADS, *BUDGET),
+    "plan, layers": ("plan", "layers.npz", "--layer", "all", "--resident-rows", "256"),
     "plan from numbers": ("plan", "--rows", "1e9", "--dim", "128", "--heads", "32", "--kv-heads", "8", *BUDGET),
     "plan of few rows": ("plan", HEADS, "--memory", "22MiB", "--resident-rows", "4000", "--threads", "2"),
     "plan of a small head": ("plan", TINY, "--resident-rows", "256"),
