@@ -111,18 +111,17 @@ class ExactRows:
 
         n = q.shape[1]
         self._keep(facts, k, v)
-        held = self._next - self._first
-        k, v = self._k[:, :held], self._v[:, :held]
         out = torch.empty(n, q.shape[0], v.shape[2], dtype=q.dtype)
         for a in range(0, n, QUERIES):
             b = min(a + QUERIES, n)
             at = torch.arange(self._next - n + a, self._next - n + b)[:, None]  # of the queries
-            end = self._next - n + b - self._first
-            keys = torch.arange(self._first, self._first + end)
+            low = max(self._first, int(at[0]) + 1 - (facts.local or self._next))
+            keys = torch.arange(low, self._next - n + b)
             seen = keys <= at
             if facts.local:
                 seen &= keys > at - facts.local
-            out[a:b] = _exact(facts, q[:, a:b], k[:, :end], v[:, :end], seen).transpose(0, 1)
+            part = slice(low - self._first, self._next - n + b - self._first)
+            out[a:b] = _exact(facts, q[:, a:b], self._k[:, part], self._v[:, part], seen).transpose(0, 1)
         return out
 
     def _keep(self, facts: LayerFacts, k: Any, v: Any) -> None:
