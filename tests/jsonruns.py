@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from streamattn_cli.cli.main import app
 from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.watch.events import Progress
+from streamattn_cli.engine.watch.events import Outcome, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
 from streamattn_cli.models.nats import Perplexity, Reading
@@ -242,6 +242,7 @@ def all_documents(folder):
             done = _invoke(*words, *_again(words), "--log-json", "--progress-every", "0")
             yield from ((f"log of {name}", json.loads(line)) for line in done.stderr.splitlines())
     yield "perplexity", _perplexity()
+    yield "capture", _captured()
     (error,) = run("attend", "absent.h5", "--log-json", "-o", folder / "absent.npy", code=3).log
     yield "error", error
     yield from _statuses()
@@ -258,6 +259,13 @@ def _perplexity():
         ("a note",), "streamattn perplexity model.gguf a.txt", "2026-11-30T00:00:00+00:00",
     )  # fmt: skip
     return found.to_dict()
+
+
+def _captured():
+    """What `capture` writes, made up as well."""
+    params = {"model": "model.gguf", "texts": ["a.txt"], "layers": [3], "heads": None, "dtype": "f2", "chunk": 512}
+    memory = {"reserved": 9, "peak": 1}
+    return Outcome("capture", {"params": params}, 300, 1.0, 0.0, 9000, memory, output="dump.h5").to_dict()
 
 
 def _again(words):
