@@ -39,6 +39,7 @@ def main() -> None:
     words.add_argument("--tokens", type=int, default=8192)
     words.add_argument("--budgets", default="410,205,819")
     words.add_argument("--methods", default=METHODS)
+    words.add_argument("--reference-window", type=int)
     words.add_argument("--threads", type=int, default=2)
     words.add_argument("--out", type=Path, default=RUNS)
     given = words.parse_args()
@@ -48,7 +49,8 @@ def main() -> None:
     text = packaged("numpy", TEXT.removeprefix("numpy/"))
     ids = token_ids(model.tokenizer, [str(text)], given.tokens)
     for rows in map(int, given.budgets.split(",")):
-        asked = Asked(given.methods.split(","), [rows], model.global_layers, settings={"threads": given.threads})
+        asked = Asked(given.methods.split(","), [rows], model.global_layers, settings={"threads": given.threads},
+                      reference=given.reference_window)  # fmt: skip
         target = given.out / f"models-{given.tokens}-{rows}.json"
         perplexity_of(model, ids, asked, [TEXT], partial(write, target, weights.name), lambda: None)
     (given.out / "models.md").write_text(table(given.out))

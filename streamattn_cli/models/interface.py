@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,10 +92,11 @@ def attention(
 class ExactRows:
     """Exact attention over all rows, or over those of the layer's window, which alone are kept then.
 
-    rows: of the whole text; room for all of them is taken at once.
+    rows: of the whole text; room for all of them is taken at once. local: a window for a layer that has none.
     """
 
-    def __init__(self, rows: int):
+    def __init__(self, rows: int, local: int | None = None):
+        self._local = local
         self._rows, self._first, self._next = rows, 0, 0  # first row kept, next row to come
         self._k: Any = None
         self._v: Any = None
@@ -110,6 +111,7 @@ class ExactRows:
         import torch
 
         n = q.shape[1]
+        facts = replace(facts, local=facts.local or self._local)
         self._keep(facts, k, v)
         out = torch.empty(n, q.shape[0], v.shape[2], dtype=q.dtype)
         for a in range(0, n, QUERIES):
