@@ -91,8 +91,8 @@ def run_capture(request: CaptureRequest, listener: Listener, interrupts: Interru
     Raises the errors of loading a model, UsageError, NonFinite, MemoryBudget, OutputFailed, BrokenPipeError, those of a
     checkpoint that does not fit, and Interrupted: then, and after any failure, a capture into files is gone on with by `resume`.
     """
-    began = time.monotonic()
     job = _prepare(request)
+    began = time.monotonic()
     with ExitStack() as stack:
         meter = stack.enter_context(Meter())
         saved = _Saved(job, stack) if is_file(request.output) else None
