@@ -258,7 +258,7 @@ def test_what_has_no_page_is_refused(tmp_path):
     good = json.dumps(outcome(1))
     refused("report", "nowhere.json", code=3, words=["nowhere.json", "No such file"])
     refused("report", "other.json", code=4, words=["other.json", "--json"], cwd=tmp_path)
-    refused("report", "words.json", code=4, words=["words.json", "attend or compare"], cwd=tmp_path)
+    refused("report", "words.json", code=4, words=["words.json", "attend, compare or perplexity"], cwd=tmp_path)
     refused("report", "-", "-o", "page.pdf", code=2, words=["page.pdf", "FILE.html"], input=good.encode())
     refused(
         "report",

@@ -21,8 +21,8 @@ READING = (
     "Methods that do not increase the nats have no place on a logarithmic axis.",
 )
 HEADS = (
-    "mark",
     "method",
+    "mark",
     "rows",
     "nats per token",
     "more",
@@ -43,15 +43,15 @@ def perplexity_page(found: dict) -> str:
     title = f"streamattn perplexity: {found['model']}"
     body = [f"<h1>{escape(title)}</h1>", *origin({"facts": {}, **found}), keys(_keys(found, exact, others))]
     rows = [_row("", exact)] + [_row(letter, reading) for letter, reading in marked]
-    best = [at for at, row in enumerate(rows) if row[0] in unbeaten and row[0]]
+    best = [at for at, row in enumerate(rows) if row[1] in unbeaten]
     body += [heading("Nats per token"), table("Methods and budgets", HEADS, rows, words=2, best=best)]
     body += _picture(marked, unbeaten)
     parts = exact["by_position"]
     body.append(
         table(
             "More nats by position",
-            ("mark", "method", *(f"{part['first']} to {part['last']}" for part in parts)),
-            [[letter, _label(reading), *(f"{part['increase']:+.4f}" for part in reading["by_position"])]
+            ("method", "mark", *(f"{part['first']} to {part['last']}" for part in parts)),
+            [[_label(reading), letter, *(f"{part['increase']:+.4f}" for part in reading["by_position"])]
              for letter, reading in marked],
             words=2,
         )
@@ -87,8 +87,8 @@ def _row(letter: str, reading: dict) -> list[str]:
     more, speed = reading.get("increase"), reading["tokens_per_second"]
     known = more and more["low"] is not None
     return [
-        letter,
         reading["method"],
+        letter,
         str(reading["resident_rows"] or "all"),
         f"{reading['nats']:.4f}",
         f"{more['mean']:+.4f}" if more else "",
