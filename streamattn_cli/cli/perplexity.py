@@ -45,7 +45,7 @@ def perplexity(
     reference_window: Annotated[
         int | None,
         option(
-            "--reference-window", help="Rows that exact attention looks back, for texts beyond the model's context.",
+            "--reference-window", help="Rows (and the first 4) that exact attention sees, for texts beyond the context.",
             rich_help_panel=ATTENTION, show_default="all",
         ),
     ] = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from streamattn_cli.errors import CannotMeet
 
 NAME = "streamattn"
 QUERIES = 256  # answered exactly at a time
+SINKS = 4  # rows that a reference sees beside its window
 
 
 @dataclass(frozen=True)
@@ -92,37 +93,41 @@ def attention(
 class ExactRows:
     """Exact attention over all rows, or over those of the layer's window, which alone are kept then.
 
-    rows: of the whole text; room for all of them is taken at once. local: a window for a layer that has none.
+    rows: of the whole text; room for all of them is taken at once. reference: a layer without a window sees the last so many
+    rows, and the first SINKS ones, without which models lose themselves.
     """
 
-    def __init__(self, rows: int, local: int | None = None):
-        self._local = local
+    def __init__(self, rows: int, reference: int | None = None):
+        self._reference = reference
         self._rows, self._first, self._next = rows, 0, 0  # first row kept, next row to come
         self._k: Any = None
         self._v: Any = None
 
     @property
     def nbytes(self) -> int:
-        """See Answerer."""
-        return 0 if self._k is None else self._k.nbytes + self._v.nbytes
+        """See Answerer; of a reference that of the rows that it sees."""
+        held = 0 if self._k is None else self._k.nbytes + self._v.nbytes
+        return held * min(self._rows, self._reference + SINKS) // self._rows if self._reference else held
 
     def answer(self, facts: LayerFacts, q: Any, k: Any, v: Any) -> Any:
         """See Answerer."""
         import torch
 
         n = q.shape[1]
-        facts = replace(facts, local=facts.local or self._local)
         self._keep(facts, k, v)
+        local, sinks = (self._reference, SINKS) if self._reference and not facts.local else (facts.local, 0)
         out = torch.empty(n, q.shape[0], v.shape[2], dtype=q.dtype)
         for a in range(0, n, QUERIES):
             b = min(a + QUERIES, n)
             at = torch.arange(self._next - n + a, self._next - n + b)[:, None]  # of the queries
-            low = max(self._first, int(at[0]) + 1 - (facts.local or self._next))
+            low = max(self._first, int(at[0]) + 1 - (local or self._next))
             keys = torch.arange(low, self._next - n + b)
+            part: Any = slice(low - self._first, self._next - n + b - self._first)
+            if sinks and low:
+                part = keys = torch.cat([torch.arange(min(sinks, low)), keys])
             seen = keys <= at
-            if facts.local:
-                seen &= keys > at - facts.local
-            part = slice(low - self._first, self._next - n + b - self._first)
+            if local:
+                seen &= (keys > at - local) | (keys < sinks)
             out[a:b] = _exact(facts, q[:, a:b], self._k[:, part], self._v[:, part], seen).transpose(0, 1)
         return out
 
