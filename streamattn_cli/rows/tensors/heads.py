@@ -133,6 +133,15 @@ def split_record(
     return parts
 
 
+def told_parts(parts: Sequence[tuple[str, int, int]]) -> dict[str, Part]:
+    """Places of the parts (name, heads, dim) of a fused record that says what it holds."""
+    found, at = {}, 0
+    for part, heads, dim in parts:
+        found[part] = Part(at, heads, dim)
+        at += heads * dim
+    return found
+
+
 def _packing(record: str) -> str:
     """What a record is, for those whose records hold q, k and v in turn."""
     if len(record) == 1:
