@@ -31,7 +31,7 @@ class ExactRows:
         self.problem, self.lanes, self.rows = problem, lanes, rows
         beside = problem.first_query + rows  # of the keys
         positions = beside if problem.causal else None
-        if problem.local and not problem.causal:  # every query stands beside the last key
+        if (problem.local or problem.bend.slopes) and not problem.causal:  # every query stands beside the last key
             positions = np.full(len(rows), (keys or problem.k.count) - 1)
         history, p = None, problem
         params = p.kinds[p.kind_of(keys) if keys else -1] if p.params else None
@@ -39,7 +39,7 @@ class ExactRows:
             history = (params.sinks, ends)
         self.truth = [
             ExactQueries(
-                q[lane.query_heads], positions, p.v.dim, p.scale, history, p.local, p.sinks_of(lane.query_heads)
+                q[lane.query_heads], positions, p.v.dim, p.scale, history, p.local, **p.logits_of(lane.query_heads)
             )
             for lane in lanes
         ]

@@ -34,6 +34,7 @@ from streamattn_cli.rows.tensors.placeholder import absent
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
 from streamattn_cli.rows.writers.writer import open_writer
+from streamattn_cli.sketches.bend import Bend
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,12 @@ def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) ->
         v = absent(file.heads, p.value_dim, p.stored, q.batch)
     else:
         _check_keys(file, k, v)
-    sinks, group = tuple(file.facts.get("sink_logits", ())), len(q) // file.heads
+    sinks, bend, group = tuple(file.facts.get("sink_logits", ())), Bend.of_facts(file.facts), len(q) // file.heads
+    slopes = bend.slopes and of_heads(bend.slopes, q, group, None, file.name)
     return Problem(
         request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes,
         local=p.window if p.local else None, sink_logits=sinks and of_heads(sinks, q, group, None, file.name),
+        bend=replace(bend, slopes=slopes),
     )  # fmt: skip
 
 

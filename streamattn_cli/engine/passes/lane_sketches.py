@@ -18,7 +18,7 @@ class LaneSketches:
     def __init__(self, driver: Driver):
         self._driver, self.problem = driver, driver.problem
         p = self.problem
-        every = [of_every_length(p, p.sinks_of(lane.query_heads)) for lane in driver.lanes] if p.params else []
+        every = [of_every_length(p, p.logits_of(lane.query_heads)) for lane in driver.lanes] if p.params else []
         self.heads = [own[-1] for own in every]
         self.calibration = Calibration(p, self.heads)
         self.beginnings = None

@@ -28,6 +28,7 @@ class Heads:
     factors: tuple[float, ...] | None = None  # by which the rows of each head are multiplied, as float32
     before: int = 0  # heads of the input before these, for messages
     first: int = 0  # row of the input that is row 0 of these
+    of: int = 0  # where some were chosen: how many a batch of the input has
 
     def __len__(self) -> int:
         return len(self.outer)
@@ -73,6 +74,7 @@ class Heads:
             factors=self.factors and tuple(self.factors[h] for h in chosen),
             layout=plain.get(self.layout, self.layout),
             batch=1,
+            of=self.of or len(self) // self.batch,
         )
 
 
