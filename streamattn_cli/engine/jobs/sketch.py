@@ -297,7 +297,8 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
             f"{before.name} has {there[0]} of {there[1]} and {there[2]}"
         )
     return replace(
-        problem, params=before.params, scale=before.params.scale, method=before.facts["method"],
+        problem, v=replace(problem.v, units=units_of(before.facts)), params=before.params,
+        scale=before.params.scale, method=before.facts["method"],
         precision=before.params.dtype, notes=notes, rows_before=before.rows,
         local=before.params.window if before.params.local else None,
         sink_logits=tuple(before.facts.get("sink_logits", ())),
@@ -319,6 +320,7 @@ def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) ->
         v = absent(file.heads, p.value_dim, p.stored, q.batch)
     else:
         _check_keys(file, k, v)
+    v = replace(v, units=units_of(file.facts))
     sinks, group = tuple(file.facts.get("sink_logits", ())), len(q) // file.heads
     return Problem(
         request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes,
@@ -347,6 +349,11 @@ def _check_keys(file: SketchFile, k: Heads, v: Heads) -> None:
         check_same(file.name, [old], [new], "audit with the keys and values that it was made of")
 
 
+def units_of(facts: dict) -> tuple[float, ...] | None:
+    """What the values of a sketch are counted in."""
+    return tuple(facts["value_units"]) if "value_units" in facts else None
+
+
 def sketch_facts(problem: Problem) -> dict:
     """What must be the same for a sketch to be gone on with, and what it is queried and merged by."""
     facts = problem.facts()
@@ -354,6 +361,8 @@ def sketch_facts(problem: Problem) -> dict:
     kept = {name: facts[name] for name in ("method", "mode", "scale", "seed", "precision")}
     if problem.sink_logits:
         kept["sink_logits"] = list(problem.sink_logits)
+    if problem.v.units:
+        kept["value_units"] = list(problem.v.units)
     return kept | {"shapes": shapes, "head": problem.head.to_dict(), "nan_policy": problem.request.nan_policy}
 
 

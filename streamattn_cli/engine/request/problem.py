@@ -129,6 +129,7 @@ class Problem:
             params["resident_rows"] = round(resident / row_bytes(self.params), 1)
         params |= {"local": self.local} if self.local else {}
         params |= {"sink_logits": list(self.sink_logits)} if self.sink_logits else {}
+        params |= {"value_units": list(self.v.units)} if self.v.units else {}
         return {
             "method": self.method,
             "mode": "causal" if self.causal else "full",
