@@ -21,8 +21,8 @@ class Option:
     """What the command line knows of a field beside its name, type and default.
 
     `names`: its spelling, if that is not --field-name. `shown`: the default in words. `choices`: its words, which are
-    completed; others are refused unless it is `open`, or `others` gives them, too. `arrays`: its word is FILE or
-    FILE:DATASET. `read` makes the field's value of the word typed; raises UsageError.
+    completed; others are refused unless it is `open`, or `others` gives them, too. `arrays`: its word may
+    be FILE or FILE:DATASET, which is read. `read` makes the field's value of the word typed; raises UsageError.
     `decides`: outputs or checkpoints depend on it, so that a run is not resumed with another value.
     """
 
@@ -49,6 +49,11 @@ def options_of(group: type) -> Iterator[tuple[str, Any, Option]]:
     for member in fields(group):
         if "option" in member.metadata:
             yield member.name, member.default, member.metadata["option"]
+
+
+def files_of(settings: Any) -> list[str | None]:
+    """The words of the fields that may name a file that is read."""
+    return [getattr(settings, name) for name, _, described in options_of(type(settings)) if described.arrays]
 
 
 def spelling(name: str, described: Option | None = None) -> str:

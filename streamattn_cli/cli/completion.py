@@ -10,14 +10,13 @@ from streamattn_cli.options import Option
 
 def completion_of(described: Option) -> Callable[[str], list[str]] | None:
     """The function that completes the value of an option; None where the shell completes names of files."""
-    if described.arrays:
-        return arrays
     if not described.choices:
-        return None
+        return arrays if described.arrays else None
 
     def words(incomplete: str) -> list[str]:
         others = described.others() if described.others else ()
-        return [word for word in dict.fromkeys((*described.choices, *others)) if word.startswith(incomplete)]
+        found = [word for word in dict.fromkeys((*described.choices, *others)) if word.startswith(incomplete)]
+        return found + (arrays(incomplete) if described.arrays else [])
 
     return words
 

@@ -80,12 +80,14 @@ class InputSpec:
         None,
         "Rows that count of each sequence of a padded batch: 5,9,7 or FILE, FILE:DATASET.",
         metavar="NUMBERS",
+        arrays=True,
         decides=True,
     )
     starts: str | None = source(
         None,
         "First row of each sequence in packed rows, and their end: 0,5,14,21 or FILE, FILE:DATASET.",
         metavar="NUMBERS",
+        arrays=True,
         decides=True,
     )
     stdin: BinaryIO | None = None  # None: sys.stdin.buffer

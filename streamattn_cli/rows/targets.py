@@ -46,6 +46,17 @@ def refuse_existing(words: Iterable[str | None], force: bool) -> None:
             raise UsageError(f"{file}: there is a file already; --force replaces it, or choose another name")
 
 
+def refuse_same(words: Iterable[str | None]) -> None:
+    """Refuse (UsageError) two outputs in one file."""
+    seen: dict[str, str] = {}
+    for word in words:
+        if not word or word == "-" or split_target(word)[0].startswith("/dev/"):
+            continue
+        other = seen.setdefault(os.path.realpath(split_target(word)[0]), word)
+        if other is not word:
+            raise UsageError(f"{word}: is also where {other} is written; give another name")
+
+
 def _left_over(file: str) -> bool:
     """Whether this is a side file of streamattn whose .npy was removed."""
     if not file.lower().endswith(".npy.json") or os.path.exists(file[: -len(".json")]):

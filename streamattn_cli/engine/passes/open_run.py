@@ -17,8 +17,9 @@ from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import Saved
 from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.errors import NonFinite, UsageError
+from streamattn_cli.options import files_of
 from streamattn_cli.rows.inputs.fingerprint import refuse_inputs
-from streamattn_cli.rows.targets import refuse_existing, side_of, split_target
+from streamattn_cli.rows.targets import refuse_existing, refuse_same, side_of
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.writer import check_target, open_writer
 
@@ -51,8 +52,8 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
     spec = request.inputs
     written = request.output, side_of(request.output), request.doubt, side_of(request.doubt)
     checkpoint = request.checkpoint if request.checkpoint not in sketches else None
-    inputs = spec.input, *spec.more, spec.q, spec.k, spec.v, request.query_model, *sketches
-    refuse_inputs((*written, checkpoint), inputs)
+    refuse_inputs((*written, checkpoint), (spec.input, *spec.more, *files_of(spec), *files_of(request), *sketches))
+    refuse_same((*written, checkpoint))
     if request.doubt:
         _check_doubt(request, request.doubt)
     if request.top_k:
@@ -70,8 +71,6 @@ def _check_doubt(request: AttendRequest, doubt: str) -> None:
         raise UsageError(f"--doubt {doubt}: give the name of a file in .npy or .h5")
     if request.top_k or request.sketches:
         raise UsageError("--doubt: rows of --top-k and --sketches are not written one by one; omit it")
-    if len({os.path.realpath(split_target(word)[0]) for word in (doubt, request.output)}) == 1:
-        raise UsageError(f"--doubt {doubt}: is the file of the output itself; give another name")
 
 
 def open_doubt(problem: Problem, saved: Saved | None, tag: str | None) -> Writer | None:

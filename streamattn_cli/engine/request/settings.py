@@ -72,6 +72,7 @@ class AttentionSettings:
     sink_logit: str | None = attention(
         None,
         "A learned logit of each query head in the denominator: 0.5,-1 or FILE, FILE:DATASET, or none.",
+        arrays=True,
         shown="of the file, or none",
         metavar="NUMBERS",
         choices=("none",),

@@ -71,12 +71,11 @@ def _of_sources(dataset: h5py.Dataset, axis: int) -> Intervals:
         return [(0, rows)]
     change: dict[int, float] = {0: 0.0, rows: 0.0}
     for source in sources:
-        if not _whole(dataset, source):
-            continue
         low, high = (int(bound[axis]) for bound in source.vspace.get_select_bounds())
         density = source.vspace.get_select_npoints() / (high + 1 - low)
-        change[low] = change.get(low, 0.0) + density
-        change[high + 1] = change.get(high + 1, 0.0) - density
+        for first, last, sign in ((low, high + 1, 1), *((*hole, -1) for hole in _lacking(dataset, source, axis))):
+            change[first] = change.get(first, 0.0) + sign * density
+            change[last] = change.get(last, 0.0) - sign * density
     full, held, found = dataset.size // rows, 0.0, []
     borders = sorted(border for border in change if border <= rows)
     for first, last in zip(borders, borders[1:], strict=False):
@@ -95,33 +94,62 @@ class Source(Protocol):
     vspace: h5py.h5s.SpaceID
 
 
-def _whole(dataset: h5py.Dataset, source: Source) -> bool:
-    """Whether a source is there with all that the virtual dataset takes from it."""
+def _lacking(dataset: h5py.Dataset, source: Source, axis: int) -> Intervals:
+    """The rows of a virtual dataset that are not stored of those that it takes from this source."""
+    low, high = (int(bound[axis]) for bound in source.vspace.get_select_bounds())
     name = os.fsdecode(source.file_name)
     folder = os.path.dirname(os.path.abspath(os.fsdecode(dataset.file.filename)))
     if name == ".":
-        return _holds(dataset.file, source)
+        return _lacking_in(dataset.file, source, axis)
     for place in (os.environ.get("HDF5_VDS_PREFIX", folder), folder, ""):
         path = os.path.join(place, name)
         if os.path.isfile(path):
             try:
                 with h5py.File(path, "r") as file:
-                    return _holds(file, source)
+                    return _lacking_in(file, source, axis)
             except OSError:
-                return False
-    return False
+                break
+    return [(low, high + 1)]
 
 
-def _holds(file: h5py.File, source: Source) -> bool:
+def _lacking_in(file: h5py.File, source: Source, axis: int) -> Intervals:
     found = file.get(source.dset_name)
+    low, high = (int(bound[axis]) for bound in source.vspace.get_select_bounds())
+    nothing = [(low, high + 1)]
     if not isinstance(found, h5py.Dataset):
-        return False
+        return nothing
     asked = source.src_space.get_simple_extent_dims()
     if asked:
         enough = len(asked) == len(found.shape) and all(a <= b for a, b in zip(asked, found.shape, strict=True))
     else:  # all of it
         enough = found.size >= source.vspace.get_select_npoints()
-    return enough and not holes(found, 0)
+    if not enough:
+        return nothing
+    along = _along(source, found, axis)
+    if along is None:
+        return nothing if holes(found, 0) else []
+    moved = [(first + low - along[1], last + low - along[1]) for first, last in holes(found, along[0])]
+    return [(max(first, low), min(last, high + 1)) for first, last in moved if first <= high and last > low]
+
+
+def _along(source: Source, found: h5py.Dataset, axis: int) -> tuple[int, int] | None:
+    """The axis of the source that runs along `axis`, and its first item that is taken, where boxes of the same shape but for
+    axes of one item are taken; None elsewhere."""
+    first, shapes = [0] * found.ndim, [found.shape]
+    for space in (source.src_space, source.vspace):
+        if space.get_simple_extent_dims():
+            low, high = space.get_select_bounds()
+            shape = tuple(int(b) - int(a) + 1 for a, b in zip(low, high, strict=True))
+            if prod(shape) != space.get_select_npoints():
+                return None
+            shapes.append(shape)
+            first = list(map(int, low)) if space is source.src_space else first
+    there, here = shapes[-2:]
+    wide = [[i for i, size in enumerate(shape) if size > 1] for shape in (here, there)]
+    if [here[i] for i in wide[0]] != [there[i] for i in wide[1]] or axis not in wide[0]:
+        return None
+    place = wide[1][wide[0].index(axis)]
+    return place, first[place]
 
 
 def _room_for(files: set[str]) -> bool:

@@ -15,7 +15,7 @@ from clirun import run
 from streamattn_cli.engine.jobs.sketch import open_sketch_file
 from streamattn_cli.sketches import registry
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SKETCHES = {name: name for name in registry.BUILT_IN if name != "exact"} | {"nystrom-six-bits": "nystrom"}
 LITTLE = {"nystrom-six-bits": "56"}  # resident rows, so that the 600 are no short stream
 

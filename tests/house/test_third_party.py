@@ -19,7 +19,7 @@ from streamattn_cli.sketches.head import HeadAttention, HeadParams
 from streamattn_cli.sketches.method import Method, MethodOptions
 from streamattn_cli.testing.sketch import SKETCH_LAWS, SketchCase
 
-PACKAGE = Path(__file__).parent / "third_party"
+PACKAGE = Path(__file__).parents[1] / "third_party"
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from streamattn_cli.engine.passes import warm
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.histories.nystrom import NystromParams
 
-PACKAGE = Path(__file__).parent.parent / "streamattn_cli"
+PACKAGE = Path(__file__).parents[2] / "streamattn_cli"
 PROGRAM = """
 import numpy as np
 from streamattn_cli.kernels.rowstore import load

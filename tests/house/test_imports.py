@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "streamattn_cli"
+PACKAGE = Path(__file__).parents[2] / "streamattn_cli"
 TOWER = ["kernels", "rows", "checkpoint", "sketches", "engine", "models", "report", "cli"]  # from the ground up
 FLOORS = {  # rooms within a room, from the ground up; files beside them may be anywhere, as long as there is no circle
     "rows": ["tensors", "formats", "inputs", "writers", "synthetic"],

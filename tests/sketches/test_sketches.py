@@ -18,7 +18,7 @@ from streamattn_cli.sketches.tiles import TILE
 from streamattn_cli.testing.sketch import SketchCase, Trial, causal, full
 from streamattn_cli.testing.streams import Stream, attention, make_stream
 
-HEADS = Path(__file__).parent.parent / "sample_data" / "heads.h5"
+HEADS = Path(__file__).parents[2] / "sample_data" / "heads.h5"
 BOUND = {"f4": 1e-5, "f8": 1e-12}  # of issue 2: relative error in Frobenius norm
 
 

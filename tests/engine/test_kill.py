@@ -18,7 +18,7 @@ SCENES = ("causal", "queries", "sketch", "nystrom", "heaps", "paper")
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_killed_runs_end_with_the_same_bytes(tmp_path, scene):
-    program = Path(__file__).parent / "killed_runs.py"
+    program = Path(__file__).parents[1] / "killed_runs.py"
     seed = os.environ.get("STREAMATTN_TEST_SEED", "0")
     words = [sys.executable, str(program), scene, str(tmp_path), str(-(-KILLS // len(SCENES))), seed]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60 + KILLS)

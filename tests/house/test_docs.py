@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from streamattn_cli.cli.main import app
 
-TOP = Path(__file__).resolve().parent.parent
+TOP = Path(__file__).resolve().parents[2]
 PAGES = TOP / "streamattn_cli" / "report" / "pages"
 JSON = PAGES.parent / "JSON.md"
 SMALLER = [(r"--rows 2000000\b", "--rows 20000"), (r"head -c 1000000\b", "head -c 100000")]  # the same words, less work

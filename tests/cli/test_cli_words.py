@@ -11,7 +11,7 @@ from clirun import FILES, SAMPLE, environment, refused, run, save_heads
 
 from streamattn_cli.errors import exit_code_table
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")

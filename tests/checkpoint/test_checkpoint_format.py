@@ -24,7 +24,7 @@ from streamattn_cli.checkpoint.header import LONGEST_HEADER, canonical_json
 from streamattn_cli.errors import CheckpointIncompatible, InputMissing, MemoryBudget, OutputFailed, StreamattnError
 from streamattn_cli.rows.formats.safetensors import read_safetensors_header
 
-GOLDEN = Path(__file__).parent / "golden" / "container-1.sattn"
+GOLDEN = Path(__file__).parents[1] / "golden" / "container-1.sattn"
 
 
 def golden():
@@ -103,7 +103,7 @@ def test_read_header_needs_no_numpy(tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     size = sum(array.nbytes for array in read(str(GOLDEN))[0].values())
     assert run.stdout == f"257 1 {len(golden()[0])} {size} {GOLDEN.stat().st_size}\n['hashlib']\n"

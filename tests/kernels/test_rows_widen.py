@@ -76,7 +76,7 @@ def test_all_finite():
 def test_without_compiler():
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__))]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stdout + run.stderr
     assert "14 passed, 1 skipped" in run.stdout
 

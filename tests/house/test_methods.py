@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-TOP = Path(__file__).parent.parent
+TOP = Path(__file__).parents[2]
 METHODS = TOP / "streamattn_cli" / "sketches" / "METHODS.md"
 DEFINED = re.compile(r"^\*\*\(([A-Z]\d+)\)\*\* ", re.MULTILINE)
 NUMBER = re.compile(r"\(([A-Z]\d+)\)")

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "sample_data"
+FOLDER = Path(__file__).parents[2] / "sample_data"
 
 
 def test_the_real_head_group():

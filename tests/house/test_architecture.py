@@ -10,7 +10,7 @@ from typer.main import get_command
 from streamattn_cli.cli.main import app
 from streamattn_cli.engine.request.settings import METHODS
 
-TOP = Path(__file__).resolve().parent.parent
+TOP = Path(__file__).resolve().parents[2]
 PACKAGE = TOP / "streamattn_cli"
 PAGE = (PACKAGE / "ARCHITECTURE.md").read_text()
 TASKS = (

@@ -10,17 +10,12 @@ import struct
 
 import numpy as np
 import pytest
+from fuzzing import mutated, read_all
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
 COUNT = int(os.environ.get("STREAMATTN_MUTATIONS", "1500"))
-LARGEST = 1 << 20  # bytes a reader may be asked for; more would be a memory blow-up
-WORDS = [b"0", b"-1", b"9" * 25, b"(", b")", b",", b"{", b"}", b"'", b'"', b"\x00", b"\xff", b"<f4", b">f8", b"|O", b"NaN",
-         b"1e9", b"True", b"_scale", b"shape",
-         b"descr", b"F32", b"F8_E4M3", b"data_offsets", b"[0,0]", b"\x93NUMPY", b" " * 70]  # fmt: skip
 
 
 def record(array):
@@ -36,45 +31,6 @@ def safetensors():
               "v": {"dtype": "F16", "shape": [5, 4], "data_offsets": [80, 120]}}  # fmt: skip
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + bytes(120)
-
-
-def mutated(good, rng):
-    """The bytes with one to three changes: a bit, a byte, a cut, words put in or over, a piece doubled or left out."""
-    data = bytearray(good)
-    for _ in range(rng.integers(1, 4)):
-        at = int(rng.integers(0, max(1, min(len(data), 200 if rng.random() < 0.7 else len(data)))))
-        kind = rng.integers(0, 7)
-        word = WORDS[rng.integers(len(WORDS))]
-        if kind == 0 and data:
-            data[min(at, len(data) - 1)] ^= 1 << int(rng.integers(8))
-        elif kind == 1 and data:
-            data[min(at, len(data) - 1)] = int(rng.integers(256))
-        elif kind == 2:
-            del data[at:]
-        elif kind == 3:
-            data[at:at] = word
-        elif kind == 4:
-            data[at : at + len(word)] = word
-        elif kind == 5:
-            data[at:at] = data[at : at + int(rng.integers(1, 40))]
-        else:
-            del data[at : at + int(rng.integers(1, 40))]
-    return bytes(data)
-
-
-def read_all(spec):
-    """Open and read to the end; the rows read."""
-    with open_inputs(spec, need_q=False) as inputs:
-        total = 0
-        for tensor in {id(h.tensor): h.tensor for h in (inputs.k, inputs.v)}.values():
-            if tensor.outer * tensor.width * 8 * 3 > LARGEST:
-                continue
-            items = DTYPES[tensor.dtype].holder
-            at = 0
-            while at < 100 and (got := tensor.read_into(np.empty((tensor.outer, 3, tensor.width), items), at)):
-                at += got
-            total += at
-        return total
 
 
 def tried(make, good):

@@ -15,7 +15,7 @@ from shells import INSTALLED, completed
 
 from streamattn_cli.cli.completion import arrays
 
-TOP = Path(__file__).resolve().parent.parent
+TOP = Path(__file__).resolve().parents[2]
 SHARE = TOP / "streamattn_cli" / "cli" / "share"
 PAGES = sorted((SHARE / "man").glob("*.1"))
 

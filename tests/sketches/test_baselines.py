@@ -27,7 +27,7 @@ from streamattn_cli.sketches.tiles import QueryTile
 from streamattn_cli.testing.sketch import LEARNING_LAWS, SKETCH_LAWS, SketchCase
 from streamattn_cli.testing.streams import Stream, attention, make_stream
 
-HEADS = Path(__file__).parent.parent / "sample_data" / "heads.h5"
+HEADS = Path(__file__).parents[2] / "sample_data" / "heads.h5"
 HEAD = HeadParams(64, 64, 0.125, "f4", sinks=4, storage="f2")
 KEEPERS = ("balance", "evict", "sample", "wildcat")
 

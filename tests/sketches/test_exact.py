@@ -12,7 +12,7 @@ from streamattn_cli.sketches.head import allocate
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.tiles import TILE
 
-HEADS = Path(__file__).parent.parent / "sample_data" / "heads.h5"
+HEADS = Path(__file__).parents[2] / "sample_data" / "heads.h5"
 ROWS = 1800  # several tiles of keys, a ragged one at the end
 
 

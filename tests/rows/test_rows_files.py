@@ -234,6 +234,6 @@ def test_npy_needs_no_heavy_modules(tmp_path):
         f"open_inputs(InputSpec(k={word!r}, v={word!r}), need_q=False).close()\n"
         "print(sorted({'numba', 'h5py', 'hdf5plugin'} & set(sys.modules)))"
     )
-    home = Path(__file__).parent.parent
+    home = Path(__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=home)
     assert run.stdout.strip() == "[]", run.stderr

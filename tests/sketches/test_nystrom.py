@@ -29,7 +29,7 @@ from streamattn_cli.sketches.histories.window import window_params
 from streamattn_cli.sketches.rope import rotation
 from streamattn_cli.testing.streams import Stream, attention
 
-HEADS = Path(__file__).parent.parent / "sample_data" / "heads.h5"
+HEADS = Path(__file__).parents[2] / "sample_data" / "heads.h5"
 
 
 def relative(found, expected):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TOP = Path(__file__).resolve().parent.parent
+TOP = Path(__file__).resolve().parents[2]
 # Elsewhere the script would first make .venv, which is not what these tests are about.
 pytestmark = pytest.mark.skipif(Path(sys.prefix).resolve() != TOP / ".venv", reason="not run by scripts/test")
 GOOD = '"""A file."""\n\nimport os\n\nprint(os.name)\n'

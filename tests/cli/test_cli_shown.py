@@ -70,7 +70,7 @@ def test_progress_lines_are_plain_and_tell_everything(folder, tmp_path):
     done = run(*ATTEND, "--progress-every", "0", "--memory", "64MiB", "-o", tmp_path / "out.npy", cwd=folder)
     lines = [line for line in done.err.splitlines() if line.startswith("streamattn rows: ")]
     assert len(lines) == 6 and all(line.isprintable() and line.isascii() for line in done.err.splitlines())
-    # Rates and an ETA are told once enough time has passed (tests/test_report.py): here the run may be too fast.
+    # Rates and an ETA are told once enough time has passed (tests/report/test_report.py): here the run may be too fast.
     figures = ("rows 768 of 1500 (51.2%)", "elapsed ", "sketch ", "memory now ", " peak ", "budget 64.")
     assert [word for word in figures if word not in lines[2]] == [], lines[2]
 

@@ -47,6 +47,14 @@ def virtual(path, lengths=(100, 100, 100), made=(0, 1, 2)):
             file.create_virtual_dataset(name, layout)
 
 
+def half_written(path):
+    """Views of parts whose second was preallocated, and written to its 60th row."""
+    virtual(path)
+    with h5py.File(path.parent / "part1.h5", "w") as file:
+        for seed, name in enumerate("qkv"):
+            file.create_dataset(name, (100, DIM), "f4", chunks=(20, DIM))[:60] = rows(seed)[100:160]
+
+
 def late(path):
     """Datasets that were made and never written."""
     with h5py.File(path, "w") as file:
@@ -59,6 +67,7 @@ MAKERS = {
     "chunks and a fill value": (lambda path: unfilled(path, fill=7.0), 200, 100),
     "one row short of a chunk": (lambda path: unfilled(path, 299, 60), 0, None),
     "sources": (lambda path: virtual(path, made=(0, 2)), 100, 100),
+    "half a source": (half_written, 40, 160),
     "no source": (lambda path: virtual(path, made=()), 300, 0),
     "never written": (late, 300, 0),
 }
@@ -178,6 +187,16 @@ def save_parts(folder):
 FILES = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy")
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A folder of inputs that no run may change."""
+    folder = tmp_path_factory.mktemp("parts")
+    save_parts(folder)
+    run("sketch", "--k", "k.npy", "--v", "v.npy", "-o", "s.sattn", "--quiet", "--resident-rows", "128", cwd=folder)
+    np.save(folder / "logits.npy", np.zeros((1, 1)))
+    return folder
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -191,16 +210,32 @@ FILES = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy")
         ("attend", *FILES, "-o", "v.npy", "--dry-run"),
         ("sketch", "--k", "k.npy", "--v", "v.npy", "-o", "k.npy", "--resume"),
         ("query", "s.sattn", "q.npy", "-o", "q.npy"),
+        ("attend", *FILES, "--sink-logit", "logits.npy", "-o", "logits.npy", "--force"),
+        ("attend", *FILES, "--starts", "in.h5:/starts", "-o", "o.npy", "--doubt", "in.h5", "--force"),
+        ("attend", *FILES, "--method", "nystrom", "--query-model", "logits.npy", "-o", "logits.npy", "--force"),
     ],
     ids=" ".join,
 )
-def test_an_output_that_is_an_input_is_refused(tmp_path, words):
-    save_parts(tmp_path)
-    run("sketch", "--k", "k.npy", "--v", "v.npy", "-o", "s.sattn", "--quiet", "--resident-rows", "128", cwd=tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    done = run(*words, code=2, cwd=tmp_path)
+def test_an_output_that_is_an_input_is_refused(parts, words):
+    before = {path.name: path.read_bytes() for path in parts.iterdir()}
+    done = run(*words, code=2, cwd=parts)
     assert "is the input" in done.err or "FILE.sattn" in done.err
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in parts.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-o", "new.npy", "--checkpoint", "new.npy"),
+        ("-o", "new.npy", "--checkpoint", "new.npy.json"),
+        ("-o", "new.npy", "--doubt", "d.npy", "--checkpoint", "./d.npy"),
+        ("-o", "new.h5:/out", "--doubt", "new.h5"),
+    ],
+    ids=" ".join,
+)
+def test_two_outputs_in_one_file_are_refused(parts, words):
+    refused("attend", *FILES, *words, code=2, words=["is also where"], cwd=parts)
+    assert not list(parts.glob("new*"))
 
 
 PROGRAM = """
