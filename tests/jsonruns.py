@@ -177,6 +177,18 @@ RUNS = {
     "info of a job": ("info", "job.sattn"),
     "sketch, batches": ("sketch", *BATCHES, "--layout", "BHTD", "--method", "window", *SMALL, "-o", "batches.sattn"),
     "query, batches": ("query", "batches.sattn", "batchq.npy", *BATCHES, "--audit", "8", "-o", "answers.npy"),
+    "sketch, values far from 1": (
+        "sketch",
+        "--k",
+        "batchq.npy",
+        "--v",
+        "far.npy",
+        "--layout",
+        "BHTD",
+        *SMALL,
+        "-o",
+        "far.sattn",
+    ),
     "attend, rows dropped": ("attend", "holes.h5", "--full", *SMALL, "--nan-policy", "drop", "-o", "out.npy"),
     "attend --dry-run": ("attend", *SHORT, "--causal", *SMALL, *BUDGET, "--audit", "32", "-o", "out.npy", "--dry-run"),
     "attend --dry-run exactly": ("attend", TINY, "--full", "--method", "exact", "-o", "out.npy", "--dry-run"),
@@ -247,6 +259,7 @@ def all_documents(folder):
     _save_holes(folder / "holes.h5")
     rows = np.random.default_rng(3).standard_normal((2, 2, 300, 8)).astype("f4")
     np.save(folder / "batchq.npy", rows)
+    np.save(folder / "far.npy", rows * np.float32(2.0**70))
     flat = rows[0].transpose(1, 0, 2)
     np.savez(folder / "layers.npz", **{f"layers.{layer}.{part}": flat for layer in (0, 1) for part in "qkv"})
     broken = {

@@ -81,6 +81,7 @@ class ExactRows:
         """The exact answers (heads, rows, dv) of a lane to rows that are complete."""
         answers = np.empty((self.problem.group, rows.stop - rows.start, self.problem.v.dim))
         self.truth[self._at[lane.index]].outputs(answers, rows)
+        lane.restore(answers)
         return answers
 
     def finish(self, work: dict) -> np.ndarray:
@@ -89,6 +90,7 @@ class ExactRows:
         for lane, truth in zip(self.lanes, self.truth, strict=True):
             truth.finish(work)
             truth.outputs(exact[lane.query_heads])
+            lane.restore(exact[lane.query_heads])
         return exact.transpose(1, 0, 2)
 
     def answers(self, work: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -108,8 +110,11 @@ class ExactRows:
             truth.outputs(out := np.empty((self.problem.group, *exact.shape[::2])))
             # tokens were seen and none has a weight: their logits are beyond the range of floats
             out[(truth.y[:, :, -1] == 0) & (means.sums[:, -1] > 0)] = np.nan
+            mean = means.outputs()
+            lane.restore(out)
+            lane.restore(mean)
             exact[:, lane.query_heads] = out.transpose(1, 0, 2)
-            trivial[:, lane.query_heads] = means.outputs()[:, None]
+            trivial[:, lane.query_heads] = mean[:, None]
             if shares is not None:
                 shares[:, lane.query_heads] = truth.shares().T
             for array, before in gathered:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from streamattn_cli.checkpoint.header import SEAL_BYTES
-from streamattn_cli.engine.jobs.sketch import SketchFile, open_sketch_file, outcome_of
+from streamattn_cli.engine.jobs.sketch import SketchFile, open_sketch_file, outcome_of, units_of
 from streamattn_cli.engine.passes.full import Queries
 from streamattn_cli.engine.passes.open_run import check_finite, check_output
 from streamattn_cli.engine.passes.pump import Watch
@@ -165,6 +165,7 @@ def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) ->
         v = absent(file.heads, p.value_dim, p.stored, q.batch)
     else:
         _check_keys(file, k, v)
+    v = replace(v, units=units_of(file.facts))
     sinks, bend, group = tuple(file.facts.get("sink_logits", ())), Bend.of_facts(file.facts), len(q) // file.heads
     slopes = bend.slopes and of_heads(bend.slopes, q, group, None, file.name)
     return Problem(

@@ -10,6 +10,7 @@ import numpy as np
 from streamattn_cli.engine.planning.by_length import differences, shorter_ones
 from streamattn_cli.engine.planning.parameters import head_params, unused
 from streamattn_cli.engine.planning.positions import beside_key
+from streamattn_cli.engine.planning.value_units import in_units
 from streamattn_cli.engine.planning.variants import (
     answered_by_window,
     bend,
@@ -45,10 +46,16 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         raise UsageError(f"--seed {request.seed}: must be 0 or more")
     q, k, v = inputs.parts
     group_size(q, k)
+    if head_of(q, k, v, 1.0).dtype == "f4" and not request.sketches:
+        v = in_units(v)
     of_layer = request.memory_per_layer is not None
     request, shares = _of_layer(request, len(k), head_of(q, k, v, 1.0)) if of_layer else in_rows(request, inputs)
     notes = [*inputs.notes, *shares]
     causal = _causal(request, inputs, notes)
+    if v.units:
+        notes.append(
+            f"{v.tensor.name}: values as far from 1 as 2^60 in the first rows: they are counted in powers of two"
+        )
     scale = _scale(request.scale, inputs, k.dim, notes)
     local = local_window(request, inputs, notes)
     if local and not (causal or growing):

@@ -146,6 +146,7 @@ class Problem:
         params |= {"local": self.local} if self.local else {}
         params |= {"sink_logits": list(self.sink_logits)} if self.sink_logits else {}
         params |= self.bend.facts()
+        params |= {"value_units": list(self.v.units)} if self.v.units else {}
         return {
             "method": self.method,
             "mode": "causal" if self.causal else "full",
