@@ -14,12 +14,11 @@ from streamattn_cli.checkpoint.commit import save
 from streamattn_cli.engine.jobs.candidates import parse_candidates
 from streamattn_cli.engine.jobs.compare import Comparison, audit_answers, compare_on
 from streamattn_cli.engine.jobs.merge import heads_of, merge_files, packed
+from streamattn_cli.engine.jobs.query import answer, queries_problem
 from streamattn_cli.engine.jobs.sketch import (
     SketchFile,
-    answer,
     keys_problem,
     open_sketch_file,
-    queries_problem,
     sketch_facts,
 )
 from streamattn_cli.engine.passes.open_run import check_finite, make_run

@@ -82,6 +82,11 @@ def check_alike(files: list[SketchFile]) -> None:
                 raise CheckpointIncompatible(
                     f"{first.name} and {other.name} have other {option}: only sketches of the same attention merge"
                 )
+        if other.facts.get("value_units") != first.facts.get("value_units"):
+            raise CheckpointIncompatible(
+                f"{first.name} and {other.name} count values in other powers of two, as their first rows ask for; "
+                "make one sketch of all rows (sketch 'FILES*', --append or --shards)"
+            )
         if other.heads != first.heads or not first.params.takes_in(other.params):
             theirs, ours = (
                 other.params.to_dict() | {"heads": other.heads},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,12 +55,22 @@ class Problem:
     sink_logits: tuple[float, ...] = ()  # of the query heads, where there are any
     bend: Bend = STRAIGHT  # of the logits: softcap and ALiBi
     first_query: int = 0  # causal: the row of keys that query 0 sees last
+    shorter: tuple[tuple[int, HeadParams], ...] = ()  # see engine/planning/by_length.py
 
     @property
     def head(self) -> HeadParams:
         """The parameters of one head, of a method that keeps a sketch."""
         assert self.params is not None, "exact attention has no parameters"
         return self.params
+
+    @property
+    def kinds(self) -> list[HeadParams]:
+        """The parameters of sequences of all lengths, those of the longest last; empty for `exact`."""
+        return [*(params for _, params in self.shorter), self.params] if self.params else []
+
+    def kind_of(self, rows: int) -> int:
+        """Which of the `kinds` serves a sequence of so many keys."""
+        return bisect_left([most for most, _ in self.shorter], rows)
 
     @property
     def sketching(self) -> Sketching:
@@ -115,8 +126,8 @@ class Problem:
 
     @property
     def sketch_bytes(self) -> int:
-        """Bytes of the sketches of all key heads; 0 for `exact`."""
-        return len(self.k) * spec_bytes(self.params.state_spec()) if self.params else 0
+        """Bytes of the sketches of all key heads, in which sequences of all lengths have room; 0 for `exact`."""
+        return len(self.k) * max((spec_bytes(params.state_spec()) for params in self.kinds), default=0)
 
     @property
     def shapes(self) -> dict:
@@ -141,15 +152,16 @@ class Problem:
         r = self.request
         params: dict[str, Any] = {}
         if self.params:
-            params = {"sinks": self.params.sinks, "window": self.params.window, "group": self.params.group}
-            if self.params.history:
-                params |= self.params.history.to_dict()
+            params = _told(self.params)
             resident = spec_bytes(self.params.state_spec())
             params["resident_bytes"] = resident
             params["resident_rows"] = round(resident / row_bytes(self.params), 1)
+        if self.shorter:
+            params["shorter"] = [{"up_to": most, "params": _told(one)} for most, one in self.shorter]
         params |= {"local": self.local} if self.local else {}
         params |= {"sink_logits": list(self.sink_logits)} if self.sink_logits else {}
         params |= self.bend.facts()
+        params |= {"value_units": list(self.v.units)} if self.v.units else {}
         return {
             "method": self.method,
             "mode": "causal" if self.causal else "full",
@@ -159,3 +171,9 @@ class Problem:
             "seed": r.seed,
             "precision": self.precision,
         }
+
+
+def _told(params: HeadParams) -> dict[str, Any]:
+    """The settings of a sketch, JSON-able."""
+    history = params.history.to_dict() if params.history else {}
+    return {"sinks": params.sinks, "window": params.window, "group": params.group, **history}
