@@ -25,7 +25,7 @@ OUTPUTS = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+    monkeypatch.setattr("streamattn_cli.engine.jobs.ceremony.warm", lambda plan, listener: None)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def stopped(dump, tmp_path_factory):
     """The folder of a job that was stopped after its first piece."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+        patch.setattr("streamattn_cli.engine.jobs.ceremony.warm", lambda plan, listener: None)
         attend_spread(request(dump, folder, "one file", threads=1), stopping(1, Interrupted(2)), Interrupts())
     return folder
 

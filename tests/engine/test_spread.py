@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("not_warmed")
 def small_pieces(monkeypatch):
     """Short sequences are cut, too."""
     monkeypatch.setattr("streamattn_cli.engine.jobs.pieces.LEAST_ROWS", 1)
-    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+    monkeypatch.setattr("streamattn_cli.engine.jobs.ceremony.warm", lambda plan, listener: None)
 
 
 def _save(folder, layout="THD", seed=0):

@@ -14,6 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from math import ceil
 
+from streamattn_cli.engine.jobs.ceremony import announce, measured
 from streamattn_cli.engine.jobs.executors import Engine, find_engine
 from streamattn_cli.engine.jobs.job_checkpoint import JobCheckpoint
 from streamattn_cli.engine.jobs.piece_run import Job, PieceTask, answer_piece, opened
@@ -29,7 +30,7 @@ from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import checkpoint_there
-from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Progress, Started
+from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Progress
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -73,23 +74,20 @@ def _run(
         if request.checkpoint and sheets[0].command != "query":
             saved = stack.enter_context(JobCheckpoint(request, sheets))
         plan, workers, share = _planned(sheets, engine)
-        listener(Started(plan.to_dict() | _counts(sheets, workers, engine)))
-        for note in dict.fromkeys([*(note for sheet in sheets for note in sheet.problem.notes), *_resumed(sheets)]):
-            listener(Note(note))
+        announce(plan, listener, _resumed(sheets), **_counts(sheets, workers, engine))
         joint = _joint(request, sheets, len(results), saved)
         if joint:
             stack.callback(joint.abort)
-        if any(sheet.left for sheet in sheets):
-            warm(next(sheets[0].plans(share)), listener)
         job, tag = _job(request, share, engine), saved.tag if saved else None
-        with Meter() as meter, engine.open(workers) as workforce:
+        first = next(sheets[0].plans(share))
+        with measured(plan, listener, interrupts, like=first) as ceremony, engine.open(workers) as workforce:
             check_room(workforce, plan)
             do = answer_piece if engine.apart else partial(answer_piece, stop=workforce.stop)
 
             def end(sheet: Sheet) -> None:
                 if saved and not sheet.finished:
                     saved.save(joint)
-                results[sheet.layer] = sheet.end(plan, meter, joint, engine.apart)
+                results[sheet.layer] = sheet.end(plan, ceremony.meter, joint, engine.apart)
 
             def tasks() -> Iterator[PieceTask]:
                 for sheet in sheets:
@@ -102,7 +100,7 @@ def _run(
                         sheet.open(job, joint, stack, interrupts, tag)
                     end(sheet)
             places = [(sheet, at) for sheet in sheets for at in sheet.left]
-            progress = _Told(sheets, plan, meter, began)
+            progress = _Told(sheets, plan, ceremony.meter, began)
             found = stack.enter_context(closing(in_order(workforce, do, tasks(), interrupts, request.keep_going)))
             with _saving(saved, joint):
                 for (sheet, at), answered in zip(places, found, strict=True):
