@@ -81,7 +81,7 @@ def attend(
             try:
                 if saved:
                     run.resume(saved)
-                rows, audit, reason = _saving(run, saver)
+                rows, audit, reason = saving(run, saver)
             finally:
                 run.close()
             check_unchanged(files)
@@ -145,7 +145,7 @@ def _open_outputs(
     return writer, guarded(doubts) if doubts else None
 
 
-def _saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None]:
+def saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None]:
     """The whole run, saved as it goes on: also when a signal stops it, and when all rows are answered."""
     if saver is None:
         return run.go()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 from streamattn_cli.engine.audit.together import numbered, of_heads, of_sequences
 from streamattn_cli.engine.jobs.attend import written_of
-from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask
+from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask, Saving
 from streamattn_cli.engine.jobs.pieces import Piece, narrow
 from streamattn_cli.engine.jobs.query import told
 from streamattn_cli.engine.jobs.shares import resident_bytes, with_rows
@@ -41,7 +41,7 @@ from streamattn_cli.rows.writers.writer import open_writer
 OF_KEYS = ("dropped_keys", "clipped_keys")  # counts
 
 
-@dataclass
+@dataclass(eq=False)
 class Sheet:
     """One layer of a job, or the whole input where there are no layers: its pieces, and what they have come to."""
 
@@ -62,6 +62,7 @@ class Sheet:
     )  # its unfinished files that a checkpoint knows of, by "out" and "doubt"
     finished: bool = False  # by an earlier run, whose outputs have their names
     before: float = 0.0  # rows that an earlier run has answered
+    cleared: set[int] = field(default_factory=set)  # pieces of which nothing is saved apart any more
 
     @property
     def left(self) -> list[int]:
@@ -148,10 +149,11 @@ class Sheet:
         sources = {part: portable(one) for part, one in self.sources.items()}
         return replace(job, request=request, sheet=self.name, sources=sources, command=self.command)
 
-    def tasks(self, job: Job) -> Iterator[PieceTask]:
-        """The pieces that are left as tasks."""
+    def tasks(self, job: Job, saving: Callable[[Sheet, int], Saving] | None) -> Iterator[PieceTask]:
+        """The pieces that are left as tasks; saving: how each of them is saved."""
         for at in self.left:
-            yield PieceTask(job, self.pieces[at], self.resident[at] if self.resident else None)
+            own = saving(self, at) if saving else None
+            yield PieceTask(job, self.pieces[at], self.resident[at] if self.resident else None, own)
 
     def audit(self) -> tuple[Audit | None, str | None]:
         """The audits of its pieces as one, or why there is none."""

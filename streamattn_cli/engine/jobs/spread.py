@@ -92,7 +92,10 @@ def _run(
             def tasks() -> Iterator[PieceTask]:
                 for sheet in sheets:
                     if sheet.left:
-                        yield from sheet.tasks(sheet.open(job, joint, stack, interrupts, tag))
+                        there = sheet.open(job, joint, stack, interrupts, tag)
+                        if saved:
+                            saved.save(joint)  # what is saved of pieces counts with these outputs alone
+                        yield from sheet.tasks(there, saved.of_piece if saved else None)
 
             for sheet in sheets:
                 if not sheet.left:
