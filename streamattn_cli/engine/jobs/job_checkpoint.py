@@ -22,7 +22,7 @@ from streamattn_cli.checkpoint.container import read
 from streamattn_cli.checkpoint.header import canonical_json
 from streamattn_cli.engine.jobs.piece_run import Answered, Saving
 from streamattn_cli.engine.jobs.sheet import Sheet
-from streamattn_cli.engine.jobs.sheets import Joint, is_joint
+from streamattn_cli.engine.jobs.sheets import Joint
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import beside, checkpoint_there, facts_of, is_there, part_tag
 from streamattn_cli.engine.saving.saver import check_facts, check_sources, describe, parse_every
@@ -112,11 +112,6 @@ class JobCheckpoint:
             check_sources(name, {"source": json.dumps(known["sources"])}, sheet.sources)
             done = {int(at): rebuilt(Answered, each) for at, each in known["done"].items()}
             self._take_up(name, sheet, known["parts"], done)
-        if is_joint(self._request.output) and len({sheet.finished for sheet in self._sheets}) > 1:
-            raise CheckpointIncompatible(
-                f"{name}: {self._request.output} was written without the layers that failed, and a file cannot get them "
-                "later; start again without --resume"
-            )
 
     def _take_up(self, name: str, sheet: Sheet, parts: dict[str, str], done: dict[int, Answered]) -> None:
         """Where a sheet is: not begun, under way, or finished."""

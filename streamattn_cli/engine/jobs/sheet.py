@@ -41,6 +41,18 @@ from streamattn_cli.rows.writers.writer import open_writer
 OF_KEYS = ("dropped_keys", "clipped_keys")  # counts
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What the outputs of all sheets are made with. stack, interrupts: what removes them when the job ends early; tag: of a job
+    that is saved."""
+
+    job: Job
+    joint: Joint | None
+    stack: ExitStack
+    interrupts: Interrupts
+    tag: str | None
+
+
 @dataclass(eq=False)
 class Sheet:
     """One layer of a job, or the whole input where there are no layers: its pieces, and what they have come to."""
@@ -114,27 +126,27 @@ class Sheet:
         mine = {"share": "adaptive", "resident_bytes": sum(bytes_), "head_rows": self.resident}
         return self.problem.facts() | {"params": mine}
 
-    def open(self, job: Job, joint: Joint | None, stack: ExitStack, interrupts: Interrupts, tag: str | None) -> Job:
-        """Make its outputs, or open what an earlier run has left of them, and say where they are. tag: of a job that is saved."""
+    def open(self, made: Outputs) -> Job:
+        """Make its outputs, or open what an earlier run has left of them, and say where they are."""
         q, p = self.problem.q, self.problem
         there = {name: (part, p.q.count) for name, part in self.parts.items()}
-        opened = into(joint, self.layer) if joint and self.layer else open_writer
+        opened = into(made.joint, self.layer) if made.joint and self.layer else open_writer
         self.writer = writer = _in_file(
             opened(
                 self.request.output, q.rows, len(q), p.v.dim, p.out_dtype, q.layout, q.batch, sequences=q.sequences,
-                going_on=there.get("out"), tag=tag,
+                going_on=there.get("out"), tag=made.tag,
             )
         )  # fmt: skip
         complete = "out" in there and "doubt" not in there
-        doubts = None if complete else open_doubt(p, there.get("doubt"), tag)
+        doubts = None if complete else open_doubt(p, there.get("doubt"), made.tag)
         self.doubts = _in_file(doubts) if doubts else None
         for each in filter(None, (self.writer, self.doubts)):
-            if tag:
+            if made.tag:
                 check_saveable(each)
-            stack.callback(each.abort)
-            stack.callback(interrupts.on_abort(each.abort))
+            made.stack.callback(each.abort)
+            made.stack.callback(made.interrupts.on_abort(each.abort))
         place = _by_head(self.doubts.share(), len(q)) if self.doubts else None
-        return replace(self.of(job), out=writer.share(), doubts=place)
+        return replace(self.of(made.job), out=writer.share(), doubts=place)
 
     def of(self, job: Job) -> Job:
         """The job of its pieces, without outputs."""
