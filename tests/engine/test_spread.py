@@ -352,7 +352,6 @@ def test_workers_that_do_not_see_the_output_say_so(tmp_path, monkeypatch):
 REFUSED = [
     ({"engine": "gpu"}, UsageError, "--engine gpu"),
     ({"output": "-"}, UsageError, "--engine writes to files"),
-    ({"checkpoint": "c.sattn"}, UsageError, "--checkpoint"),
     ({"top_k": 3}, UsageError, "--top-k"),
     ({"memory": 1 << 20}, MemoryBudget, "needs"),
 ]
