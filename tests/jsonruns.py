@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from streamattn_cli.cli.main import app
 from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.watch.events import Progress
+from streamattn_cli.engine.watch.events import Outcome, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
 from streamattn_cli.models.nats import Perplexity, Reading
@@ -63,7 +63,21 @@ RUNS = {
         "out.npy",
     ),
     "attend, fewer queries": ("attend", TINY, "--causal", "--q-rows", "0:2", "-o", "out.npy"),
-    "attend, local with sinks": ("attend", TINY, "--causal", "--local", "2", "--sink-logit", "0.5", "-o", "out.npy"),
+    "attend, local with sinks": (
+        "attend",
+        TINY,
+        "--causal",
+        "--local",
+        "2",
+        "--sink-logit",
+        "0.5",
+        "--softcap",
+        "30",
+        "--logit-bias",
+        "slope",
+        "-o",
+        "out.npy",
+    ),
     "attend, saved": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "-o", "saved.npy"),
     "attend, complete already": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "--resume", "-o", "saved.npy"),
     "attend with Psi": (*PSI, "--audit", "2", "-o", "out.npy"),
@@ -163,6 +177,18 @@ RUNS = {
     "info of a job": ("info", "job.sattn"),
     "sketch, batches": ("sketch", *BATCHES, "--layout", "BHTD", "--method", "window", *SMALL, "-o", "batches.sattn"),
     "query, batches": ("query", "batches.sattn", "batchq.npy", *BATCHES, "--audit", "8", "-o", "answers.npy"),
+    "sketch, values far from 1": (
+        "sketch",
+        "--k",
+        "batchq.npy",
+        "--v",
+        "far.npy",
+        "--layout",
+        "BHTD",
+        *SMALL,
+        "-o",
+        "far.sattn",
+    ),
     "attend, rows dropped": ("attend", "holes.h5", "--full", *SMALL, "--nan-policy", "drop", "-o", "out.npy"),
     "attend --dry-run": ("attend", *SHORT, "--causal", *SMALL, *BUDGET, "--audit", "32", "-o", "out.npy", "--dry-run"),
     "attend --dry-run exactly": ("attend", TINY, "--full", "--method", "exact", "-o", "out.npy", "--dry-run"),
@@ -233,6 +259,7 @@ def all_documents(folder):
     _save_holes(folder / "holes.h5")
     rows = np.random.default_rng(3).standard_normal((2, 2, 300, 8)).astype("f4")
     np.save(folder / "batchq.npy", rows)
+    np.save(folder / "far.npy", rows * np.float32(2.0**70))
     flat = rows[0].transpose(1, 0, 2)
     np.savez(folder / "layers.npz", **{f"layers.{layer}.{part}": flat for layer in (0, 1) for part in "qkv"})
     broken = {
@@ -247,13 +274,14 @@ def all_documents(folder):
         for name, words in LOGS.items():
             done = _invoke(*words, *_again(words), "--log-json", "--progress-every", "0")
             yield from ((f"log of {name}", json.loads(line)) for line in done.stderr.splitlines())
-    yield "perplexity", _perplexity()
+    yield "perplexity", perplexity()
+    yield "capture", _captured()
     (error,) = run("attend", "absent.h5", "--log-json", "-o", folder / "absent.npy", code=3).log
     yield "error", error
     yield from _statuses()
 
 
-def _perplexity():
+def perplexity():
     """What `perplexity` writes of made-up figures: real ones need the extra models, see test_models.py."""
     nats = np.random.default_rng(0).random((2, 299)).astype("f4")
     facts = {"params": {"window": 60, "sinks": 4, "group": 8, "rope": "10000:half", "turns": 2}}
@@ -261,9 +289,16 @@ def _perplexity():
     window = Reading("window", 64, facts, nats[1], [0.1], [True], 2000, 2.0)
     found = Perplexity(
         "model.gguf", ("a.txt",), 300, (0, 1), 512, (1, 256, 300), (exact, window), 3.0, {"reserved": 9, "peak": 1},
-        ("a note",), "streamattn perplexity model.gguf a.txt", "2026-11-30T00:00:00+00:00",
+        ("a note",), "streamattn perplexity model.gguf a.txt", "2026-11-30T00:00:00+00:00", 256,
     )  # fmt: skip
     return found.to_dict()
+
+
+def _captured():
+    """What `capture` writes, made up as well."""
+    params = {"model": "model.gguf", "texts": ["a.txt"], "layers": [3], "heads": None, "dtype": "f2", "chunk": 512}
+    memory = {"reserved": 9, "peak": 1}
+    return Outcome("capture", {"params": params}, 300, 1.0, 0.0, 9000, memory, output="dump.h5").to_dict()
 
 
 def _again(words):

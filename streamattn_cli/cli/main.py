@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ import typer  # noqa: E402
 from typer.core import TyperGroup  # noqa: E402
 
 from streamattn_cli.cli.attend import attend  # noqa: E402
+from streamattn_cli.cli.capture import capture  # noqa: E402
 from streamattn_cli.cli.compare import compare  # noqa: E402
 from streamattn_cli.cli.generate import generate  # noqa: E402
 from streamattn_cli.cli.info import info  # noqa: E402
@@ -66,7 +68,21 @@ def _die_of_pipe() -> None:
     os.kill(os.getpid(), signal.SIGPIPE)
 
 
-for _command in (attend, plan, compare, report, sketch, query, merge, info, inspect, generate, perplexity, warm):
+for _command in (
+    attend,
+    plan,
+    compare,
+    report,
+    sketch,
+    query,
+    merge,
+    info,
+    inspect,
+    generate,
+    capture,
+    perplexity,
+    warm,
+):
     app.command(epilog=ENVIRONMENT)(_dying_of_pipe(_command))
 
 
@@ -108,6 +124,7 @@ def common(
 def main() -> None:
     """Run the command line and end the process with the code of README's table."""
     fill_standard_streams()
+    gc.set_threshold(50_000)  # imports make many objects and no garbage
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # what is not finite is counted and told by us
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Until a run owns its signals, Ctrl-C ends us as it ends any program: no traceback, nothing to clean up yet.

@@ -150,7 +150,7 @@ def _choice(
     request: AttendRequest, problem: Problem, head: HeadParams, spread: dict | None, options: list[Option]
 ) -> dict:  # fmt: skip
     seekable = all(h.tensor.seekable for h in (problem.q, problem.k, problem.v))
-    found = choose(request, head, problem.k.rows, seekable, spread)
+    found = choose(request, head, problem.k.rows, seekable, spread, bool(problem.bend))
     by_name = {o.method: o for o in options}
     if by_name[found.method].refused:
         fits = next((o for o in sorted(options, key=lambda o: o.method == "exact") if not o.refused), None)
@@ -219,7 +219,7 @@ def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list
     line += ["--causal" if problem.causal else "--full", "--method", chosen["method"]]
     for option, word in (
         ("--first-query", request.first_query), ("--local", request.local), ("--sink-logit", request.sink_logit),
-        ("--scale", request.scale),
+        ("--softcap", request.softcap), ("--logit-bias", request.logit_bias), ("--scale", request.scale),
     ):  # fmt: skip
         line += [option, word] if word else []
     for name, value in chosen["settings"].items():

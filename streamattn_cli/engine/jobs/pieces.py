@@ -114,6 +114,7 @@ def narrow(problem: Problem, piece: Piece) -> Problem:
         return replace(
             problem, q=replace(q, before=queries), k=replace(k, before=first), v=replace(v, before=first),
             sink_logits=problem.sink_logits[queries:last],
+            bend=problem.bend.of(slice(queries, last)),
         )  # fmt: skip
     return problem
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from streamattn_cli.checkpoint.header import SEAL_BYTES
 from streamattn_cli.engine.jobs.ceremony import announce, measured
-from streamattn_cli.engine.jobs.sketch import SketchFile, open_sketch_file
+from streamattn_cli.engine.jobs.sketch import SketchFile, open_sketch_file, units_of
 from streamattn_cli.engine.passes.full import Queries
 from streamattn_cli.engine.passes.open_run import check_finite, check_output
 from streamattn_cli.engine.passes.pump import Watch
@@ -32,6 +32,7 @@ from streamattn_cli.rows.tensors.placeholder import absent
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
 from streamattn_cli.rows.writers.writer import open_writer
+from streamattn_cli.sketches.bend import Bend
 
 
 @dataclass(frozen=True)
@@ -156,10 +157,13 @@ def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) ->
         v = absent(file.heads, p.value_dim, p.stored, q.batch)
     else:
         _check_keys(file, k, v)
-    sinks, group = tuple(file.facts.get("sink_logits", ())), len(q) // file.heads
+    v = replace(v, units=units_of(file.facts))
+    sinks, bend, group = tuple(file.facts.get("sink_logits", ())), Bend.of_facts(file.facts), len(q) // file.heads
+    slopes = bend.slopes and of_heads(bend.slopes, q, group, None, file.name)
     return Problem(
         request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes,
         local=p.window if p.local else None, sink_logits=sinks and of_heads(sinks, q, group, None, file.name),
+        bend=replace(bend, slopes=slopes),
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from streamattn_cli.rows.inputs.several_files import open_stream, wants_queries,
 from streamattn_cli.rows.tensors.placeholder import absent
 from streamattn_cli.rows.tensors.ranges import first_row
 from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.bend import Bend
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.registry import history_of
 
@@ -212,11 +213,17 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
             f"{before.name} has {there[0]} of {there[1]} and {there[2]}"
         )
     return replace(
-        problem, params=before.params, scale=before.params.scale, method=before.facts["method"],
+        problem, v=replace(problem.v, units=units_of(before.facts)), params=before.params,
+        scale=before.params.scale, method=before.facts["method"],
         precision=before.params.dtype, notes=notes, rows_before=before.rows,
         local=before.params.window if before.params.local else None,
-        sink_logits=tuple(before.facts.get("sink_logits", ())),
+        sink_logits=tuple(before.facts.get("sink_logits", ())), bend=Bend.of_facts(before.facts),
     )  # fmt: skip
+
+
+def units_of(facts: dict) -> tuple[float, ...] | None:
+    """What the values of a sketch are counted in."""
+    return tuple(facts["value_units"]) if "value_units" in facts else None
 
 
 def sketch_facts(problem: Problem) -> dict:
@@ -226,4 +233,7 @@ def sketch_facts(problem: Problem) -> dict:
     kept = {name: facts[name] for name in ("method", "mode", "scale", "seed", "precision")}
     if problem.sink_logits:
         kept["sink_logits"] = list(problem.sink_logits)
+    kept |= problem.bend.facts()
+    if problem.v.units:
+        kept["value_units"] = list(problem.v.units)
     return kept | {"shapes": shapes, "head": problem.head.to_dict(), "nan_policy": problem.request.nan_policy}

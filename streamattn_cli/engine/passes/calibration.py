@@ -120,11 +120,12 @@ class Beginnings:
             return stored
 
 
-def of_every_length(problem: Problem, sink_logits: np.ndarray) -> list[HeadAttention]:
-    """The sketches of a lane with the settings for every length, in one place of memory: one of them is in use at a time."""
+def of_every_length(problem: Problem, logits: dict) -> list[HeadAttention]:
+    """The sketches of a lane with the settings for every length, in one place of memory: one of them is in use at a time.
+    logits: see Problem.logits_of."""
     if not problem.shorter:
-        return [HeadAttention(problem.head, sink_logits=sink_logits)]
+        return [HeadAttention(problem.head, **logits)]
     specs = [params.state_spec() for params in problem.kinds]
     room = np.zeros(max(spec_bytes(spec) + LINE * (len(spec) + 1) for spec in specs), np.uint8)
     states = [laid_out(spec, room) for spec in specs]
-    return [HeadAttention(*one, sink_logits) for one in zip(problem.kinds, states, strict=True)]
+    return [HeadAttention(*one, **logits) for one in zip(problem.kinds, states, strict=True)]

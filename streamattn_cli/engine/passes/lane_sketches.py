@@ -18,7 +18,7 @@ class LaneSketches:
     def __init__(self, driver: Driver):
         self._driver, self.problem = driver, driver.problem
         p = self.problem
-        every = [of_every_length(p, p.sinks_of(lane.query_heads)) for lane in driver.lanes] if p.params else []
+        every = [of_every_length(p, p.logits_of(lane.query_heads)) for lane in driver.lanes] if p.params else []
         self.heads = [own[-1] for own in every]
         self.calibration = Calibration(p, self.heads)
         self.beginnings = None
@@ -113,7 +113,7 @@ class StoredRows:
         (k, v), p, lanes = block.arrays, self._driver.problem, self._driver.lanes
         self._driver.wait()
         bad = self._k.bad(k, 0, block.rows) or self._v.bad(v, 0, block.rows)
-        if not bad and p.k.tensor.dtype == p.v.tensor.dtype == p.head.stored:
+        if not bad and not p.v.units and p.k.tensor.dtype == p.v.tensor.dtype == p.head.stored:
             for lane, sketch in zip(lanes, self._sketches.heads, strict=True):
                 sketch.keep(lane.k.stored(k), lane.v.stored(v))
             return block.rows

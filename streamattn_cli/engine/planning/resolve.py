@@ -10,7 +10,15 @@ import numpy as np
 from streamattn_cli.engine.planning.by_length import differences, shorter_ones
 from streamattn_cli.engine.planning.parameters import head_params, unused
 from streamattn_cli.engine.planning.positions import beside_key
-from streamattn_cli.engine.planning.variants import answered_by_window, local_params, local_window, sink_logits
+from streamattn_cli.engine.planning.value_units import in_units
+from streamattn_cli.engine.planning.variants import (
+    answered_by_window,
+    bend,
+    cannot_bend,
+    local_params,
+    local_window,
+    sink_logits,
+)
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.request.settings import AttendRequest
@@ -38,10 +46,16 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         raise UsageError(f"--seed {request.seed}: must be 0 or more")
     q, k, v = inputs.parts
     group_size(q, k)
+    if head_of(q, k, v, 1.0).dtype == "f4" and not request.sketches:
+        v = in_units(v)
     of_layer = request.memory_per_layer is not None
     request, shares = _of_layer(request, len(k), head_of(q, k, v, 1.0)) if of_layer else in_rows(request, inputs)
     notes = [*inputs.notes, *shares]
     causal = _causal(request, inputs, notes)
+    if v.units:
+        notes.append(
+            f"{v.tensor.name}: values as far from 1 as 2^60 in the first rows: they are counted in powers of two"
+        )
     scale = _scale(request.scale, inputs, k.dim, notes)
     local = local_window(request, inputs, notes)
     if local and not (causal or growing):
@@ -49,6 +63,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
             f"{k.tensor.name}: attention is local, a row sees those before it, and that is causal; give --causal, or --local none"
         )
     sinks = sink_logits(request, inputs, growing, notes)
+    bent = bend(request, inputs, causal, growing, notes)
     method = request.method or ("poly" if request.sketches or request.eps else "nystrom")
     if local and method != "exact":
         request, why = answered_by_window(request, method, local)
@@ -68,7 +83,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
     if method == "auto":
         from streamattn_cli.engine.planning.choose import decided  # which builds on this module
 
-        request, why = decided(request, inputs, head, causal, first_query)
+        request, why = decided(request, inputs, head, causal, first_query, bool(bent))
         notes.append(why)
         method = str(request.method)
     request = replace(request, rope=_rope(request, inputs, method, causal and not first_query, notes))
@@ -96,9 +111,11 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         notes.append(f"all {longest} rows{of_each} fit into --resident-rows: the answers are exact")
     elif budgeted and shorter:
         notes.append(differences(shorter))
+    if bent and params and params.history:
+        raise cannot_bend(bent, method, k.tensor.name)
     return Problem(
         request, q, k, v, causal, scale, method, head.dtype, params, tuple(notes), local=local, sink_logits=sinks,
-        first_query=first_query, shorter=shorter,
+        bend=bent, first_query=first_query, shorter=shorter,
     )  # fmt: skip
 
 

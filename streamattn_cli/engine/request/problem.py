@@ -11,6 +11,7 @@ import numpy as np
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.sequences import Sequences
+from streamattn_cli.sketches.bend import STRAIGHT, Bend
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
 from streamattn_cli.units import format_bytes
@@ -52,6 +53,7 @@ class Problem:
     rows_before: int = 0  # of the sketch that this one is appended to
     local: int | None = None  # keys that a row sees, itself included; None for all
     sink_logits: tuple[float, ...] = ()  # of the query heads, where there are any
+    bend: Bend = STRAIGHT  # of the logits: softcap and ALiBi
     first_query: int = 0  # causal: the row of keys that query 0 sees last
     shorter: tuple[tuple[int, HeadParams], ...] = ()  # see engine/planning/by_length.py
 
@@ -91,9 +93,12 @@ class Problem:
         """Keys of the longest sequence; None while unknown."""
         return self.k.sequences.longest if self.k.sequences else self.k.rows
 
-    def sinks_of(self, query_heads: slice) -> np.ndarray:
-        """The sink logits of some query heads (heads,) float64; empty where there are none."""
-        return np.array(self.sink_logits[query_heads], np.float64)
+    def logits_of(self, query_heads: slice) -> dict[str, Any]:
+        """What is said of the logits of some query heads, as HeadAttention and ExactQueries take it."""
+        return {
+            "sink_logits": np.array(self.sink_logits[query_heads], np.float64),
+            "bend": self.bend.of(query_heads),
+        }
 
     def keys_of(self, row: int) -> int | None:
         """How many of the first keys the queries up to this row of one sequence see; None for all."""
@@ -140,6 +145,8 @@ class Problem:
             params["shorter"] = [{"up_to": most, "params": _told(one)} for most, one in self.shorter]
         params |= {"local": self.local} if self.local else {}
         params |= {"sink_logits": list(self.sink_logits)} if self.sink_logits else {}
+        params |= self.bend.facts()
+        params |= {"value_units": list(self.v.units)} if self.v.units else {}
         return {
             "method": self.method,
             "mode": "causal" if self.causal else "full",

@@ -26,10 +26,10 @@ from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
 _CHUNK_BYTES = 1 << 18
 
 
-def set_attributes(file: h5py.File | h5py.Dataset, meta: dict) -> None:
-    """Plain values as they are, everything else as JSON."""
+def set_attributes(file: h5py.Group | h5py.Dataset, meta: dict) -> None:
+    """Plain values and arrays as they are, everything else as JSON."""
     for key, value in meta.items():
-        plain = isinstance(value, (str, int, float, bool))
+        plain = isinstance(value, (str, int, float, bool, np.ndarray))
         file.attrs[key] = value if plain else json.dumps(value, sort_keys=True)
 
 

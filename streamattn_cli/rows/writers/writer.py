@@ -48,7 +48,7 @@ def open_writer(
     """
     shape = out_shape(heads, dim, dtype, layout, batch, sequences)
     if target == "-":
-        return RecordWriter(_standard_output(stdout), "standard output", shape, owned=False)
+        return RecordWriter(standard_output(stdout), "standard output", shape, owned=False)
     kind = check_target(target)
     file, dataset = split_target(target)
     if kind == "special":
@@ -75,7 +75,8 @@ def _dtype(word: str) -> np.dtype:
     return np.dtype(DTYPES[number_word(word, "--out-dtype")].numpy)
 
 
-def _standard_output(given: BinaryIO | None) -> BinaryIO:
+def standard_output(given: BinaryIO | None) -> BinaryIO:
+    """Standard output as bytes, or what is given in its place. Raises OutputFailed where it is closed."""
     file = given if given is not None else getattr(sys.stdout, "buffer", None)
     if file is None:
         raise OutputFailed("standard output is closed; give -o FILE")
