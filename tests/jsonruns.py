@@ -35,6 +35,7 @@ METHODS = (
     "poly:degree=12"
 )
 
+THREADS = ("--engine", "threads")
 BATCHES = ("--k", "batchq.npy", "--v", "batchq.npy")
 
 # name -> the command line without --json; one may use files that those before it wrote
@@ -62,7 +63,21 @@ RUNS = {
         "out.npy",
     ),
     "attend, fewer queries": ("attend", TINY, "--causal", "--q-rows", "0:2", "-o", "out.npy"),
-    "attend, local with sinks": ("attend", TINY, "--causal", "--local", "2", "--sink-logit", "0.5", "-o", "out.npy"),
+    "attend, local with sinks": (
+        "attend",
+        TINY,
+        "--causal",
+        "--local",
+        "2",
+        "--sink-logit",
+        "0.5",
+        "--softcap",
+        "30",
+        "--logit-bias",
+        "slope",
+        "-o",
+        "out.npy",
+    ),
     "attend, saved": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "-o", "saved.npy"),
     "attend, complete already": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "--resume", "-o", "saved.npy"),
     "attend with Psi": (*PSI, "--audit", "2", "-o", "out.npy"),
@@ -111,7 +126,7 @@ RUNS = {
         "--causal",
         *SMALL,
         "--starts",
-        "0,700,1500",
+        "0,500,580,1500",
         "--audit",
         "32",
         "--checkpoint",
@@ -154,11 +169,26 @@ RUNS = {
         "12KiB",
         "--share",
         "adaptive",
+        "--checkpoint",
+        "job.sattn",
         "-o",
-        "layers.h5",
+        "shares.h5",
     ),
+    "info of a job": ("info", "job.sattn"),
     "sketch, batches": ("sketch", *BATCHES, "--layout", "BHTD", "--method", "window", *SMALL, "-o", "batches.sattn"),
     "query, batches": ("query", "batches.sattn", "batchq.npy", *BATCHES, "--audit", "8", "-o", "answers.npy"),
+    "sketch, values far from 1": (
+        "sketch",
+        "--k",
+        "batchq.npy",
+        "--v",
+        "far.npy",
+        "--layout",
+        "BHTD",
+        *SMALL,
+        "-o",
+        "far.sattn",
+    ),
     "attend, rows dropped": ("attend", "holes.h5", "--full", *SMALL, "--nan-policy", "drop", "-o", "out.npy"),
     "attend --dry-run": ("attend", *SHORT, "--causal", *SMALL, *BUDGET, "--audit", "32", "-o", "out.npy", "--dry-run"),
     "attend --dry-run exactly": ("attend", TINY, "--full", "--method", "exact", "-o", "out.npy", "--dry-run"),
@@ -195,8 +225,10 @@ RUNS = {
     "info of fp8 rows": ("info", "bytes.sattn"),
     "info of an unfinished run": ("info", "unfinished.sattn"),
     "compare": ("compare", *SHORT, "--causal", "--methods", METHODS, "--audit", "32", *SMALL),
+    "compare, layers": ("compare", "layers.npz", "--layer", "all", "--causal", "--methods", "window", *SMALL, *THREADS),
     "compare by bytes": ("compare", TINY, "--full", "--methods", "evict,sample,balance,wildcat", "--resident", "4KiB"),
     "plan": ("plan", HEADS, *BUDGET),
+    "plan, layers": ("plan", "layers.npz", "--layer", "all", "--resident-rows", "256"),
     "plan from numbers": ("plan", "--rows", "1e9", "--dim", "128", "--heads", "32", "--kv-heads", "8", *BUDGET),
     "plan of few rows": ("plan", HEADS, "--memory", "22MiB", "--resident-rows", "4000", "--threads", "2"),
     "plan of a small head": ("plan", TINY, "--resident-rows", "256"),
@@ -227,6 +259,7 @@ def all_documents(folder):
     _save_holes(folder / "holes.h5")
     rows = np.random.default_rng(3).standard_normal((2, 2, 300, 8)).astype("f4")
     np.save(folder / "batchq.npy", rows)
+    np.save(folder / "far.npy", rows * np.float32(2.0**70))
     flat = rows[0].transpose(1, 0, 2)
     np.savez(folder / "layers.npz", **{f"layers.{layer}.{part}": flat for layer in (0, 1) for part in "qkv"})
     broken = {

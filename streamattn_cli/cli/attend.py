@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
@@ -21,6 +22,10 @@ from streamattn_cli.engine.request.settings import (
 )
 from streamattn_cli.options import SHOWN
 from streamattn_cli.rows.spec import InputSpec
+
+if TYPE_CHECKING:
+    from streamattn_cli.engine.planning.plan import Plan
+    from streamattn_cli.engine.watch.events import Outcome
 
 
 @takes(
@@ -49,17 +54,12 @@ def attend(
     """
     from streamattn_cli.cli.streams import refuse_terminal
     from streamattn_cli.cli.words import attend_request, run_and_render, show_json
-    from streamattn_cli.engine.jobs.attend import attend as run
-    from streamattn_cli.engine.jobs.attend import plan_attend
-    from streamattn_cli.engine.jobs.layers import attend_layers, plan_layers
-    from streamattn_cli.engine.jobs.spread import attend_spread, plan_spread
     from streamattn_cli.errors import UsageError
     from streamattn_cli.report.text.plan import render_plan
 
     if words["keep_going"] and not words["layer"]:
         raise UsageError("--keep-going is about layers of which some fail; give --layer, or omit it")
-    one_by_one = (attend_layers, plan_layers) if words["layer"] else (run, plan_attend)
-    job, planned = (attend_spread, plan_spread) if words["engine"] or words["share"] == "adaptive" else one_by_one
+    job, planned = _job(words)
     if not dry_run:
         refuse_terminal(output, words["json"])
         run_and_render(job, attend_request(words), words)
@@ -69,3 +69,18 @@ def attend(
         show_json({"type": "plan", **plan})
     else:
         render_plan(plan)
+
+
+def _job(words: Words) -> tuple[Callable[..., Outcome], Callable[..., Plan]]:
+    """What answers, and what plans it: of three modules the one that is needed."""
+    if words["engine"] or words["share"] == "adaptive":
+        from streamattn_cli.engine.jobs.spread import attend_spread, plan_spread
+
+        return attend_spread, plan_spread
+    if words["layer"]:
+        from streamattn_cli.engine.jobs.layers import attend_layers, plan_layers
+
+        return attend_layers, plan_layers
+    from streamattn_cli.engine.jobs.attend import attend, plan_attend
+
+    return attend, plan_attend

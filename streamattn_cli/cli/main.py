@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import signal
 import sys
@@ -123,6 +124,7 @@ def common(
 def main() -> None:
     """Run the command line and end the process with the code of README's table."""
     fill_standard_streams()
+    gc.set_threshold(50_000)  # imports make many objects and no garbage
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # what is not finite is counted and told by us
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Until a run owns its signals, Ctrl-C ends us as it ends any program: no traceback, nothing to clean up yet.

@@ -9,12 +9,16 @@ A kernel that does not say how it is compiled takes that from the kernel that ca
 it so. Hence `kernel` says it for all of them: arithmetic in the order in which it is written, unless `fastmath` says more.
 """
 
-from llvmlite.binding import Linkage
+from functools import cache
+
+from llvmlite.binding import Linkage, add_symbol
 from numba import njit
 from numba.core import event
+from numba.core.caching import FunctionCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
+from numba.core.runtime._nrt_python import c_helpers
 from numba.core.typed_passes import AnnotateTypes
 
 CONTRACT = {"contract", "nsz"}  # fastmath: products and sums in one instruction
@@ -52,6 +56,22 @@ class _Compiler(CompilerBase):
         return [passes]
 
 
+class _Cache(FunctionCache):
+    """Loads a kernel without what Numba imports, and registers, to compile one: that took longer than the kernels themselves."""
+
+    def load_overload(self, sig, target_context):
+        _allocation_symbols()
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+
+@cache
+def _allocation_symbols():
+    """Tell the linker where Numba's allocation is: code in the cache names it. Compilation sees to that itself."""
+    for name, address in c_helpers.items():
+        add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+
+
 def kernel(**options):
     """A decorator as `numba.njit` with what every kernel has: no interpreter lock, no exceptions of arithmetic, no allocation.
 
@@ -59,7 +79,15 @@ def kernel(**options):
     of an array, which took more time than short rows themselves. `_nrt=True` for a kernel that does allocate.
     """
     usual = {"nogil": True, "error_model": "numpy", "_nrt": False, "pipeline_class": _Compiler, "fastmath": False}
-    return njit(**usual | options)
+    compiled = njit(**usual | options)
+
+    def decorate(function):
+        found = compiled(function)
+        if isinstance(getattr(found, "_cache", None), FunctionCache):
+            found._cache.__class__ = _Cache
+        return found
+
+    return decorate
 
 
 class compilation(event.Listener):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def items_of(values: np.ndarray, dtype: str) -> np.ndarray:
     return items
 
 
+@cache
 def not_a_number(dtype: str) -> Any:
     """The item that is a quiet NaN."""
     d = DTYPES[dtype]

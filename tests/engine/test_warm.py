@@ -1,10 +1,12 @@
 """`streamattn warm`: after it no run compiles anything, and a run that compiles says so."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from clirun import run, save_heads
+from clirun import environment, run, save_heads
 
 from streamattn_cli.kernels import jit
 
@@ -57,3 +59,32 @@ def test_kernels_are_counted():
     with jit.compilation(lambda: calls.append(1)) as count:
         twice(5)
     assert count.kernels == 0
+
+
+STARTED = """
+import sys
+from streamattn_cli.kernels import jit
+names, load = [], jit._Cache._load_overload
+jit._Cache._load_overload = lambda self, *given: names.append(self._impl.filename_base) or load(self, *given)
+from streamattn_cli.cli.main import app
+try:
+    app(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code, end.code
+mine = [name for name in sys.modules if name.startswith("streamattn_cli")]
+jobs = "streamattn_cli.engine.jobs."
+costly = "numba.np.linalg", "numba.typed", "scipy", "pandas", jobs + "spread", jobs + "layers"
+print(len(names), len(mine), *(name for name in costly if name in sys.modules))
+"""
+
+
+def test_a_start_loads_few_kernels_and_nothing_that_only_compiles(tmp_path, warmed):
+    save_heads(tmp_path, rows=900)
+    files = [word for part in "qkv" for word in (f"--{part}", f"{part}.npy")]
+    words = ["attend", *files, "--causal", "--rope", "none", "--resident-rows", "200", "-o", "o.npy", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED, *words], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    kernels, modules, *costly = done.stdout.split()
+    assert int(kernels) <= 8 and int(modules) <= 190 and costly == []

@@ -31,14 +31,15 @@ class ExactRows:
         self.problem, self.lanes, self.rows = problem, lanes, rows
         beside = problem.first_query + rows  # of the keys
         positions = beside if problem.causal else None
-        if problem.local and not problem.causal:  # every query stands beside the last key
+        if (problem.local or problem.bend.slopes) and not problem.causal:  # every query stands beside the last key
             positions = np.full(len(rows), (keys or problem.k.count) - 1)
         history, p = None, problem
-        if means and p.params and (ends := p.params.exact_from(beside, keys or p.k.rows, p.causal)) is not None:
-            history = (p.params.sinks, ends)
+        params = p.kinds[p.kind_of(keys) if keys else -1] if p.params else None
+        if means and params and (ends := params.exact_from(beside, keys or p.k.rows, p.causal)) is not None:
+            history = (params.sinks, ends)
         self.truth = [
             ExactQueries(
-                q[lane.query_heads], positions, p.v.dim, p.scale, history, p.local, p.sinks_of(lane.query_heads)
+                q[lane.query_heads], positions, p.v.dim, p.scale, history, p.local, **p.logits_of(lane.query_heads)
             )
             for lane in lanes
         ]
@@ -80,6 +81,7 @@ class ExactRows:
         """The exact answers (heads, rows, dv) of a lane to rows that are complete."""
         answers = np.empty((self.problem.group, rows.stop - rows.start, self.problem.v.dim))
         self.truth[self._at[lane.index]].outputs(answers, rows)
+        lane.restore(answers)
         return answers
 
     def finish(self, work: dict) -> np.ndarray:
@@ -88,6 +90,7 @@ class ExactRows:
         for lane, truth in zip(self.lanes, self.truth, strict=True):
             truth.finish(work)
             truth.outputs(exact[lane.query_heads])
+            lane.restore(exact[lane.query_heads])
         return exact.transpose(1, 0, 2)
 
     def answers(self, work: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -107,8 +110,11 @@ class ExactRows:
             truth.outputs(out := np.empty((self.problem.group, *exact.shape[::2])))
             # tokens were seen and none has a weight: their logits are beyond the range of floats
             out[(truth.y[:, :, -1] == 0) & (means.sums[:, -1] > 0)] = np.nan
+            mean = means.outputs()
+            lane.restore(out)
+            lane.restore(mean)
             exact[:, lane.query_heads] = out.transpose(1, 0, 2)
-            trivial[:, lane.query_heads] = means.outputs()[:, None]
+            trivial[:, lane.query_heads] = mean[:, None]
             if shares is not None:
                 shares[:, lane.query_heads] = truth.shares().T
             for array, before in gathered:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.engine.jobs.pasted import command, one_layer
+from streamattn_cli.engine.jobs.pasted import bent, command, one_layer
 from streamattn_cli.engine.passes.pump import Teller, Watch, pump
 from streamattn_cli.engine.planning.adviser import logit_spread, predicted_poly_error, sample_rows
 from streamattn_cli.engine.planning.choose import choose
@@ -161,6 +161,6 @@ def _methods(spec: InputSpec, logits: dict, inputs: Inputs, rows: int) -> dict:
             error = predicted_poly_error(degree, logits["row_std_rms"])
             table.append({"method": "poly", "degree": degree, "state_bytes": size, "predicted_error": error})
     request, seekable = AttendRequest(inputs=spec, method="auto"), all(h.tensor.seekable for h in (q, k, v))
-    found = choose(request, head_of(q, k, v, logits["scale"]), rows, seekable, logits)
+    found = choose(request, head_of(q, k, v, logits["scale"]), rows, seekable, logits, bent(inputs))
     more = f" --degree {found.degree}" if found.degree else ""
     return {"methods": table, "advice": f"--method {found.method}{more}: {found.reason}"}

@@ -47,6 +47,7 @@ class Exact(Pass):
             mine = answers[lane.query_heads]
             held[lane.index].finish(work)
             unseen = held[lane.index].outputs(mine)
+            lane.restore(mine)
             work["lane.answers"] += 0, lane.not_finite(mine), unseen
         answers[lost] = np.nan
         return Answers(answers.transpose(1, 0, 2), np.where(lost, np.float32(np.inf), np.float32(0)).T)
@@ -84,7 +85,7 @@ class Exact(Pass):
                 p.v.dim,
                 p.scale,
                 window=p.local,
-                sink_logits=p.sinks_of(lane.query_heads),
+                **p.logits_of(lane.query_heads),
             )
             for lane in d.lanes
         ]

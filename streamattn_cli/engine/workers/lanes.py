@@ -93,7 +93,9 @@ class Part:
 
     @cached_property
     def _factor(self) -> np.ndarray:
-        return np.array((self.heads.factors or ())[self.first : self.first + self.count], np.float32)
+        h, chosen = self.heads, slice(self.first, self.first + self.count)
+        factors = np.array((h.factors or ())[chosen], np.float32)
+        return factors if h.units is None else (factors if len(factors) else 1) / np.array(h.units[chosen], np.float32)
 
     @cached_property
     def _places(self) -> np.ndarray:
@@ -124,6 +126,7 @@ class Lane:
         self.v = Part("v", problem.v, index, 1, drop)
         self.q = Part("q", problem.q, index * problem.group, problem.group, drop)
         self.value_dim = problem.v.dim
+        self.unit = problem.v.units[index] if problem.v.units else None  # that values are counted in
         top = np.finfo(problem.out_dtype)
         self.limit = float(top.max) * (1 + float(top.eps) / 4)  # from there on numbers are rounded to infinity
         self.step = lane_step(problem)
@@ -176,6 +179,7 @@ class Lane:
 
     def put(self, answers: np.ndarray, doubt: np.ndarray, block: Answers, a: int, b: int, work: dict) -> None:
         """Copy answers (heads, n, dv) and their doubt to rows [a, b) of a block; rows of dropped queries become NaN."""
+        self.restore(answers)
         block.rows[a:b, self.query_heads] = answers.transpose(1, 0, 2)
         block.doubt[a:b, self.query_heads] = doubt.T
         if self.q.drop:
@@ -183,6 +187,12 @@ class Lane:
             block.rows[a:b, self.query_heads][lost] = np.nan
             block.doubt[a:b, self.query_heads][lost] = np.inf
         work["lane.answers"][:2] += np.count_nonzero(doubt >= 1), self.not_finite(answers)
+
+    def restore(self, answers: np.ndarray) -> None:
+        """Make answers in units of the values plain numbers, in place."""
+        if self.unit:
+            with np.errstate(over="ignore"):  # they are counted
+                answers *= answers.dtype.type(self.unit)
 
     def not_finite(self, answers: np.ndarray) -> int:
         """How many answers (heads, n, dv) are not finite in the dtype of the output."""

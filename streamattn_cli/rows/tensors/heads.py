@@ -26,7 +26,10 @@ class Heads:
     batch: int = 1  # len(outer) = batch * heads per batch
     sequences: Sequences | None = None  # of the tensor's rows, where there are several
     factors: tuple[float, ...] | None = None  # by which the rows of each head are multiplied, as float32
+    units: tuple[float, ...] | None = None  # powers of two that the rows of each head are counted in
     before: int = 0  # heads of the input before these, for messages
+    first: int = 0  # row of the input that is row 0 of these
+    of: int = 0  # where some were chosen: how many a batch of the input has
 
     def __len__(self) -> int:
         return len(self.outer)
@@ -55,7 +58,7 @@ class Heads:
 
     def local(self, row: int) -> int:
         """A row of the stream as a row of its sequence."""
-        return self.sequences.local(row)[1] if self.sequences else row
+        return self.sequences.local(row)[1] if self.sequences else self.first + row
 
     @property
     def kept(self) -> str:
@@ -70,8 +73,10 @@ class Heads:
             outer=tuple(self.outer[h] for h in chosen),
             column=tuple(self.column[h] for h in chosen),
             factors=self.factors and tuple(self.factors[h] for h in chosen),
+            units=self.units and tuple(self.units[h] for h in chosen),
             layout=plain.get(self.layout, self.layout),
             batch=1,
+            of=self.of or len(self) // self.batch,
         )
 
 
