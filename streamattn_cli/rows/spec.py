@@ -90,6 +90,22 @@ class InputSpec:
         arrays=True,
         decides=True,
     )
+    q_lengths: str | None = source(
+        None,
+        "--lengths of the queries, where the batch has fewer of them.",
+        shown="all rows",
+        metavar="NUMBERS",
+        arrays=True,
+        decides=True,
+    )
+    q_starts: str | None = source(
+        None,
+        "--starts of the queries, where sequences have fewer of them (cu_seqlens_q).",
+        shown="as --starts",
+        metavar="NUMBERS",
+        arrays=True,
+        decides=True,
+    )
     stdin: BinaryIO | None = None  # None: sys.stdin.buffer
 
     def __post_init__(self) -> None:
