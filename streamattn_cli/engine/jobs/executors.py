@@ -102,6 +102,15 @@ def _begin_process(stop: Stop) -> None:
     global _stop
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _end_with_main_process() -> None:
+    """One that was killed would leave its workers waiting for tasks for ever."""
+    main = multiprocessing.parent_process()
+    assert main is not None, "this is no worker process"
+    main.join()
+    os._exit(1)
 
 
 @contextmanager
