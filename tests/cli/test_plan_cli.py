@@ -79,7 +79,12 @@ def test_the_text_names_methods_and_the_command():
         text = run("plan", HEADS, env={"COLUMNS": width}).out.decode()
         lines = text.splitlines()
         assert lines[-1].startswith("    streamattn attend ") and "--method exact" in lines[-1]
-        assert max(map(len, lines[:-1])) <= int(width) and "nystrom" in text and "guess" in text and "expected error" in text
+        assert (
+            max(map(len, lines[:-1])) <= int(width)
+            and "nystrom" in text
+            and "guess" in text
+            and "expected error" in text
+        )
 
 
 def test_an_error_that_nobody_can_know_is_unknown():
