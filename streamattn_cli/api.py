@@ -14,12 +14,11 @@ from streamattn_cli.checkpoint.commit import save
 from streamattn_cli.engine.jobs.candidates import parse_candidates
 from streamattn_cli.engine.jobs.compare import Comparison, audit_answers, compare_on
 from streamattn_cli.engine.jobs.merge import heads_of, merge_files, packed
+from streamattn_cli.engine.jobs.query import answer, queries_problem
 from streamattn_cli.engine.jobs.sketch import (
     SketchFile,
-    answer,
     keys_problem,
     open_sketch_file,
-    queries_problem,
     sketch_facts,
 )
 from streamattn_cli.engine.passes.open_run import check_finite, make_run
@@ -50,8 +49,9 @@ from streamattn_cli.rows.writers.base import ArrayWriter, Nowhere
 SETTINGS = (
     "method", "scale", "resident_rows", "effort", "bits", "score", "sinks", "window", "buffer", "atoms", "degree", "polynomial",
     "beta", "max_error", "memory", "seed", "threads", "block_rows", "nan_policy", "first_query", "local", "sink_logit",
+    "softcap", "logit_bias",
 )  # fmt: skip
-TYPED = "first_query", "local", "sink_logit"  # numbers that the command takes as words
+TYPED = "first_query", "local", "sink_logit", "softcap", "logit_bias"  # numbers that the command takes as words
 DTYPES = ("<f2", "<f4", "<f8", "<u2", "|V2", "<V2")
 
 
@@ -104,12 +104,16 @@ def attend(
 def audit(
     answers: np.ndarray, q: object, k: object = None, v: object = None, *, rows: int = 128, causal: bool | None = None,
     scale: object = None, seed: int = 0, first_query: object = None, local: object = None, sink_logit: object = None,
+    softcap: object = None, logit_bias: object = None,
 ) -> Audit:  # fmt: skip
     """How wrong are these answers, of whatever method? About `rows` of them are compared with exact attention.
 
     q, k and v are those of `attend`. Raises InputMalformed where the answers have another shape.
     """
-    settings = {"scale": scale, "seed": seed, "first_query": first_query, "local": local, "sink_logit": sink_logit}
+    settings = {
+        "scale": scale, "seed": seed, "first_query": first_query, "local": local, "sink_logit": sink_logit, "softcap": softcap,
+        "logit_bias": logit_bias,
+    }  # fmt: skip
     request = _request(settings, causal=causal, audit=rows)
     with _inputs(q, k, v) as inputs:
         array = _array(answers)

@@ -27,6 +27,7 @@ from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalfo
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.bend import Bend
 from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
 from streamattn_cli.sketches.method import History
 
@@ -187,6 +188,7 @@ class CausalAttention:
             problem = Problem(
                 self._request, heads["q"], heads["k"], heads["v"], True, facts["scale"], facts["method"], facts["precision"],
                 held, (), local=held.window if held.local else None, sink_logits=tuple(facts.get("sink_logits", ())),
+                bend=Bend.of_facts(facts),
             )  # fmt: skip
         params = problem.params
         if params is None:
@@ -200,7 +202,7 @@ class CausalAttention:
         threads = make_plan(problem).threads if facts is None else self._request.threads or default_threads()
         self._crew = _Crew.of(min(threads, len(problem.k)), work_spec(problem))
         self._lanes = [Lane(problem, at) for at in range(len(problem.k))]
-        self._sketches = [HeadAttention(params, sink_logits=problem.sinks_of(lane.query_heads)) for lane in self._lanes]
+        self._sketches = [HeadAttention(params, **problem.logits_of(lane.query_heads)) for lane in self._lanes]
         self._group, self._kinds = params.group, kinds
         self._widths = {name: int(np.prod(shape)) for name, (shape, _) in kinds.items()}
         self._held = {name: DTYPES[part.tensor.dtype].holder for name, part in heads.items()}
@@ -262,4 +264,4 @@ def _copy(sketch: HeadAttention) -> HeadAttention:
     state = allocate(sketch.params.state_spec())
     for name, array in sketch.state.items():
         state[name][...] = array
-    return HeadAttention(sketch.params, state, sketch.sink_logits)
+    return HeadAttention(sketch.params, state, sketch.sink_logits, sketch.bend)

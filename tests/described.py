@@ -13,9 +13,9 @@ KINDS = [entry["$ref"].rpartition("/")[2] for entry in SCHEMA["oneOf"]]
 
 
 def kind_of(document):
-    """The definition of a document: its type, but for the outcome of generate."""
+    """The definition of a document: its type, but for the outcomes of generate and capture."""
     if document["type"] == "outcome":
-        return "generated" if document["command"] == "generate" else "outcome"
+        return {"generate": "generated", "capture": "captured"}.get(document["command"], "outcome")
     return document["type"]
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from streamattn_cli.cli.main import app
 from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.watch.events import Progress
+from streamattn_cli.engine.watch.events import Outcome, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
 from streamattn_cli.models.nats import Perplexity, Reading
@@ -35,6 +35,7 @@ METHODS = (
     "poly:degree=12"
 )
 
+THREADS = ("--engine", "threads")
 BATCHES = ("--k", "batchq.npy", "--v", "batchq.npy")
 
 # name -> the command line without --json; one may use files that those before it wrote
@@ -62,7 +63,21 @@ RUNS = {
         "out.npy",
     ),
     "attend, fewer queries": ("attend", TINY, "--causal", "--q-rows", "0:2", "-o", "out.npy"),
-    "attend, local with sinks": ("attend", TINY, "--causal", "--local", "2", "--sink-logit", "0.5", "-o", "out.npy"),
+    "attend, local with sinks": (
+        "attend",
+        TINY,
+        "--causal",
+        "--local",
+        "2",
+        "--sink-logit",
+        "0.5",
+        "--softcap",
+        "30",
+        "--logit-bias",
+        "slope",
+        "-o",
+        "out.npy",
+    ),
     "attend, saved": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "-o", "saved.npy"),
     "attend, complete already": (*WINDOW, *SAVED, "--checkpoint", "run.sattn", "--resume", "-o", "saved.npy"),
     "attend with Psi": (*PSI, "--audit", "2", "-o", "out.npy"),
@@ -111,7 +126,7 @@ RUNS = {
         "--causal",
         *SMALL,
         "--starts",
-        "0,700,1500",
+        "0,500,580,1500",
         "--audit",
         "32",
         "--checkpoint",
@@ -154,9 +169,12 @@ RUNS = {
         "12KiB",
         "--share",
         "adaptive",
+        "--checkpoint",
+        "job.sattn",
         "-o",
-        "layers.h5",
+        "shares.h5",
     ),
+    "info of a job": ("info", "job.sattn"),
     "sketch, batches": ("sketch", *BATCHES, "--layout", "BHTD", "--method", "window", *SMALL, "-o", "batches.sattn"),
     "query, batches": ("query", "batches.sattn", "batchq.npy", *BATCHES, "--audit", "8", "-o", "answers.npy"),
     "sketch, values far from 1": (
@@ -207,8 +225,10 @@ RUNS = {
     "info of fp8 rows": ("info", "bytes.sattn"),
     "info of an unfinished run": ("info", "unfinished.sattn"),
     "compare": ("compare", *SHORT, "--causal", "--methods", METHODS, "--audit", "32", *SMALL),
+    "compare, layers": ("compare", "layers.npz", "--layer", "all", "--causal", "--methods", "window", *SMALL, *THREADS),
     "compare by bytes": ("compare", TINY, "--full", "--methods", "evict,sample,balance,wildcat", "--resident", "4KiB"),
     "plan": ("plan", HEADS, *BUDGET),
+    "plan, layers": ("plan", "layers.npz", "--layer", "all", "--resident-rows", "256"),
     "plan from numbers": ("plan", "--rows", "1e9", "--dim", "128", "--heads", "32", "--kv-heads", "8", *BUDGET),
     "plan of few rows": ("plan", HEADS, "--memory", "22MiB", "--resident-rows", "4000", "--threads", "2"),
     "plan of a small head": ("plan", TINY, "--resident-rows", "256"),
@@ -254,13 +274,14 @@ def all_documents(folder):
         for name, words in LOGS.items():
             done = _invoke(*words, *_again(words), "--log-json", "--progress-every", "0")
             yield from ((f"log of {name}", json.loads(line)) for line in done.stderr.splitlines())
-    yield "perplexity", _perplexity()
+    yield "perplexity", perplexity()
+    yield "capture", _captured()
     (error,) = run("attend", "absent.h5", "--log-json", "-o", folder / "absent.npy", code=3).log
     yield "error", error
     yield from _statuses()
 
 
-def _perplexity():
+def perplexity():
     """What `perplexity` writes of made-up figures: real ones need the extra models, see test_models.py."""
     nats = np.random.default_rng(0).random((2, 299)).astype("f4")
     facts = {"params": {"window": 60, "sinks": 4, "group": 8, "rope": "10000:half", "turns": 2}}
@@ -268,9 +289,16 @@ def _perplexity():
     window = Reading("window", 64, facts, nats[1], [0.1], [True], 2000, 2.0)
     found = Perplexity(
         "model.gguf", ("a.txt",), 300, (0, 1), 512, (1, 256, 300), (exact, window), 3.0, {"reserved": 9, "peak": 1},
-        ("a note",), "streamattn perplexity model.gguf a.txt", "2026-11-30T00:00:00+00:00",
+        ("a note",), "streamattn perplexity model.gguf a.txt", "2026-11-30T00:00:00+00:00", 256,
     )  # fmt: skip
     return found.to_dict()
+
+
+def _captured():
+    """What `capture` writes, made up as well."""
+    params = {"model": "model.gguf", "texts": ["a.txt"], "layers": [3], "heads": None, "dtype": "f2", "chunk": 512}
+    memory = {"reserved": 9, "peak": 1}
+    return Outcome("capture", {"params": params}, 300, 1.0, 0.0, 9000, memory, output="dump.h5").to_dict()
 
 
 def _again(words):

@@ -7,8 +7,9 @@ import pytest
 
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.jobs.query import query
 from streamattn_cli.engine.jobs.shards import sketch_shards
-from streamattn_cli.engine.jobs.sketch import query, sketch
+from streamattn_cli.engine.jobs.sketch import sketch
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
@@ -27,7 +28,7 @@ METHODS = {
 @pytest.fixture
 def not_warmed(monkeypatch):
     """Kernels are compiled when they are needed: these tests make many short runs, and measure no memory."""
-    for job in ("attend", "shards", "sketch"):
+    for job in ("attend", "compare", "query", "shards", "sketch", "trial"):
         monkeypatch.setattr(f"streamattn_cli.engine.jobs.{job}.warm", lambda plan, listener: None)
 
 

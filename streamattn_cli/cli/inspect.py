@@ -16,7 +16,8 @@ from streamattn_cli.rows.spec import InputSpec
 @takes(
     InputSpec, AttentionSettings, Shown,
     without=(
-        "select", "rows", "q_rows", "layer", "lengths", "starts", "causal", "first_query", "local", "sink_logit", "log_json",
+        "select", "rows", "q_rows", "layer", "lengths", "starts", "causal", "first_query", "local", "sink_logit", "softcap",
+        "logit_bias", "log_json",
         "progress_every",
     ),
 )  # fmt: skip  # fmt: skip

@@ -21,6 +21,7 @@ import typer  # noqa: E402
 from typer.core import TyperGroup  # noqa: E402
 
 from streamattn_cli.cli.attend import attend  # noqa: E402
+from streamattn_cli.cli.capture import capture  # noqa: E402
 from streamattn_cli.cli.compare import compare  # noqa: E402
 from streamattn_cli.cli.generate import generate  # noqa: E402
 from streamattn_cli.cli.info import info  # noqa: E402
@@ -67,7 +68,21 @@ def _die_of_pipe() -> None:
     os.kill(os.getpid(), signal.SIGPIPE)
 
 
-for _command in (attend, plan, compare, report, sketch, query, merge, info, inspect, generate, perplexity, warm):
+for _command in (
+    attend,
+    plan,
+    compare,
+    report,
+    sketch,
+    query,
+    merge,
+    info,
+    inspect,
+    generate,
+    capture,
+    perplexity,
+    warm,
+):
     app.command(epilog=ENVIRONMENT)(_dying_of_pipe(_command))
 
 

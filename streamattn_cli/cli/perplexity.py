@@ -42,6 +42,13 @@ def perplexity(
     samples: Annotated[
         int, option("--samples", help="Positions at which whole distributions are compared.", rich_help_panel=BUDGET)
     ] = 256,
+    reference_window: Annotated[
+        int | None,
+        option(
+            "--reference-window", help="Rows (and the first 4) that exact attention sees, for texts beyond the context.",
+            rich_help_panel=ATTENTION, show_default="all",
+        ),
+    ] = None,
     seed: Annotated[int, option("--seed", help="Of every random choice.", rich_help_panel=BUDGET)] = 0,
 ) -> None:  # fmt: skip
     """A model reads a text with the attention of its layers answered in constant memory, beside exact attention.
@@ -59,6 +66,7 @@ def perplexity(
     from streamattn_cli.cli.words import settings, show_json, signed
     from streamattn_cli.engine.watch.events import Note
     from streamattn_cli.engine.watch.signals import Interrupts
+    from streamattn_cli.errors import UsageError
     from streamattn_cli.models.load import open_model
     from streamattn_cli.models.perplexity import Asked, check_methods, perplexity_of
     from streamattn_cli.models.settings import chosen_layers
@@ -66,6 +74,8 @@ def perplexity(
     from streamattn_cli.report.live.progress import make_listener
     from streamattn_cli.report.text.perplexity import figures, render_perplexity
 
+    if reference_window is not None and reference_window < 1:
+        raise UsageError(f"--reference-window {reference_window}: must be at least 1")
     given, budgets = TextSettings(**settings(TextSettings, words)), _counts(resident_rows)
     names = check_methods(methods)
     mode = "json" if words["log_json"] else "quiet" if words["quiet"] else "auto"
@@ -74,7 +84,7 @@ def perplexity(
         ids = token_ids(loaded.tokenizer, text, given.tokens, least=2)
         layers = chosen_layers(given.layer, model, loaded.global_layers, len(loaded.types))
         beside = {"effort": effort, "threads": given.threads, "memory": given.memory}
-        asked = Asked(names, budgets, layers, given.chunk, samples, beside, seed)
+        asked = Asked(names, budgets, layers, given.chunk, samples, beside, seed, reference_window)
         found = perplexity_of(loaded, ids, asked, text, lambda found: listener(Note(figures(found))), interrupts.check)
     found = signed(found)
     if words["json"]:

@@ -16,7 +16,7 @@ from streamattn_cli.rows.spec import InputSpec
 @takes(
     InputSpec, AttentionSettings, MethodSettings, RunSettings,
     without=(
-        "layer", "method", "query_model", "rope", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta",
+        "method", "query_model", "rope", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta",
         "max_error", "seed", "block_rows", "nan_policy",
     ),
 )  # fmt: skip

@@ -9,12 +9,12 @@ import typer
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.cli.completion import arrays
-from streamattn_cli.engine.request.settings import AnswerSettings, OutputSettings, RunSettings
+from streamattn_cli.engine.request.settings import AnswerSettings, EngineSettings, OutputSettings, RunSettings
 from streamattn_cli.rows.spec import InputSpec
 
 
 @takes(
-    InputSpec, RunSettings, AnswerSettings, OutputSettings, Shown,
+    InputSpec, RunSettings, AnswerSettings, OutputSettings, EngineSettings, Shown,
     without=("record", "kv_heads", "dim", "value_dim", "select", "layer", "lengths", "starts", "repair", "doubt"),
 )  # fmt: skip
 def query(
@@ -38,7 +38,8 @@ def query(
     """
     from streamattn_cli.cli.streams import refuse_terminal
     from streamattn_cli.cli.words import attend_request, run_and_render
-    from streamattn_cli.engine.jobs.sketch import query as run
+    from streamattn_cli.engine.jobs.query import query as run
+    from streamattn_cli.engine.jobs.spread import query_spread
 
     refuse_terminal(output, words["json"])
-    run_and_render(run, attend_request(words), words)
+    run_and_render(query_spread if words["engine"] else run, attend_request(words), words)

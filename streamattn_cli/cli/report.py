@@ -1,4 +1,4 @@
-"""`streamattn report`: one page from the JSON of a run or a comparison."""
+"""`streamattn report`: one page from the JSON of a run, a comparison or a reading."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ def report(
     document: Annotated[
         str,
         typer.Argument(
-            metavar="JSON", help="What attend or compare wrote with --json or --log-json; - for standard input."
+            metavar="JSON",
+            help="What attend, compare or perplexity wrote with --json or --log-json; - for standard input.",
         ),
     ] = "-",
     output: Annotated[str, option("-o", "--output", help="The page, FILE.html, or - for standard output.")] = "-",
     force: Force = False,
 ) -> None:
-    """One self-contained HTML page from the outcome of a run or a comparison: error, memory and speed in pictures.
+    """One self-contained HTML page from the JSON of attend, compare or perplexity: error, memory and speed in pictures.
 
     streamattn report outcome.json -o outcome.html
     """
@@ -30,11 +31,12 @@ def report(
     from streamattn_cli.report.document import read_document, save_page
     from streamattn_cli.report.html.compare import comparison_page
     from streamattn_cli.report.html.outcome import outcome_page
+    from streamattn_cli.report.html.perplexity import perplexity_page
 
     if document == "-" and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal: give the file that --json was written to, or pipe it in")
     found = read_document(document)
-    page = (comparison_page if found["type"] == "comparison" else outcome_page)(found)
+    page = {"comparison": comparison_page, "perplexity": perplexity_page, "outcome": outcome_page}[found["type"]](found)
     if output == "-":
         with printing():
             print(page, end="")

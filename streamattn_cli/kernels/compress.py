@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from streamattn_cli.kernels.blas import LEFT, PLAIN, product
-from streamattn_cli.kernels.dense import exp
+from streamattn_cli.kernels.exponential import exp
 from streamattn_cli.kernels.jit import FAST, kernel
 from streamattn_cli.kernels.linear import BLOCK, LANE, invert_factor, largest, smallest, transpose
 from streamattn_cli.kernels.rotary import ahead, turn

@@ -3,48 +3,17 @@
 import math
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
+from streamattn_cli.kernels.bend import bend_tile
 from streamattn_cli.kernels.blas import LEFT, PLAIN, SMALL, product
+from streamattn_cli.kernels.exponential import exp
 from streamattn_cli.kernels.jit import FAST, kernel
 from streamattn_cli.kernels.linear import LANE
 from streamattn_cli.kernels.rowstore import load
 
 SEEN = 64  # tokens of a tile that are looked at: a multiple of this
+ALL = np.int64(1 << 62)
 NONE = np.int64(0)  # typed, or Numba would compile callees for this very number
-
-
-def exp32(x):
-    """e^x in float32 by range reduction and a degree-6 polynomial (relative error 8e-8); below -87 it is 0.
-
-    Written out because LLVM turns it into vector code, which it cannot do with a call to libm.
-    """
-    clamped = max(x, np.float32(-87.0))
-    n = np.floor(clamped * np.float32(1.44269504) + np.float32(0.5))
-    r = clamped - n * np.float32(0.693359375)
-    r = r - n * np.float32(-2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1.0)
-    bits = np.int32((np.int32(n) + np.int32(127)) << np.int32(23))
-    return p * bits.view(np.float32) if x > np.float32(-87.0) else np.float32(0.0)
-
-
-def exp(x):
-    """e^x for x <= 0 in the precision of x; this body runs only when the JIT is disabled."""
-    return exp32(x) if isinstance(x, np.float32) else math.exp(x)
-
-
-@overload(exp, inline="always", jit_options={"error_model": "numpy"})
-def _exp(x):
-    if x == types.float32:
-        return exp32
-    return lambda x: math.exp(x)
 
 
 @kernel(cache=True, fastmath=FAST)
@@ -113,11 +82,12 @@ def _exp_all(x):
 
 
 @kernel(cache=True)
-def attend(gemm, q, k, c, shift, always, low, high, logits, gathered, m, y):
+def attend(gemm, q, k, c, shift, always, low, high, logits, gathered, m, y, bend=None):
     """Take tokens k (n, d), c (n, dv + 1) into the partial answers (m, y) of queries q (d, r), already scaled.
 
     As `softmax_tile` between two matrix products, so many tokens at a time as BLAS is fastest with. gemm: `blas.address` of
     the dtype. logits ((n + 1) r or more) and gathered (r, dv + 1) are scratch; in logits[r:] the last weights (n, r) are left.
+    bend: see bend_tile; without it there is no code for it.
     """
     count, r = k.shape[0], q.shape[1]
     step = tile_rows(r, max(k.shape[1], c.shape[1]), count)
@@ -126,6 +96,8 @@ def attend(gemm, q, k, c, shift, always, low, high, logits, gathered, m, y):
         n = min(step, count - first)
         tile, rows = logits[r : r + n * r].reshape(n, r), c[first : first + n]
         product(gemm, PLAIN, k[first : first + n], q, tile)
+        if bend is not None:
+            bend_tile(tile, shift + first, bend)
         softmax_tile(tile, rows, shift + first, always - first, low, high, top, m, y)
         product(gemm, LEFT, tile, rows, gathered)
         for i in range(r):
@@ -134,12 +106,12 @@ def attend(gemm, q, k, c, shift, always, low, high, logits, gathered, m, y):
 
 
 @kernel(cache=True)
-def exact(gemm, q, kind, sinks, recent, base, end, low, high, k, c, logits, gathered, m, y):
+def exact(gemm, q, kind, sinks, recent, base, end, low, high, k, c, logits, gathered, m, y, bend=None):
     """Answer queries q (d, r) over the sinks and the recent rows, as if they lay side by side, into m (r,), y (r, dv + 1).
 
     sinks (S, d + dv): the first S rows, stored as KIND `kind`; recent: rows base..end, of which those of sinks that are
     among them count as such. low, high (r,): the tokens that a query sees, sinks aside. k (tile, d), c (tile, dv + 1),
-    logits and gathered are scratch (see `attend`).
+    logits and gathered are scratch (see `attend`). bend: the first four of bend_tile's, or nothing.
     """
     m[:], y[:] = -math.inf, 0
     total, tile = sinks.shape[0], k.shape[0]
@@ -150,16 +122,21 @@ def exact(gemm, q, kind, sinks, recent, base, end, low, high, k, c, logits, gath
         cut = max(min(held - start, n), 0)  # tokens of this tile that are sinks
         load(sinks[start : start + cut], kind, k, c)
         load(recent[start + cut - held : start + n - held], kind, k[cut:n], c[cut:n])
-        attend(gemm, q, k[:n], c[:n], base - held + start, total - start, low, high, logits, gathered, m, y)
+        shift, always = base - held + start, total - start
+        if bend is None:
+            attend(gemm, q, k[:n], c[:n], shift, always, low, high, logits, gathered, m, y)
+        else:
+            bent = bend + (base, held - base)
+            attend(gemm, q, k[:n], c[:n], shift, always, low, high, logits, gathered, m, y, bent)
 
 
 @kernel(cache=True)
-def see(gemm, queries, chunk, positions, window, start, rows, k, c, bounds, logits, gathered, m, y):
+def see(gemm, queries, chunk, positions, window, start, rows, k, c, bounds, logits, gathered, m, y, bend=None):
     """Take tokens start, start + 1, ..., k (n, d), c (n, dv + 1), into the partial answers m (r,), y (r, dv + 1) of r queries.
 
     queries (r d,): `chunk` at a time, the last fewer, each as columns (d, chunk), already scaled. positions (r,): query i sees
     the last `window` tokens up to positions[i]; empty: all the first `rows` of these. bounds (2, chunk), logits and gathered:
-    scratch.
+    scratch. bend: the first two of bend_tile's, or nothing; slopes need positions.
     """
     d = k.shape[1]
     for a in range(0, m.shape[0], chunk):
@@ -175,7 +152,12 @@ def see(gemm, queries, chunk, positions, window, start, rows, k, c, bounds, logi
         seen = min(k.shape[0], -(-most // SEEN) * SEEN)  # nobody here sees the others
         if seen > 0 and least < rows:
             q, part = queries[a * d : (a + r) * d].reshape(d, r), gathered[:r]
-            attend(gemm, q, k[:seen], c[:seen], NONE, NONE, low, high, logits, part, m[a : a + r], y[a : a + r])
+            ours = m[a : a + r], y[a : a + r]
+            if bend is None:
+                attend(gemm, q, k[:seen], c[:seen], NONE, NONE, low, high, logits, part, ours[0], ours[1])
+            else:
+                bent = bend + (chunk, positions[a : a + r], ALL, start)
+                attend(gemm, q, k[:seen], c[:seen], NONE, NONE, low, high, logits, part, ours[0], ours[1], bent)
 
 
 @kernel(cache=True)

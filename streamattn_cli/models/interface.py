@@ -19,6 +19,7 @@ from streamattn_cli.errors import CannotMeet
 
 NAME = "streamattn"
 QUERIES = 256  # answered exactly at a time
+SINKS = 4  # rows that a reference sees beside its window
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,21 @@ def attention(
 class ExactRows:
     """Exact attention over all rows, or over those of the layer's window, which alone are kept then.
 
-    rows: of the whole text; room for all of them is taken at once.
+    rows: of the whole text; room for all of them is taken at once. reference: a layer without a window sees the last so many
+    rows, and the first SINKS ones, without which models lose themselves.
     """
 
-    def __init__(self, rows: int):
+    def __init__(self, rows: int, reference: int | None = None):
+        self._reference = reference
         self._rows, self._first, self._next = rows, 0, 0  # first row kept, next row to come
         self._k: Any = None
         self._v: Any = None
 
     @property
     def nbytes(self) -> int:
-        """See Answerer."""
-        return 0 if self._k is None else self._k.nbytes + self._v.nbytes
+        """See Answerer; of a reference that of the rows that it sees."""
+        held = 0 if self._k is None else self._k.nbytes + self._v.nbytes
+        return held * min(self._rows, self._reference + SINKS) // self._rows if self._reference else held
 
     def answer(self, facts: LayerFacts, q: Any, k: Any, v: Any) -> Any:
         """See Answerer."""
@@ -111,18 +115,20 @@ class ExactRows:
 
         n = q.shape[1]
         self._keep(facts, k, v)
-        held = self._next - self._first
-        k, v = self._k[:, :held], self._v[:, :held]
+        local, sinks = (self._reference, SINKS) if self._reference and not facts.local else (facts.local, 0)
         out = torch.empty(n, q.shape[0], v.shape[2], dtype=q.dtype)
         for a in range(0, n, QUERIES):
             b = min(a + QUERIES, n)
             at = torch.arange(self._next - n + a, self._next - n + b)[:, None]  # of the queries
-            end = self._next - n + b - self._first
-            keys = torch.arange(self._first, self._first + end)
+            low = max(self._first, int(at[0]) + 1 - (local or self._next))
+            keys = torch.arange(low, self._next - n + b)
+            part: Any = slice(low - self._first, self._next - n + b - self._first)
+            if sinks and low:
+                part = keys = torch.cat([torch.arange(min(sinks, low)), keys])
             seen = keys <= at
-            if facts.local:
-                seen &= keys > at - facts.local
-            out[a:b] = _exact(facts, q[:, a:b], k[:, :end], v[:, :end], seen).transpose(0, 1)
+            if local:
+                seen &= (keys > at - local) | (keys < sinks)
+            out[a:b] = _exact(facts, q[:, a:b], self._k[:, part], self._v[:, part], seen).transpose(0, 1)
         return out
 
     def _keep(self, facts: LayerFacts, k: Any, v: Any) -> None:
@@ -174,15 +180,14 @@ class Sketched:
         return self.layer.nbytes if self.layer else 0
 
     def answer(self, facts: LayerFacts, q: Any, k: Any, v: Any) -> Any:
-        """See Answerer. Raises CannotMeet for a layer with a local window, sink logits or softcap."""
+        """See Answerer. A layer with a local window is answered by it. Raises CannotMeet for a layer with softcap."""
         import torch
 
-        for what, value in (("a local window", facts.local), ("softcap", facts.softcap), ("sink logits", facts.sinks)):
-            if value is not None:
-                raise CannotMeet(
-                    f"layer {facts.index} has {what}, which sketches do not know; choose others with --layer"
-                )
+        if facts.softcap is not None:
+            raise CannotMeet(f"layer {facts.index} has softcap, which sketches do not know; choose others with --layer")
         if self.layer is None:
-            self.layer = CausalAttention(scale=facts.scale, **self._settings)
+            variants = {"local": facts.local, "sink_logit": facts.sinks}
+            told: dict[str, Any] = {name: value for name, value in variants.items() if value is not None}
+            self.layer = CausalAttention(scale=facts.scale, **told, **self._settings)
         out = self.layer.step(*(part.transpose(0, 1).contiguous() for part in (q, k, v)))
         return torch.from_numpy(out).to(q.dtype)

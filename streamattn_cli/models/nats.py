@@ -61,8 +61,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What the command found. readings[0] is exact; `layers` are those that the others answer by their method; positions:
-    edges of the stretches by which `by_position` is told."""
+    """What the command found. readings[0] is exact; `layers` are those that the others answer by their method; edges: of the
+    stretches by which `by_position` is told; reference_window: rows that the exact one looks back in these layers, None: all."""
 
     model: str
     texts: tuple[str, ...]
@@ -76,6 +76,7 @@ class Perplexity:
     notes: tuple[str, ...]
     command_line: str | None = None
     finished: str | None = None
+    reference_window: int | None = None
 
     def to_dict(self) -> dict:
         """What --json prints."""
@@ -88,6 +89,7 @@ class Perplexity:
             "tokens": self.tokens,
             "layers": list(self.layers),
             "context": self.context,
+            "reference_window": self.reference_window,
             "readings": [self._reading(reading, exact) for reading in self.readings],
             "seconds": self.seconds,
             "memory": self.memory,

@@ -23,8 +23,8 @@ EXACT = "exact"
 
 @dataclass(frozen=True)
 class Asked:
-    """What to do: methods and budgets, layers, rows of a step, settings of the methods beside them, and
-    positions at which whole distributions are compared."""
+    """What to do: methods and budgets, layers, rows of a step, settings of the methods beside them, positions at which whole
+    distributions are compared, and how many rows exact attention looks back (None: all)."""
 
     methods: Sequence[str]
     budgets: Sequence[int]
@@ -33,13 +33,17 @@ class Asked:
     samples: int = 256
     settings: dict | None = None
     seed: int = 0
+    reference: int | None = None
 
 
 class _Trial:
     """One reading under way: what answers each layer, and the figures so far."""
 
-    def __init__(self, method: str, rows: int | None, settings: dict, layers: frozenset[int], tokens: int):
+    def __init__(
+        self, method: str, rows: int | None, settings: dict, layers: frozenset[int], tokens: int, reference: int | None = None
+    ):  # fmt: skip
         self.reading = Reading(method, rows)
+        self._reference = reference
         self._settings, self._layers, self._tokens = settings, layers, tokens
         self._answerers: dict[int, Answerer] = {}
         self._nats: list[np.ndarray] = []
@@ -48,7 +52,8 @@ class _Trial:
         """What answers this layer: see interface.Reading."""
         if facts.index not in self._answerers:
             sketched = self.reading.method != EXACT and facts.index in self._layers
-            self._answerers[facts.index] = Sketched(**self._settings) if sketched else ExactRows(self._tokens)
+            exact = ExactRows(self._tokens, self._reference if facts.index in self._layers else None)
+            self._answerers[facts.index] = Sketched(**self._settings) if sketched else exact
         return self._answerers[facts.index]
 
     def read(self, network: Any, ids: Any, first: int) -> Any:
@@ -104,7 +109,7 @@ def perplexity_of(
             found = Perplexity(
                 model.name, tuple(texts), b, tuple(sorted(layers)), context, _edges(b),
                 tuple(trial.finish() for trial in trials), time.monotonic() - began,
-                {"reserved": meter.baseline, "peak": meter.peak()}, notes,
+                {"reserved": meter.baseline, "peak": meter.peak()}, notes, reference_window=asked.reference,
             )  # fmt: skip
             tell(found)
     return found
@@ -141,7 +146,7 @@ def _trials(model: Model, asked: Asked, layers: frozenset[int], tokens: int) -> 
     rope, notes = rope_of(model.network, dim), []
     if rope and "nystrom" in asked.methods:
         notes.append(f"rope {rope} is that of the model")
-    trials = [_Trial(EXACT, None, {}, layers, tokens)]
+    trials = [_Trial(EXACT, None, {}, layers, tokens, asked.reference)]
     for method in asked.methods:
         known = registry.find(method).options
         for rows in asked.budgets:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.options import BUDGET, INPUT, option
+from streamattn_cli.options import BUDGET, INPUT, check_choices, one_of, option
+from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.spec import read_numbers
 from streamattn_cli.units import parse_size
+
+KINDS = tuple(DTYPES[name].words[0] for name in ("f2", "bf16", "f4"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,23 @@ class TextSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} {value}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSettings(TextSettings):
+    """What is captured while it reads."""
+
+    layer: str | None = option(None, "Layers, such as 14, 0:8 or 1,5.", panel=INPUT, shown="all")
+    heads: tuple[int, ...] | None = option(
+        None, "Key heads, such as 0,2 (with their query heads).", "--heads", panel=INPUT, shown="all",
+        read=partial(read_numbers, name="--heads"),
+    )  # fmt: skip
+    dtype: str = option(KINDS[0], f"{one_of(KINDS)}.", panel=BUDGET, choices=KINDS)
+    resume: bool = option(False, "Go on where an earlier capture into the same files was stopped.", panel=BUDGET)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
 
 
 def chosen_layers(word: str | None, name: str, usual: list[int], count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Outcomes and comparisons as JSON files, and pages as files."""
+"""Outcomes, comparisons and what `perplexity` found as JSON files, and pages as files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
 
 KINDS = {
     "outcome": ("command", "facts", "rows", "seconds", "memory", "counts", "bytes_read", "wait_seconds"),
+    "perplexity": ("model", "texts", "tokens", "layers", "readings", "notes"),
     "comparison": ("input", "facts", "trials", "trivial", "audited", "truth_seconds"),
 }
 
 
 def read_document(name: str) -> dict:
-    """The outcome or comparison in a file (- is standard input): one JSON document, or the last such line of a log.
+    """The document in a file (- is standard input): one JSON document, or the last such line of a log.
 
     Raises InputMissing (3) and InputMalformed (4).
     """
@@ -34,7 +35,9 @@ def read_document(name: str) -> dict:
     except OSError as error:
         raise InputMissing(f"{name}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
-        raise InputMalformed(f"{name}: not text; expected what attend or compare wrote with --json") from error
+        raise InputMalformed(
+            f"{name}: not text; expected what attend, compare or perplexity wrote with --json"
+        ) from error
     for line in reversed([text, *text.splitlines()]):
         try:
             found = json.loads(line)
@@ -46,7 +49,7 @@ def read_document(name: str) -> dict:
             whole: dict = _with_infinities(found)
             return whole
     raise InputMalformed(f"{'standard input' if name == '-' else name}: no outcome or comparison found; make one with "
-                         "attend or compare, --json > run.json (the file beside an output is not enough)")  # fmt: skip
+                         "attend, compare or perplexity, --json > run.json (not the file beside an output)")  # fmt: skip
 
 
 def _with_infinities(found: Any) -> Any:

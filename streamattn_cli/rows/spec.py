@@ -16,12 +16,12 @@ RECORDS = ("qkv", "kv", "q", "k", "v")
 source = partial(option, panel=INPUT)
 
 
-def read_numbers(word: str) -> tuple[int, ...]:
-    """'0,2' as (0, 2)."""
+def read_numbers(word: str, name: str = "--select") -> tuple[int, ...]:
+    """'0,2' as (0, 2); name: of the option. Raises UsageError."""
     try:
         return tuple(int(part) for part in word.split(","))
     except ValueError:
-        raise UsageError(f"--select {word}: give numbers with commas between them, such as 0,2") from None
+        raise UsageError(f"{name} {word}: give numbers with commas between them, such as 0,2") from None
 
 
 def read_range(option: str, word: str) -> tuple[int, int | None]:

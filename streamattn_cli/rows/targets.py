@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 
 from streamattn_cli.errors import UsageError
 
+SEQUENCE = "{sequence}"  # in the name of an output: a file for each sequence
 LONGEST = 1 << 20  # characters of a side file
 
 
@@ -28,15 +30,22 @@ def side_of(word: str | None) -> str | None:
     return word + ".json"
 
 
+def numbered(word: str) -> list[str]:
+    """The files of an output: with {sequence} in its name those that are there, else the name itself."""
+    if SEQUENCE not in word:
+        return [word]
+    head, _, tail = word.partition(SEQUENCE)
+    found = glob.glob(f"{glob.escape(head)}*{glob.escape(tail)}")
+    return sorted(name for name in found if name[len(head) : len(name) - len(tail)].isdecimal())
+
+
 def refuse_existing(words: Iterable[str | None], force: bool) -> None:
     """Refuse (UsageError) outputs that are there already, unless they may be replaced (`--force`).
 
     A dataset of FILE.h5:DATASET counts, the file around it does not. None, -, pipes and devices are passed over, and so is a
     side file whose .npy is gone.
     """
-    for word in words:
-        if word is None or word == "-":
-            continue
+    for word in (name for given in words if given and given != "-" for name in numbered(given)):
         file, dataset = split_target(word)
         if dataset:
             from streamattn_cli.rows.writers.hdf5out import check_dataset

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from streamattn_cli.kernels import blas, dense, share
+from streamattn_cli.sketches.bend import STRAIGHT, Bend
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.tiles import ALL, TILE
 
@@ -68,13 +69,15 @@ class ExactQueries:
     """Queries q (heads, n, d) of one key head, answered exactly over the rows that `absorb` is shown.
 
     positions (n,) int64 are their global rows for causal attention (query i sees j <= positions[i]), None for full.
-    window: how many keys each query sees, itself included; with positions. sink_logits (heads,): see HeadAttention.
+    window: how many keys each query sees, itself included; with positions. sink_logits (heads,) and
+    bend: see HeadAttention; slopes need positions.
     history (first row, ends (n,) int64): which rows' share of each answer is to be told, too (`shares`).
     """
 
     def __init__(
         self, q: np.ndarray, positions: np.ndarray | None, value_dim: int, scale: float,
         history: tuple[int, np.ndarray] | None = None, window: int | None = None, sink_logits: np.ndarray = NO_SINKS,
+        bend: Bend = STRAIGHT,
     ):  # fmt: skip
         heads, n, dim = q.shape
         # queries as columns, scaled: (d, rows) for each CHUNK of them, side by side
@@ -91,6 +94,7 @@ class ExactQueries:
             self.m[:] = sink_logits[:, None]
             self.y[:, :, -1] = np.exp(sink_logits[:, None] - self.m)
         self.window = ALL if window is None else window
+        self.bends = [bend.of(slice(h, h + 1)).numbers(q.dtype) if bend else None for h in range(heads)]
         self.history = history
         self.mass = np.zeros((heads, n) if history else (heads, 0))
 
@@ -139,8 +143,9 @@ class ExactQueries:
         gemm, n = blas.address(k.dtype.str[1:]), self.m.shape[1]
         if self.history is None:
             positions = NOWHERE if self.positions is None else self.positions
-            for q, m, y in zip(self.q, self.m, self.y, strict=True):
-                dense.see(gemm, q, CHUNK, positions, self.window, start, rows, k, c, *scratch, m, y)
+            for q, m, y, bend in zip(self.q, self.m, self.y, self.bends, strict=True):
+                bent = () if bend is None else (bend,)
+                dense.see(gemm, q, CHUNK, positions, self.window, start, rows, k, c, *scratch, m, y, *bent)
             return
         step = dense.tile_rows(min(CHUNK, n), max(k.shape[1], c.shape[1]), len(k))
         for a in range(0, len(k), step):  # in the portions of one product, whose weights are looked at
@@ -162,9 +167,11 @@ class ExactQueries:
                 np.maximum(low, beyond - self.window, out=low)
                 if high.max() <= 0 or low.min() >= rows:
                     continue
-            for flat, m, y, mass in zip(self.q, self.m, self.y, self.mass, strict=True):
+            beside = NOWHERE if self.positions is None else self.positions[a:b]
+            for flat, m, y, mass, bend in zip(self.q, self.m, self.y, self.mass, self.bends, strict=True):
                 q, out, before = flat[a * dim : b * dim].reshape(dim, -1), Partial(m[a:b], y[a:b]), m[a:b].copy()
-                out.attend(q, k, c, low, high, logits, work["exact.product"][: b - a])
+                bent = bend and (*bend, CHUNK, beside, ALL, start)
+                out.attend(q, k, c, low, high, logits, work["exact.product"][: b - a], bend=bent)
                 weights = logits[b - a : (b - a) * (len(k) + 1)].reshape(len(k), -1)
                 share.add_range(weights, first - start, ends[a:b] - start, before, out.m, mass[a:b])
 

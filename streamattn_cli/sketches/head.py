@@ -19,6 +19,7 @@ from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import blas, dense
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.bend import STRAIGHT, Bend
 from streamattn_cli.sketches.coding.rowstore import get, kind, put
 from streamattn_cli.sketches.method import History, HistoryParams
 from streamattn_cli.sketches.tiles import ALL, TILE_QUERIES, QueryTile, tile_spec
@@ -137,15 +138,29 @@ def allocate(spec: dict) -> dict[str, np.ndarray]:
 
     Each begins on a cache line: vectors of a whole line that straddle two cost a quarter of an elimination's speed.
     """
-    arrays = {}
-    for name, (shape, dtype) in spec.items():
-        dtype = np.dtype(dtype)
-        size = int(np.prod(shape)) * dtype.itemsize
-        room = np.empty(size + LINE, np.uint8)
-        first = -room.ctypes.data % LINE
-        arrays[name] = room[first : first + size].view(dtype).reshape(shape)
+    arrays: dict[str, np.ndarray] = {}
+    for name, one in spec.items():
+        arrays |= laid_out({name: one}, np.empty(spec_bytes({name: one}) + LINE, np.uint8))
         arrays[name].fill(0)
     return arrays
+
+
+def laid_out(spec: dict, room: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays for a spec in the bytes of `room`, one after the other, each on a cache line."""
+    arrays, at = {}, 0
+    for name, (shape, dtype) in spec.items():
+        dtype = np.dtype(dtype)
+        at += -(room.ctypes.data + at) % LINE
+        size = int(np.prod(shape)) * dtype.itemsize
+        arrays[name] = room[at : at + size].view(dtype).reshape(shape)
+        at += size
+    return arrays
+
+
+def widest(one: dict, other: dict) -> dict:
+    """What of `other` is larger than in `one`, or not in it."""
+    sizes = [{name: spec_bytes({name: array}) for name, array in spec.items()} for spec in (one, other)]
+    return {name: other[name] for name, size in sizes[1].items() if size > sizes[0].get(name, -1)}
 
 
 def spec_bytes(spec: dict) -> int:
@@ -159,7 +174,8 @@ class HeadAttention:
     Rows are k (n, d) and c (n, dv + 1) = [v, weight], weight 1 (0 for a dropped row, whose v must be 0 too), in the
     precision of the parameters. `work` is one thread's scratch, `allocate(params.work_spec())`; its "counts" tallies what
     was clipped or guarded. sink_logits (query heads,) float64: the logits of tokens without a value that every query sees
-    beside the others (METHODS.md (A9)). Answering does not change the state, so threads may answer side by side.
+    beside the others (METHODS.md (A9)). bend: of the logits of all rows that are exact; with a history none.
+    Answering does not change the state, so threads may answer side by side.
     """
 
     def __init__(
@@ -167,8 +183,9 @@ class HeadAttention:
         params: HeadParams,
         state: dict[str, np.ndarray] | None = None,
         sink_logits: np.ndarray = NO_SINKS,
+        bend: Bend = STRAIGHT,
     ):
-        self.params, self.sink_logits = params, sink_logits
+        self.params, self.sink_logits, self.bend = params, sink_logits, bend
         if state is None:
             state = allocate(params.state_spec())
             state["range"][0], state["range"][1] = np.inf, -np.inf
@@ -392,7 +409,7 @@ class HeadAttention:
             heads = q[head : head + p.stack]
             tile = QueryTile.of(work, len(heads), p.group)
             tile.place(heads, at, p.scale, high, slope, window)
-            self._exact(tile)
+            self._exact(tile, self.bend.of(slice(head, head + len(heads))))
             if len(self.sink_logits):
                 logits = self.sink_logits[head : head + len(heads)]
                 dense.add_sinks(tile.exact.m, tile.exact.y, tile.bounds[1], logits, p.group)
@@ -431,13 +448,14 @@ class HeadAttention:
         """What a query is answered that no token answers (dv,)."""
         return self.history.mean_value() if self.history else np.zeros(self.params.value_dim)
 
-    def _exact(self, tile: QueryTile) -> None:
+    def _exact(self, tile: QueryTile, bend: Bend) -> None:
         """Answer a tile of queries over the sinks and the recent rows, as if they lay side by side."""
         s, work, out, base = self.state, tile.work, tile.exact, int(self.state["counters"][1])
+        bent = ((*bend.numbers(out.m.dtype), self.params.group, tile.bounds[1] - 1),) if bend else ()
         dense.exact(
             blas.address(self.params.dtype), tile.scaled, kind(self.params.stored), s["sinks"], s["recent"],
             base, self._recent_end(), *tile.bounds, work["tile_k"], work["tile_c"], work["logits"],
-            work["product"], out.m, out.y,
+            work["product"], out.m, out.y, *bent,
         )  # fmt: skip
 
     def _exact_rows(self) -> int:

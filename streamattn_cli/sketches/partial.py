@@ -45,17 +45,17 @@ class Partial:
 
     def attend(
         self, q: np.ndarray, k: np.ndarray, c: np.ndarray, low: np.ndarray, high: np.ndarray, logits: np.ndarray,
-        product: np.ndarray, shift: int = 0, always: int = 0,
+        product: np.ndarray, shift: int = 0, always: int = 0, bend: tuple | None = None,
     ) -> None:  # fmt: skip
         """Take in tokens exactly: k (n, d), c (n, dv + 1), of which query i sees low[i] <= j + shift < high[i].
 
         The first `always` tokens are seen whatever low says. Tokens of weight 0 are not there, whatever their keys.
         q (d, r), a column a query, is already multiplied by the scale. logits (at least (n + 1) r numbers) and product
         (r, dv + 1) are scratch. One call is one tile, and its shape decides the rounding: callers keep tiles aligned to the
-        global row.
+        global row. bend: of the logits (kernels/bend.py).
         """
-        gemm = blas.address(q.dtype.str[1:])
-        dense.attend(gemm, q, k, c, shift, always, low, high, logits.reshape(-1), product, self.m, self.y)
+        gemm, bent = blas.address(q.dtype.str[1:]), () if bend is None else (bend,)
+        dense.attend(gemm, q, k, c, shift, always, low, high, logits.reshape(-1), product, self.m, self.y, *bent)
 
     def guard(self, range_: np.ndarray) -> int:
         """Drop rows with z <= 0 and clip the others to the range (2, dv) of the values behind them; count the drops."""

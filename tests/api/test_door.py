@@ -15,7 +15,7 @@ from keptruns import METHODS, make_sketch, not_warmed, state_of  # noqa: F401
 import streamattn_cli
 from streamattn_cli import AttentionSketch, open_sketch
 from streamattn_cli.checkpoint.container import read_header
-from streamattn_cli.engine.jobs.sketch import query
+from streamattn_cli.engine.jobs.query import query
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import (

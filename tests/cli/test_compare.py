@@ -3,11 +3,18 @@
 import numpy as np
 import pytest
 from clirun import SAMPLE, refused, run, save_heads
+from keptruns import not_warmed, silent  # noqa: F401
 
 from streamattn_cli.engine.audit.estimate import draw_rows
 from streamattn_cli.engine.jobs.candidates import parse_candidates
+from streamattn_cli.engine.jobs.compare import compare
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
+from streamattn_cli.report.html.compare import comparison_page
 from streamattn_cli.report.text.braille import Axis, Point, scatter
+from streamattn_cli.report.text.compare import compare_lines
+from streamattn_cli.rows.spec import InputSpec
 
 HEADS = SAMPLE / "heads.h5"
 
@@ -51,6 +58,53 @@ def test_the_fronts_hold_what_nothing_beats(comparison):
             others = [(o["audit"]["method"]["error"], o[cost]) for o in ran]
             beaten = any(o[0] < own[0] and o[1] <= 1.03 * own[1] for o in others)
             assert (name in t["front"]) == (not beaten)
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory):
+    """A dump of two layers, and what compares methods on some of them."""
+    path, rng = tmp_path_factory.mktemp("layers") / "dump.npz", np.random.default_rng(3)
+    shapes = {f"layers.{layer}.{part}": (500, 2, 8) for layer in (1, 4) for part in "qkv"}
+    np.savez(path, **{name: rng.standard_normal(shape).astype("f4") for name, shape in shapes.items()})
+
+    def found(layer="all", **words):
+        spec = InputSpec(input=str(path), layout="THD", layer=layer)
+        request = AttendRequest(spec, causal=True, **{"audit": 40, "threads": 1, **words})
+        return compare(request, parse_candidates("window,sample,poly:degree=13"), [96], False, silent, Interrupts())
+
+    return found
+
+
+def figures(trials):
+    """What does not depend on time, or on what else the process did."""
+    return [(t.label, t.budget, t.audit, t.params, t.resident_bytes, t.projected, t.refused) for t in trials]
+
+
+@pytest.mark.usefixtures("not_warmed")
+def test_layers_are_compared_as_each_alone_and_together(dump):
+    found, alone = dump(), [dump(layer) for layer in ("1", "4")]
+    assert [(layer.number, layer.group) for layer in found.layers] == [(1, "layers.1"), (4, "layers.4")]
+    for layer, own in zip(found.layers, alone, strict=True):
+        assert figures(layer.trials) == figures(own.layers[0].trials)
+    for at, trial in enumerate(found.trials[:2]):
+        parts = [layer.trials[at].audit for layer in found.layers]
+        squares = sum((part.norm * part.method.error) ** 2 for part in parts) / sum(part.norm**2 for part in parts)
+        assert trial.audit.method.error == pytest.approx(squares**0.5, rel=1e-9)
+        assert trial.rows == 1000 and trial.resident_bytes == 2 * found.layers[0].trials[at].resident_bytes
+    assert found.trials[2].refused.startswith("layer 1: ") and found.audited == 80
+    text = "\n".join(compare_lines(found.to_dict(), 100, plots=False))
+    assert "error by layer" in text and f"{found.layers[1].trials[0].audit.method.error:.3g}" in text
+    assert "Error by layer" in comparison_page(found.to_dict())
+
+
+@pytest.mark.usefixtures("not_warmed")
+@pytest.mark.parametrize("way", [("threads", 1), ("threads", 3), ("processes", 2)], ids="{0[0]} {0[1]}".format)
+def test_an_engine_changes_nothing_but_times(dump, way):
+    engine, threads = way
+    plain, found = dump("4"), dump("4", engine=engine, threads=threads)
+    assert figures(found.trials) == figures(plain.trials)
+    assert found.trivial == plain.trivial and found.notes == plain.notes
+    assert all((trial.peak is None) == (engine == "threads") for trial in found.trials[:2])
 
 
 def test_full_attention_and_a_budget_in_bytes(tmp_path):

@@ -20,11 +20,12 @@ POLY = {"method": "poly", "degree": 2}
 PHI = POLY | {"sketches": "phi", "top_k": 4, "m2": 512}
 TOP = POLY | {"top_k": 4}
 SMALL = {"method": "nystrom", "resident_rows": 64}
+WINDOW = {"method": "window", "resident_rows": 64, "causal": True}
 EVICT = {"method": "evict", "resident_rows": 64, "causal": True}
 BATCH = SMALL | {"lengths": "300,300"}
 # For every option: settings where it counts, and another value of it.
 OTHER = {
-    "causal": (SMALL, True), "local": (SMALL | {"causal": True}, "9"), "sink_logit": (SMALL, "0.5,1"), "first_query": (SMALL | {"causal": True, "q_rows": (0, 50)}, "7"), "scale": (SMALL, "d"), "method": ({"resident_rows": 64}, "window"),
+    "causal": (SMALL, True), "local": (SMALL | {"causal": True}, "9"), "sink_logit": (SMALL, "0.5,1"), "softcap": (WINDOW, "50"), "logit_bias": (WINDOW, "slope"), "first_query": (SMALL | {"causal": True, "q_rows": (0, 50)}, "7"), "scale": (SMALL, "d"), "method": ({"resident_rows": 64}, "window"),
     "resident_rows": (SMALL, 96), "effort": (SMALL | {"resident_rows": 400}, "best"), "query_model": (SMALL, "q.npy"),
     "rope": (SMALL | {"causal": True}, "1e4:interleaved"),
     "bits": (EVICT, 6), "score": (EVICT, "last"),

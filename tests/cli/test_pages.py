@@ -25,7 +25,7 @@ PAGES = sorted((SHARE / "man").glob("*.1"))
 def test_the_pages_are_those_of_the_commands():
     done = subprocess.run([sys.executable, "scripts/pages.py", "--check"], cwd=TOP, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(PAGES) == 14
+    assert len(PAGES) == 15
 
 
 @pytest.mark.parametrize("name", ["cli/share/man/streamattn-plan.1", "report/JSON.md"])

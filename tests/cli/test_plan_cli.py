@@ -2,6 +2,7 @@
 
 import shlex
 
+import numpy as np
 import pytest
 from clirun import FILES, SAMPLE, refused, run, save_heads
 
@@ -135,3 +136,27 @@ def test_what_cannot_be_planned_is_refused(tmp_path):
     refused("plan", "nowhere.h5", code=3, words=["nowhere.h5"])
     refused("plan", *NUMBERS[:4], "--heads", "6", "--kv-heads", "4", code=4, words=["6", "4"])
     refused("plan", *NUMBERS, "--memory", "1MiB", code=6, words=["no method fits"])
+
+
+def test_a_job_is_planned_over_its_layers(tmp_path):
+    """What is projected holds for the recommended command, and times add up."""
+    rng, sizes = np.random.default_rng(0), {0: 900, 3: 2600}
+    parts = {f"layers.{n}.{part}": rng.standard_normal((rows, 2, 8)) for n, rows in sizes.items() for part in "qkv"}
+    np.savez(tmp_path / "dump.npz", **{name: rows.astype("f4") for name, rows in parts.items()})
+    words = ("--layer", "all", "--layout", "THD", "--causal", "--memory", "64MiB", "--threads", "2")
+    found = run("plan", "dump.npz", *words, "--json", cwd=tmp_path).document
+    assert found["shapes"]["keys"] == 2600
+    job = found["job"]
+    assert [(layer["number"], layer["rows"]) for layer in job["layers"]] == [(0, 900), (3, 2600)]
+    assert job["seconds"] == pytest.approx(sum(layer["seconds"] for layer in job["layers"]))
+    assert job["workers"] == 2 and job["projected"] == max(layer["projected"] for layer in job["layers"])
+    assert job["workers_projected"] <= 64 << 20
+    tight = run("plan", "dump.npz", *words, "--memory", f"{job['workers_projected'] * 3 // 4}", "--json", cwd=tmp_path)
+    assert tight.document["job"]["workers"] == 1
+    command = shlex.split(found["recommended"]["command"])
+    assert {"--layer", "all", "--engine", "processes"} <= set(command)
+    done = run(*command[1:], "--json", cwd=tmp_path).document
+    assert [layer["rows"] for layer in done["layers"]] == [900, 2600]
+    assert done["memory"]["projected"] <= job["workers_projected"]
+    text = run("plan", "dump.npz", *words, cwd=tmp_path, env={"COLUMNS": "100"}).out.decode()
+    assert "all 2 layers" in text and "2 at once" in text and "layer 3" in text

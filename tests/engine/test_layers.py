@@ -111,7 +111,7 @@ REFUSED = {
     "no such layer": (("--layer", "7", "-o", "o-{layer}.npy"), 3, ["no layer 7", "there are: 0, 3, 11"]),
     "no number": (("--layer", "x", "-o", "o-{layer}.npy"), 2, ["--layer x", "give numbers such as 3"]),
     "one name for all": (("--layer", "all", "-o", "o.npy"), 2, ["3 layers need a file each", "{layer}", "-o FILE.h5"]),
-    "one checkpoint": (("--layer", "all", "-o", "o-{layer}.npy", "--checkpoint", "c.sattn"), 2, ["{layer}"]),
+    "a checkpoint each": (("--layer", "all", "-o", "o.h5", "--checkpoint", "{layer}.sattn"), 2, ["omit {layer}"]),
     "one file of entries": (("--layer", "all", "--top-k", "2", "-o", "o.h5"), 2, ["--top-k", "{layer}"]),
     "a group too": (("--layer", "3", "--group", "x", "-o", "o.npy"), 2, ["--layer", "--group", "give one"]),
 }

@@ -12,8 +12,11 @@ from keptruns import run as run_once
 from test_resume import Stops
 
 from streamattn_cli.engine.jobs.attend import attend
+from streamattn_cli.engine.jobs.sketch import open_sketch_file
+from streamattn_cli.engine.jobs.spread import attend_spread
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.errors import Interrupted
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import CheckpointIncompatible, Interrupted, UsageError
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
@@ -97,6 +100,46 @@ def _settings(method, rows):
     if "resident_rows" in settings:
         settings |= {"window": 17, "sinks": 2}
     return settings
+
+
+MIXED = (1000, 470, 90, 0, 1, 700)  # with 130 resident rows: of nystrom six bits, eight bits, all rows kept
+OF_LENGTH = {"nystrom": {}, "evict": {"method": "evict"}, "window": {"method": "window"}, "local": {"local": "300"}}
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """q, k and v (sequences, heads, 1000, D)."""
+    rng = np.random.default_rng(8)
+    heads = HEADS * GROUP, HEADS, HEADS
+    return [rng.standard_normal((len(MIXED), each, max(MIXED), D)).astype(np.float32) for each in heads]
+
+
+@pytest.mark.parametrize(
+    "method, causal", [("nystrom", True), ("nystrom", False), ("evict", False), ("window", True), ("local", True)]
+)
+def test_settings_follow_the_length_of_each_sequence(mixed, tmp_path, method, causal):
+    """What is decided by the number of rows (bits, whether all are kept, groups) is decided for each: also after a stop."""
+    words = {"causal": causal, "resident_rows": 130, **OF_LENGTH[method]}
+    spec = replace(_saved(tmp_path, "batch", mixed), lengths=",".join(map(str, MIXED)))
+    whole = run(spec, output=str(tmp_path / "out.npy"), threads=2, block_rows=256, audit=10**6, **words)
+    for number, rows in enumerate(MIXED):
+        if rows:
+            alone = _saved(tmp_path, "batch", [array[number : number + 1, :, :rows] for array in mixed])
+            run(alone, output=str(tmp_path / "one.npy"), **words)
+            found = np.load(tmp_path / "out.npy")[number, :, :rows]
+            assert np.array_equal(found, np.load(tmp_path / "one.npy")[0]), number
+    _saved(tmp_path, "batch", mixed)
+    words |= {"checkpoint": str(tmp_path / "c.sattn"), "checkpoint_every": "1rows", "block_rows": 256, "audit": 10**6}
+    wanted = (tmp_path / "out.npy").read_bytes()
+    request, counter = AttendRequest(inputs=spec, force=True, output=str(tmp_path / "out.npy"), **words), Stops(3)
+    with mock.patch("streamattn_cli.engine.passes.driver.pump", counter.pump), pytest.raises(Interrupted):
+        attend(request, lambda event: None, counter)
+    again = run_once(spec, resume=True, output=str(tmp_path / "out.npy"), **words)
+    assert (tmp_path / "out.npy").read_bytes() == wanted
+    assert again.audit == whole.audit
+    if not causal:
+        with pytest.raises(CheckpointIncompatible, match="a run of several sequences"):
+            open_sketch_file(str(tmp_path / "c.sattn"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,6 +234,38 @@ def test_memory_does_not_grow_with_the_sequences(tmp_path):
         assert outcome.facts["shapes"]["sequences"] == batch
     assert projected[1] - projected[0] < 3 * 8 * 2001 + 1
     assert peaks[1] <= projected[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_for_every_sequence(parts, tmp_path, kind):
+    spec, words = _saved(tmp_path, kind, parts), {"causal": True, "resident_rows": 64}
+    run(spec, output=str(tmp_path / "all.npy"), **words)
+    run(spec, output=str(tmp_path / "one-{sequence}.npy"), **words)
+    files = {"output": str(tmp_path / "job-{sequence}.npy"), "checkpoint": str(tmp_path / "c.sattn")}
+    for _ in range(2):  # the second time it is complete already
+        request = AttendRequest(spec, **files, engine="threads", resume=True, **words)
+        with mock.patch("streamattn_cli.engine.jobs.spread.warm"):
+            attend_spread(request, lambda event: None, Interrupts())
+    found, _ = _answers(tmp_path / "all.npy", kind)
+    for number, one in enumerate(found):
+        own = np.load(tmp_path / f"one-{number}.npy")
+        rows_first = kind in ("rows first", "packed")
+        assert np.array_equal(own.transpose(1, 0, 2) if rows_first else own, one)
+        assert (tmp_path / f"job-{number}.npy").read_bytes() == (tmp_path / f"one-{number}.npy").read_bytes()
+        assert json.loads((tmp_path / f"one-{number}.npy.json").read_text())["sequence"] == number
+    assert len(list(tmp_path.glob("one-*.npy"))) == B and not list(tmp_path.glob(".*"))
+    with pytest.raises(UsageError, match="one-0.npy: there is a file already"):
+        run_once(spec, output=str(tmp_path / "one-{sequence}.npy"), **words)
+    with pytest.raises(UsageError, match="is the input"):
+        run(replace(spec, q=str(tmp_path / "one-1.npy")), output=str(tmp_path / "one-{sequence}.npy"), **words)
+
+
+def test_files_for_sequences_are_npy(parts, tmp_path):
+    spec = _saved(tmp_path, "batch", parts)
+    for words, said in (({"output": "o-{sequence}.h5"}, ".npy files"), ({"doubt": "d-{sequence}.npy"}, "--doubt")):
+        files = {"output": "o-{sequence}.npy"} | words
+        with pytest.raises(UsageError, match=said):
+            run(spec, **{name: str(tmp_path / word) for name, word in files.items()}, causal=True)
 
 
 REFUSED = {

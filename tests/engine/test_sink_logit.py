@@ -14,7 +14,7 @@ from streamattn_cli.engine.jobs.shares import tried
 from streamattn_cli.engine.planning.parameters import head_params
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed
+from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, InputMissing
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches.exact import ExactQueries
@@ -158,6 +158,12 @@ def test_where_they_come_from(tmp_path):
     with h5py.File(tmp_path / "dump.h5", "a") as file:
         file.attrs["sink_logit"] = np.array(SINKS)
     assert "sink_logit is taken from the file" in run(dump, **out).notes
+    with pytest.raises(
+        InputMissing, match=r"gone\.npy: there is no such file; and as a name in the input, .*dump\.h5: no dataset"
+    ):
+        run(dump, sink_logit="gone.npy", **out)
+    with pytest.raises(InputMissing, match="gone.txt: no such file|gone.txt: No such file"):
+        run(InputSpec(spec.q, layout="THD", record="q", k=spec.k, v=spec.v), sink_logit="gone.txt", **out)
     assert _error(np.load(tmp_path / "o.npy"), expected) < 2e-6
     run(InputSpec(str(tmp_path / "dump.h5"), layout="THD", select=(1,)), **out)
     assert _error(np.load(tmp_path / "o.npy"), expected[:, 2:]) < 2e-6
@@ -179,7 +185,7 @@ def test_batches_have_the_same_sinks(tmp_path):
 def test_what_cannot_be_is_refused(tmp_path):
     spec = _spec(tmp_path)
     out = {"output": str(tmp_path / "o.npy"), "causal": True}
-    with pytest.raises(InputMalformed, match="3 logits found, .* has 4 query heads"):
+    with pytest.raises(InputMalformed, match="3 numbers found, .* has 4 query heads"):
         run(spec, sink_logit="1,2,3", **out)
     with pytest.raises(InputMalformed, match="expected one axis of finite numbers"):
         run(spec, sink_logit="1,2,3,nan", **out)

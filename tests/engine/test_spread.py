@@ -1,5 +1,7 @@
 """`attend --engine`: pieces of layers side by side have the bytes of a run that is not cut, whoever works on them."""
 
+import os
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,12 +12,14 @@ from clirun import listing
 from clirun import run as command
 from hypothesis import given
 from hypothesis import strategies as st
-from keptruns import not_warmed, run, silent  # noqa: F401
+from keptruns import keys_only, make_sketch, not_warmed, run, silent  # noqa: F401
 
-from streamattn_cli.engine.jobs import spread
+from streamattn_cli.engine.jobs import sheet, spread
 from streamattn_cli.engine.jobs.executors import Opened
+from streamattn_cli.engine.jobs.piece_run import answer_piece
 from streamattn_cli.engine.jobs.pieces import cut
-from streamattn_cli.engine.jobs.spread import attend_spread, plan_spread
+from streamattn_cli.engine.jobs.query import query
+from streamattn_cli.engine.jobs.spread import attend_spread, plan_spread, query_spread
 from streamattn_cli.engine.jobs.tasks import check_room
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Progress
@@ -106,6 +110,26 @@ def test_engines_workers_and_blocks_change_no_byte(tmp_path, more):
     assert len(made) == 1
 
 
+def test_what_a_killed_process_had_under_way_is_done_again(tmp_path, monkeypatch):
+    spec, words = _save(tmp_path), {"causal": True, "audit": 32, "threads": 2, **SMALL}
+    _spread(spec, output=str(tmp_path / "calm.npy"), **words)
+    monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
+    monkeypatch.setattr(spread, "answer_piece", _dies_once)
+    _spread(spec, output=str(tmp_path / "out.npy"), engine="processes", **words)
+    assert (tmp_path / "killed").exists()
+    for end in ("", ".json"):
+        assert (tmp_path / f"out.npy{end}").read_bytes() == (tmp_path / f"calm.npy{end}").read_bytes()
+
+
+def _dies_once(task):
+    """The second key head is answered, and then its process is killed before anybody knows."""
+    answered = answer_piece(task)
+    if task.piece.heads == (1, 2) and not os.path.exists(os.environ["KILLED"]):
+        open(os.environ["KILLED"], "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answered
+
+
 def test_every_piece_repairs_its_share(tmp_path):
     spec = _save(tmp_path)
     words = {"causal": True, "audit": EVERY, **SMALL}
@@ -152,6 +176,57 @@ def test_layers_and_heads_of_a_dump(tmp_path):
     assert many["audit"]["method"]["error"] == pytest.approx(one["audit"]["method"]["error"], rel=1e-9)
     for a, b in zip(one["layers"], many["layers"], strict=True):
         assert b["heads"] == pytest.approx(a["heads"], rel=1e-9)
+
+
+# --- queries of a sketch
+
+
+@pytest.fixture
+def queried(tmp_path, monkeypatch):
+    """Queries, keys and values, a sketch of them, and a function that queries it, on an engine if one is named."""
+    monkeypatch.setattr("streamattn_cli.engine.jobs.pieces.ALIGN", 256)
+    spec = _save(tmp_path)
+    make_sketch(spec, tmp_path / "s.sattn", **SMALL)
+    keys = InputSpec(q=spec.q, k=spec.k, v=spec.v, layout="THD")
+
+    def ask(name, **words):
+        inputs = keys if words.get("audit") else replace(keys, k=None, v=None)
+        request = AttendRequest(inputs, str(tmp_path / name), checkpoint=str(tmp_path / "s.sattn"), **words)
+        return (query_spread if request.engine else query)(request, silent, Interrupts())
+
+    return spec, ask
+
+
+def test_queries_on_an_engine_have_the_bytes_of_one_run(tmp_path, queried):
+    _, ask = queried
+    one, made = ask("one.npy", audit=EVERY), set()
+    for at, way in enumerate(
+        [{"threads": 1}, {"threads": 3, "block_rows": 100}, {"threads": 2, "engine": "processes"}]
+    ):
+        many = ask(f"{at}.npy", audit=EVERY, **{"engine": "threads", **way})
+        assert (tmp_path / f"{at}.npy").read_bytes() == (tmp_path / "one.npy").read_bytes()
+        made.add((tmp_path / f"{at}.npy.json").read_bytes())
+        assert many.rows == one.rows == ROWS and many.counts == one.counts and many.command == "query"
+        assert many.facts["params"] == one.facts["params"] and many.notes == one.notes
+        _same_audit(one.audit, many.audit, worst=lambda row: (row.row, row.head))
+    assert len(made) == 1
+    plain = [ask(f"{name}.h5", **words).rows for name, words in (("a", {}), ("b", {"engine": "threads"}))]
+    assert plain == [ROWS, ROWS] and (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_a_bad_query_is_named_by_its_row_and_another_sketch_is_refused(tmp_path, queried, monkeypatch):
+    spec, ask = queried
+    queries = np.load(spec.q)
+    queries[600, 4, 3] = np.nan
+    np.save(spec.q, queries)
+    with pytest.raises(NonFinite, match="rows 512 to 699: .*row 600, head 4"):
+        ask("out.npy", engine="threads")
+    make_sketch(keys_only(spec), tmp_path / "other.sattn", **SMALL)
+    job, other = spread._job, {"checkpoint": str(tmp_path / "other.sattn")}
+    monkeypatch.setattr(spread, "_job", lambda request, *more: job(replace(request, **other), *more))
+    with pytest.raises(SourceChanged, match="seal.*every worker must see the same files"):
+        ask("out.npy", engine="threads")
+    assert not (tmp_path / "out.npy").exists()
 
 
 # --- what is told
@@ -237,7 +312,7 @@ def test_workers_that_see_other_files_are_refused(tmp_path, monkeypatch):
     spec = _save(tmp_path)
     (tmp_path / "other").mkdir()
     other = _save(tmp_path / "other", seed=9)
-    monkeypatch.setattr(spread, "absolute", lambda spec: replace(spec, k=other.k))
+    monkeypatch.setattr(sheet, "absolute", lambda spec: replace(spec, k=other.k))
     with pytest.raises(SourceChanged, match="first rows of k.*every worker must see the same files"):
         _spread(spec, output=str(tmp_path / "out.npy"), causal=True, **SMALL)
 

@@ -153,7 +153,7 @@ def test_every_command_of_the_pages_works(folder):
 
 def test_the_python_of_the_pages_does_what_it_says(tmp_path):
     blocks = fenced((PAGES / "formats.md").read_text(), "python")
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         ast.parse(block)
     names = {}
@@ -162,6 +162,11 @@ def test_the_python_of_the_pages_does_what_it_says(tmp_path):
     rows.tofile(tmp_path / "k.raw")
     names["raw_to_npy"](tmp_path / "k.raw", tmp_path / "k.npy", 2, 3)
     np.testing.assert_array_equal(np.load(tmp_path / "k.npy"), rows.reshape(5, 2, 3))
+    exec(next(b for b in blocks if "def describe_rows" in b), names)  # noqa: S102 - our own page
+    q, k = np.ones((5, 4, 8), "f2"), np.ones((5, 2, 8), "f2")
+    np.save(tmp_path / "rows.npy", names["describe_rows"](q, k, k, 0.25))
+    run("attend", tmp_path / "rows.npy", "--method", "exact", "-o", tmp_path / "out.npy")
+    assert np.load(tmp_path / "out.npy").shape == (5, 4, 8)
 
 
 def test_shell_completion_is_there():

@@ -112,6 +112,46 @@ def test_perplexity_of_methods_that_keep_everything_is_exact(folders, layer):
         assert other["samples"] == 50
 
 
+def test_layers_with_windows_and_sinks_are_sketched_too(folders):
+    """Enough rows: exact, so that the windows are those of the model, and so are the logits of the sinks."""
+    found = _document(
+        folders["sinks, and windows"], folders["text"], "--methods", "evict", "--resident-rows", "1024", "--layer", "all",
+        "--tokens", ROWS,
+    )  # fmt: skip
+    exact, evict = found["readings"]
+    assert found["layers"] == [0, 1, 2] and abs(evict["increase"]["mean"]) < 1e-5 and abs(evict["kl"]) < 1e-5
+    assert evict["agreement"] == 1
+
+
+def test_exact_attention_looks_back_a_reference_window(folders, tmp_path):
+    """As a model with a mask does, and the methods are what they are without it; and the page of both."""
+    words = (
+        folders["grouped heads"],
+        folders["text"],
+        "--methods",
+        "window",
+        "--resident-rows",
+        "24,48",
+        "--tokens",
+        ROWS,
+    )
+    found = _document(*words, "--reference-window", "30")
+    exact, *others = found["readings"]
+    model = load(folders["grouped heads"])
+    ids = token_ids(model.tokenizer, [folders["text"]], ROWS)
+    model.network.set_attn_implementation("eager")
+    own = {}
+    for name, params in (("reference", {"window": 30, "sinks": 4}), ("short", others[0]["params"])):
+        own[name] = float(-_windowed(model, ids, params)[np.arange(ROWS - 1), ids[1:]].double().mean())
+    assert found["reference_window"] == 30 and own["reference"] != pytest.approx(own["short"], abs=1e-3)
+    assert [exact["nats"], others[0]["nats"]] == pytest.approx([own["reference"], own["short"]], abs=1e-4)
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    page = CliRunner().invoke(app, ["report", str(tmp_path / "found.json")]).stdout
+    assert all(
+        told in page for told in ("looks back 30 rows", "window 24", "More nats by position", f"{exact['nats']:.4f}")
+    )
+
+
 def test_perplexity_is_that_of_the_logits(folders):
     """Nats, KL and agreement, computed again from whole logits of the model's own attention and of a short window."""
     exact, window = _document(
@@ -197,6 +237,7 @@ def test_refusals_of_models(folders, tmp_path):
         (6, "--memory", model, text, "--memory", "100KiB"),
         (2, "has layers 0 to 2", model, text, "--layer", "3"),
         (2, "--chunk 0", model, text, "--chunk", "0"),
+        (2, "--reference-window 0", model, text, "--reference-window", "0"),
         (2, "always read", model, text, "--methods", "exact"),
         (2, "method nistrom", model, text, "--methods", "nistrom"),
         (11, "method poly", model, text, "--methods", "poly"),

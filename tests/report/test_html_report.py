@@ -6,6 +6,7 @@ from dataclasses import asdict
 from html.parser import HTMLParser
 from importlib.metadata import version
 
+import jsonruns
 import numpy as np
 import pytest
 from clirun import SAMPLE, refused, run
@@ -14,6 +15,7 @@ from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, WorstRow
 from streamattn_cli.report.html.compare import comparison_page
 from streamattn_cli.report.html.outcome import outcome_page
 from streamattn_cli.report.html.page import percent
+from streamattn_cli.report.html.perplexity import perplexity_page
 from streamattn_cli.report.html.style import STYLE
 from streamattn_cli.report.html.svg import Scale, heat_map, interval_plot, line_plot, scatter_plot, shade
 from streamattn_cli.units import format_bytes, format_duration
@@ -257,7 +259,7 @@ def test_what_has_no_page_is_refused(tmp_path):
     good = json.dumps(outcome(1))
     refused("report", "nowhere.json", code=3, words=["nowhere.json", "No such file"])
     refused("report", "other.json", code=4, words=["other.json", "--json"], cwd=tmp_path)
-    refused("report", "words.json", code=4, words=["words.json", "attend or compare"], cwd=tmp_path)
+    refused("report", "words.json", code=4, words=["words.json", "attend, compare or perplexity"], cwd=tmp_path)
     refused("report", "-", "-o", "page.pdf", code=2, words=["page.pdf", "FILE.html"], input=good.encode())
     refused(
         "report",
@@ -417,3 +419,21 @@ def test_a_page_says_where_it_comes_from(tmp_path):
     (tmp_path / "older.json").write_text(json.dumps(older))
     run("report", "older.json", "-o", "older.html", cwd=tmp_path)
     assert "<h1>streamattn attend</h1>" in (tmp_path / "older.html").read_text()
+
+
+def test_a_reading_has_a_page_with_its_points():
+    """Points that are not beaten stand out; without an increase there is no place on a logarithmic axis."""
+    found = jsonruns.perplexity()
+    seen = Checker(perplexity_page(found))
+    assert seen.faults == [] and seen.count("svg") == 0  # one point only
+    window = found["readings"][1]
+    for rows, mean in ((128, 0.02), (256, 0.05), (512, -0.001)):
+        more = {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+        found["readings"].append(window | {"resident_rows": rows, "increase": more})
+    window["increase"] = {"mean": 0.1, "low": None, "high": None}
+    seen = Checker(perplexity_page(found))
+    text = " ".join(seen.text)
+    assert seen.faults == [] and seen.count("svg") == 1 and seen.count("circle") == 3
+    assert (
+        "3 methods and budgets; in colour: window 64, window 128, window 512." in text and "more nats per token" in text
+    )

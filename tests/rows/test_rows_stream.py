@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.inputs.open import InputSpec, open_inputs
+from streamattn_cli.rows.npyheader import packed_header
 from streamattn_cli.rows.tensors.readahead import ReadAhead
 
 
@@ -220,3 +221,38 @@ def test_streams_continue_where_they_are():
         inputs.k.tensor.read_into(buf, 0)
         with pytest.raises(ValueError, match="continues at row 4"):
             inputs.k.tensor.read_into(buf, 0)
+
+
+SAID = {"causal": True, "scale": 0.25, "sink_logit": [0.5, 1.0]}
+PARTS = (("q", 4, 8), ("k", 2, 8), ("v", 2, 6))
+
+
+@pytest.mark.parametrize("kind", ["f2", "bf16"])
+def test_rows_that_say_what_they_hold_need_no_option(tmp_path, kind):
+    """Also NumPy reads them, by their fields; from a file, and from a pipe of two records."""
+    made = np.random.default_rng(0).standard_normal((70, 60)).astype("f2")
+    (tmp_path / "dump.npy").write_bytes(packed_header(70, PARTS, kind, SAID) + made.tobytes())
+    held = np.load(tmp_path / "dump.npy")
+    assert [held[part].shape for part in "qkv"] == [(70, 4, 8), (70, 2, 8), (70, 2, 6)]
+    two = b"".join(packed_header(35, PARTS, kind, SAID) + made[a : a + 35].tobytes() for a in (0, 35))
+    with piped(two) as pipe, open_inputs(InputSpec("-", stdin=pipe)) as streamed:
+        for inputs in (open_inputs(InputSpec(str(tmp_path / "dump.npy"))), streamed):
+            assert inputs.attrs == SAID and not any("--record" in note for note in inputs.notes)
+            assert [(len(part), part.dim) for part in inputs.parts] == [(4, 8), (2, 8), (2, 6)]
+            assert inputs.k.tensor.dtype == kind
+            with ReadAhead([inputs.k.tensor], 0, None if inputs is streamed else 70, 16) as blocks:
+                rows = np.concatenate([block.arrays[0][0].copy() for block in blocks])
+            np.testing.assert_array_equal(rows, made.view("u2"))
+    with open_inputs(InputSpec(q=str(tmp_path / "dump.npy")), need_kv=False) as queries:
+        assert len(queries.q) == 4 and queries.q.column == (0, 8, 16, 24)
+
+
+def test_rows_that_say_what_they_hold_are_refused_where_they_lack_it(tmp_path):
+    made = np.zeros((9, 28), "f2")
+    (tmp_path / "kv.npy").write_bytes(packed_header(9, PARTS[1:], "f2", {}) + made.tobytes())
+    with pytest.raises(InputMalformed, match="2 k of 8 | 2 v of 6; give --q FILE"):
+        open_inputs(InputSpec(str(tmp_path / "kv.npy")))
+    descr = np.dtype([("q", "<f2", (4,)), ("k", "<f4", (4,)), ("v", "<f2", (4,))])
+    np.save(tmp_path / "mixed.npy", np.zeros(5, descr))
+    with pytest.raises(InputMalformed, match="of one dtype"):
+        open_inputs(InputSpec(str(tmp_path / "mixed.npy")))

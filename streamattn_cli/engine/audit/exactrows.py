@@ -31,14 +31,15 @@ class ExactRows:
         self.problem, self.lanes, self.rows = problem, lanes, rows
         beside = problem.first_query + rows  # of the keys
         positions = beside if problem.causal else None
-        if problem.local and not problem.causal:  # every query stands beside the last key
+        if (problem.local or problem.bend.slopes) and not problem.causal:  # every query stands beside the last key
             positions = np.full(len(rows), (keys or problem.k.count) - 1)
         history, p = None, problem
-        if means and p.params and (ends := p.params.exact_from(beside, keys or p.k.rows, p.causal)) is not None:
-            history = (p.params.sinks, ends)
+        params = p.kinds[p.kind_of(keys) if keys else -1] if p.params else None
+        if means and params and (ends := params.exact_from(beside, keys or p.k.rows, p.causal)) is not None:
+            history = (params.sinks, ends)
         self.truth = [
             ExactQueries(
-                q[lane.query_heads], positions, p.v.dim, p.scale, history, p.local, p.sinks_of(lane.query_heads)
+                q[lane.query_heads], positions, p.v.dim, p.scale, history, p.local, **p.logits_of(lane.query_heads)
             )
             for lane in lanes
         ]

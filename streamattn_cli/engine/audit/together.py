@@ -63,8 +63,8 @@ def of_heads(audits: Sequence[Audit]) -> Audit:
 
 
 def of_sequences(audits: Sequence[Audit], edges: Sequence[int]) -> Audit:
-    """The audit of a layer whose sequences were answered apart, in their order; edges (audits + 1,): the rows at which each
-    part begins, and the end."""
+    """The audit of a layer whose sequences, or whose queries, were answered apart, in their order; edges (audits + 1,): the
+    rows at which each part begins, and the end."""
     if len(audits) == 1:
         return audits[0]
     norms = [[audit.norms[head] for audit in audits] for head in range(len(audits[0].heads))]
@@ -81,6 +81,11 @@ def of_sequences(audits: Sequence[Audit], edges: Sequence[int]) -> Audit:
         by_position=tuple(tuple(audit.heads[head].error for audit in audits) for head in range(len(heads))),
         worst=_worst([row for audit in audits for row in audit.worst]),
     )
+
+
+def numbered(audit: Audit, first: int) -> Audit:
+    """The audit of rows from this one of a layer on, which it counts from 0."""
+    return replace(audit, worst=tuple(replace(row, row=first + row.row) for row in audit.worst))
 
 
 def _sums(audits: Sequence[Audit]) -> Audit:

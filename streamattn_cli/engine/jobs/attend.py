@@ -164,7 +164,8 @@ def _open_outputs(
             r.output, q.rows, len(q), problem.v.dim, problem.out_dtype, q.layout, q.batch,
             going_on=saved.part if saved else None, tag=tag, sequences=q.sequences,
         ))  # fmt: skip
-    doubts = open_doubt(problem, saved, tag)
+    complete = saved and not saved.doubt  # or not asked for
+    doubts = None if complete else open_doubt(problem, saved.doubt if saved else None, tag)
     return writer, guarded(doubts) if doubts else None
 
 

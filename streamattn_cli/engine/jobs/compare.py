@@ -3,59 +3,64 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
 
 import numpy as np
 
-from streamattn_cli.engine.audit.audit import Auditing, compare_answers
+from streamattn_cli.engine.audit.audit import compare_answers
 from streamattn_cli.engine.audit.estimate import Design, draw_rows
 from streamattn_cli.engine.audit.exactrows import exact_rows, read_queries
+from streamattn_cli.engine.audit.together import of_layers
 from streamattn_cli.engine.jobs.candidates import Candidate, requests
+from streamattn_cli.engine.jobs.executors import Engine, Opened, find_engine
+from streamattn_cli.engine.jobs.sheets import sheets_of
+from streamattn_cli.engine.jobs.tasks import check_room, identities, in_order
+from streamattn_cli.engine.jobs.trial import (
+    Trial,
+    TrialTask,
+    Tried,
+    attempt,
+    for_worker,
+    planned,
+    refused,
+    try_in_worker,
+)
 from streamattn_cli.engine.passes.driver import Driver
-from streamattn_cli.engine.passes.open_run import pass_of
 from streamattn_cli.engine.passes.pump import Watch
-from streamattn_cli.engine.passes.run import Run, lanes_of
-from streamattn_cli.engine.passes.warm import give_back, warm
+from streamattn_cli.engine.passes.run import lanes_of
+from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Finished, Listener, Note, Started
-from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Finished, Listener, Note
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.engine.workers.lanes import Answers
-from streamattn_cli.errors import CannotMeet, InputMalformed, MemoryBudget, UsageError
+from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
+from streamattn_cli.rows.inputs.layers import Layer
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
-from streamattn_cli.rows.writers.base import Nowhere
 
 ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
 
 
+Wanted = tuple[str, int, "AttendRequest | str"]  # label, resident rows, and the request or why there is none
+
+
 @dataclass(frozen=True)
-class Trial:
-    """One method with one setting: what it cost and how wrong it was, or why it was refused.
+class LayerTrials:
+    """All trials on one layer."""
 
-    resident_bytes: the state of all key heads, everything counted. peak: bytes the whole run added to the process,
-    read buffers included. front: whether no other trial is better in error and in `memory`, or in error and in `time`.
-    """
-
-    label: str
-    method: str
-    budget: int  # --resident-rows
-    settings: dict
-    params: dict = field(default_factory=dict)
-    resident_bytes: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-    projected: int = 0
-    peak: int = 0
-    audit: Audit | None = None
-    refused: str | None = None
-    front: tuple[str, ...] = ()
+    number: int
+    group: str
+    truth_seconds: float
+    trivial: ErrorEstimate
+    trials: tuple[Trial, ...]
 
 
 @dataclass(frozen=True)
@@ -69,30 +74,13 @@ class Comparison:
     trivial: ErrorEstimate
     trials: tuple[Trial, ...]
     notes: tuple[str, ...] = ()
+    layers: tuple[LayerTrials, ...] = ()  # of --layer; then `trials` are those of all of them together
     command_line: str | None = None  # see events.Outcome
     finished: str | None = None
 
     def to_dict(self) -> dict:
         """JSON-able form, keys in a fixed order."""
         return {"type": "comparison", "command": "compare", **asdict(self)}
-
-
-class _Listening(Auditing):
-    """For whom the truth is known already: it only hears what the method answers."""
-
-    def __init__(self, truth: Truth):
-        self.truth = truth
-        self.approx = np.full_like(truth.exact, np.nan)
-
-    def hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
-        """See Auditing."""
-        rows = self.truth.design.rows
-        a, b = np.searchsorted(rows, [start, start + len(answers.rows)])
-        self.approx[a:b] = answers.rows[rows[a:b] - start]
-
-    def estimate(self, second: object, work: dict, repaired: bool = False) -> tuple[Audit | None, str | None]:
-        """See Auditing."""
-        return compare_answers(self.truth.exact, self.truth.trivial, self.approx, self.truth.design)
 
 
 @dataclass(frozen=True)
@@ -113,12 +101,25 @@ def compare(
     listener: Listener,
     interrupts: Interrupts,
 ) -> Comparison:
-    """Run every candidate within every budget of resident rows (by_bytes: bytes of all key heads together).
+    """Run every candidate within every budget of resident rows (by_bytes: bytes of all key heads together), for every layer that
+    the request asks for, on its engine if it names one.
 
     `request.audit` rows are sampled. Raises the errors of errors.py; what one method cannot do is in its trial.
     """
-    with open_inputs(request.inputs, apart=True) as inputs:
-        comparison = compare_on(inputs, request, candidates, budgets, by_bytes, listener, interrupts)
+    sheets = sheets_of(request) if request.inputs.layer else [(None, request)]
+    engine = find_engine(request.engine) if request.engine else None
+    found = []
+    with ExitStack() as stack:
+        many = None
+        if engine:
+            many = partial(_on_engine, engine, stack.enter_context(engine.open(engine.workers(request.threads))))
+        for at, (layer, each) in enumerate(sheets):
+            if layer:
+                listener(Note(f"layer {layer.number} ({layer.group}), {at + 1} of {len(sheets)}"))
+            with open_inputs(each.inputs, apart=True) as inputs:
+                found.append(compare_on(inputs, each, candidates, budgets, by_bytes, listener, interrupts, many))
+    layers = [layer for layer, _ in sheets if layer]
+    comparison = _of_layers(layers, found) if layers else found[0]
     listener(Finished(comparison))
     return comparison
 
@@ -131,20 +132,28 @@ def compare_on(
     by_bytes: bool,
     listener: Listener,
     interrupts: Interrupts,
+    many: Callable[..., Iterator[Tried]] | None = None,
 ) -> Comparison:
-    """`compare` of inputs that are open."""
+    """`compare` of inputs that are open. many: what makes all trials elsewhere, as `_on_engine`."""
     files = file_states(heads.tensor for heads in inputs.parts)
     problem = _exact_problem(request, inputs)
     for note in problem.notes:
         listener(Note(note))
     plan = make_plan(problem)
     truth = _truth(plan, min(request.audit, problem.q.count), listener, interrupts)
-    trials, trivial = [], None
-    for label, budget, settings in requests(request, candidates, budgets, by_bytes, problem):
-        trial, zero = _trial(label, budget, settings, inputs, truth, listener, interrupts)
-        trials.append(trial)
-        trivial = trivial or zero
+    wanted = list(requests(request, candidates, budgets, by_bytes, problem))
+
+    def one_by_one() -> Iterator[Tried]:
+        for label, budget, settings in wanted:
+            if isinstance(settings, str):
+                yield refused(label, budget, settings), None
+            else:
+                yield attempt(label, budget, settings, inputs, truth.design, listener, interrupts)
+
+    tried = many(wanted, inputs, truth.design, problem, listener, interrupts) if many else one_by_one()
+    trials = [_judged(trial, approx, truth) for trial, approx in tried]
     check_unchanged(files)
+    trivial = next((trial.audit.trivial for trial in trials if trial.audit), None)
     if trivial is None:
         raise CannotMeet(f"{problem.k.tensor.name}: no method could run; the first: {trials[0].refused}")
     facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params")}
@@ -157,6 +166,33 @@ def compare_on(
         _fronts(trials),
         problem.notes,
     )
+
+
+def _on_engine(
+    engine: Engine,
+    opened: Opened,
+    wanted: list[Wanted],
+    inputs: Inputs,
+    design: Design,
+    problem: Problem,
+    listener: Listener,
+    interrupts: Interrupts,
+) -> Iterator[Tried]:
+    """All trials side by side, in their order: as many at a time as there is memory for, each in one thread, so that how many
+    there are changes nothing."""
+    sources, program = identities(problem), version("streamattn-cli")
+    tasks = [TrialTask(label, budget, for_worker(each), design, sources, program, engine.word)
+             for label, budget, each in wanted]  # fmt: skip
+    plans = [plan for task in tasks if (plan := planned(task.settings, inputs))]
+    width = opened.width - 1
+    for plan in plans:
+        check_room(opened, plan)
+        if not engine.remote and plan.allowed is not None:
+            width = max(1, min(width, plan.allowed // plan.projected))
+    for plan in {plan.problem.method: plan for plan in plans}.values():
+        warm(plan, listener)
+    do = try_in_worker if engine.apart else partial(try_in_worker, stop=opened.stop)
+    yield from in_order(opened._replace(width=width), do, tasks, interrupts)
 
 
 def audit_answers(answers: np.ndarray, request: AttendRequest, inputs: Inputs) -> Audit:
@@ -206,62 +242,50 @@ def _truth(plan: Plan, rows: int, listener: Listener, interrupts: Interrupts) ->
         driver.close()
 
 
-def _trial(
-    label: str,
-    budget: int,
-    settings: AttendRequest | str,
-    inputs: Inputs,
-    truth: Truth,
-    listener: Listener,
-    interrupts: Interrupts,
-) -> tuple[Trial, ErrorEstimate | None]:
-    """One trial, and the error of the trivial answer."""
-    method = label.partition(":")[0]
-    if isinstance(settings, str):
-        return Trial(label, method, budget, {}, refused=settings), None
-    try:
-        plan = make_plan(resolve(settings, inputs))
-        listener(Started(plan.to_dict()))
-        warm(plan, lambda event: None)
-        give_back()
-        with Meter() as meter:
-            began = time.monotonic()
-            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
-            run = Run(plan, watch, pass_of(plan), Nowhere(), auditor=_Listening(truth))
-            try:
-                rows, audit, reason = run.go()
-            finally:
-                run.close()
-            seconds = time.monotonic() - began
-    except (UsageError, CannotMeet, MemoryBudget) as error:
-        return Trial(label, method, budget, {}, refused=str(error)), None
-    facts = plan.problem.facts()
-    trial = Trial(
-        label,
-        method,
-        budget,
-        _changed(settings),
-        facts["params"],
-        plan.sketch_bytes,
-        rows,
-        seconds,
-        plan.projected,
-        meter.peak(),
-        audit,
-        reason,
+def _judged(trial: Trial, approx: np.ndarray | None, truth: Truth) -> Trial:
+    """A trial with its error, where it ran."""
+    if approx is None:
+        return trial
+    audit, reason = compare_answers(truth.exact, truth.trivial, approx, truth.design)
+    return replace(trial, audit=audit, refused=reason)
+
+
+def _of_layers(layers: list[Layer], found: list[Comparison]) -> Comparison:
+    """The comparisons of several layers as one: errors over all of them, and memory and time together."""
+    trials = [_together(each, layers) for each in zip(*(one.trials for one in found), strict=True)]
+    trivial = next((trial.audit.trivial for trial in trials if trial.audit), None)
+    if trivial is None:
+        raise CannotMeet(f"no method could run on all layers; the first: {trials[0].refused}")
+    parts = [
+        LayerTrials(layer.number, layer.group, one.truth_seconds, one.trivial, one.trials)
+        for layer, one in zip(layers, found, strict=True)
+    ]
+    return replace(
+        found[0],
+        audited=sum(one.audited for one in found),
+        truth_seconds=sum(one.truth_seconds for one in found),
+        trivial=trivial,
+        trials=_fronts(trials),
+        notes=tuple(dict.fromkeys(note for one in found for note in one.notes)),
+        layers=tuple(parts),
     )
-    return trial, audit.trivial if audit else None
 
 
-def _changed(request: AttendRequest) -> dict:
-    """What of a request decides its method, as options of `attend`."""
-    plain = AttendRequest(request.inputs)
-    names = (
-        "method", "resident_rows", "effort", "bits", "score", "sinks", "window", "buffer", "atoms", "degree", "polynomial",
-        "beta",
-    )  # fmt: skip
-    values = {name: getattr(request, name) for name in names}
-    return {name: value for name, value in values.items() if value != getattr(plain, name)}
+def _together(trials: tuple[Trial, ...], layers: list[Layer]) -> Trial:
+    """The trials of one method and setting on several layers as one."""
+    for trial, layer in zip(trials, layers, strict=True):
+        if trial.audit is None:
+            return refused(trial.label, trial.budget, f"layer {layer.number}: {trial.refused}")
+    peaks = [trial.peak for trial in trials if trial.peak is not None]
+    return replace(
+        trials[0],
+        resident_bytes=sum(trial.resident_bytes for trial in trials),
+        rows=sum(trial.rows for trial in trials),
+        seconds=sum(trial.seconds for trial in trials),
+        projected=max(trial.projected for trial in trials),
+        peak=max(peaks) if len(peaks) == len(trials) else None,
+        audit=of_layers([trial.audit for trial in trials if trial.audit]),
+    )
 
 
 def _fronts(trials: list[Trial]) -> tuple[Trial, ...]:

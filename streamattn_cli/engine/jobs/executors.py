@@ -6,18 +6,21 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import InputMissing, UsageError
 
 CONNECT = "10s"  # how long to wait for a scheduler
-RETRIES = 3  # times that a cluster may lose the worker of a task
+RETRIES = 3  # times that the worker of a task may be lost
 USABLE = 0.8  # of a Dask worker's limit: with more it pauses, and takes no task any more
+
+
+R = TypeVar("R")
 
 
 class Stop(Protocol):
@@ -91,10 +94,43 @@ def _threads(_engine: Engine, workers: int) -> Iterator[Opened]:
 
 @contextmanager
 def _processes(_engine: Engine, workers: int) -> Iterator[Opened]:
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of ours hold
-    stop = context.Event()
-    with ProcessPoolExecutor(workers, context, _begin_process, (stop,)) as executor:
-        yield Opened(executor, stop, workers + 1)
+    with _Processes(workers) as executor:
+        yield Opened(executor, executor, workers + 1)
+
+
+class _Processes(Executor):
+    """Worker processes, all of them started anew by the next task where one has ended; and what tells them to stop: a process
+    that was killed may hold the lock of an event for ever."""
+
+    def __init__(self, workers: int):
+        self._workers = workers
+        self._begin()
+
+    def _begin(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of ours hold
+        self._stop = context.Event()
+        self._pool = ProcessPoolExecutor(self._workers, context, _begin_process, (self._stop,))
+
+    def submit(self, do: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        """See Executor."""
+        try:
+            return self._pool.submit(do, *args, **kwargs)
+        except BrokenExecutor:
+            self.shutdown()
+            self._begin()
+            return self._pool.submit(do, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See Executor."""
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+    def is_set(self) -> bool:
+        """See Stop."""
+        return self._stop.is_set()
+
+    def set(self) -> None:
+        """See Stop."""
+        self._stop.set()
 
 
 def _begin_process(stop: Stop) -> None:

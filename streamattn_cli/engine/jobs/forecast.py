@@ -6,7 +6,9 @@ import math
 import shlex
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from typing import Any
 
+from streamattn_cli.engine.jobs.sheets import sheets_of
 from streamattn_cli.engine.planning.adviser import predicted_poly_error
 from streamattn_cli.engine.planning.choose import choose, poly_degree, spread_of
 from streamattn_cli.engine.planning.plan import Plan
@@ -15,6 +17,8 @@ from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.planning.speed import calibrate, expected_seconds
 from streamattn_cli.engine.request.problem import Problem, larger_than_data
 from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.meter import available_memory
+from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
 from streamattn_cli.rows.tensors.hypothetical import imagined
@@ -57,8 +61,54 @@ def forecast(request: AttendRequest, numbers: Numbers | None, words: list[str]) 
     """A JSON-able plan with `options` and `recommended`; `words` are the input's on the recommended command line."""
     if numbers:
         return _forecast(request, _imagined(numbers), words or ["dump.h5"])
+    if request.inputs.layer:
+        return _of_layers(request, words)
     with open_inputs(request.inputs, apart=True) as inputs:
         return _forecast(request, inputs, words)
+
+
+def _of_layers(request: AttendRequest, words: list[str]) -> dict:
+    """The forecast of the layer with most rows, and under `job` what its recommendation comes to over all of them."""
+    sheets, rows = sheets_of(request), []
+    for _, each in sheets:
+        with open_inputs(each.inputs, apart=True) as inputs:
+            rows.append(inputs.parts[1].count)
+    largest = sheets[rows.index(max(rows))][1]
+    with open_inputs(largest.inputs, apart=True) as inputs:
+        found = _forecast(largest, inputs, words)
+    best, factor = found["recommended"], found["speed_factor"]
+    wanted: dict[str, Any] = {
+        "method": best["method"],
+        "audit": best["audit"],
+        "max_error": math.inf,
+        **best["settings"],
+    }
+    layers: list[dict[str, Any]] = []
+    times, alone = [], 0
+    for (layer, each), count in zip(sheets, rows, strict=True):
+        with open_inputs(each.inputs, apart=True) as inputs:
+            plan, one = (
+                make_plan(resolve(replace(each, **{**wanted, "threads": threads}), inputs))
+                for threads in (each.threads, 1)
+            )
+        alone = max(alone, one.projected)
+        times.append(expected_seconds(one, factor) or 0.0)
+        told = {"number": layer.number, "group": layer.group, "rows": count, "projected": plan.projected}
+        layers.append(told | {"seconds": expected_seconds(plan, factor) or 0.0})
+    room = request.memory or available_memory()
+    workers = min(request.threads or default_threads(), len(sheets), max(1, room // alone) if room else len(sheets))
+    best["command"] = best["command"].replace("-o out.npy", "-o out.h5") + (
+        " --engine processes" if workers > 1 else ""
+    )
+    job = {
+        "layers": layers,
+        "seconds": sum(layer["seconds"] for layer in layers),
+        "projected": max(layer["projected"] for layer in layers),
+        "workers": workers,
+        "workers_seconds": max(max(times), sum(times) / workers),
+        "workers_projected": workers * alone,
+    }
+    return found | {"job": job}
 
 
 def _imagined(n: Numbers) -> Inputs:
@@ -100,7 +150,7 @@ def _choice(
     request: AttendRequest, problem: Problem, head: HeadParams, spread: dict | None, options: list[Option]
 ) -> dict:  # fmt: skip
     seekable = all(h.tensor.seekable for h in (problem.q, problem.k, problem.v))
-    found = choose(request, head, problem.k.rows, seekable, spread)
+    found = choose(request, head, problem.k.rows, seekable, spread, bool(problem.bend))
     by_name = {o.method: o for o in options}
     if by_name[found.method].refused:
         fits = next((o for o in sorted(options, key=lambda o: o.method == "exact") if not o.refused), None)
@@ -169,7 +219,7 @@ def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list
     line += ["--causal" if problem.causal else "--full", "--method", chosen["method"]]
     for option, word in (
         ("--first-query", request.first_query), ("--local", request.local), ("--sink-logit", request.sink_logit),
-        ("--scale", request.scale),
+        ("--softcap", request.softcap), ("--logit-bias", request.logit_bias), ("--scale", request.scale),
     ):  # fmt: skip
         line += [option, word] if word else []
     for name, value in chosen["settings"].items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.engine.jobs.pasted import command, one_layer
+from streamattn_cli.engine.jobs.pasted import bent, command, one_layer
 from streamattn_cli.engine.passes.pump import Teller, Watch, pump
 from streamattn_cli.engine.planning.adviser import logit_spread, predicted_poly_error, sample_rows
 from streamattn_cli.engine.planning.choose import choose
@@ -87,7 +87,7 @@ def _open(spec: InputSpec, notes: list[str]) -> Inputs | None:
     """q, k, v of the input, or k and v, or nothing where one array stands alone."""
     words = [w for w in (spec.input, spec.q, spec.k, spec.v) if w is not None]
     alone = len(words) == 1 and spec.record is None and spec.raw is None and words[0] != "-"
-    if alone and (format_ := find(words[0]).format) and format_.unnamed:
+    if alone and (format_ := find(words[0]).format) and format_.unnamed and not _says_what(words[0], spec):
         notes.append(
             f"{words[0]}: one array; say what it holds with --record qkv or kv, or name all with --q, --k, --v"
         )
@@ -101,6 +101,14 @@ def _open(spec: InputSpec, notes: list[str]) -> Inputs | None:
             raise error from None
         notes.append(f"no queries: {error}")
         return inputs
+
+
+def _says_what(word: str, spec: InputSpec) -> bool:
+    """Whether the rows of a file say what they hold."""
+    try:
+        return bool(single(find(word), word, None, spec.dtype).parts)
+    except InputMalformed:
+        return False
 
 
 def _scan(tensor: RowTensor, watch: Watch) -> tuple[int, int]:
@@ -153,6 +161,6 @@ def _methods(spec: InputSpec, logits: dict, inputs: Inputs, rows: int) -> dict:
             error = predicted_poly_error(degree, logits["row_std_rms"])
             table.append({"method": "poly", "degree": degree, "state_bytes": size, "predicted_error": error})
     request, seekable = AttendRequest(inputs=spec, method="auto"), all(h.tensor.seekable for h in (q, k, v))
-    found = choose(request, head_of(q, k, v, logits["scale"]), rows, seekable, logits)
+    found = choose(request, head_of(q, k, v, logits["scale"]), rows, seekable, logits, bent(inputs))
     more = f" --degree {found.degree}" if found.degree else ""
     return {"methods": table, "advice": f"--method {found.method}{more}: {found.reason}"}

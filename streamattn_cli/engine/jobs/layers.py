@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from streamattn_cli.engine.jobs.attend import attend, plan_attend
-from streamattn_cli.engine.jobs.sheets import dataset_of, into, joint_file, sheets_of
+from streamattn_cli.engine.jobs.sheets import dataset_of, into, is_joint, joint_file, sheets_of
+from streamattn_cli.engine.jobs.spread import attend_spread
 from streamattn_cli.engine.jobs.summary import together
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Event, Finished, Listener, Note, Outcome, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import StreamattnError
+from streamattn_cli.errors import StreamattnError, UsageError
+from streamattn_cli.rows.inputs.layers import PLACE
 from streamattn_cli.rows.targets import refuse_existing
 
 
@@ -19,6 +21,13 @@ def attend_layers(request: AttendRequest, listener: Listener, interrupts: Interr
     """Run a request for every layer that it asks for. Raises the errors of errors.py: layers with files of their own that
     are complete stay."""
     sheets = sheets_of(request)
+    if len(sheets) > 1 and request.checkpoint:
+        if PLACE not in request.checkpoint:  # one for all of them is that of a job that is cut into pieces
+            return attend_spread(request, listener, interrupts)
+        if is_joint(request.output):
+            raise UsageError(
+                f"--checkpoint {request.checkpoint}: one output of all layers is saved with them: omit {PLACE}"
+            )
     layers = [layer for layer, _ in sheets]
     refuse_existing([each.output for _, each in sheets], request.force or request.resume)
     going_on = StreamattnError if request.keep_going else ()

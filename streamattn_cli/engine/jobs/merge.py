@@ -77,10 +77,11 @@ def check_alike(files: list[SketchFile]) -> None:
     """Refuse (exit 8) sketches of different parameters."""
     first = files[0]
     for other in files[1:]:
-        if other.facts.get("sink_logits") != first.facts.get("sink_logits"):
-            raise CheckpointIncompatible(
-                f"{first.name} and {other.name} have other --sink-logit: only sketches of the same attention merge"
-            )
+        for name, option in (("sink_logits", "--sink-logit"), ("softcap", "--softcap"), ("slopes", "--logit-bias")):
+            if other.facts.get(name) != first.facts.get(name):
+                raise CheckpointIncompatible(
+                    f"{first.name} and {other.name} have other {option}: only sketches of the same attention merge"
+                )
         if other.facts.get("value_units") != first.facts.get("value_units"):
             raise CheckpointIncompatible(
                 f"{first.name} and {other.name} count values in other powers of two, as their first rows ask for; "

@@ -35,6 +35,11 @@ def one_layer(spec: InputSpec, notes: list[str]) -> tuple[InputSpec, bool]:
     return spec, False
 
 
+def bent(inputs: Inputs) -> bool:
+    """Whether the file says something of logits that no method with a history can do."""
+    return not inputs.attrs.keys().isdisjoint({"softcap", "logit_bias"}) and "local" not in inputs.attrs
+
+
 def command(spec: InputSpec, inputs: Inputs, layered: bool) -> str:
     """The command to paste: `attend`, of all layers where that can be, or `sketch` where there are no queries."""
     shown = replace(spec, group=None, layer="all") if layered and inputs.q is not None else spec
@@ -44,5 +49,7 @@ def command(spec: InputSpec, inputs: Inputs, layered: bool) -> str:
         if value != default:
             words += [spelling(name, described), str(value)]
     if inputs.q is None:
+        words += ["--method", "window"] if bent(inputs) else []
         return shlex.join(["streamattn", "sketch", *words, "-o", "keys.sattn"])
+    words += ["--method", "exact"] if bent(inputs) else []
     return shlex.join(["streamattn", "attend", *words, "-o", "out-{layer}.npy" if shown.layer else "out.npy"])

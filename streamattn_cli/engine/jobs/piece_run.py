@@ -1,15 +1,21 @@
-"""What a worker does for `attend --engine`: it answers one piece of a sheet, into its place of the output."""
+"""What a worker does for `attend` and `query` on an engine: it answers one piece of a sheet, into its place of the output."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from streamattn_cli.engine.jobs.executors import Stop
 from streamattn_cli.engine.jobs.pieces import Piece, narrow
-from streamattn_cli.engine.jobs.tasks import in_worker, portable
+from streamattn_cli.engine.jobs.query import answering, asked
+from streamattn_cli.engine.jobs.tasks import SEEN, in_worker, portable
 from streamattn_cli.engine.passes.open_run import check_finite, make_run
 from streamattn_cli.engine.passes.pump import Watch
+from streamattn_cli.engine.passes.run import Run
+from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
@@ -18,11 +24,10 @@ from streamattn_cli.engine.saving.resume import sources_of
 from streamattn_cli.engine.saving.sources import check_same
 from streamattn_cli.engine.watch.events import Audit
 from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.rows.inputs.fingerprint import file_states
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.writers.base import Nowhere, Writer
 from streamattn_cli.rows.writers.shared import PieceWriter, Place
-
-SEEN = "every worker must see the same files under the same paths"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Job:
     doubts: Place | None
     version: str
     engine: str
+    command: str = "attend"
 
 
 @dataclass(frozen=True)
@@ -79,25 +85,47 @@ class Answered:
     seconds: float
 
 
-def attend_piece(task: PieceTask, stop: Stop | None = None) -> Answered:
+def answer_piece(task: PieceTask, stop: Stop | None = None) -> Answered:
     """Answer a piece; runs in a worker. Errors name the worker."""
-    return in_worker(task, _attend, stop)
+    return in_worker(task, _answer, stop)
 
 
-def _attend(task: PieceTask, interrupts: Interrupts) -> Answered:
+class Whole(NamedTuple):
+    """All of a sheet, opened: its problem, identities of what it is made of, states of the files that rows are read from, and
+    what makes the run of a plan that writes answers and doubts."""
+
+    problem: Problem
+    sources: dict[str, dict]
+    files: dict[str, tuple[int, ...]]
+    made: Callable[[Plan, Watch, Writer, Writer | None], Run]
+
+
+@contextmanager
+def opened(request: AttendRequest, command: str) -> Iterator[Whole]:
+    """All that a command would answer by itself."""
+    if command == "query":
+        with asked(request) as found:
+            sources = sources_of(found.problem) | found.sources
+            yield Whole(found.problem, sources, found.files, lambda *given: answering(found.file, *given[:3]))
+        return
+    with open_inputs(request.inputs, apart=True) as inputs:
+        problem = resolve(request, inputs)
+        yield Whole(problem, sources_of(problem), file_states(heads.tensor for heads in inputs.parts), make_run)
+
+
+def _answer(task: PieceTask, interrupts: Interrupts) -> Answered:
     job, began = task.job, time.monotonic()
     request = job.request
     if task.resident_rows is not None:
         request = replace(request, resident_rows=task.resident_rows, memory_per_layer=None)
-    with open_inputs(request.inputs, apart=True) as inputs:
-        whole = resolve(request, inputs)
-        here = {part: portable(one) for part, one in sources_of(whole).items()}
+    with opened(request, job.command) as (whole, sources, _, made):
+        here = {part: portable(one) for part, one in sources.items()}
         check_same(whole.k.tensor.name, [job.sources], [here], SEEN)
         plan = make_plan(narrow(whole, task.piece))
         watch = Watch(lambda event: None, interrupts)
         writers = [_writer(place, task.piece, whole) for place in (job.out, job.doubts)]
         try:
-            run = make_run(plan, watch, writers[0] or Nowhere(), writers[1])
+            run = made(plan, watch, writers[0] or Nowhere(), writers[1])
             try:
                 rows, audit, reason = run.go()
             finally:

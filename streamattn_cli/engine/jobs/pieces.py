@@ -1,4 +1,4 @@
-"""A sheet, which is one layer, cut into pieces that are answered apart: some of its sequences, or some of its key heads.
+"""A sheet, which is one layer, cut into pieces that are answered apart: some of its sequences, its key heads or its queries.
 
 Cuts follow from the input alone, so that neither the engine nor the number of workers changes a byte.
 """
@@ -13,7 +13,8 @@ from streamattn_cli.rows.tensors.heads import Heads, select
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 
 PIECES = 64  # of a job, where there are as many
-LEAST_ROWS = 4096  # of a piece of short sequences
+LEAST_ROWS = 4096  # of a piece of short sequences, or of queries
+ALIGN = 512  # rows: queries are cut where tiles and groups begin
 LEAST_AUDIT = 8  # rows of a piece that are audited, if any are
 
 Range = tuple[int, int]
@@ -21,17 +22,19 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Piece:
-    """Key heads [first, stop), sequences [first, stop) and the first rows of a sheet; all of them where there is none."""
+    """Key heads [first, stop), sequences [first, stop), queries [first, stop) and the first rows of a sheet; all of them where
+    there is none."""
 
     heads: Range | None = None
     sequences: Range | None = None
     first: int | None = None
+    queries: Range | None = None
 
     @property
     def name(self) -> str:
         """For messages; empty for all of a sheet."""
         found = []
-        for word, chosen in (("key head", self.heads), ("sequence", self.sequences)):
+        for word, chosen in (("key head", self.heads), ("sequence", self.sequences), ("row", self.queries)):
             if chosen:
                 first, last = chosen[0], chosen[1] - 1
                 found.append(f"{word} {first}" if first == last else f"{word}s {first} to {last}")
@@ -44,6 +47,8 @@ class Piece:
 
     def rows(self, problem: Problem) -> Range:
         """Of the whole sheet, the rows of queries that it answers."""
+        if self.queries:
+            return self.queries
         if not self.sequences:
             rows = problem.q.rows or 0
             return 0, rows if self.first is None else min(rows, self.first)
@@ -62,6 +67,14 @@ def cut(problem: Problem, most: int, each_head: bool = False) -> list[Piece]:
     count = heads if each_head else min(heads, most)
     borders = [heads * i // count for i in range(count + 1)]
     return [Piece(heads=each) for each in zip(borders, borders[1:], strict=False)]
+
+
+def cut_queries(problem: Problem, most: int) -> list[Piece]:
+    """At most `most` pieces of the queries of a sketch that is there; fewer where each has to read keys for an audit."""
+    rows, audit = problem.q.count, problem.request.audit
+    count = max(1, min(most, ceil(rows / LEAST_ROWS), max(1, audit // LEAST_AUDIT) if audit else most))
+    borders = sorted({min(rows, ceil(rows * i / (count * ALIGN)) * ALIGN) for i in range(count + 1)})
+    return [Piece(queries=each) for each in zip(borders, borders[1:], strict=False)]
 
 
 def _by_rows(problem: Problem, most: int) -> list[Range]:
@@ -83,6 +96,11 @@ def _by_rows(problem: Problem, most: int) -> list[Range]:
 
 def narrow(problem: Problem, piece: Piece) -> Problem:
     """The problem of a piece, with its share of the rows that are audited or repaired."""
+    if piece.queries:
+        q = replace(
+            problem.q, tensor=RangeTensor(problem.q.tensor, *piece.queries), first=problem.q.first + piece.queries[0]
+        )
+        problem = _with_share(replace(problem, q=q), problem.q.count)
     if piece.sequences:
         problem = _of_some(problem, piece.sequences)
     if piece.first is not None:
@@ -96,6 +114,7 @@ def narrow(problem: Problem, piece: Piece) -> Problem:
         return replace(
             problem, q=replace(q, before=queries), k=replace(k, before=first), v=replace(v, before=first),
             sink_logits=problem.sink_logits[queries:last],
+            bend=problem.bend.of(slice(queries, last)),
         )  # fmt: skip
     return problem
 
@@ -104,11 +123,15 @@ def _of_some(problem: Problem, chosen: Range) -> Problem:
     """The problem of some sequences."""
     made: dict[tuple, RangeTensor] = {}
     q, k, v = (_of_sequences(heads, chosen, made) for heads in (problem.q, problem.k, problem.v))
-    share = q.count / problem.q.count
-    r = problem.request
+    return _with_share(replace(problem, q=q, k=k, v=v), problem.q.count)
+
+
+def _with_share(problem: Problem, of: int) -> Problem:
+    """The problem with its share of the rows that are audited or repaired; of: rows of the queries of all."""
+    r, share = problem.request, problem.q.count / of
     audit = r.audit and max(LEAST_AUDIT, ceil(r.audit * share))
     repair = str(ceil(int(r.repair) * share)) if r.repair and r.repair.strip().isdigit() else r.repair
-    return replace(problem, request=replace(r, audit=audit, repair=repair), q=q, k=k, v=v)
+    return replace(problem, request=replace(r, audit=audit, repair=repair))
 
 
 def _first(heads: Heads, rows: int, made: dict[tuple, RangeTensor]) -> Heads:

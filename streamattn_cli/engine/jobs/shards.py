@@ -19,7 +19,7 @@ from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.engine.jobs.executors import Engine, Stop, find_engine
 from streamattn_cli.engine.jobs.merge import merge_heads
 from streamattn_cli.engine.jobs.sketch import keys_problem, outcome_of, sketch_facts
-from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order, in_worker, portable
+from streamattn_cli.engine.jobs.tasks import SEEN, check_room, divided, in_order, in_worker, portable
 from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.passes.run import SketchRun
 from streamattn_cli.engine.passes.warm import warm
@@ -139,9 +139,7 @@ def _absorb(shard: Shard, interrupts: Interrupts) -> Absorbed:
     with open_stream(shard.request.inputs, need_q=wants_queries(shard.request.inputs)) as inputs:
         problem = keys_problem(shard.request, inputs, None)
         here = [{part: portable(one) for part, one in source.items()} for source in key_sources(problem)]
-        check_same(
-            problem.k.tensor.name, shard.sources, here, "every worker must see the same files under the same paths"
-        )
+        check_same(problem.k.tensor.name, shard.sources, here, SEEN)
         watch = Watch(lambda event: None, interrupts)
         run = SketchRun(make_plan(problem), watch)
         try:

@@ -29,6 +29,9 @@ class Joint(Protocol):
     def commit(self) -> None:
         """All of them are complete."""
 
+    def keep(self) -> str:
+        """`abort` will leave the unfinished file."""
+
     def abort(self) -> None:
         """Leave nothing behind; does nothing after `commit`."""
 
@@ -42,13 +45,11 @@ def sheets_of(request: AttendRequest) -> list[tuple[Layer, AttendRequest]]:
 def _of_layer(request: AttendRequest, layer: Layer, count: int) -> AttendRequest:
     names = {name: getattr(request, name) for name in ("output", "doubt", "checkpoint")}
     for name, word in names.items():
-        single = word in (None, "-") or (name == "output" and is_joint(word))
+        single = word in (None, "-") or name == "checkpoint" or (name == "output" and is_joint(word))
         if count > 1 and not single and PLACE not in word:
             option = "-o" if name == "output" else f"--{name}"
             hint = " or -o FILE.h5, which gets a group for each" if name == "output" else ""
             raise UsageError(f"{option} {word}: {count} layers need a file each: put {PLACE} into its name{hint}")
-    if count > 1 and request.checkpoint and is_joint(request.output):
-        raise UsageError(f"--checkpoint: layers that are resumed need an output each: -o out-{PLACE}.npy")
     if count > 1 and request.top_k and PLACE not in request.output:
         raise UsageError(f"--top-k: {count} layers need a file each: -o top-{PLACE}.h5")
     filled = {name: word and word.replace(PLACE, str(layer.number)) for name, word in names.items()}
@@ -74,9 +75,16 @@ def dataset_of(layer: Layer) -> str:
     return "/" + layer.group.replace(".", "/") + "/out"
 
 
-def joint_file(request: AttendRequest, layers: list[Layer], plans: list[Plan], asked: int) -> Joint | None:
-    """The file of all layers; None where each has its own. asked: layers, with those that
-    cannot be run."""
+def joint_file(
+    request: AttendRequest,
+    layers: list[Layer],
+    plans: list[Plan],
+    asked: int,
+    part: str | None = None,
+    tag: str | None = None,
+) -> Joint | None:
+    """The file of all layers; None where each has its own. asked: layers, with those that cannot be run. part: the unfinished
+    file of an earlier run; tag: see Temporary."""
     if not is_joint(request.output) or asked == 1:
         return None
     from streamattn_cli.rows.writers.hdf5out import JointFile
@@ -84,7 +92,7 @@ def joint_file(request: AttendRequest, layers: list[Layer], plans: list[Plan], a
     shapes = {
         dataset_of(layer): (_shape(plan), plan.problem.q.count) for layer, plan in zip(layers, plans, strict=True)
     }
-    return JointFile(request.output, shapes)
+    return JointFile(request.output, shapes, part, tag)
 
 
 def _shape(plan: Plan) -> OutShape:

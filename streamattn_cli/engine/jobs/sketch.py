@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,22 +10,20 @@ from importlib.metadata import version
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
-from streamattn_cli.engine.passes.full import Queries
-from streamattn_cli.engine.passes.open_run import check_finite, check_output
+from streamattn_cli.engine.passes.open_run import check_output
 from streamattn_cli.engine.passes.pump import Watch
-from streamattn_cli.engine.passes.run import Run, SketchRun, auditor_of, lanes_of
+from streamattn_cli.engine.passes.run import SketchRun
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
-from streamattn_cli.engine.planning.variants import of_heads
 from streamattn_cli.engine.request.problem import Problem, larger_than_data
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import Saved, continued, find_saved
 from streamattn_cli.engine.saving.saver import Saver, State, check_schema, describe
 from streamattn_cli.engine.saving.sources import absorbed, check_disjoint, check_same, key_sources
-from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, Outcome, Started
+from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Started
 from streamattn_cli.engine.watch.meter import Meter, available_memory
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -37,18 +34,13 @@ from streamattn_cli.errors import (
     Interrupted,
     UsageError,
 )
-from streamattn_cli.rows.inputs.checks import check_layout
-from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states, identity
-from streamattn_cli.rows.inputs.open import Inputs, open_inputs
+from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
+from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.inputs.several_files import open_stream, wants_queries, with_own_queries
-from streamattn_cli.rows.tensors.heads import Heads
-from streamattn_cli.rows.tensors.hypothetical import imagined
 from streamattn_cli.rows.tensors.placeholder import absent
 from streamattn_cli.rows.tensors.ranges import first_row
-from streamattn_cli.rows.writers.base import Writer
-from streamattn_cli.rows.writers.recordout import waits
-from streamattn_cli.rows.writers.writer import open_writer
 from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.bend import Bend
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.registry import history_of
 
@@ -84,10 +76,17 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
     if "sketches" in facts:
         raise CheckpointIncompatible(f"{name}: a run with --sketches {facts['sketches']['kind']}, which answers no "
                                      "other queries than its own; go on with attend --resume")  # fmt: skip
+    if "job" in facts:
+        raise CheckpointIncompatible(
+            f"{name}: of a job in pieces, which has no sketch to query; go on with attend --resume"
+        )
     if facts.get("head") is None:
         raise CheckpointIncompatible(f"{name}: made by --method {meta['method']}, which keeps no sketch to query")
     if facts["mode"] == "causal":
         raise CheckpointIncompatible(f"{name}: a causal run, whose state answers only its own next rows; go on with "
+                                     "attend --resume")  # fmt: skip
+    if "sequences" in facts:
+        raise CheckpointIncompatible(f"{name}: a run of several sequences, whose state is that of one of them; go on with "
                                      "attend --resume")  # fmt: skip
     if meta["phase"] == Phase.KEYS:
         raise CheckpointIncompatible(f"{name}: its keys were not absorbed to the end ({meta['rows']} rows); go on with "
@@ -161,80 +160,6 @@ def learning_from_input(request: AttendRequest) -> AttendRequest:
     return replace(request, inputs=with_own_queries(request.inputs))
 
 
-def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
-    """Answer the queries of `request.inputs` from the sketch file `request.checkpoint`.
-
-    With `request.audit` and the keys and values that the sketch was made of, tell how wrong the answers are. Raises
-    InputMalformed and SourceChanged where they are other ones.
-    """
-    check_output(request, request.sketch)
-    keys_given = _keys_given(request)
-    with ExitStack() as stack:
-        file = open_sketch_file(request.sketch, request.memory)
-        spec = replace(request.inputs, kv_heads=file.heads, dim=file.params.dim, like=_layout_of_keys(file))
-        inputs = stack.enter_context(open_inputs(spec, need_kv=keys_given))
-        q, known = inputs.heads["q"], imagined(file.params.stored, file.rows, file.heads, file.params.dim, file.name)
-        check_layout(request.inputs, q, replace(known, batch=q.batch), alone=True)
-        files = file_states(heads.tensor for heads in inputs.heads.values())
-        problem = queries_problem(request, file, inputs)
-        plan = make_plan(problem)
-        listener(Started(plan.to_dict()))
-        for note in problem.notes:
-            listener(Note(note))
-        with interrupts.at_once(waits(request.output)):
-            writer = open_writer(
-                request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
-                problem.q.batch,
-            )  # fmt: skip
-        stack.callback(writer.abort)
-        stack.callback(interrupts.on_abort(writer.abort))
-        warm(plan, listener)
-        began = time.monotonic()
-        with Meter() as meter:
-            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
-            rows, counts, audit, reason = answer(file, plan, watch, writer)
-        check_finite(counts, request)
-        check_unchanged(files)
-        told = {"audit": audit.summary(), "audit_reason": reason} if audit else {}
-        writer.commit({**problem.facts(), "sketch": os.path.basename(file.name), "counts": counts, **told})
-        outcome = outcome_of("query", plan, counts, watch, meter, rows, began, request.output)
-        outcome = replace(outcome, audit=audit, audit_reason=reason)
-    listener(Finished(outcome))
-    return outcome
-
-
-def _layout_of_keys(file: SketchFile) -> str | None:
-    """The layout that the keys of a sketch had, which their sources tell; None where they do not agree."""
-    found = {source["k"].get("layout") for source in file.sources}
-    return found.pop() if len(found) == 1 else None
-
-
-def answer(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> tuple[int, dict, Audit | None, str | None]:
-    """Answer the queries of a plan made by `queries_problem` into `writer`; returns their number, the counts, the audit,
-    and why there is none."""
-    lanes = lanes_of(plan)  # the keys passed long ago, and only an audit reads them again
-    run = Run(plan, watch, Queries, writer, None, lanes, auditor_of(plan, lanes, postponed=True))
-    try:
-        run.sketches.load(file.state, file.name)
-        if not file.complete:
-            run.sketches.finish()
-        rows, audit, reason = run.go()
-        return rows, run.counts(), audit, reason
-    finally:
-        run.close()
-
-
-def _keys_given(request: AttendRequest) -> bool:
-    """Whether there are keys and values for an audit. Raises UsageError for the one without the other."""
-    given = [name for name in ("k", "v") if getattr(request.inputs, name)]
-    if request.audit and len(given) < 2:
-        raise UsageError(f"--audit {request.audit}: exact answers need the keys and values that {request.checkpoint} was made "
-                         "of: give --k FILE --v FILE with it")  # fmt: skip
-    if given and not request.audit:
-        raise UsageError(f"--{given[0]}: only an audit reads keys and values again; give --audit N with it, or omit it")
-    return bool(request.audit)
-
-
 def _saved(request: AttendRequest, facts: dict, sources: list[dict]) -> Saved | None:
     """The unfinished sketch to go on with, None to begin. Raises SourceChanged where the input is another one."""
     saved = find_saved(request, facts, {})
@@ -301,52 +226,8 @@ def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | No
         scale=before.params.scale, method=before.facts["method"],
         precision=before.params.dtype, notes=notes, rows_before=before.rows,
         local=before.params.window if before.params.local else None,
-        sink_logits=tuple(before.facts.get("sink_logits", ())),
+        sink_logits=tuple(before.facts.get("sink_logits", ())), bend=Bend.of_facts(before.facts),
     )  # fmt: skip
-
-
-def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) -> Problem:
-    """The problem of a query: keys and values are those of the sketch."""
-    p, q = file.params, inputs.heads["q"]
-    if q.dim != p.dim or len(q) % file.heads:
-        raise InputMalformed(
-            f"{q.tensor.name}: {len(q)} query heads of dim {q.dim} found, {file.name} has {file.heads} key heads of dim "
-            f"{p.dim}; expected a multiple of that many heads of the same dim"
-        )
-    if file.heads % q.batch:
-        raise InputMalformed(f"{q.tensor.name}: {q.batch} batches do not fit the {file.heads} key heads of {file.name}")
-    k, v = (inputs.k or absent(file.heads, p.dim, p.stored, q.batch)), inputs.v
-    if v is None:
-        v = absent(file.heads, p.value_dim, p.stored, q.batch)
-    else:
-        _check_keys(file, k, v)
-    v = replace(v, units=units_of(file.facts))
-    sinks, group = tuple(file.facts.get("sink_logits", ())), len(q) // file.heads
-    return Problem(
-        request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes,
-        local=p.window if p.local else None, sink_logits=sinks and of_heads(sinks, q, group, None, file.name),
-    )  # fmt: skip
-
-
-def _check_keys(file: SketchFile, k: Heads, v: Heads) -> None:
-    """Refuse keys and values that are not those of the sketch. Raises InputMalformed and SourceChanged."""
-    here, there = (len(k), k.dim, v.dim, k.rows), (file.heads, file.params.dim, file.params.value_dim, file.rows)
-    if any(found not in (expected, None) for found, expected in zip(here, there, strict=True)):
-        shown = [
-            f"{heads} key heads of dim {dim} and value dim {wide}, {rows} rows"
-            for heads, dim, wide, rows in (here, there)
-        ]
-        raise InputMalformed(
-            f"{k.tensor.name}: {shown[0]} found, {file.name} was made of {shown[1]}; give the keys and values that it was "
-            "made of (part of a file: --rows A:B)"
-        )
-    if len(file.sources) != 1 or not (k.tensor.seekable and v.tensor.seekable):
-        return
-    pairs = [(file.sources[0][part], identity(heads.tensor)) for part, heads in (("k", k), ("v", v))]
-    if all(one.get("kind") == "file" and "range" not in one for pair in pairs for one in pair):
-        old, new = ({part: {end: one[end] for end in ("first", "last")} for part, one in zip("kv", side, strict=True)}
-                    for side in zip(*pairs, strict=True))  # fmt: skip
-        check_same(file.name, [old], [new], "audit with the keys and values that it was made of")
 
 
 def units_of(facts: dict) -> tuple[float, ...] | None:
@@ -361,6 +242,7 @@ def sketch_facts(problem: Problem) -> dict:
     kept = {name: facts[name] for name in ("method", "mode", "scale", "seed", "precision")}
     if problem.sink_logits:
         kept["sink_logits"] = list(problem.sink_logits)
+    kept |= problem.bend.facts()
     if problem.v.units:
         kept["value_units"] = list(problem.v.units)
     return kept | {"shapes": shapes, "head": problem.head.to_dict(), "nan_policy": problem.request.nan_policy}

@@ -1,4 +1,4 @@
-"""`attend --engine`: the pieces of all sheets side by side, by threads, processes or a Dask cluster.
+"""`attend --engine` and `query --engine`: the pieces of all sheets side by side, by threads, processes or a Dask cluster.
 
 Workers write the answers into their place of the output, and only figures come back. A piece whose worker is lost is answered
 again, into the same place.
@@ -8,213 +8,150 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from math import ceil
 
-from streamattn_cli.engine.audit.together import of_heads, of_sequences
-from streamattn_cli.engine.jobs.attend import written_of
 from streamattn_cli.engine.jobs.executors import Engine, find_engine
-from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask, attend_piece
-from streamattn_cli.engine.jobs.pieces import PIECES, Piece, cut, narrow
-from streamattn_cli.engine.jobs.shares import resident_bytes, shares, tried, with_rows
+from streamattn_cli.engine.jobs.job_checkpoint import JobCheckpoint
+from streamattn_cli.engine.jobs.piece_run import Job, PieceTask, answer_piece, opened
+from streamattn_cli.engine.jobs.pieces import PIECES, cut, cut_queries
+from streamattn_cli.engine.jobs.shares import shares, tried
 from streamattn_cli.engine.jobs.shares import tasks as trial_tasks
-from streamattn_cli.engine.jobs.sheets import Joint, dataset_of, into, joint_file, sheets_of
-from streamattn_cli.engine.jobs.summary import summed, together
-from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order, portable
-from streamattn_cli.engine.passes.open_run import check_output, open_doubt
+from streamattn_cli.engine.jobs.sheet import Sheet
+from streamattn_cli.engine.jobs.sheets import Joint, joint_file, sheets_of
+from streamattn_cli.engine.jobs.summary import together
+from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order
+from streamattn_cli.engine.passes.open_run import check_output
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
-from streamattn_cli.engine.planning.resolve import resolve
-from streamattn_cli.engine.planning.sizing import make_plan
-from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.saving.resume import sources_of
-from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, Outcome, Progress, Started
+from streamattn_cli.engine.saving.resume import checkpoint_there
+from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Progress, Started
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CannotMeet, StreamattnError, UsageError
+from streamattn_cli.errors import CannotMeet, Interrupted, StreamattnError, UsageError
 from streamattn_cli.options import spelling
-from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.layers import Layer
-from streamattn_cli.rows.inputs.open import open_inputs
-from streamattn_cli.rows.inputs.several_files import absolute
 from streamattn_cli.rows.targets import refuse_existing
-from streamattn_cli.rows.writers.base import Writer
-from streamattn_cli.rows.writers.fileout import PlacedWriter
-from streamattn_cli.rows.writers.outshape import OutShape
-from streamattn_cli.rows.writers.shared import Place
-from streamattn_cli.rows.writers.writer import check_target, open_writer
+from streamattn_cli.rows.writers.writer import check_target
 
-ALONE = ("top_k", "sketches", "eps", "checkpoint", "resume")  # options of runs that are not cut into pieces
+Results = dict["Layer | None", "Outcome | StreamattnError | None"]
 
-
-@dataclass
-class Sheet:
-    """One layer of a job, or the whole input where there are no layers: its pieces, and what they have come to."""
-
-    layer: Layer | None
-    request: AttendRequest
-    problem: Problem
-    pieces: list[Piece]
-    sources: dict[str, dict]
-    files: dict[str, tuple[int, ...]]
-    writer: PlacedWriter | None = None
-    doubts: PlacedWriter | None = None
-    done: list[Answered] = field(default_factory=list)
-    resident: list[int] | None = None  # rows of every key head, where they have numbers of their own
-    failed: list[StreamattnError] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """For messages; empty where there are no layers."""
-        return f"layer {self.layer.number}" if self.layer else ""
-
-    def plans(self, memory: int | None) -> Iterator[Plan]:
-        """The plans of its pieces in a budget, but of heads alone that of the most."""
-        largest = self.at(max(self.resident)) if self.resident else self.problem
-        problem = replace(largest, request=replace(largest.request, threads=1, memory=memory))
-        widest = max(self.pieces, key=lambda piece: piece.query_heads(problem)[1] - piece.query_heads(problem)[0])
-        for piece in [widest] if self.pieces[0].heads else self.pieces:
-            yield make_plan(narrow(problem, piece))
-
-    def at(self, resident: int) -> Problem:
-        """The problem with other resident rows."""
-        with open_inputs(self.request.inputs, apart=True) as inputs:
-            return resolve(with_rows(self.request, resident), inputs)
-
-    def facts(self) -> dict:
-        """Those of the problem; of key heads with rows of their own, these."""
-        if not self.resident:
-            return self.problem.facts()
-        bytes_ = resident_bytes(self.request, self.resident)
-        mine = {"share": "adaptive", "resident_bytes": sum(bytes_), "head_rows": self.resident}
-        return self.problem.facts() | {"params": mine}
-
-    def open(self, job: Job, joint: Joint | None, stack: ExitStack, interrupts: Interrupts) -> Job:
-        """Make its outputs, and say where they are."""
-        q, p = self.problem.q, self.problem
-        opened = into(joint, self.layer) if joint and self.layer else open_writer
-        self.writer = writer = _in_file(
-            opened(self.request.output, q.rows, len(q), p.v.dim, p.out_dtype, q.layout, q.batch, sequences=q.sequences)
-        )
-        doubts = open_doubt(p, None, None)
-        self.doubts = _in_file(doubts) if doubts else None
-        for each in filter(None, (self.writer, self.doubts)):
-            stack.callback(each.abort)
-            stack.callback(interrupts.on_abort(each.abort))
-        place = _by_head(self.doubts.share(), len(q)) if self.doubts else None
-        return replace(self.of(job), out=writer.share(), doubts=place)
-
-    def of(self, job: Job) -> Job:
-        """The job of its pieces, without outputs."""
-        request = replace(job.request, inputs=absolute(self.request.inputs), output=self.request.output)
-        return replace(job, request=request, sheet=self.name, sources=self.sources)
-
-    def tasks(self, job: Job) -> Iterator[PieceTask]:
-        """Its pieces as tasks."""
-        for at, piece in enumerate(self.pieces):
-            yield PieceTask(job, piece, self.resident[at] if self.resident else None)
-
-    def audit(self) -> tuple[Audit | None, str | None]:
-        """The audits of its pieces as one, or why there is none."""
-        found = [each.audit for each in self.done if each.audit]
-        if len(found) < len(self.done):
-            return None, next(each.audit_reason for each in self.done if not each.audit)
-        if self.pieces[0].sequences:
-            edges = [0, *(piece.rows(self.problem)[1] for piece in self.pieces)]
-            return of_sequences(found, edges), None
-        return of_heads(found), None
-
-    def end(self, plan: Plan, meter: Meter, joint: Joint | None, apart: bool) -> Outcome | StreamattnError:
-        """All pieces are answered, or one of them failed, and the job goes on without them."""
-        if not self.failed:
-            return self.finish(plan, meter, apart)
-        for writer in filter(None, (self.writer, self.doubts)):
-            writer.abort()
-        if joint and self.layer:
-            joint.remove(dataset_of(self.layer))
-        return self.failed[0]
-
-    def finish(self, plan: Plan, meter: Meter, apart: bool) -> Outcome:
-        """All pieces are answered: commit the outputs. apart: by other processes."""
-        check_unchanged(self.files)
-        audit, reason = self.audit()
-        counts = summed([each.counts for each in self.done])
-        written = written_of(self.problem) | self.facts()
-        told = {**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason}
-        for writer in filter(None, (self.doubts, self.writer)):
-            writer.commit(told)
-        memory: dict[str, int | None] = {"allowed": plan.allowed, "projected": plan.projected}
-        if not apart:  # what other processes take, nobody measures here
-            memory |= {"reserved": meter.baseline, "peak": meter.peak()}
-        return Outcome(
-            command="attend",
-            facts=written | {"threads": plan.threads},
-            rows=self.problem.q.rows or 0,
-            seconds=sum(each.seconds for each in self.done),
-            wait_seconds=sum(each.wait_seconds for each in self.done),
-            bytes_read=sum(each.bytes_read for each in self.done),
-            memory=memory,
-            counts=counts,
-            audit=audit,
-            audit_reason=reason,
-            output=self.request.output,
-            notes=self.problem.notes,
-        )
+ALONE = ("top_k", "sketches", "eps")  # options of runs that are not cut into pieces
 
 
 def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
     """Run a request on an engine, for every layer that it asks for. Raises the errors of errors.py: outputs of layers that are
     complete stay."""
+    began = time.monotonic()
+    engine = find_engine(request.engine or "threads")
+    sheets, results = _sheets(request)
+    if request.share == "adaptive":
+        _give_shares(request, sheets, engine, listener, interrupts)
+    return _run(request, engine, sheets, results, listener, interrupts, began)
+
+
+def query_spread(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
+    """Answer queries from a sketch file on an engine, some rows of them in each piece. Raises what `query` does."""
+    began = time.monotonic()
+    engine = find_engine(request.engine or "threads")
+    sheet = _sheet(None, request, PIECES, "query")
+    return _run(request, engine, [sheet], {None: None}, listener, interrupts, began)
+
+
+def _run(
+    request: AttendRequest, engine: Engine, sheets: list[Sheet], results: Results, listener: Listener, interrupts: Interrupts,
+    began: float,
+) -> Outcome:  # fmt: skip
+    """All pieces of the sheets, into their outputs, as one outcome."""
     with ExitStack() as stack:
-        engine = find_engine(request.engine or "threads")
-        sheets, results = _sheets(request)
-        began = time.monotonic()
-        if request.share == "adaptive":
-            _give_shares(request, sheets, engine, listener, interrupts)
+        saved = None
+        if request.checkpoint and sheets[0].command != "query":
+            saved = stack.enter_context(JobCheckpoint(request, sheets))
         plan, workers, share = _planned(sheets, engine)
         listener(Started(plan.to_dict() | _counts(sheets, workers, engine)))
-        for note in dict.fromkeys(note for sheet in sheets for note in sheet.problem.notes):
+        for note in dict.fromkeys([*(note for sheet in sheets for note in sheet.problem.notes), *_resumed(sheets)]):
             listener(Note(note))
-        joint = None
-        if request.inputs.layer:
-            layers = [sheet.layer for sheet in sheets if sheet.layer]
-            joint = joint_file(request, layers, [_whole(sheet) for sheet in sheets], len(results))
+        joint = _joint(request, sheets, len(results), saved)
         if joint:
             stack.callback(joint.abort)
-        warm(next(sheets[0].plans(share)), listener)
-        job = _job(request, share, engine)
-        with Meter() as meter, engine.open(workers) as opened:
-            check_room(opened, plan)
-            do = attend_piece if engine.apart else partial(attend_piece, stop=opened.stop)
+        if any(sheet.left for sheet in sheets):
+            warm(next(sheets[0].plans(share)), listener)
+        job, tag = _job(request, share, engine), saved.tag if saved else None
+        with Meter() as meter, engine.open(workers) as workforce:
+            check_room(workforce, plan)
+            do = answer_piece if engine.apart else partial(answer_piece, stop=workforce.stop)
+
+            def end(sheet: Sheet) -> None:
+                if saved and not sheet.finished:
+                    saved.save(joint)
+                results[sheet.layer] = sheet.end(plan, meter, joint, engine.apart)
 
             def tasks() -> Iterator[PieceTask]:
                 for sheet in sheets:
-                    yield from sheet.tasks(sheet.open(job, joint, stack, interrupts))
+                    if sheet.left:
+                        yield from sheet.tasks(sheet.open(job, joint, stack, interrupts, tag))
 
-            places = [(sheet, piece) for sheet in sheets for piece in sheet.pieces]
+            for sheet in sheets:
+                if not sheet.left:
+                    if not sheet.finished:
+                        sheet.open(job, joint, stack, interrupts, tag)
+                    end(sheet)
+            places = [(sheet, at) for sheet in sheets for at in sheet.left]
             progress = _Told(sheets, plan, meter, began)
-            found = stack.enter_context(closing(in_order(opened, do, tasks(), interrupts, request.keep_going)))
-            for (sheet, piece), answered in zip(places, found, strict=True):
-                if isinstance(answered, StreamattnError):
-                    sheet.failed.append(answered)
-                else:
-                    sheet.done.append(answered)
-                    listener(progress(sheet, piece, answered))
-                if len(sheet.done) + len(sheet.failed) == len(sheet.pieces):
-                    results[sheet.layer] = sheet.end(plan, meter, joint, engine.apart)
+            found = stack.enter_context(closing(in_order(workforce, do, tasks(), interrupts, request.keep_going)))
+            with _saving(saved, joint):
+                for (sheet, at), answered in zip(places, found, strict=True):
+                    if isinstance(answered, StreamattnError):
+                        sheet.failed.append(answered)
+                    else:
+                        sheet.done[at] = answered
+                        listener(progress(sheet, at))
+                    if len(sheet.done) + len(sheet.failed) == len(sheet.pieces):
+                        end(sheet)
+                    elif saved:
+                        saved.reached(progress.rows, joint)
             layers, ended = _known(results)
             one = ended[0]
             outcome = one if isinstance(one, Outcome) and not layers else together(request, layers, ended)
             if joint:
                 joint.commit()
+            if saved:
+                saved.save(None, Phase.DONE)
         outcome = replace(outcome, seconds=time.monotonic() - began)
     listener(Finished(outcome))
     return outcome
+
+
+def _joint(request: AttendRequest, sheets: list[Sheet], asked: int, saved: JobCheckpoint | None) -> Joint | None:
+    """The file of all layers, if there is to be one and it is not there already."""
+    layers = [sheet.layer for sheet in sheets if sheet.layer]
+    if not layers or sheets[0].finished:
+        return None
+    part = next((sheet.parts["out"] for sheet in sheets if "out" in sheet.parts), None)
+    return joint_file(request, layers, [_whole(sheet) for sheet in sheets], asked, part, saved.tag if saved else None)
+
+
+@contextmanager
+def _saving(saved: JobCheckpoint | None, joint: Joint | None) -> Iterator[None]:
+    """What is done is saved once more when a signal stops the job."""
+    try:
+        yield
+    except Interrupted as stop:
+        if saved:
+            saved.save(joint)
+            stop.consequence = f"the checkpoint {saved.path} was saved; continue with --resume"
+        raise
+
+
+def _resumed(sheets: list[Sheet]) -> list[str]:
+    """A note on what an earlier run has done."""
+    done, all_ = (sum(map(len, each)) for each in ([s.done for s in sheets], [s.pieces for s in sheets]))
+    return [f"going on with a job of which {done} of {all_} pieces are answered"] if done else []
 
 
 def plan_spread(request: AttendRequest) -> Plan:
@@ -243,17 +180,14 @@ def _give_shares(
     warm(next(sheets[0].plans(share)), listener)
     job = _job(request, share, engine)
     tasks = [task for sheet, trial in zip(sheets, trials, strict=True) for task in trial_tasks(trial, sheet.of(job))]
-    with engine.open(workers) as opened:
-        check_room(opened, plan)
-        do = attend_piece if engine.apart else partial(attend_piece, stop=opened.stop)
-        audits = [answered.audit for answered in in_order(opened, do, tasks, interrupts)]
+    with engine.open(workers) as workforce:
+        check_room(workforce, plan)
+        do = answer_piece if engine.apart else partial(answer_piece, stop=workforce.stop)
+        audits = [answered.audit for answered in in_order(workforce, do, tasks, interrupts)]
     for sheet, rows in zip(sheets, shares(trials, audits), strict=True):
         sheet.resident = rows
         told = f"{sheet.name + ': ' if sheet.name else ''}key heads have {', '.join(map(str, rows))} resident rows"
         sheet.problem = replace(sheet.problem, notes=(*sheet.problem.notes, told))
-
-
-Results = dict["Layer | None", "Outcome | StreamattnError | None"]
 
 
 def _sheets(request: AttendRequest) -> tuple[list[Sheet], Results]:
@@ -267,7 +201,7 @@ def _sheets(request: AttendRequest) -> tuple[list[Sheet], Results]:
         if getattr(request, name):
             raise UsageError(f"--engine: {spelling(name)} is for runs that are not cut into pieces; omit one of them")
     requests = sheets_of(request) if request.inputs.layer else [(None, request)]
-    refuse_existing([each.output for _, each in requests], request.force)
+    refuse_existing([each.output for _, each in requests], request.force or checkpoint_there(request))
     most = ceil(PIECES / len(requests))
     sheets: list[Sheet] = []
     results: Results = {layer: None for layer, _ in requests}
@@ -288,22 +222,19 @@ def _known(results: Results) -> tuple[list[Layer], list[Outcome | StreamattnErro
     return [layer for layer in results if layer], [result for result in results.values() if result]
 
 
-def _sheet(layer: Layer | None, request: AttendRequest, most: int) -> Sheet:
+def _sheet(layer: Layer | None, request: AttendRequest, most: int, command: str = "attend") -> Sheet:
     if request.output == "-" or check_target(request.output) == "special":
         raise UsageError(f"-o {request.output}: --engine writes to files; give -o FILE.npy or FILE.h5")
-    check_output(request)
-    with open_inputs(request.inputs, apart=True) as inputs:
-        for heads in inputs.parts:
+    check_output(request, *([request.sketch] if command == "query" else []))
+    with opened(request, command) as (problem, sources, files, _):
+        for heads in (problem.q, problem.k, problem.v):
             if not heads.tensor.seekable:
                 raise CannotMeet(
                     f"{heads.tensor.name}: a pipe passes once and cannot be cut into pieces; omit --engine, or write the rows "
                     "to a file first"
                 )
-        problem = resolve(request, inputs)
-        files = file_states(heads.tensor for heads in inputs.parts)
-        sources = {part: portable(one) for part, one in sources_of(problem).items()}
-        pieces = cut(problem, most, each_head=request.share == "adaptive")
-        return Sheet(layer, request, problem, pieces, sources, files)
+        pieces = cut_queries(problem, most) if command == "query" else cut(problem, most, request.share == "adaptive")
+        return Sheet(layer, request, problem, pieces, sources, files, command=command)
 
 
 def _plans(sheets: list[Sheet], memory: int | None) -> Iterator[Plan]:
@@ -335,33 +266,22 @@ def _counts(sheets: list[Sheet], workers: int, engine: Engine) -> dict:
     return {"sheets": len(sheets), "pieces": pieces, "workers": workers, "engine": engine.word}
 
 
-def _in_file(writer: Writer) -> PlacedWriter:
-    """The writer of a file, as all outputs of a job are."""
-    assert isinstance(writer, PlacedWriter), f"{writer.name} is no file"
-    return writer
-
-
-def _by_head(place: Place, heads: int) -> Place:
-    """The place of --doubt, rows x heads, as one of heads of one number each."""
-    return replace(place, shape=OutShape("THD", heads, 1, place.shape.dtype))
-
-
 class _Told:
     """Makes the progress of a job: rows of all sheets, of which a piece answers a share."""
 
     def __init__(self, sheets: list[Sheet], plan: Plan, meter: Meter, began: float):
         self._total = sum(sheet.problem.q.rows or 0 for sheet in sheets)
         self._plan, self._meter, self._began = plan, meter, began
-        self._rows, self._bytes, self._sheets = 0.0, 0, sheets
+        self._before = sum(sheet.before for sheet in sheets)
+        self.rows, self._bytes, self._sheets = self._before, 0, sheets
 
-    def __call__(self, sheet: Sheet, piece: Piece, answered: Answered) -> Progress:
-        first, stop = piece.query_heads(sheet.problem)
-        self._rows += answered.rows * (stop - first) / len(sheet.problem.q)
-        self._bytes += answered.bytes_read
+    def __call__(self, sheet: Sheet, at: int) -> Progress:
+        self.rows += sheet.rows_of(at)
+        self._bytes += sheet.done[at].bytes_read
         return Progress(
-            phase=Phase.PIECES, rows=round(self._rows), total=self._total, bytes=self._bytes,
+            phase=Phase.PIECES, rows=round(self.rows), total=self._total, bytes=self._bytes,
             seconds=time.monotonic() - self._began, sketch_bytes=self._plan.sketch_bytes,
             memory_now=self._meter.now(), memory_peak=self._meter.peak(), memory_allowed=self._plan.allowed,
-            sheets=len(self._sheets) if sheet.layer else 0,
-            sheets_done=sum(len(one.done) == len(one.pieces) for one in self._sheets) if sheet.layer else 0,
+            rows_before=round(self._before), sheets=len(self._sheets) if sheet.layer else 0,
+            sheets_done=sum(not one.left for one in self._sheets) if sheet.layer else 0,
         )  # fmt: skip

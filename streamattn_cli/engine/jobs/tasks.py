@@ -10,12 +10,15 @@ from concurrent.futures import BrokenExecutor, Future, wait
 from importlib.metadata import version
 from typing import Literal, Protocol, TypeVar, overload
 
-from streamattn_cli.engine.jobs.executors import Engine, Opened, Stop, stop_asked
+from streamattn_cli.engine.jobs.executors import RETRIES, Engine, Opened, Stop, stop_asked
 from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.saving.resume import sources_of
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import CheckpointIncompatible, Interrupted, MemoryBudget, StreamattnError
 from streamattn_cli.units import format_bytes
 
+SEEN = "every worker must see the same files under the same paths"
 PROGRAM = (
     96 << 20
 )  # bytes of a worker before it does anything: interpreter, libraries, compiled kernels (measured: 70 to 90)
@@ -69,28 +72,42 @@ def in_order(
     """The results of all tasks in their order, at most `opened.width` of them under way or waiting.
 
     When one fails, or a signal asks for an end, the others are told to stop. keep_going: the error of a task is handed back in
-    place of its result, and the others go on.
+    place of its result, and the others go on. What a lost process had under way is done again.
     """
-    waiting: deque[Future[R]] = deque()
+    waiting: deque[tuple[T, Future[R]]] = deque()
 
     def next_result() -> R | StreamattnError:
-        try:
-            return _result(waiting.popleft(), interrupts)
-        except StreamattnError as error:
-            if not keep_going or isinstance(error.__cause__, BrokenExecutor):  # then there is nobody left to go on
-                raise
-            return error
+        for lost in range(RETRIES + 1):
+            try:
+                return _result(waiting[0][1], interrupts)
+            except BrokenExecutor as error:
+                if lost == RETRIES:
+                    raise _worker_lost(error) from error
+                wait([future for _, future in waiting])  # those that are under way are lost, too
+                waiting.extend([_again(*waiting.popleft()) for _ in range(len(waiting))])
+            except StreamattnError as error:
+                if not keep_going:
+                    raise
+                return error
+        raise AssertionError("the last loss is raised")
+
+    def _again(task: T, future: Future[R]) -> tuple[T, Future[R]]:
+        """The task is done again if its process was lost."""
+        lost = isinstance(future.exception(), BrokenExecutor)
+        return task, opened.executor.submit(do, task) if lost else future
 
     try:
         for task in tasks:
             if len(waiting) == opened.width:
                 yield next_result()
-            waiting.append(opened.executor.submit(do, task))
+                waiting.popleft()
+            waiting.append((task, opened.executor.submit(do, task)))
         while waiting:
             yield next_result()
+            waiting.popleft()
     except BaseException:
         opened.stop.set()
-        for future in waiting:
+        for _, future in waiting:
             future.cancel()
         raise
 
@@ -127,6 +144,11 @@ def check_room(opened: Opened, plan: Plan) -> None:
         )
 
 
+def identities(problem: Problem) -> dict[str, dict]:
+    """Of the inputs that are read, also where another machine sees them."""
+    return {part: portable(one) for part, one in sources_of(problem).items()}
+
+
 def portable(identity: dict) -> dict:
     """An identity without the time of modification, which a copy of the file on another machine need not share."""
     return {key: value for key, value in identity.items() if key != "modified_ns"}
@@ -153,12 +175,16 @@ def _result(future: Future[R], interrupts: Interrupts) -> R:
     error = future.exception()
     if error is None:
         return future.result()
-    if not isinstance(error, BrokenExecutor) and type(error).__name__ != "KilledWorker":  # the latter is Dask's
-        raise error
-    raise MemoryBudget(
-        f"a worker ended without a word ({type(error).__name__}: {error}); systems that run out of memory kill: allow "
-        "fewer workers (--threads) or less memory, and look at the workers' log"
-    ) from error
+    if type(error).__name__ == "KilledWorker":  # Dask's, which has done it again itself
+        raise _worker_lost(error) from error
+    raise error
+
+
+def _worker_lost(error: BaseException) -> MemoryBudget:
+    return MemoryBudget(
+        f"a worker ended without a word ({type(error).__name__}: {error}), and {RETRIES} more that were given its work; systems "
+        "that run out of memory kill: allow fewer workers (--threads) or less memory, and look at the workers' log"
+    )
 
 
 def _worker(task: Task) -> str:

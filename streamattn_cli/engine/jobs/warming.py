@@ -45,6 +45,8 @@ def _requests() -> list[tuple[str, AttendRequest]]:
         if method == "exact" or method == "poly":
             plain = replace(plain, resident_rows=None)
         found.append((dtype, plain))
+        if method in ("window", "exact") and causal:
+            found.append((dtype, replace(plain, softcap="1")))  # and all else that bends logits
         if method == "nystrom":  # short streams have atoms of other bits
             kinds = [plain, replace(plain, rope="10000:half")] if causal else [plain]
             found += [(dtype, replace(kind, resident_rows=rows)) for kind in kinds for rows in (256, ROWS // SHORT + 1)]

@@ -15,7 +15,7 @@ from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.rows.tensors.sample import spread_rows
 from streamattn_cli.rows.tensors.sequences import Sequences
 from streamattn_cli.rows.tensors.tensor import RowTensor
-from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.head import LINE, HeadAttention, laid_out, spec_bytes
 
 Stored = tuple[np.ndarray, np.ndarray, np.ndarray]  # first rows of k and v, and queries, (O, n, I) as they are stored
 
@@ -77,35 +77,55 @@ def _part(tensor: RowTensor, sequences: Sequences | None, number: int | None) ->
 
 
 class Beginnings:
-    """Makes the state of a lane new where a sequence begins, with the first rows of that sequence.
+    """Makes the state of a lane new where a sequence begins, with the settings for its length and its first rows.
 
-    reading: held while rows are read, since another thread reads the same files.
+    every: of each lane its sketch for sequences of every length. reading: held while rows are read, since another thread reads
+    the same files.
     """
 
-    def __init__(self, calibration: Calibration, lanes: int, reading: threading.Lock):
-        self._calibration, self._lanes, self._reading = calibration, lanes, reading
+    def __init__(self, calibration: Calibration, every: list[list[HeadAttention]], reading: threading.Lock):
+        self._calibration, self._every, self._reading = calibration, every, reading
         self._shown: dict[
             int, tuple[Stored, int]
         ] = {}  # sequence -> its first rows, and how many lanes want them still
         self._lock = threading.Lock()
-        self.clipped = np.zeros(lanes, np.int64)  # keys, in the sequences before
+        self.clipped = np.zeros(len(every), np.int64)  # keys, in the sequences before
+        self.kinds = np.full(len(every), len(calibration.problem.kinds) - 1)  # of a lane's sketches, the one in use
+
+    def choose(self, kinds: np.ndarray) -> None:
+        """Of the sketches of the lanes these (lanes,) are in use."""
+        self.kinds[:] = kinds
+        self._calibration.sketches[:] = [own[kind] for own, kind in zip(self._every, kinds, strict=True)]
 
     def begin(self, lane: Lane, number: int, row: int, work: dict) -> None:
         """Sequence `number` begins with this row of the stream."""
-        sketch = self._calibration.sketches[lane.index]
-        self.clipped[lane.index] += sketch.clipped
-        sketch.restart()
-        if self._calibration.needed:
+        problem, sketches, at = self._calibration.problem, self._calibration.sketches, lane.index
+        self.clipped[at] += sketches[at].clipped
+        self.kinds[at] = problem.kind_of(int(np.diff(problem.k.several.edges[number : number + 2])[0]))
+        sketches[at] = self._every[at][self.kinds[at]]
+        sketches[at].restart()
+        if self._calibration.needed and sketches[at].history:
             self._calibration.show(lane, self._first_rows(number), work, row)
 
     def _first_rows(self, number: int) -> Stored:
         with self._lock:
             if number not in self._shown:
                 with self._reading:
-                    self._shown[number] = self._calibration.read(number), self._lanes
+                    self._shown[number] = self._calibration.read(number), len(self.kinds)
             stored, wanted = self._shown[number]
             if wanted > 1:
                 self._shown[number] = stored, wanted - 1
             else:
                 del self._shown[number]
             return stored
+
+
+def of_every_length(problem: Problem, logits: dict) -> list[HeadAttention]:
+    """The sketches of a lane with the settings for every length, in one place of memory: one of them is in use at a time.
+    logits: see Problem.logits_of."""
+    if not problem.shorter:
+        return [HeadAttention(problem.head, **logits)]
+    specs = [params.state_spec() for params in problem.kinds]
+    room = np.zeros(max(spec_bytes(spec) + LINE * (len(spec) + 1) for spec in specs), np.uint8)
+    states = [laid_out(spec, room) for spec in specs]
+    return [HeadAttention(*one, **logits) for one in zip(problem.kinds, states, strict=True)]

@@ -85,7 +85,7 @@ class Exact(Pass):
                 p.v.dim,
                 p.scale,
                 window=p.local,
-                sink_logits=p.sinks_of(lane.query_heads),
+                **p.logits_of(lane.query_heads),
             )
             for lane in d.lanes
         ]

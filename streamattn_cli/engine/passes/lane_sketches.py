@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.engine.passes.calibration import Beginnings, Calibration
+from streamattn_cli.engine.passes.calibration import Beginnings, Calibration, of_every_length
 from streamattn_cli.engine.passes.driver import Driver
 from streamattn_cli.engine.saving.saver import State, stack_heads, unstack_heads
 from streamattn_cli.engine.watch.meter import trim
 from streamattn_cli.engine.workers.lanes import Answers, Lane, Part
 from streamattn_cli.rows.tensors.readahead import Block
-from streamattn_cli.sketches.head import HeadAttention
 
 
 class LaneSketches:
@@ -19,15 +18,12 @@ class LaneSketches:
     def __init__(self, driver: Driver):
         self._driver, self.problem = driver, driver.problem
         p = self.problem
-        self.heads = (
-            [HeadAttention(p.params, sink_logits=p.sinks_of(lane.query_heads)) for lane in driver.lanes]
-            if p.params
-            else []
-        )
+        every = [of_every_length(p, p.logits_of(lane.query_heads)) for lane in driver.lanes] if p.params else []
+        self.heads = [own[-1] for own in every]
         self.calibration = Calibration(p, self.heads)
         self.beginnings = None
         if p.sequences and self.heads:
-            self.beginnings = Beginnings(self.calibration, len(driver.lanes), driver.reading)
+            self.beginnings = Beginnings(self.calibration, every, driver.reading)
 
     def show_first_rows(self) -> None:
         """Show every sketch the first rows and some queries. Where there are several sequences this is done as they begin."""
@@ -93,10 +89,13 @@ class LaneSketches:
 
     def save(self) -> State:
         """The state of all heads, as lists of one array per head; views, not copies."""
-        return stack_heads([s.state for s in self.heads], "head")
+        kinds = {"kinds": self.beginnings.kinds} if self.beginnings and self.problem.shorter else {}
+        return stack_heads([s.state for s in self.heads], "head") | kinds
 
     def load(self, state: State, name: str) -> None:
         """Take back what `save` gave; `name` is the checkpoint's, for messages."""
+        if self.beginnings and self.problem.shorter:
+            self.beginnings.choose(np.asarray(state["kinds"]))
         unstack_heads(state, [s.state for s in self.heads], "head", name)
 
 

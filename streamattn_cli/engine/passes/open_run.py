@@ -14,12 +14,11 @@ from streamattn_cli.engine.passes.run import Run, auditor_of, lanes_of
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.saving.resume import Saved
 from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.errors import NonFinite, UsageError
 from streamattn_cli.options import files_of
 from streamattn_cli.rows.inputs.fingerprint import refuse_inputs
-from streamattn_cli.rows.targets import refuse_existing, refuse_same, side_of
+from streamattn_cli.rows.targets import SEQUENCE, numbered, refuse_existing, refuse_same, side_of
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.writer import check_target, open_writer
 
@@ -52,7 +51,8 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
     spec = request.inputs
     written = request.output, side_of(request.output), request.doubt, side_of(request.doubt)
     checkpoint = request.checkpoint if request.checkpoint not in sketches else None
-    refuse_inputs((*written, checkpoint), (spec.input, *spec.more, *files_of(spec), *files_of(request), *sketches))
+    inputs = spec.input, *spec.more, *files_of(spec), *files_of(request), *sketches
+    refuse_inputs((*written, *numbered(request.output), checkpoint), inputs)
     refuse_same((*written, checkpoint))
     if request.doubt:
         _check_doubt(request, request.doubt)
@@ -69,18 +69,18 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
 def _check_doubt(request: AttendRequest, doubt: str) -> None:
     if doubt == "-" or check_target(doubt) == "special":
         raise UsageError(f"--doubt {doubt}: give the name of a file in .npy or .h5")
+    if SEQUENCE in doubt:
+        raise UsageError(f"--doubt {doubt}: one file has the rows of all sequences; omit {SEQUENCE}")
     if request.top_k or request.sketches:
         raise UsageError("--doubt: rows of --top-k and --sketches are not written one by one; omit it")
 
 
-def open_doubt(problem: Problem, saved: Saved | None, tag: str | None) -> Writer | None:
-    """The writer of --doubt: rows x heads in float16; None where none was asked for, or it is complete. See open_writer."""
+def open_doubt(problem: Problem, going_on: tuple[str, int] | None, tag: str | None) -> Writer | None:
+    """The writer of --doubt: rows x heads in float16; None where none was asked for. See open_writer."""
     name = problem.request.doubt
-    if not name or (saved and not saved.doubt):
+    if not name:
         return None
-    return open_writer(
-        name, problem.q.rows, 1, len(problem.q), "f2", "TD", going_on=saved.doubt if saved else None, tag=tag
-    )
+    return open_writer(name, problem.q.rows, 1, len(problem.q), "f2", "TD", going_on=going_on, tag=tag)
 
 
 def check_finite(counts: dict[str, int], request: AttendRequest) -> None:

@@ -40,7 +40,8 @@ def warm(plan: Plan, listener: Listener) -> None:
     gc.freeze()  # what there is by now is nothing that the small run will leave: `give_back` need not look through it
     with jit.compilation(lambda: listener(Note(COMPILING))) as count:
         try:
-            _run_small(plan)
+            for params in [*(one for _, one in plan.problem.shorter), plan.problem.params]:
+                _run_small(replace(plan, problem=replace(plan.problem, params=params, shorter=())))
         finally:
             gc.unfreeze()
     if count.kernels:

@@ -1,6 +1,7 @@
 """`--method auto`: which method an input calls for, by rules that give the same answer every time.
 
-exact     up to SHORT rows, where no budget of resident rows was given: nothing else is right without a doubt
+exact     up to SHORT rows, where no budget of resident rows was given: nothing else is right without a doubt; and where logits
+          are bent (sketches/bend.py), or window on a pipe
 poly      where a degree that fits the budget of the other methods has a predicted error of at most GOOD
 nystrom   everything else: on the real heads of scripts/choices.py nothing else of the same size came near it
 """
@@ -48,8 +49,12 @@ def _unreadable(tensor: RowTensor) -> bool:
     return tensor.width == 0 or tensor.rows == 0 or (tensor.path is None and tensor.seekable)
 
 
-def choose(request: AttendRequest, head: HeadParams, rows: int | None, seekable: bool, spread: dict | None) -> Choice:
-    """The method for key heads like `head` over `rows` rows (None: unknown) and logits of that spread."""
+def choose(
+    request: AttendRequest, head: HeadParams, rows: int | None, seekable: bool, spread: dict | None, bent: bool = False
+) -> Choice:
+    """The method for key heads like `head` over `rows` rows (None: unknown) and logits of that spread, bent or not."""
+    if bent:
+        return Choice("exact" if seekable else "window", "no compressed rows answer where logits are capped or biased")
     if seekable and rows is not None and rows <= SHORT and request.resident_rows is None:
         return Choice("exact", f"{rows} rows are few enough to be answered exactly")
     budget = request.budget * row_bytes(head)
@@ -77,12 +82,13 @@ def poly_degree(request: AttendRequest, head: HeadParams, budget: int, std: floa
 
 
 def decided(
-    request: AttendRequest, inputs: Inputs, head: HeadParams, causal: bool, first_query: int
+    request: AttendRequest, inputs: Inputs, head: HeadParams, causal: bool, first_query: int, bent: bool
 ) -> tuple[AttendRequest, str]:
     """A request of `--method auto` with its method, and a note that says why."""
     parts = inputs.parts
     seekable = all(h.tensor.seekable for h in parts)
-    found = choose(request, head, parts[1].rows, seekable, spread_of(inputs, head.scale, causal, first_query))
+    spread = spread_of(inputs, head.scale, causal, first_query)
+    found = choose(request, head, parts[1].rows, seekable, spread, bent)
     settings = f" --degree {found.degree}" if found.degree else ""
     request = replace(request, method=found.method, degree=found.degree or request.degree)
     return request, f"--method auto takes {found.method}{settings}: {found.reason}"

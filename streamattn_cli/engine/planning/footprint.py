@@ -14,7 +14,7 @@ from streamattn_cli.engine.workers.lanes import lane_work_spec
 from streamattn_cli.rows.tensors.readahead import distinct, readahead_bytes
 from streamattn_cli.rows.tensors.tensor import row_bytes
 from streamattn_cli.sketches.exact import ExactQueries
-from streamattn_cli.sketches.head import spec_bytes
+from streamattn_cli.sketches.head import HeadParams, spec_bytes, widest
 from streamattn_cli.sketches.registry import history_of
 
 FIRST_ROWS = 1024  # shown to the method before the pass begins
@@ -50,7 +50,9 @@ def work_spec(problem: Problem) -> dict:
     """Scratch arrays of one thread for this problem."""
     spec = lane_work_spec(problem) | ExactQueries.work_spec(problem.v.dim, problem.precision)
     spec |= problem.sketches.params.work_spec() if problem.sketches else {}
-    return spec | (problem.params.work_spec() if problem.params else {})
+    for params in problem.kinds:
+        spec |= widest(spec, params.work_spec())
+    return spec
 
 
 def repair_batch(plan: Plan) -> int:
@@ -76,7 +78,7 @@ def _lasting(plan: Plan) -> dict[str, int]:
     if problem.sketches:
         parts["output"] *= problem.sketches.heaps or problem.request.audit > 0  # elsewhere no row is produced
     if problem.params or problem.sketches:
-        parts["sketch"] = len(problem.k) * spec_bytes(problem.params.state_spec()) if problem.params else 0
+        parts["sketch"] = problem.sketch_bytes
     if problem.method == "exact":
         parts |= {"queries": _held_queries(plan) * exact_row_bytes(problem)}
     if plan.audit_rows:
@@ -124,8 +126,12 @@ def _reading(plan: Plan) -> dict[str, int]:
 
 def _compression(problem: Problem, threads: int) -> int:
     """What the histories of all threads hold for a while."""
-    p = problem.params
-    if not p or not p.history:
+    return max((_compressing(problem, params, threads) for params in problem.kinds), default=0)
+
+
+def _compressing(problem: Problem, p: HeadParams, threads: int) -> int:
+    """The same of sequences with these parameters."""
+    if not p.history:
         return 0
     history, kind = p.history, history_of(p.history)
     few = None if problem.longest is None else kind.reduced(history, problem.rows_before + problem.longest)

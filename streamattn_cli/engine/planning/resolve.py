@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streamattn_cli.engine.planning.by_length import differences, shorter_ones
 from streamattn_cli.engine.planning.parameters import head_params, unused
 from streamattn_cli.engine.planning.positions import beside_key
 from streamattn_cli.engine.planning.value_units import in_units
-from streamattn_cli.engine.planning.variants import answered_by_window, local_params, local_window, sink_logits
+from streamattn_cli.engine.planning.variants import (
+    answered_by_window,
+    bend,
+    cannot_bend,
+    local_params,
+    local_window,
+    sink_logits,
+)
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.request.settings import AttendRequest
@@ -55,6 +63,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
             f"{k.tensor.name}: attention is local, a row sees those before it, and that is causal; give --causal, or --local none"
         )
     sinks = sink_logits(request, inputs, growing, notes)
+    bent = bend(request, inputs, causal, growing, notes)
     method = request.method or ("poly" if request.sketches or request.eps else "nystrom")
     if local and method != "exact":
         request, why = answered_by_window(request, method, local)
@@ -74,27 +83,39 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
     if method == "auto":
         from streamattn_cli.engine.planning.choose import decided  # which builds on this module
 
-        request, why = decided(request, inputs, head, causal, first_query)
+        request, why = decided(request, inputs, head, causal, first_query, bool(bent))
         notes.append(why)
         method = str(request.method)
     request = replace(request, rope=_rope(request, inputs, method, causal and not first_query, notes))
     longest = k.sequences.longest if k.sequences else k.rows
+    budgeted = not local and "resident_rows" in registry.find(method).options
+
+    def of_rows(rows: int | None) -> HeadParams | None:
+        """The parameters for a sequence of so many keys."""
+        params = head_params(request, method, head, causal, rows)
+        if params and local:
+            return local_params(head, local, None if growing else rows)
+        if budgeted and not growing and rows is not None and _all_fit(request, rows):
+            return replace(head, sinks=0, window=rows, group=8)
+        return params
+
     try:
-        params = head_params(request, method, head, causal, longest)
+        params = of_rows(longest)
+        shorter = shorter_ones(of_rows, k.sequences, params) if k.sequences and params else ()
     except UsageError as error:
         if of_layer:  # the advice is in rows
             raise UsageError(f"{shares[0]}; {error}; --resident-rows takes the place of --memory-per-layer") from None
         raise
-    if params and local:
-        params = local_params(head, local, None if growing else longest)
-    budgeted = not local and params is not None and "resident_rows" in registry.find(method).options
     if budgeted and not growing and longest is not None and _all_fit(request, longest):
-        params = replace(head, sinks=0, window=longest, group=8)
         of_each = " of every sequence" if k.sequences else ""
         notes.append(f"all {longest} rows{of_each} fit into --resident-rows: the answers are exact")
+    elif budgeted and shorter:
+        notes.append(differences(shorter))
+    if bent and params and params.history:
+        raise cannot_bend(bent, method, k.tensor.name)
     return Problem(
         request, q, k, v, causal, scale, method, head.dtype, params, tuple(notes), local=local, sink_logits=sinks,
-        first_query=first_query,
+        bend=bent, first_query=first_query, shorter=shorter,
     )  # fmt: skip
 
 

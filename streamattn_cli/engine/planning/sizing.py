@@ -117,7 +117,9 @@ def _largest(plan: Plan, name: str, low: int, high: int, words: str) -> str | No
             params = head_params(request, problem.method, plain, problem.causal, problem.longest)
         except UsageError:
             return False
-        return _fits(_sized(replace(plan, problem=replace(problem, request=request, params=params)), plan.block_rows))
+        return _fits(
+            _sized(replace(plan, problem=replace(problem, request=request, params=params, shorter=())), plan.block_rows)
+        )
 
     best = _bisect(fits, low, high)
     return None if best is None else words.format(best)

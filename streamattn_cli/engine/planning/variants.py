@@ -1,19 +1,24 @@
-"""Attention as models have it: windows that attention itself does not leave (--local), and learned sinks (--sink-logit)."""
+"""Attention as models have it: windows that attention itself does not leave (--local), learned sinks (--sink-logit),
+softcapping (--softcap) and ALiBi (--logit-bias)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.errors import InputMalformed, UsageError
+from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
+from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.numbers import decimals
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.sketches.bend import Bend, standard_slopes
 from streamattn_cli.sketches.head import HeadParams
 
 GROUPS = 3, 8  # of 8 to 256 rows
+SLOPE = "slope"  # of --logit-bias: the standard slopes
 
 
 def local_window(request: AttendRequest, inputs: Inputs, notes: list[str]) -> int | None:
@@ -65,41 +70,93 @@ def answered_by_window(request: AttendRequest, method: str, window: int) -> tupl
 
 
 def sink_logits(request: AttendRequest, inputs: Inputs, growing: bool, notes: list[str]) -> tuple[float, ...]:
-    """A logit for each query head, from --sink-logit or what the file says; empty for none.
+    """A logit for each query head, from --sink-logit or what the file says; empty for none. See `_of_each_head`."""
+    return _of_each_head("sink_logit", request, inputs, growing, notes)
+
+
+def bend(request: AttendRequest, inputs: Inputs, causal: bool, growing: bool, notes: list[str]) -> Bend:
+    """Softcapping and ALiBi, from --softcap and --logit-bias or what the file says. See `_of_each_head`."""
+    slopes = _of_each_head("logit_bias", request, inputs, growing, notes)
+    if slopes and not (causal or growing):
+        raise UsageError(
+            f"{inputs.parts[1].tensor.name}: --logit-bias counts keys back from the query, and that is causal; give --causal, "
+            "or --logit-bias none"
+        )
+    return Bend(_softcap(request, inputs, notes), slopes)
+
+
+def cannot_bend(bend: Bend, method: str, name: str) -> CannotMeet:
+    """The refusal to bend the logits of a method with a history."""
+    option = "--softcap" if bend.cap else "--logit-bias"
+    return CannotMeet(
+        f"{name}: {option} bends every logit by itself, and {method} has no single ones of older rows; use --method exact or "
+        "window, or --local W for a layer with a sliding window"
+    )
+
+
+def _softcap(request: AttendRequest, inputs: Inputs, notes: list[str]) -> float:
+    """0 for none."""
+    word, name = request.softcap, "--softcap"
+    if word is None:
+        if "softcap" not in inputs.attrs:
+            return 0.0
+        word, name = str(inputs.attrs["softcap"]), f"{inputs.parts[1].tensor.name}: attribute softcap"
+        notes.append(f"softcap {word} is taken from the file")
+    try:
+        cap = 0.0 if word == "none" else float(word)
+    except ValueError:
+        cap = math.nan
+    if not 0 <= cap < math.inf:
+        kind = UsageError if request.softcap else InputMalformed
+        raise kind(f"{name} {word}: give a number above 0 such as 50, or none")
+    return cap
+
+
+def _of_each_head(
+    field: str, request: AttendRequest, inputs: Inputs, growing: bool, notes: list[str]
+) -> tuple[float, ...]:
+    """A number for each query head, from the option of that name or what the file says; empty for none.
 
     growing: of a sketch, whose queries come later: as many as they will be. Raises UsageError and InputMalformed.
     """
-    word = request.sink_logit
+    word, option = getattr(request, field), spelling(field)
     q, k, _ = inputs.parts
-    if word == "none" or (word is None and "sink_logit" not in inputs.attrs):
+    if word == "none" or (word is None and field not in inputs.attrs):
         return ()
-    if word is not None:
-        found, name = decimals(word, "--sink-logit", request.inputs.input), f"--sink-logit {word}"
+    name, beside = f"{option} {word}", request.inputs.input
+    if word is None:
+        said = inputs.attrs[field]
+        word = said if isinstance(said, str) else ",".join(map(str, np.atleast_1d(said).tolist()))
+        name, option, beside = f"{k.tensor.name}: attribute {field}", f"attribute {field}", None
+        notes.append(f"{field} is taken from the file")
+    if field == "logit_bias" and word == SLOPE:
+        if not q.tensor.width:
+            raise UsageError(
+                f"{name}: without queries nobody knows how many heads they have; give their slopes as numbers"
+            )
+        found = np.array(standard_slopes(q.of or len(q) // q.batch))
     else:
-        said = inputs.attrs["sink_logit"]
-        typed = said if isinstance(said, str) else ",".join(map(str, np.atleast_1d(said).tolist()))
-        found, name = decimals(typed, "attribute sink_logit", None), f"{k.tensor.name}: attribute sink_logit"
-        notes.append("sink_logit is taken from the file")
+        found = decimals(word, option, beside)
     if growing:
         heads = len(k) // k.batch
         if len(found) % heads:
             raise InputMalformed(
-                f"{name}: {len(found)} logits found for {heads} key heads; expected one for each query head"
+                f"{name}: {len(found)} numbers found for {heads} key heads; expected one for each query head"
             )
         return tuple(map(float, found))
     return of_heads(tuple(map(float, found)), q, len(q) // len(k), request.inputs.select, name)
 
 
 def of_heads(
-    logits: tuple[float, ...], q: Heads, group: int, select: tuple[int, ...] | None, name: str
+    numbers: tuple[float, ...], q: Heads, group: int, select: tuple[int, ...] | None, name: str
 ) -> tuple[float, ...]:
-    """The logits of all query heads of `q`, in the order of its heads, from those of one batch, of which some key heads may be
+    """The numbers of all query heads of `q`, in the order of its heads, from those of one batch, of which some key heads may be
     selected. Raises InputMalformed."""
     heads = len(q) // q.batch
-    if select and len(logits) != heads and len(logits) >= (max(select) + 1) * group:
-        logits = tuple(logits[h * group + g] for h in select for g in range(group))
-    if len(logits) != heads:
+    if select and len(numbers) != heads and len(numbers) >= (max(select) + 1) * group:
+        numbers = tuple(numbers[h * group + g] for h in select for g in range(group))
+    if len(numbers) != heads:
         raise InputMalformed(
-            f"{name}: {len(logits)} logits found, {q.tensor.name} has {heads} query heads; give one for each"
+            f"{name}: {len(numbers)} numbers found, {q.tensor.name} has {heads} query heads; give one for each"
         )
-    return logits * q.batch
+    return numbers * q.batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.sequences import Sequences
+from streamattn_cli.sketches.bend import STRAIGHT, Bend
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
 from streamattn_cli.units import format_bytes
@@ -51,13 +53,24 @@ class Problem:
     rows_before: int = 0  # of the sketch that this one is appended to
     local: int | None = None  # keys that a row sees, itself included; None for all
     sink_logits: tuple[float, ...] = ()  # of the query heads, where there are any
+    bend: Bend = STRAIGHT  # of the logits: softcap and ALiBi
     first_query: int = 0  # causal: the row of keys that query 0 sees last
+    shorter: tuple[tuple[int, HeadParams], ...] = ()  # see engine/planning/by_length.py
 
     @property
     def head(self) -> HeadParams:
         """The parameters of one head, of a method that keeps a sketch."""
         assert self.params is not None, "exact attention has no parameters"
         return self.params
+
+    @property
+    def kinds(self) -> list[HeadParams]:
+        """The parameters of sequences of all lengths, those of the longest last; empty for `exact`."""
+        return [*(params for _, params in self.shorter), self.params] if self.params else []
+
+    def kind_of(self, rows: int) -> int:
+        """Which of the `kinds` serves a sequence of so many keys."""
+        return bisect_left([most for most, _ in self.shorter], rows)
 
     @property
     def sketching(self) -> Sketching:
@@ -80,9 +93,12 @@ class Problem:
         """Keys of the longest sequence; None while unknown."""
         return self.k.sequences.longest if self.k.sequences else self.k.rows
 
-    def sinks_of(self, query_heads: slice) -> np.ndarray:
-        """The sink logits of some query heads (heads,) float64; empty where there are none."""
-        return np.array(self.sink_logits[query_heads], np.float64)
+    def logits_of(self, query_heads: slice) -> dict[str, Any]:
+        """What is said of the logits of some query heads, as HeadAttention and ExactQueries take it."""
+        return {
+            "sink_logits": np.array(self.sink_logits[query_heads], np.float64),
+            "bend": self.bend.of(query_heads),
+        }
 
     def keys_of(self, row: int) -> int | None:
         """How many of the first keys the queries up to this row of one sequence see; None for all."""
@@ -95,8 +111,8 @@ class Problem:
 
     @property
     def sketch_bytes(self) -> int:
-        """Bytes of the sketches of all key heads; 0 for `exact`."""
-        return len(self.k) * spec_bytes(self.params.state_spec()) if self.params else 0
+        """Bytes of the sketches of all key heads, in which sequences of all lengths have room; 0 for `exact`."""
+        return len(self.k) * max((spec_bytes(params.state_spec()) for params in self.kinds), default=0)
 
     @property
     def shapes(self) -> dict:
@@ -121,14 +137,15 @@ class Problem:
         r = self.request
         params: dict[str, Any] = {}
         if self.params:
-            params = {"sinks": self.params.sinks, "window": self.params.window, "group": self.params.group}
-            if self.params.history:
-                params |= self.params.history.to_dict()
+            params = _told(self.params)
             resident = spec_bytes(self.params.state_spec())
             params["resident_bytes"] = resident
             params["resident_rows"] = round(resident / row_bytes(self.params), 1)
+        if self.shorter:
+            params["shorter"] = [{"up_to": most, "params": _told(one)} for most, one in self.shorter]
         params |= {"local": self.local} if self.local else {}
         params |= {"sink_logits": list(self.sink_logits)} if self.sink_logits else {}
+        params |= self.bend.facts()
         params |= {"value_units": list(self.v.units)} if self.v.units else {}
         return {
             "method": self.method,
@@ -139,3 +156,9 @@ class Problem:
             "seed": r.seed,
             "precision": self.precision,
         }
+
+
+def _told(params: HeadParams) -> dict[str, Any]:
+    """The settings of a sketch, JSON-able."""
+    history = params.history.to_dict() if params.history else {}
+    return {"sinks": params.sinks, "window": params.window, "group": params.group, **history}

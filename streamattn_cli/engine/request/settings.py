@@ -79,6 +79,25 @@ class AttentionSettings:
         open=True,
         decides=True,
     )
+    softcap: str | None = attention(
+        None,
+        "exact, window, --local: logits become C tanh(logit / C), as attn_logit_softcapping of Gemma 2; or none.",
+        shown="of the file, or none",
+        metavar="C",
+        choices=("none",),
+        open=True,
+        decides=True,
+    )
+    logit_bias: str | None = attention(
+        None,
+        "exact, window, --local; causal: slope x (key row - query row) is added to logits. slope: the standard slopes of ALiBi; "
+        "or one of each query head, as for --sink-logit; or none.",
+        shown="of the file, or none",
+        metavar="NUMBERS",
+        choices=("slope", "none"),
+        open=True,
+        decides=True,
+    )
     scale: str | None = attention(
         None,
         "sqrt (1/sqrt(dim)), d (1/dim) or a number.",

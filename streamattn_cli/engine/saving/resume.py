@@ -20,6 +20,7 @@ from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
 from streamattn_cli.rows.inputs.fingerprint import identity_of
+from streamattn_cli.rows.targets import numbered
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.rows.tensors.resumed import ContinuedTensor
@@ -74,41 +75,49 @@ def _borders(problem: Problem) -> list[str]:
 
 
 def sources_of(problem: Problem) -> dict[str, dict]:
-    """Identities of the inputs."""
+    """Identities of the inputs that there are."""
     parts = {"q": problem.q, "k": problem.k, "v": problem.v}
-    return {name: identity_of(heads, problem.request.fingerprint) for name, heads in parts.items()}
+    return {
+        name: identity_of(heads, problem.request.fingerprint) for name, heads in parts.items() if heads.tensor.width
+    }
 
 
-def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dict]) -> Saved | None:
-    """The checkpoint to go on with, None to begin. Raises UsageError, and the errors of a checkpoint that does not fit."""
+def checkpoint_there(request: AttendRequest) -> bool:
+    """Whether there is a checkpoint to go on with. Raises UsageError where nobody said whether to."""
     name = request.checkpoint
     if name is None:
         if request.resume:
             raise UsageError("--resume needs --checkpoint FILE")
         if request.checkpoint_every != AttendRequest.checkpoint_every:
             raise UsageError(f"--checkpoint-every {request.checkpoint_every} needs --checkpoint FILE")
-        return None
-    if not os.path.exists(name):
-        return None
-    if not request.resume and request.force:
-        return None
+        return False
+    if not os.path.exists(name) or (request.force and not request.resume):
+        return False
     if not request.resume:
         raise UsageError(f"{name}: there is a checkpoint already; continue with --resume, or start again with --force")
+    return True
+
+
+def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dict]) -> Saved | None:
+    """The checkpoint to go on with, None to begin. Raises UsageError, and the errors of a checkpoint that does not fit."""
+    name = request.checkpoint
+    if name is None or not checkpoint_there(request):
+        return None
     state, meta = read(name, request.memory or available_memory())
     check_facts(name, meta, facts)
     check_sources(name, meta, sources)
     output = json.loads(meta["output"]) if "output" in meta else {}
     part, doubt = ((output[key], output["rows"]) if key in output else None for key in ("part", "doubt"))
     phase, done = _phase(name, meta), int(meta["rows"])
-    if doubt and request.doubt and not _beside(request.doubt, doubt[0]):
+    if doubt and request.doubt and not beside(request.doubt, doubt[0]):
         if not os.path.exists(request.doubt) or done != sources_rows(sources):
             raise CheckpointIncompatible(
                 f"{name}: the unfinished file {doubt[0]} beside {request.doubt} is gone; put it back, or start again "
                 "without --resume"
             )
         doubt = None  # the run ended between its last steps
-    if part and not _beside(request.output, part[0]):
-        if os.path.exists(request.output) and done == sources_rows(sources):
+    if part and not beside(request.output, part[0]):
+        if is_there(request.output) and done == sources_rows(sources):
             recover(request.output + ".json", part[0].split(".")[-2])
             return Saved(name, dict(state), Phase.DONE, done, None, None, meta)  # it ended between its last two steps
         raise CheckpointIncompatible(
@@ -129,7 +138,12 @@ def _phase(name: str, meta: Mapping[str, str]) -> Phase:
         ) from error
 
 
-def _beside(output: str, part: str) -> bool:
+def is_there(output: str) -> bool:
+    """Whether an output has its name."""
+    return any(map(os.path.exists, numbered(output)))
+
+
+def beside(output: str, part: str) -> bool:
     """Whether the unfinished file is there, in the folder of the output."""
     return os.path.exists(os.path.join(os.path.dirname(os.path.realpath(output)), part))
 

@@ -24,6 +24,7 @@ class Phase(StrEnum):
     DONE = "done"
     GENERATE = "generate"  # of the commands that only make rows,
     SCAN = "scan"  # or only look at them
+    CAPTURE = "capture"  # tokens that pass through a model
 
     @property
     def answers(self) -> bool:

@@ -20,6 +20,7 @@ from streamattn_cli.report.html.page import (
     table,
 )
 from streamattn_cli.report.html.svg import scatter_plot
+from streamattn_cli.report.text.compare import by_layer
 from streamattn_cli.report.text.outcome import facts_text
 from streamattn_cli.units import format_bytes, format_count, format_duration
 
@@ -31,8 +32,8 @@ READING = (
     "be told apart by this sample; ask for a larger --audit.",
     "A line joins the methods that nothing else on the picture beats in both directions. Both axes are "
     "logarithmic: down is less error, left is less cost.",
-    "Times were measured one after the other on this machine, answers to all rows included, and vary by some "
-    "tens of percent.",
+    "Times were measured on this machine (with --engine while others ran beside them), answers to all rows included, and vary by "
+    "some tens of percent.",
 )
 
 
@@ -62,6 +63,9 @@ def comparison_page(found: dict) -> str:
                 ),
             )
         )
+    if found.get("layers"):
+        head, *rows = by_layer(found["layers"], dict(enumerate(letters)))
+        body.append(table("Error by layer", list(head), [list(row) for row in rows], words=1))
     body += [pairs_table("What ran", [("ran", facts_text(found["facts"]))])]
     body += [heading("How to read this"), listed(READING)]
     return page(f"streamattn compare: {found['input']}", body)
@@ -108,7 +112,7 @@ def _table(ran: list) -> str:
                 limits,
                 percent(e["p95_row"]),
                 format_count(t["rows"] / max(t["seconds"], 1e-9)),
-                format_bytes(t["peak"]),
+                "" if t["peak"] is None else format_bytes(t["peak"]),
                 ", ".join(t["front"]),
             ]
         )

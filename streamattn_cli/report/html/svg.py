@@ -202,13 +202,13 @@ def shade(value: float | None, low: float, high: float) -> str:
 
 def scatter_plot(
     title: str, description: str, points: Sequence[tuple[float, float, float, float, str, bool]], x_words: Callable,
-    y_words: Callable, x_name: str, binary: bool = False,
+    y_words: Callable, x_name: str, binary: bool = False, y_name: str = "relative error",
 ) -> str:  # fmt: skip
     """(x, y, low, high, letter, on the front) with intervals, both axes logarithmic; a line along the front."""
     y = Scale([v for p in points for v in p[1:4] if v > 0], HIGH - BOTTOM, TOP, log=True)
     left = left_of([y_words(tick) for tick in y.ticks()])
     x = Scale([p[0] for p in points], left, WIDE - RIGHT, log=True, binary=binary)
-    body = axes(x, y, x_words, y_words, x_name, "relative error", left)
+    body = axes(x, y, x_words, y_words, x_name, y_name, left)
     front = sorted((x.at(p[0]), y.at(p[1])) for p in points if p[5])
     body.append('<polyline class="front" points="' + " ".join(f"{a:g},{b:g}" for a, b in front) + '"/>')
     for a, b, low, high, letter, best in sorted(points, key=lambda p: p[5]):

@@ -45,6 +45,8 @@ def compare_lines(found: dict, width: int, plots: bool = True) -> list[str]:
     refused = [(t["label"], f"at {t['budget']} rows: {t['refused']}") for t in trials if not t["audit"]]
     if refused:
         lines += ["", *plain_lines("not run", refused, width)]
+    if found.get("layers"):
+        lines += ["", "error by layer", *layer_lines(found["layers"], letters, width)]
     ran = [(letters[i], t) for i, t in enumerate(trials) if t["audit"] and 0 < t["audit"]["method"]["error"] < inf]
     if plots and len(ran) > 1:
         lines += _plot("error against resident memory", ran, "memory", "resident_bytes", format_bytes, width)
@@ -69,6 +71,27 @@ def table_lines(trials: list[dict], letters: dict[int, str], width: int) -> list
     return lines
 
 
+def by_layer(layers: list[dict], letters: dict[int, str]) -> list[tuple[str, ...]]:
+    """The error of every trial on every layer, under a head of letters."""
+    errors = [
+        (
+            str(layer["number"]),
+            *(f"{t['audit']['method']['error']:.3g}" if t["audit"] else "-" for t in layer["trials"]),
+        )
+        for layer in layers
+    ]
+    return [("layer", *(letters[i] for i in range(len(layers[0]["trials"])))), *errors]
+
+
+def layer_lines(layers: list[dict], letters: dict[int, str], width: int) -> list[str]:
+    """The same as text; the last trials are left out where the terminal is narrow."""
+    rows = by_layer(layers, letters)
+    wide = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    while len(wide) > 2 and sum(wide) + 2 * len(wide) > width:
+        wide.pop()
+    return ["  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=False)) for row in rows]
+
+
 def _cells(letter: str, trial: dict) -> tuple[str, ...]:
     e = trial["audit"]["method"]
     return (
@@ -80,7 +103,7 @@ def _cells(letter: str, trial: dict) -> tuple[str, ...]:
         interval_text(e["low"], e["high"]) if e["enough"] else "too few rows",
         f"{e['p95_row']:.3g}",
         format_count(trial["rows"] / max(trial["seconds"], 1e-9)),
-        format_bytes(trial["peak"]),
+        "" if trial["peak"] is None else format_bytes(trial["peak"]),
         ", ".join(trial["front"]),
     )
 

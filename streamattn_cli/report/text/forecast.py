@@ -7,7 +7,7 @@ from typing import TextIO
 from streamattn_cli.report.text.outcome import facts_text
 from streamattn_cli.report.text.table import plain_lines
 from streamattn_cli.report.text.terminal import columns
-from streamattn_cli.units import format_bytes, format_duration
+from streamattn_cli.units import format_bytes, format_count, format_duration
 
 COLUMNS = ("method", "settings", "resident", "memory", "time", "expected error")
 GUESS = (
@@ -41,7 +41,23 @@ def forecast_lines(found: dict, width: int) -> list[str]:
     if refused:
         lines += [*plain_lines("do not fit", refused, width), ""]
     lines += plain_lines("recommended", [(best["method"], best["reason"])], width)
+    if "job" in found:
+        lines += ["", *plain_lines(f"all {len(found['job']['layers'])} layers, so", _job(found["job"]), width)]
     return [*lines, "", f"    {best['command']}"]
+
+
+def _job(job: dict) -> list[tuple[str, str]]:
+    """What all layers of a job come to."""
+    slowest = max(job["layers"], key=lambda layer: layer["seconds"])
+    rows = [
+        ("rows", f"{format_count(sum(layer['rows'] for layer in job['layers']))} of keys"),
+        ("one by one", f"{format_duration(job['seconds'])}, {format_bytes(job['projected'])}"),
+        ("slowest", f"layer {slowest['number']}, {format_duration(slowest['seconds'])}"),
+    ]
+    if job["workers"] > 1:
+        both = f"{format_duration(job['workers_seconds'])}, {format_bytes(job['workers_projected'])}"
+        rows.append((f"{job['workers']} at once", f"{both} (--engine processes)"))
+    return rows
 
 
 def _table(options: list[dict], width: int) -> list[str]:

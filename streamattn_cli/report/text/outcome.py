@@ -15,6 +15,7 @@ from streamattn_cli.units import format_bytes, format_count, format_duration, is
 MEMORY_WORDS = ("allowed", "reserved", "projected", "peak")
 WORST = 3  # rows named
 SAID = {"group": "buffer", "active": "atoms compressed at a time", "temper": "kernel flattened to"}  # the names of JSON
+LISTS = "layers", "texts", "heads"  # of names and numbers, where others are shapes
 FLOATS = {"f2": "float16", "bf16": "bfloat16", "f4": "float32", "f8": "float64"}
 SHOWN_FACTS = ("method", "mode", "params", "scale", "shapes", "seed", "threads")
 
@@ -80,7 +81,7 @@ def _fact(name: str, value: object) -> str:
     if name == "head rows" and isinstance(value, (list, tuple)):
         return f"resident rows by key head {', '.join(map(str, value))}"
     if isinstance(value, (list, tuple)):
-        return f"{name} " + " x ".join(str(entry) for entry in value)
+        return f"{name} " + (", " if name in LISTS else " x ").join(str(entry) for entry in value)
     return f"{name} {value}"
 
 

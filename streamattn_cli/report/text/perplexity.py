@@ -30,13 +30,15 @@ def perplexity_lines(found: dict, width: int) -> list[str]:
     layers = found["layers"]
     rows = [
         ("read", f"{found['tokens']} tokens of {', '.join(found['texts'])} in {format_duration(found['seconds'])}"),
-        ("layers", f"{len(layers)} answered by the method: {_numbers(layers)}"),
+        ("layers", f"{len(layers)} answered by the method: {numbers(layers)}"),
         ("memory", f"exact attention keeps {format_bytes(exact['attention_bytes'])} of these layers"),
     ]
     if found["context"] and found["tokens"] > found["context"]:
         rows.append(
             ("context", f"the model was made for {found['context']} tokens: beyond them exact attention is no truth")
         )
+    if found["reference_window"]:
+        rows.append(("exact", f"looks back {found['reference_window']} rows in these layers"))
     lines = plain_lines(f"streamattn perplexity: {found['model']}", rows, width)
     lines += ["", *_table([HEAD, *(_cells(reading) for reading in found["readings"])])]
     parts = exact["by_position"]
@@ -68,7 +70,7 @@ def _label(reading: dict) -> str:
     return f"{reading['method']} {reading['resident_rows']}"
 
 
-def _numbers(layers: list[int]) -> str:
+def numbers(layers: list[int]) -> str:
     """'0 to 29', or all of them with commas."""
     if len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1)):
         return f"{layers[0]} to {layers[-1]}"

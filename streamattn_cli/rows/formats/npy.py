@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from streamattn_cli.errors import InputMalformed
+from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.npyheader import MAGIC, read_header
 from streamattn_cli.rows.tensors.file import FileTensor
@@ -38,7 +39,9 @@ def npy_array(path: str, wanted: str | None = None) -> Stored:
         shape=header.shape,
         dtype=header.dtype,
         open=lambda extent: FileTensor(path, header.size, extent, header.dtype),
+        attrs=plain(header.attrs.items(), path),
         notes=(header.note,) if header.note else (),
+        parts=header.parts,
     )
 
 

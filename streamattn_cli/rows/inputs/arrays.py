@@ -8,6 +8,7 @@ from math import prod
 from typing import BinaryIO
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.inputs.paths import Place
 from streamattn_cli.rows.inputs.scales import with_scale
@@ -44,8 +45,9 @@ def record_stream(file: BinaryIO, name: str, wanted: str | None) -> Stored:
     if first is None:
         raise InputMalformed(f"{name}: is empty, expected .npy records (headerless rows need --raw and --dim)")
     tensor = StreamTensor(stream, records, prod(first.shape[1:]), first.dtype)
-    notes = (first.note,) if first.note else ()
-    return _not_empty(tensor, Stored(name, (None, *first.shape[1:]), first.dtype, lambda extent: tensor, {}, notes))
+    notes, attrs = (first.note,) if first.note else (), plain(first.attrs.items(), name)
+    stored = Stored(name, (None, *first.shape[1:]), first.dtype, lambda extent: tensor, attrs, notes, parts=first.parts)
+    return _not_empty(tensor, stored)
 
 
 def raw_stream(file: BinaryIO, name: str, dtype: str, width: int) -> Stored:

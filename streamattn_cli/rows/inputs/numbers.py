@@ -12,6 +12,7 @@ from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.inputs.paths import find
 
 MOST = 1 << 27  # numbers in a file
+NAMED = ("hdf5", "npz")  # formats in which an array beside q, k and v is found by its name
 
 
 def integers(word: str, option: str, beside: str | None = None) -> np.ndarray:
@@ -39,9 +40,12 @@ def _found(word: str, option: str, beside: str | None, kind: Callable[[str], int
     path, colon, inside = word.rpartition(":")
     if os.path.lexists(word) or not (colon and os.path.lexists(path)):
         path, inside = word, ""
-    if not os.path.lexists(path) and beside is not None and beside != "-" and os.path.isfile(beside):
-        path, inside = beside, word
-    return _read(path, inside, option, kind)
+    if os.path.lexists(path) or beside is None or not os.path.isfile(beside) or find(beside).kind not in NAMED:
+        return _read(path, inside, option, kind)
+    try:
+        return _read(beside, word, option, kind)
+    except InputMissing as error:
+        raise InputMissing(f"{option} {word}: there is no such file; and as a name in the input, {error}") from error
 
 
 def _read(path: str, inside: str, option: str, kind: Callable[[str], int | float]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +25,7 @@ from streamattn_cli.rows.tensors.heads import (
     record_word,
     select,
     split_record,
+    told_parts,
     whole,
 )
 from streamattn_cli.rows.tensors.layout import LAYOUTS, Extent, extent, infer, infer_query, layout_word, show
@@ -107,15 +109,15 @@ class _Opening:
                 f"--dtype {spec.dtype}: it tells what 8- or 16-bit integers are; use {one_of(PATTERNS)}, or omit it"
             )
         self._plain: dict[str, Stored] = {}  # part -> array that holds it alone
-        self._packed: dict[str, Stored] = {}  # record -> array or stream that holds its parts side by side
+        self._packed: list[tuple[str, tuple[str, ...], Stored]] = []  # record, what is taken of it, array or stream
 
     def heads(self) -> dict[str, Heads]:
         """Heads of every part asked for."""
         self._gather()
         found: dict[str, Heads] = {}
-        for record, stored in self._packed.items():
+        for record, wanted, stored in self._packed:
             heads = self._unpack(stored, record)
-            found.update((part, heads[part]) for part in record if part in self._parts and part not in found)
+            found.update((part, heads[part]) for part in wanted)
         layouts = self._layouts(found.get("k"))
         for part, stored in self._plain.items():
             shape = self._extent(stored, layouts[part], part)
@@ -137,9 +139,13 @@ class _Opening:
         for part, word in words.items():
             place = None if word == "-" else find(word)
             if place is None or place.kind == "pipe":
-                self._packed[part] = self._stream(word, part)
+                self._pack(self._stream(word, part), part, (part,))
             else:
-                self._plain[part] = self._keep(arrays.single(place, word, part, self._dtype), place.note)
+                stored = self._keep(arrays.single(place, word, part, self._dtype), place.note)
+                if stored.parts:
+                    self._pack(stored, part, (part,))
+                else:
+                    self._plain[part] = stored
         if rest and self._spec.input is not None:
             self._gather_input(self._spec.input, rest)
 
@@ -161,14 +167,31 @@ class _Opening:
         if place is not None and place.names_arrays and place.inside is None:
             self._gather_named(place, rest)
             return
-        record = self._record(word, rest)
+        record, at = self._record(word, rest), len(self.notes)
+        alone = False
         if place is None or place.kind == "pipe":
-            self._packed[record] = self._stream(word, record)
+            stored = self._stream(word, record)
         elif place.kind == "raw" and self._raw is not None:
-            self._packed[record] = arrays.raw_file(place.path, self._raw, self._raw_width(word, record))
+            stored = arrays.raw_file(place.path, self._raw, self._raw_width(word, record))
         else:
             stored = self._keep(arrays.single(place, word, None, self._dtype), place.note)
-            (self._plain if len(record) == 1 else self._packed)[record] = stored
+            alone = len(record) == 1 and not stored.parts
+        if self._spec.record is None and not stored.parts:
+            self.notes.insert(at, f"{word}: rows are taken as --record {record}")
+        if alone:
+            self._plain[record] = stored
+        else:
+            self._pack(stored, record, rest)
+
+    def _pack(self, stored: Stored, record: str, wanted: tuple[str, ...]) -> None:
+        """Take the wanted parts of an array or stream that holds those of `record`, or those that it says. InputMalformed."""
+        if stored.parts:
+            record = "".join(part for part, _, _ in stored.parts)
+            if lacking := [part for part in wanted if part not in record]:
+                raise InputMalformed(
+                    f"{stored.name}: its rows are {_listed(stored.parts)}; give --{lacking[0]} FILE, which they lack"
+                )
+        self._packed.append((record, wanted, stored))
 
     def _gather_named(self, place: Place, parts: tuple[str, ...]) -> None:
         """Parts from a file that names its arrays, or keys and values from its packed cache."""
@@ -182,16 +205,14 @@ class _Opening:
             found = arrays.parts_of(place, others, self._spec.group, self._dtype) if others else {}
             both = halves(cache)
             if both is None:
-                self._packed["kv"] = replace(self._keep(cache, place.note), packed=True)
+                self._pack(replace(self._keep(cache, place.note), packed=True), "kv", ("k", "v"))
             found |= both or {}
         self._plain.update((part, self._keep(stored, place.note)) for part, stored in found.items())
 
     def _record(self, word: str, rest: tuple[str, ...]) -> str:
         """The record kind as given, or what is needed."""
         if self._spec.record is None:
-            record = record_word("".join(rest))
-            self.notes.append(f"{word}: rows are taken as --record {record}")
-            return record
+            return record_word("".join(rest))
         lacking = [part for part in rest if part not in record_word(self._spec.record)]
         if lacking:
             raise UsageError(
@@ -256,14 +277,17 @@ class _Opening:
         fused = len(stored.shape) == 2
         layout = "TD" if fused else self._packed_layout(stored)
         shape = extent(stored.shape, layout, stored.name)
-        parts = self._split(shape.dim, record, stored.name, one_head=not fused)
-        self._check_record(stored, record)
+        if stored.parts:
+            parts = told_parts(stored.parts)
+        else:
+            parts = self._split(shape.dim, record, stored.name, one_head=not fused)
+            self._check_record(stored, record)
         heads = (
             packed_fused(self._open(stored, shape), parts)
             if fused
             else packed_heads(self._open(stored, shape), shape, parts)
         )
-        listed = " | ".join(f"{len(heads[part])} {part} of {heads[part].dim}" for part in record)
+        listed = _listed([(part, len(heads[part]), heads[part].dim) for part in record])
         self.notes.append(f"{stored.name}: {show(stored.shape)} rows are {listed}")
         return {part: scaled(heads[part], stored, part, self.notes) for part in record}
 
@@ -372,3 +396,8 @@ class _Opening:
         count, rest = divmod(stored.sizes[-1], dim)
         fits = count and not rest and not spec.heads % count
         return f"; with heads of {dim} as in {q.name} there are {count}: give --kv-heads {count}" if fits else ""
+
+
+def _listed(parts: Sequence[tuple[str, int, int]]) -> str:
+    """'9 q of 64 | 3 k of 64 | 3 v of 64'."""
+    return " | ".join(f"{heads} {part} of {dim}" for part, heads, dim in parts)

@@ -28,6 +28,8 @@ class Heads:
     factors: tuple[float, ...] | None = None  # by which the rows of each head are multiplied, as float32
     units: tuple[float, ...] | None = None  # powers of two that the rows of each head are counted in
     before: int = 0  # heads of the input before these, for messages
+    first: int = 0  # row of the input that is row 0 of these
+    of: int = 0  # where some were chosen: how many a batch of the input has
 
     def __len__(self) -> int:
         return len(self.outer)
@@ -56,7 +58,7 @@ class Heads:
 
     def local(self, row: int) -> int:
         """A row of the stream as a row of its sequence."""
-        return self.sequences.local(row)[1] if self.sequences else row
+        return self.sequences.local(row)[1] if self.sequences else self.first + row
 
     @property
     def kept(self) -> str:
@@ -74,6 +76,7 @@ class Heads:
             units=self.units and tuple(self.units[h] for h in chosen),
             layout=plain.get(self.layout, self.layout),
             batch=1,
+            of=self.of or len(self) // self.batch,
         )
 
 
@@ -132,6 +135,15 @@ def split_record(
             f"--value-dim, --heads, --kv-heads and --record{_packing(record)}"
         )
     return parts
+
+
+def told_parts(parts: Sequence[tuple[str, int, int]]) -> dict[str, Part]:
+    """Places of the parts (name, heads, dim) of a fused record that says what it holds."""
+    found, at = {}, 0
+    for part, heads, dim in parts:
+        found[part] = Part(at, heads, dim)
+        at += heads * dim
+    return found
 
 
 def _packing(record: str) -> str:

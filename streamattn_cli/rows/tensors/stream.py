@@ -103,7 +103,7 @@ class NpyRecords:
             )
         if first is None:
             self.first = header
-        elif (header.shape[1:], header.dtype) != (first.shape[1:], first.dtype):
+        elif (header.shape[1:], header.dtype, header.parts) != (first.shape[1:], first.dtype, first.parts):
             raise InputMalformed(
                 f"{self._where()}: rows of {show(header.shape[1:])} {header.dtype} found, expected "
                 f"{show(first.shape[1:])} {first.dtype} as in record 1 (a record packs q, k and v of its rows side by side; "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,10 +26,10 @@ from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
 _CHUNK_BYTES = 1 << 18
 
 
-def set_attributes(file: h5py.File | h5py.Dataset, meta: dict) -> None:
-    """Plain values as they are, everything else as JSON."""
+def set_attributes(file: h5py.Group | h5py.Dataset, meta: dict) -> None:
+    """Plain values and arrays as they are, everything else as JSON."""
     for key, value in meta.items():
-        plain = isinstance(value, (str, int, float, bool))
+        plain = isinstance(value, (str, int, float, bool, np.ndarray))
         file.attrs[key] = value if plain else json.dumps(value, sort_keys=True)
 
 
@@ -143,15 +143,20 @@ class Hdf5Format:
 class JointFile:
     """One HDF5 file of several datasets, each filled by a writer of its own; it gets its name when all are complete."""
 
-    def __init__(self, path: str, shapes: dict[str, tuple[OutShape, int]]):
-        """shapes: dataset -> its shape and rows."""
+    def __init__(
+        self, path: str, shapes: dict[str, tuple[OutShape, int]], part: str | None = None, tag: str | None = None
+    ):
+        """shapes: dataset -> its shape and rows. part: the unfinished file of an earlier run; tag: see Temporary."""
         with failing_as_output(path):
-            self._temporary = Temporary(path)
+            self._temporary = Temporary(path, part, tag)
         self.path, self.fd, self._places = path, self._temporary.fd, {}
+        self._told: list[tuple[str, dict | None]] = []  # what is left to be done to the datasets
+        self._lasting = False
         try:
-            with failing_as_output(path), _edited(self.fd, "w") as file:
+            with failing_as_output(path), _edited(self.fd, "r+" if part else "w") as file:
                 for name, (shape, rows) in shapes.items():
-                    self._places[name] = _contiguous(file, name, shape, rows)
+                    there = part and name in file
+                    self._places[name] = file[name].id.get_offset() if there else _contiguous(file, name, shape, rows)
         except BaseException:
             self.abort()
             raise
@@ -159,24 +164,50 @@ class JointFile:
     def open(self, dataset: str, shape: OutShape, rows: int) -> PlacedWriter:
         """A writer of one of the datasets, whose attributes say how it was made."""
         return PlacedWriter(
-            self.path, rows, shape, _OfJoint(self._places[dataset], dataset), temporary=_Kept(self._temporary)
+            self.path,
+            rows,
+            shape,
+            _OfJoint(self._places[dataset], dataset, self.tell),
+            temporary=_Kept(self._temporary),
         )
 
+    def tell(self, dataset: str, meta: dict) -> None:
+        """A dataset is complete: `meta` will be its attributes."""
+        self._told.append((dataset, meta))
+
     def remove(self, dataset: str) -> None:
-        """Leave out a dataset, with the groups that would be empty."""
-        with failing_as_output(self.path), _edited(self.fd, "r+") as file:
-            while dataset and not (isinstance(file[dataset], h5py.Group) and len(file[dataset])):
-                del file[dataset]
-                dataset = dataset.rpartition("/")[0]
+        """A dataset will be left out, with the groups that would be empty."""
+        self._told.append((dataset, None))
+
+    def keep(self) -> str:
+        """From now on `abort` leaves the unfinished file, for a later run to go on with; returns its name in the folder."""
+        self._lasting = True
+        return self._temporary.part
 
     def commit(self) -> None:
-        """All datasets are complete: give the file its name."""
+        """All datasets are complete: give the file its name. Until then its structure stays as it was made, so that a job that
+        is stopped and resumed makes the same file."""
         with failing_as_output(self.path):
+            for dataset, meta in self._told:
+                with _edited(self.fd, "r+") as file:
+                    if meta is None:
+                        _leave_out(file, dataset)
+                    else:
+                        set_attributes(file[dataset], meta)
             self._temporary.commit()
 
     def abort(self) -> None:
-        """Leave nothing behind; does nothing after `commit`."""
-        self._temporary.abort()
+        """Leave nothing behind but what is kept; does nothing after `commit`."""
+        if self._lasting:
+            self._temporary.keep()
+        else:
+            self._temporary.abort()
+
+
+def _leave_out(file: h5py.File, dataset: str) -> None:
+    while dataset and not (isinstance(file[dataset], h5py.Group) and len(file[dataset])):
+        del file[dataset]
+        dataset = dataset.rpartition("/")[0]
 
 
 class _Kept(Temporary):
@@ -197,8 +228,8 @@ class _OfJoint:
 
     adds = False
 
-    def __init__(self, offset: int, dataset: str):
-        self._offset, self._dataset = offset, dataset
+    def __init__(self, offset: int, dataset: str, tell: Callable[[str, dict], None]):
+        self._offset, self._dataset, self._tell = offset, dataset, tell
 
     def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
         """Where the dataset's bytes lie."""
@@ -209,9 +240,8 @@ class _OfJoint:
         return self._offset
 
     def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
-        """Add the attributes."""
-        with _edited(temporary.fd, "r+") as file:
-            set_attributes(file[self._dataset], meta)
+        """Leave the attributes to the whole file."""
+        self._tell(self._dataset, meta)
 
 
 class GrowingHdf5Writer(Writer):

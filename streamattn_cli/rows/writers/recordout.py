@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -20,7 +21,11 @@ class RecordWriter(Writer):
     """A Writer of one .npy record per block: (rows, dim) for layout TD, (rows, heads * dim) for TC, else
     (rows, heads, dim). What was written cannot be taken back."""
 
-    def __init__(self, file: BinaryIO, name: str, shape: OutShape, owned: bool):
+    def __init__(
+        self, file: BinaryIO, name: str, shape: OutShape, owned: bool, header: Callable[[int], bytes] | None = None
+    ):
+        """header: that of a record of so many rows, if it is not the plain one."""
+        self._header = header or (lambda rows: npy_header(self._shape.shape(rows), self._shape.dtype))
         self._file, self._owned = file, owned
         if file.isatty():
             self.abort()
@@ -41,7 +46,7 @@ class RecordWriter(Writer):
         items = self._shape.cut(block)[0]
         try:
             with failing_as_output(self.name):
-                self._put(memoryview(npy_header(self._shape.shape(len(block)), self._shape.dtype)))
+                self._put(memoryview(self._header(len(block))))
                 self._put(memoryview(items.reshape(-1)).cast("B"))
         except BaseException:
             self.abort()

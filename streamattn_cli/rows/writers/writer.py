@@ -11,7 +11,7 @@ import numpy as np
 
 from streamattn_cli.errors import OutputFailed, UsageError
 from streamattn_cli.rows.dtypes import DTYPES, number_word
-from streamattn_cli.rows.targets import split_target
+from streamattn_cli.rows.targets import SEQUENCE, split_target
 from streamattn_cli.rows.tensors.sequences import Sequences
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fileout import PlacedWriter
@@ -35,9 +35,10 @@ def open_writer(
 ) -> Writer:
     """Open `target` for `rows` rows (None: unknown) of `heads` heads (batches included) of `dim` items.
 
-    target: a name in .npy, .h5 or .hdf5; FILE.h5:DATASET to add to a file; `-` for standard output (`stdout`, default
-    sys.stdout.buffer); or an existing fifo or device, which is written to as it is. A regular file of that name, or the
-    dataset, is replaced at `commit`, not before; whether it may be, `targets.refuse_existing` has said.
+    target: a name in .npy, .h5 or .hdf5; one in .npy with {sequence} in it, for a file for each; FILE.h5:DATASET to add to a
+    file; `-` for standard output (`stdout`, default sys.stdout.buffer); or an existing fifo or device, which is written to as it
+    is. A regular file of that name, or the dataset, is replaced at `commit`, not before; whether it may be,
+    `targets.refuse_existing` has said.
     going_on: the unfinished file of an earlier run and how many of its rows count (.npy, and .h5 of known rows); tag: of
     the name of a new one, for a caller who knows that nobody else uses it. sequences: rows are those of several sequences, of
     as many heads each; of batches, `heads` does not include them then, and padded rows are zeros.
@@ -47,11 +48,15 @@ def open_writer(
     """
     shape = out_shape(heads, dim, dtype, layout, batch, sequences)
     if target == "-":
-        return RecordWriter(_standard_output(stdout), "standard output", shape, owned=False)
+        return RecordWriter(standard_output(stdout), "standard output", shape, owned=False)
     kind = check_target(target)
     file, dataset = split_target(target)
     if kind == "special":
         return RecordWriter(open_special(target), target, shape, owned=True)
+    if SEQUENCE in target:
+        from streamattn_cli.rows.writers.npysplit import SplitFormat
+
+        return PlacedWriter(target, rows, shape, SplitFormat(target, shape, sequences), going_on, tag)
     if kind == ".npy":
         return PlacedWriter(target, rows, shape, NpyFormat(), going_on, tag)
     from streamattn_cli.rows.writers.hdf5out import GrowingHdf5Writer, Hdf5Format
@@ -70,7 +75,8 @@ def _dtype(word: str) -> np.dtype:
     return np.dtype(DTYPES[number_word(word, "--out-dtype")].numpy)
 
 
-def _standard_output(given: BinaryIO | None) -> BinaryIO:
+def standard_output(given: BinaryIO | None) -> BinaryIO:
+    """Standard output as bytes, or what is given in its place. Raises OutputFailed where it is closed."""
     file = given if given is not None else getattr(sys.stdout, "buffer", None)
     if file is None:
         raise OutputFailed("standard output is closed; give -o FILE")

@@ -1,0 +1,229 @@
+"""A sheet of a job that is answered in pieces: its outputs, and what the pieces have come to together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+
+from streamattn_cli.engine.audit.together import numbered, of_heads, of_sequences
+from streamattn_cli.engine.jobs.attend import written_of
+from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask
+from streamattn_cli.engine.jobs.pieces import Piece, narrow
+from streamattn_cli.engine.jobs.query import told
+from streamattn_cli.engine.jobs.shares import resident_bytes, with_rows
+from streamattn_cli.engine.jobs.sheets import Joint, dataset_of, into
+from streamattn_cli.engine.jobs.summary import summed
+from streamattn_cli.engine.jobs.tasks import portable
+from streamattn_cli.engine.passes.open_run import open_doubt
+from streamattn_cli.engine.planning.plan import Plan
+from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.resume import check_saveable
+from streamattn_cli.engine.watch.events import Audit, Outcome
+from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import StreamattnError
+from streamattn_cli.rows.inputs.fingerprint import check_unchanged
+from streamattn_cli.rows.inputs.layers import Layer
+from streamattn_cli.rows.inputs.open import open_inputs
+from streamattn_cli.rows.inputs.several_files import absolute
+from streamattn_cli.rows.writers.base import Writer
+from streamattn_cli.rows.writers.fileout import PlacedWriter
+from streamattn_cli.rows.writers.outshape import OutShape
+from streamattn_cli.rows.writers.shared import Place
+from streamattn_cli.rows.writers.writer import open_writer
+
+OF_KEYS = ("dropped_keys", "clipped_keys")  # counts
+
+
+@dataclass
+class Sheet:
+    """One layer of a job, or the whole input where there are no layers: its pieces, and what they have come to."""
+
+    layer: Layer | None
+    request: AttendRequest
+    problem: Problem
+    pieces: list[Piece]
+    sources: dict[str, dict]
+    files: dict[str, tuple[int, ...]]
+    writer: PlacedWriter | None = None
+    doubts: PlacedWriter | None = None
+    done: dict[int, Answered] = field(default_factory=dict)  # by the number of the piece
+    resident: list[int] | None = None  # rows of every key head, where they have numbers of their own
+    failed: list[StreamattnError] = field(default_factory=list)
+    command: str = "attend"
+    parts: dict[str, str] = field(
+        default_factory=dict
+    )  # its unfinished files that a checkpoint knows of, by "out" and "doubt"
+    finished: bool = False  # by an earlier run, whose outputs have their names
+    before: float = 0.0  # rows that an earlier run has answered
+
+    @property
+    def left(self) -> list[int]:
+        """Numbers of the pieces that are not answered."""
+        return [at for at in range(len(self.pieces)) if at not in self.done]
+
+    @property
+    def rows_done(self) -> float:
+        """Rows that are answered; some heads of a row are a share of it."""
+        return sum(self.rows_of(at) for at in self.done)
+
+    def rows_of(self, at: int) -> float:
+        """The same of one piece."""
+        first, stop = self.pieces[at].query_heads(self.problem)
+        return self.done[at].rows * (stop - first) / len(self.problem.q)
+
+    def keep(self) -> None:
+        """Make the outputs durable as they are, and let them outlive a failure."""
+        for name, writer in (("out", self.writer), ("doubt", self.doubts)):
+            if writer:
+                self.parts[name] = writer.keep()
+
+    @property
+    def name(self) -> str:
+        """For messages; empty where there are no layers."""
+        return f"layer {self.layer.number}" if self.layer else ""
+
+    def plans(self, memory: int | None) -> Iterator[Plan]:
+        """The plans of its pieces in a budget, but of heads alone that of the most. A sketch that is queried is read first."""
+        largest = self.at(max(self.resident)) if self.resident else self.problem
+        held = self.problem.sketch_bytes if self.command == "query" else 0
+        memory = memory and max(1, memory - held)
+        problem = replace(largest, request=replace(largest.request, threads=1, memory=memory))
+        widest = max(self.pieces, key=lambda piece: piece.query_heads(problem)[1] - piece.query_heads(problem)[0])
+        for piece in [widest] if self.pieces[0].heads else self.pieces:
+            plan = make_plan(narrow(problem, piece))
+            yield replace(plan, parts=plan.parts | {"held_by_inputs": plan.parts["held_by_inputs"] + held})
+
+    def at(self, resident: int) -> Problem:
+        """The problem with other resident rows."""
+        with open_inputs(self.request.inputs, apart=True) as inputs:
+            return resolve(with_rows(self.request, resident), inputs)
+
+    def facts(self) -> dict:
+        """Those of the problem; of key heads with rows of their own, these."""
+        if not self.resident:
+            return self.problem.facts()
+        bytes_ = resident_bytes(self.request, self.resident)
+        mine = {"share": "adaptive", "resident_bytes": sum(bytes_), "head_rows": self.resident}
+        return self.problem.facts() | {"params": mine}
+
+    def open(self, job: Job, joint: Joint | None, stack: ExitStack, interrupts: Interrupts, tag: str | None) -> Job:
+        """Make its outputs, or open what an earlier run has left of them, and say where they are. tag: of a job that is saved."""
+        q, p = self.problem.q, self.problem
+        there = {name: (part, p.q.count) for name, part in self.parts.items()}
+        opened = into(joint, self.layer) if joint and self.layer else open_writer
+        self.writer = writer = _in_file(
+            opened(
+                self.request.output, q.rows, len(q), p.v.dim, p.out_dtype, q.layout, q.batch, sequences=q.sequences,
+                going_on=there.get("out"), tag=tag,
+            )
+        )  # fmt: skip
+        complete = "out" in there and "doubt" not in there
+        doubts = None if complete else open_doubt(p, there.get("doubt"), tag)
+        self.doubts = _in_file(doubts) if doubts else None
+        for each in filter(None, (self.writer, self.doubts)):
+            if tag:
+                check_saveable(each)
+            stack.callback(each.abort)
+            stack.callback(interrupts.on_abort(each.abort))
+        place = _by_head(self.doubts.share(), len(q)) if self.doubts else None
+        return replace(self.of(job), out=writer.share(), doubts=place)
+
+    def of(self, job: Job) -> Job:
+        """The job of its pieces, without outputs."""
+        sketch = os.path.abspath(job.request.sketch) if self.command == "query" else None
+        request = replace(
+            job.request,
+            inputs=absolute(self.request.inputs),
+            output=self.request.output,
+            checkpoint=sketch,
+            resume=False,
+        )
+        sources = {part: portable(one) for part, one in self.sources.items()}
+        return replace(job, request=request, sheet=self.name, sources=sources, command=self.command)
+
+    def tasks(self, job: Job) -> Iterator[PieceTask]:
+        """The pieces that are left as tasks."""
+        for at in self.left:
+            yield PieceTask(job, self.pieces[at], self.resident[at] if self.resident else None)
+
+    def audit(self) -> tuple[Audit | None, str | None]:
+        """The audits of its pieces as one, or why there is none."""
+        answered = [self.done[at] for at in sorted(self.done)]
+        found = [each.audit for each in answered if each.audit]
+        if len(found) < len(answered):
+            return None, next(each.audit_reason for each in answered if not each.audit)
+        if self.pieces[0].heads:
+            return of_heads(found), None
+        ranges = [piece.rows(self.problem) for piece in self.pieces]
+        if self.pieces[0].queries:  # rows of a sequence are told with its number
+            found = [numbered(audit, first) for audit, (first, _) in zip(found, ranges, strict=True)]
+        return of_sequences(found, [0, *(stop for _, stop in ranges)]), None
+
+    def counts(self) -> dict[str, int]:
+        """Those of its pieces together; what all queries see is counted once."""
+        found = summed([each.counts for each in self.done.values()])
+        if self.pieces[0].queries:
+            found |= {name: count for name, count in self.done[0].counts.items() if name in OF_KEYS}
+        return found
+
+    def end(self, plan: Plan, meter: Meter, joint: Joint | None, apart: bool) -> Outcome | StreamattnError:
+        """All pieces are answered, or one of them failed, and the job goes on without them."""
+        if not self.failed:
+            return self.finish(plan, meter, apart)
+        for writer in filter(None, (self.writer, self.doubts)):
+            writer.abort()
+        self.writer = self.doubts = None
+        if joint and self.layer:
+            joint.remove(dataset_of(self.layer))
+        return self.failed[0]
+
+    def finish(self, plan: Plan, meter: Meter, apart: bool) -> Outcome:
+        """All pieces are answered: commit the outputs. apart: by other processes."""
+        check_unchanged(self.files)
+        audit, reason = self.audit()
+        counts = self.counts()
+        if self.command == "query":
+            written = {**self.problem.facts(), "versions": {"streamattn-cli": version("streamattn-cli")}}
+            said = told(self.problem, self.request.sketch, counts, audit, reason)
+        else:
+            written = written_of(self.problem) | self.facts()
+            said = {**written, "counts": counts, "audit": audit.summary() if audit else None, "audit_reason": reason}
+        for writer in filter(None, (self.doubts, self.writer)):
+            writer.commit(said)
+        self.writer = self.doubts = None
+        memory: dict[str, int | None] = {"allowed": plan.allowed, "projected": plan.projected}
+        if not apart:  # what other processes take, nobody measures here
+            memory |= {"reserved": meter.baseline, "peak": meter.peak()}
+        return Outcome(
+            command=self.command,
+            facts=written | {"threads": plan.threads},
+            rows=self.problem.q.rows or 0,
+            seconds=sum(each.seconds for each in self.done.values()),
+            wait_seconds=sum(each.wait_seconds for each in self.done.values()),
+            bytes_read=sum(each.bytes_read for each in self.done.values()),
+            memory=memory,
+            counts=counts,
+            audit=audit,
+            audit_reason=reason,
+            output=self.request.output,
+            notes=self.problem.notes,
+            rows_before=round(self.before),
+        )
+
+
+def _in_file(writer: Writer) -> PlacedWriter:
+    """The writer of a file, as all outputs of a job are."""
+    assert isinstance(writer, PlacedWriter), f"{writer.name} is no file"
+    return writer
+
+
+def _by_head(place: Place, heads: int) -> Place:
+    """The place of --doubt, rows x heads, as one of heads of one number each."""
+    return replace(place, shape=OutShape("THD", heads, 1, place.shape.dtype))

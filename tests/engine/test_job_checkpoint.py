@@ -1,0 +1,181 @@
+"""A job in pieces that is stopped anywhere and resumed, by another engine and other workers, makes the same bytes."""
+
+import numpy as np
+import pytest
+from clirun import listing
+from keptruns import not_warmed, silent  # noqa: F401
+
+from streamattn_cli.engine.jobs.layers import attend_layers
+from streamattn_cli.engine.jobs.sketch import open_sketch_file
+from streamattn_cli.engine.jobs.spread import attend_spread
+from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.events import Note, Progress
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import CheckpointIncompatible, Interrupted, SourceChanged, UsageError
+from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.rows.writers.fileout import PlacedWriter
+
+pytestmark = pytest.mark.usefixtures("not_warmed")
+PIECES = 4  # two layers of two key heads
+OUTPUTS = {
+    "one file": {"output": "out.h5"},
+    "files of their own": {"output": "out-{layer}.npy", "doubt": "doubt-{layer}.npy"},
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory):
+    path, rng = tmp_path_factory.mktemp("dump") / "dump.npz", np.random.default_rng(4)
+    heads = {"q": 4, "k": 2, "v": 2}
+    names = {f"layers.{n}.{part}": rng.standard_normal((300, heads[part], 8)) for n in (0, 2) for part in "qkv"}
+    np.savez(path, **{name: rows.astype("f4") for name, rows in names.items()})
+    return path
+
+
+def request(dump, folder, kind, **words):
+    """All layers into a folder, saved after every piece."""
+    files = {name: str(folder / word) for name, word in OUTPUTS[kind].items()} | {"checkpoint": str(folder / "c.sattn")}
+    settings = {"causal": True, "audit": 40, "resident_rows": 64, "engine": "threads", "checkpoint_every": "1rows"}
+    spec = InputSpec(input=str(dump), layout="THD", layer="all")
+    return AttendRequest(**{"inputs": spec, **settings, **files, **words})
+
+
+def stopping(after, how):
+    """A listener that ends the run with this error when so many pieces are answered."""
+    told = []
+
+    def listen(event):
+        told.append(isinstance(event, Progress))
+        if sum(told) == after:
+            raise how
+
+    return listen
+
+
+def made(folder):
+    """What the outputs hold."""
+    return {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".sattn" and path.name[0] != "."
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(dump, tmp_path_factory):
+    """Of both kinds what an undisturbed run makes, and its outcome."""
+    found = {}
+    for kind in OUTPUTS:
+        folder = tmp_path_factory.mktemp("whole")
+        outcome = attend_spread(
+            request(dump, folder, kind, checkpoint=None, checkpoint_every="30s"), silent, Interrupts()
+        )
+        found[kind] = made(folder), outcome
+    return found
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+@pytest.mark.parametrize("after", range(1, PIECES + 1))
+def test_a_stopped_job_is_resumed_to_the_same_bytes(dump, whole, tmp_path, kind, after):
+    """By a signal, or (after an even number of pieces) by an error that saves nothing more."""
+    how = Interrupted(2) if after % 2 else RuntimeError("killed")
+    with pytest.raises(type(how)):
+        attend_spread(request(dump, tmp_path, kind, threads=1), stopping(after, how), Interrupts())
+    assert not after % 2 or "continue with --resume" in how.consequence
+    notes, engine = [], "processes" if after == 2 else "threads"
+    again = request(dump, tmp_path, kind, threads=2, engine=engine, resume=True)
+    outcome = attend_spread(again, notes.append, Interrupts())
+    expected, undisturbed = whole[kind]
+    assert made(tmp_path) == expected
+    assert outcome.audit == undisturbed.audit and outcome.counts == undisturbed.counts
+    assert [layer.heads for layer in outcome.layers] == [layer.heads for layer in undisturbed.layers]
+    before = after if after % 2 else after - 1
+    assert outcome.rows == 600 and outcome.rows_before == 150 * before
+    assert Note(f"going on with a job of which {before} of {PIECES} pieces are answered") in notes
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_a_finished_job_is_not_done_again(dump, whole, tmp_path, kind, monkeypatch):
+    done = attend_layers(
+        request(dump, tmp_path, kind, engine=None), silent, Interrupts()
+    )  # of a job, without an engine
+    assert made(tmp_path) == whole[kind][0]
+    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.answer_piece", lambda task, stop: pytest.fail("done again"))
+    again = attend_spread(request(dump, tmp_path, kind, resume=True), silent, Interrupts())
+    assert again.audit == done.audit and again.rows == again.rows_before == 600
+    assert made(tmp_path) == whole[kind][0]
+
+
+def test_between_the_names_of_two_outputs(dump, whole, tmp_path, monkeypatch):
+    commit, seen = PlacedWriter.commit, []
+
+    def fails_at_the_second(writer, meta):
+        seen.append(writer.name)
+        if len(seen) == 2:
+            raise RuntimeError("killed")
+        commit(writer, meta)
+
+    monkeypatch.setattr(PlacedWriter, "commit", fails_at_the_second)
+    with pytest.raises(RuntimeError):
+        attend_spread(request(dump, tmp_path, "files of their own"), silent, Interrupts())
+    monkeypatch.setattr(PlacedWriter, "commit", commit)
+    assert (tmp_path / "doubt-0.npy").exists() and not (tmp_path / "out-0.npy").exists()
+    attend_spread(request(dump, tmp_path, "files of their own", resume=True), silent, Interrupts())
+    assert made(tmp_path) == whole["files of their own"][0]
+
+
+@pytest.fixture(scope="module")
+def stopped(dump, tmp_path_factory):
+    """The folder of a job that was stopped after its first piece."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+        attend_spread(request(dump, folder, "one file", threads=1), stopping(1, Interrupted(2)), Interrupts())
+    return folder
+
+
+REFUSED = {
+    "other settings": (
+        {"resident_rows": 80, "resume": True},
+        CheckpointIncompatible,
+        "made with other settings.*job.digest",
+    ),
+    "another number of layers": ({"layer": "2", "resume": True}, CheckpointIncompatible, "job.sheets: 2 there, 1 here"),
+    "unasked": ({}, UsageError, "there is a checkpoint already"),
+    "one for each layer": ({"checkpoint": "{layer}.sattn"}, UsageError, "one for all layers; omit {layer}"),
+    "resumed from nothing": ({"checkpoint": None, "resume": True}, UsageError, "--resume needs --checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(dump, stopped, case):
+    words, error, said = REFUSED[case]
+    before = listing(stopped)
+    spec = InputSpec(input=str(dump), layout="THD", layer=words.get("layer", "all"))
+    more = {name: word for name, word in words.items() if name != "layer"}
+    with pytest.raises(error, match=said):
+        attend_spread(request(dump, stopped, "one file", inputs=spec, **more), silent, Interrupts())
+    assert listing(stopped) == before
+
+
+def test_no_sketch_is_in_it(stopped):
+    with pytest.raises(CheckpointIncompatible, match="of a job in pieces"):
+        open_sketch_file(str(stopped / "c.sattn"))
+
+
+def test_another_input_or_a_lost_file_is_refused(dump, tmp_path):
+    with pytest.raises(Interrupted):
+        attend_spread(request(dump, tmp_path, "one file"), stopping(1, Interrupted(2)), Interrupts())
+    other = tmp_path / "dump.npz"
+    with np.load(dump) as arrays:
+        np.savez(other, **{name: rows * 2 for name, rows in arrays.items()})
+    with pytest.raises(SourceChanged, match="the input for q is not the one"):
+        attend_spread(request(other, tmp_path, "one file", resume=True), silent, Interrupts())
+    for part in tmp_path.glob(".out*"):
+        part.unlink()
+    with pytest.raises(CheckpointIncompatible, match="the unfinished file .* is gone"):
+        attend_spread(request(dump, tmp_path, "one file", resume=True), silent, Interrupts())
