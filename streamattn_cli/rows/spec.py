@@ -65,7 +65,12 @@ class InputSpec:
         "error", "What to do with rows of HDF5 and Zarr that are not stored.", choices=("error", "zeros"), decides=True
     )
     select: tuple[int, ...] | None = source(
-        None, "Key heads to use, such as 0,2 (with their query heads).", "--select", read=read_numbers, decides=True
+        None,
+        "Key heads to use, such as 0,2 (with their query heads).",
+        "--select",
+        read=read_numbers,
+        decides=True,
+        heads=True,
     )
     rows: tuple[int, int | None] | None = source(
         None, "Rows A to B (not included) only.", metavar="A:B", read=partial(read_range, "--rows")

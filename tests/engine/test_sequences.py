@@ -245,7 +245,7 @@ def test_a_file_for_every_sequence(parts, tmp_path, kind):
     files = {"output": str(tmp_path / "job-{sequence}.npy"), "checkpoint": str(tmp_path / "c.sattn")}
     for _ in range(2):  # the second time it is complete already
         request = AttendRequest(spec, **files, engine="threads", resume=True, **words)
-        with mock.patch("streamattn_cli.engine.jobs.spread.warm"):
+        with mock.patch("streamattn_cli.engine.jobs.ceremony.warm"):
             attend_spread(request, lambda event: None, Interrupts())
     found, _ = _answers(tmp_path / "all.npy", kind)
     for number, one in enumerate(found):

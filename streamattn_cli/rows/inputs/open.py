@@ -313,7 +313,9 @@ class _Opening:
         told = None if stored.shape[0] is None else self._told(stored)
         if told or len(stored.shape) == 3:
             return told or "THD"
-        words = [word for word in LAYOUTS if len(word) == len(stored.shape)] or list(LAYOUTS)
+        words = [word for word in LAYOUTS if len(word) == len(stored.shape)]
+        if not words:
+            raise InputMalformed(f"{stored.name}: expected 2 to 4 axes, found shape {show(stored.shape)}")
         raise UsageError(
             f"{stored.name}: layout not clear from shape {show(stored.shape)}; give --layout {' or '.join(words)}"
         )
