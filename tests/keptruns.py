@@ -28,7 +28,7 @@ METHODS = {
 @pytest.fixture
 def not_warmed(monkeypatch):
     """Kernels are compiled when they are needed: these tests make many short runs, and measure no memory."""
-    for job in ("attend", "compare", "query", "shards", "sketch", "trial"):
+    for job in ("ceremony", "compare", "spread", "trial"):
         monkeypatch.setattr(f"streamattn_cli.engine.jobs.{job}.warm", lambda plan, listener: None)
 
 

@@ -9,6 +9,7 @@ from streamattn_cli.engine.audit.estimate import draw_rows
 from streamattn_cli.engine.jobs.candidates import parse_candidates
 from streamattn_cli.engine.jobs.compare import compare
 from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.watch.events import Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.report.html.compare import comparison_page
@@ -67,10 +68,10 @@ def dump(tmp_path_factory):
     shapes = {f"layers.{layer}.{part}": (500, 2, 8) for layer in (1, 4) for part in "qkv"}
     np.savez(path, **{name: rng.standard_normal(shape).astype("f4") for name, shape in shapes.items()})
 
-    def found(layer="all", **words):
+    def found(layer="all", listener=silent, **words):
         spec = InputSpec(input=str(path), layout="THD", layer=layer)
         request = AttendRequest(spec, causal=True, **{"audit": 40, "threads": 1, **words})
-        return compare(request, parse_candidates("window,sample,poly:degree=13"), [96], False, silent, Interrupts())
+        return compare(request, parse_candidates("window,sample,poly:degree=13"), [96], False, listener, Interrupts())
 
     return found
 
@@ -101,7 +102,13 @@ def test_layers_are_compared_as_each_alone_and_together(dump):
 @pytest.mark.parametrize("way", [("threads", 1), ("threads", 3), ("processes", 2)], ids="{0[0]} {0[1]}".format)
 def test_an_engine_changes_nothing_but_times(dump, way):
     engine, threads = way
-    plain, found = dump("4"), dump("4", engine=engine, threads=threads)
+    told = []
+    plain, found = dump("4"), dump("4", engine=engine, threads=threads, listener=told.append)
+    assert [event.rows for event in told if isinstance(event, Progress) and event.phase == "pieces"] == [
+        500,
+        1000,
+        1500,
+    ]
     assert figures(found.trials) == figures(plain.trials)
     assert found.trivial == plain.trivial and found.notes == plain.notes
     assert all((trial.peak is None) == (engine == "threads") for trial in found.trials[:2])

@@ -63,7 +63,7 @@ def _attend(spec, path, **words):
 
 
 def test_attend_has_the_same_bytes_also_when_a_worker_dies(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+    monkeypatch.setattr("streamattn_cli.engine.jobs.ceremony.warm", lambda plan, listener: None)
     spec = save_stream(tmp_path, 12_000, heads=12, dim=8)
     expected = _attend(spec, tmp_path / "threads.npy", engine="threads")
     with _cluster() as cluster:
@@ -80,7 +80,7 @@ def test_attend_has_the_same_bytes_also_when_a_worker_dies(tmp_path, monkeypatch
 
 
 def test_workers_with_too_little_memory_are_sent_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+    monkeypatch.setattr("streamattn_cli.engine.jobs.ceremony.warm", lambda plan, listener: None)
     spec = save_stream(tmp_path, 600, heads=2)
     with (
         _cluster(memory_limit=120 << 20) as cluster,

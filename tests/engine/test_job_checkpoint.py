@@ -1,17 +1,25 @@
 """A job in pieces that is stopped anywhere and resumed, by another engine and other workers, makes the same bytes."""
 
+import os
+import signal
+from pathlib import Path
+from unittest import mock
+
 import numpy as np
 import pytest
 from clirun import listing
 from keptruns import not_warmed, silent  # noqa: F401
 
 from streamattn_cli.engine.jobs.layers import attend_layers
+from streamattn_cli.engine.jobs.piece_run import answer_piece
 from streamattn_cli.engine.jobs.sketch import open_sketch_file
 from streamattn_cli.engine.jobs.spread import attend_spread
+from streamattn_cli.engine.passes.run import Run
 from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.engine.watch.events import Note, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CheckpointIncompatible, Interrupted, SourceChanged, UsageError
+from streamattn_cli.errors import CheckpointIncompatible, Interrupted, MemoryBudget, SourceChanged, UsageError
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.writers.fileout import PlacedWriter
 
@@ -25,7 +33,7 @@ OUTPUTS = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+    monkeypatch.setattr("streamattn_cli.engine.jobs.ceremony.warm", lambda plan, listener: None)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +106,46 @@ def test_a_stopped_job_is_resumed_to_the_same_bytes(dump, whole, tmp_path, kind,
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("again", ["the same job", "a resumed one"])
+def test_a_piece_under_way_goes_on_where_its_worker_was_killed(dump, whole, tmp_path, monkeypatch, again):
+    """In the same job by another worker, or when the job is resumed."""
+    monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
+    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.answer_piece", _dies_midway)
+    words = {"engine": "processes", "threads": 1, "block_rows": 64}
+    if again == "a resumed one":
+        monkeypatch.setattr("streamattn_cli.engine.jobs.tasks.RETRIES", 0)
+        with pytest.raises(MemoryBudget):
+            attend_spread(request(dump, tmp_path, "files of their own", **words), silent, Interrupts())
+        assert len(list(tmp_path.glob("c.sattn.piece-*"))) == 1
+    outcome = attend_spread(request(dump, tmp_path, "files of their own", resume=True, **words), silent, Interrupts())
+    found = made(tmp_path)
+    assert found.pop("killed") == b"rows 128 of 300 were saved" and found == whole["files of their own"][0]
+    assert outcome.audit == whole["files of their own"][1].audit
+    assert not list(tmp_path.glob("c.sattn.piece-*")) and not list(tmp_path.glob(".*"))
+
+
+def _dies_midway(task):
+    """The process of the second piece is killed after its second block; who gets it then notes where it goes on."""
+    save, mark = Saver.save, Path(os.environ["KILLED"])
+
+    def dies_at_the_second(saver, run):
+        save(saver, run)
+        if saver.commits == 2:
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    resume = Run.resume
+
+    def noted(run, saved):
+        mark.write_text(f"rows {saved.done} of {run.problem.q.rows} were saved")
+        resume(run, saved)
+
+    second = task.piece.heads == (1, 2) and task.name.startswith("layer 0")
+    with mock.patch.object(Saver, "save", dies_at_the_second if second and not mark.exists() else save):
+        with mock.patch.object(Run, "resume", noted):
+            return answer_piece(task)
+
+
 @pytest.mark.parametrize("kind", OUTPUTS)
 def test_a_finished_job_is_not_done_again(dump, whole, tmp_path, kind, monkeypatch):
     done = attend_layers(
@@ -133,7 +181,7 @@ def stopped(dump, tmp_path_factory):
     """The folder of a job that was stopped after its first piece."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+        patch.setattr("streamattn_cli.engine.jobs.ceremony.warm", lambda plan, listener: None)
         attend_spread(request(dump, folder, "one file", threads=1), stopping(1, Interrupted(2)), Interrupts())
     return folder
 

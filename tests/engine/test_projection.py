@@ -14,9 +14,9 @@ SEEDS = range(3 * len(METHODS) if PROFILE == "ci" else 10 * len(METHODS))
 COMPILED_LATE = """
 import sys
 from numba.core.dispatcher import Dispatcher
-import streamattn_cli.engine.jobs.attend as attending
+import streamattn_cli.engine.jobs.ceremony as ceremony
 
-warm, compiled, warmed = attending.warm, Dispatcher.compile, []
+warm, compiled, warmed = ceremony.warm, Dispatcher.compile, []
 
 def told(plan, listener):
     warm(plan, listener)
@@ -29,7 +29,7 @@ def compile(self, signature):
         print(self.py_func.__qualname__, signature)
     return found
 
-attending.warm, Dispatcher.compile = told, compile
+ceremony.warm, Dispatcher.compile = told, compile
 sys.argv = ["streamattn", *{args!r}]
 from streamattn_cli.cli.main import main
 main()

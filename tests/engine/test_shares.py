@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("not_warmed")
 @pytest.fixture(autouse=True)
 def cold(monkeypatch):
     """See not_warmed."""
-    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+    monkeypatch.setattr("streamattn_cli.engine.jobs.ceremony.warm", lambda plan, listener: None)
 
 
 @pytest.fixture(scope="module")

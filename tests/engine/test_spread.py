@@ -2,13 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
-from clirun import listing
+from clirun import TIMEOUT, environment, listing
 from clirun import run as command
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("not_warmed")
 def small_pieces(monkeypatch):
     """Short sequences are cut, too."""
     monkeypatch.setattr("streamattn_cli.engine.jobs.pieces.LEAST_ROWS", 1)
-    monkeypatch.setattr("streamattn_cli.engine.jobs.spread.warm", lambda plan, listener: None)
+    monkeypatch.setattr("streamattn_cli.engine.jobs.ceremony.warm", lambda plan, listener: None)
 
 
 def _save(folder, layout="THD", seed=0):
@@ -79,10 +83,18 @@ def test_pieces_have_the_bytes_of_one_run(tmp_path, layout, mode):
 
 
 @pytest.mark.parametrize(
-    "words", [{"lengths": "300,0,17,211"}, {"starts": "0,120,121,600,700"}], ids=["padded", "packed"]
+    "words",
+    [
+        {"lengths": "300,0,17,211"},
+        {"starts": "0,120,121,600,700"},
+        {"starts": "0,120,121,600,700", "q_starts": "0,70,71,140,240"},
+    ],
+    ids=["padded", "packed", "fewer queries"],
 )
 def test_sequences_have_the_bytes_of_one_run(tmp_path, words):
     spec = replace(_save(tmp_path, "BHTD" if "lengths" in words else "THD"), **words)
+    if "q_starts" in words:
+        np.save(spec.q, np.load(spec.q)[:240])
     one = run(spec, output=str(tmp_path / "one.npy"), causal=True, audit=EVERY, **SMALL)
     many = _spread(spec, output=str(tmp_path / "all.npy"), causal=True, audit=EVERY, **SMALL)
     assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "all.npy").read_bytes()
@@ -128,6 +140,25 @@ def _dies_once(task):
         open(os.environ["KILLED"], "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     return answered
+
+
+ORPHAN = """
+import os, signal
+from streamattn_cli.engine.jobs.executors import find_engine
+with find_engine("processes").open(1) as opened:
+    print(opened.executor.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_worker_processes_end_with_the_run_that_is_killed():
+    done = subprocess.run([sys.executable, "-c", ORPHAN], env=environment(), stdout=subprocess.PIPE, timeout=TIMEOUT)
+    stat = Path(f"/proc/{int(done.stdout)}/stat")
+    for _ in range(20 * TIMEOUT):
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("a worker outlives its run")
 
 
 def test_every_piece_repairs_its_share(tmp_path):
@@ -329,7 +360,6 @@ def test_workers_that_do_not_see_the_output_say_so(tmp_path, monkeypatch):
 REFUSED = [
     ({"engine": "gpu"}, UsageError, "--engine gpu"),
     ({"output": "-"}, UsageError, "--engine writes to files"),
-    ({"checkpoint": "c.sattn"}, UsageError, "--checkpoint"),
     ({"top_k": 3}, UsageError, "--top-k"),
     ({"memory": 1 << 20}, MemoryBudget, "needs"),
 ]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
+from streamattn_cli.engine.jobs.ceremony import announce, measured
 from streamattn_cli.engine.passes.open_run import check_finite, check_output, make_run, open_doubt, open_sparse
-from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.passes.run import Run
-from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
@@ -28,8 +26,7 @@ from streamattn_cli.engine.saving.resume import (
     sources_of,
 )
 from streamattn_cli.engine.saving.saver import Saver, describe
-from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, Outcome, Started
-from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Outcome
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
@@ -66,9 +63,7 @@ def attend(
         saved = find_saved(request, facts, sources)
         if saved:
             plan = replace(plan, problem=continued(problem, saved))
-        listener(Started(plan.to_dict()))
-        for note in (*problem.notes, *(_resumed(saved, request.output) if saved else ())):
-            listener(Note(note))
+        announce(plan, listener, _resumed(saved, request.output) if saved else ())
         if saved and saved.phase == Phase.DONE:
             if checkpoint and saved.meta["phase"] != Phase.DONE:  # the last step was still to come
                 checkpoint.commit(saved.state, describe(facts, Phase.DONE, saved.done, sources, None))
@@ -78,18 +73,15 @@ def attend(
         if checkpoint:
             check_saveable(writer)
             check_saveable(doubts)
-        warm(plan, listener)
-        began = time.monotonic()
-        with Meter() as meter:
+        with measured(plan, listener, interrupts) as ceremony:
             every = request.checkpoint_every
             saver = Saver(checkpoint, facts, sources, every, writer, doubts) if checkpoint else None
-            unsaved = saver.unsaved if saver else None
-            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes, unsaved=unsaved)
-            run = make_run(plan, watch, writer, doubts, saver)
+            ceremony.watch.unsaved = saver.unsaved if saver else None
+            run = make_run(plan, ceremony.watch, writer, doubts, saver)
             try:
                 if saved:
                     run.resume(saved)
-                rows, audit, reason = _saving(run, saver)
+                rows, audit, reason = saving(run, saver)
             finally:
                 run.close()
             check_unchanged(files)
@@ -104,27 +96,11 @@ def attend(
         writer.commit(told)
         if checkpoint:
             checkpoint.commit(run.save(), describe(facts, Phase.DONE, rows, sources, None))
-        outcome = Outcome(
-            command="attend",
-            facts=written | {"threads": plan.threads},
-            rows=rows,
-            seconds=time.monotonic() - began,
-            wait_seconds=watch.wait_seconds,
-            bytes_read=watch.bytes_read,
-            memory={
-                "allowed": plan.allowed,
-                "reserved": meter.baseline,
-                "projected": plan.projected,
-                "peak": meter.peak(),
-            },
-            counts=counts | ({"checkpoints": saver.commits} if saver else {}),
-            audit=audit,
-            audit_reason=reason,
-            output=request.output,
-            notes=problem.notes,
-            rows_before=run.answered,
-            series=watch.series.to_dict(),
-        )
+        counts |= {"checkpoints": saver.commits} if saver else {}
+        outcome = ceremony.outcome(
+            "attend", rows, counts, request.output, facts=written | {"threads": plan.threads}, audit=audit,
+            audit_reason=reason, rows_before=run.answered, series=ceremony.watch.series.to_dict(),
+        )  # fmt: skip
     listener(Finished(outcome))
     return outcome
 
@@ -169,7 +145,7 @@ def _open_outputs(
     return writer, guarded(doubts) if doubts else None
 
 
-def _saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None]:
+def saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None]:
     """The whole run, saved as it goes on: also when a signal stops it, and when all rows are answered."""
     if saver is None:
         return run.go()

@@ -38,7 +38,7 @@ from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Finished, Listener, Note
+from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Finished, Listener, Note, Progress
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
@@ -192,7 +192,10 @@ def _on_engine(
     for plan in {plan.problem.method: plan for plan in plans}.values():
         warm(plan, listener)
     do = try_in_worker if engine.apart else partial(try_in_worker, stop=opened.stop)
-    yield from in_order(opened._replace(width=width), do, tasks, interrupts)
+    began, rows = time.monotonic(), problem.q.count
+    for done, tried in enumerate(in_order(opened._replace(width=width), do, tasks, interrupts), 1):
+        listener(Progress(Phase.PIECES, done * rows, len(tasks) * rows, 0, time.monotonic() - began))
+        yield tried
 
 
 def audit_answers(answers: np.ndarray, request: AttendRequest, inputs: Inputs) -> Audit:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from streamattn_cli.engine.workers.pool import default_threads
@@ -134,10 +135,18 @@ class _Processes(Executor):
 
 
 def _begin_process(stop: Stop) -> None:
-    """Ctrl-C reaches the whole process group: the main process decides what it means."""
+    """Ctrl-C reaches the whole process group: the main process decides what it means. When that is killed, this one ends, too."""
     global _stop
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 @contextmanager

@@ -1,14 +1,16 @@
 """The checkpoint of a job: which pieces are answered and what came of them, and where its unfinished outputs are.
 
-A piece that was under way is answered again when the job is resumed, by whatever engine and number of workers: pieces follow
-from the input alone.
+Pieces that are under way for long have checkpoints of their own beside it (NAME.piece-...), from which whoever gets them goes on:
+after a worker was lost, or when the job is resumed, by whatever engine and number of workers. Pieces follow from the input.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -18,9 +20,9 @@ import numpy as np
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.checkpoint.header import canonical_json
-from streamattn_cli.engine.jobs.piece_run import Answered
+from streamattn_cli.engine.jobs.piece_run import Answered, Saving
 from streamattn_cli.engine.jobs.sheet import Sheet
-from streamattn_cli.engine.jobs.sheets import Joint, is_joint
+from streamattn_cli.engine.jobs.sheets import Joint
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import beside, checkpoint_there, facts_of, is_there, part_tag
 from streamattn_cli.engine.saving.saver import check_facts, check_sources, describe, parse_every
@@ -48,6 +50,9 @@ class JobCheckpoint:
         try:
             if checkpoint_there(request):
                 self._load(name)
+            for sheet in sheets:
+                for at in range(len(sheet.pieces) if not sheet.parts else 0):  # of outputs that are gone
+                    self._clear(sheet, at)
         except BaseException:
             self._writer.close()
             raise
@@ -57,6 +62,16 @@ class JobCheckpoint:
 
     def __exit__(self, *_exc: object) -> None:
         self._writer.close()
+
+    def of_piece(self, sheet: Sheet, at: int) -> Saving:
+        """How a piece is saved while it is answered."""
+        path = f"{os.path.abspath(self.path)}.piece-{self._sheets.index(sheet)}-{at}"
+        return Saving(path, self._request.checkpoint_every, self.facts["job"]["digest"])
+
+    def _clear(self, sheet: Sheet, at: int) -> None:
+        """Remove what was saved of a piece."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.of_piece(sheet, at).path)
 
     def reached(self, rows: float, joint: Joint | None) -> None:
         """So many rows of all sheets are answered; saves when it is time."""
@@ -84,6 +99,10 @@ class JobCheckpoint:
         state = {"job": np.frombuffer(json.dumps(told).encode(), np.uint8)}
         self._writer.commit(state, describe(self.facts, phase, rows, self._sheets[0].sources, None))
         self._saved_at = time.monotonic()
+        for sheet in self._sheets:
+            for at in sheet.done.keys() - sheet.cleared:
+                self._clear(sheet, at)
+            sheet.cleared |= sheet.done.keys()
 
     def _load(self, name: str) -> None:
         state, meta = read(name, self._request.memory or available_memory())
@@ -93,11 +112,6 @@ class JobCheckpoint:
             check_sources(name, {"source": json.dumps(known["sources"])}, sheet.sources)
             done = {int(at): rebuilt(Answered, each) for at, each in known["done"].items()}
             self._take_up(name, sheet, known["parts"], done)
-        if is_joint(self._request.output) and len({sheet.finished for sheet in self._sheets}) > 1:
-            raise CheckpointIncompatible(
-                f"{name}: {self._request.output} was written without the layers that failed, and a file cannot get them "
-                "later; start again without --resume"
-            )
 
     def _take_up(self, name: str, sheet: Sheet, parts: dict[str, str], done: dict[int, Answered]) -> None:
         """Where a sheet is: not begun, under way, or finished."""

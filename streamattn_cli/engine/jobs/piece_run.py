@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from streamattn_cli.checkpoint.commit import CheckpointWriter
+from streamattn_cli.checkpoint.container import read
+from streamattn_cli.checkpoint.header import canonical_json
+from streamattn_cli.engine.jobs.attend import saving
 from streamattn_cli.engine.jobs.executors import Stop
 from streamattn_cli.engine.jobs.pieces import Piece, narrow
 from streamattn_cli.engine.jobs.query import answering, asked
@@ -20,10 +26,14 @@ from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.saving.resume import sources_of
+from streamattn_cli.engine.saving.resume import Saved, sources_of
+from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.engine.saving.sources import check_same
 from streamattn_cli.engine.watch.events import Audit
+from streamattn_cli.engine.watch.meter import available_memory
+from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import OutputFailed
 from streamattn_cli.rows.inputs.fingerprint import file_states
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.writers.base import Nowhere, Writer
@@ -49,12 +59,22 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Saving:
+    """Where a piece is saved while it is answered, and how often; digest: of the job that it belongs to."""
+
+    path: str
+    every: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class PieceTask:
     """One piece of a sheet. resident_rows: of its key heads, where they have a number of their own."""
 
     job: Job
     piece: Piece
     resident_rows: int | None = None
+    saving: Saving | None = None
 
     @property
     def name(self) -> str:
@@ -97,7 +117,7 @@ class Whole(NamedTuple):
     problem: Problem
     sources: dict[str, dict]
     files: dict[str, tuple[int, ...]]
-    made: Callable[[Plan, Watch, Writer, Writer | None], Run]
+    made: Callable[[Plan, Watch, Writer, Writer | None, Saver | None], Run]
 
 
 @contextmanager
@@ -124,24 +144,47 @@ def _answer(task: PieceTask, interrupts: Interrupts) -> Answered:
         plan = make_plan(narrow(whole, task.piece))
         watch = Watch(lambda event: None, interrupts)
         writers = [_writer(place, task.piece, whole) for place in (job.out, job.doubts)]
-        try:
-            run = made(plan, watch, writers[0] or Nowhere(), writers[1])
-            try:
-                rows, audit, reason = run.go()
-            finally:
-                run.close()
+        with ExitStack() as stack:
+            for writer in filter(None, writers):
+                stack.callback(writer.abort)
+            saver, saved = _saver(task, whole, writers, stack)
+            run = made(plan, watch, writers[0] or Nowhere(), writers[1], saver)
+            stack.callback(run.close)
+            if saved:
+                run.resume(saved)
+            rows, audit, reason = saving(run, saver)
             counts = run.counts()
             check_finite(counts, job.request)
             for writer in filter(None, writers):
                 writer.commit({})
-        finally:
-            for writer in filter(None, writers):
-                writer.abort()
     seconds = time.monotonic() - began
     return Answered(rows, counts, audit, reason, watch.bytes_read, watch.wait_seconds, seconds)
 
 
-def _writer(place: Place | None, piece: Piece, whole: Problem) -> Writer | None:
+def _saver(
+    task: PieceTask, whole: Problem, writers: list[PieceWriter | None], stack: ExitStack
+) -> tuple[Saver | None, Saved | None]:
+    """What saves a piece, and what was saved of it: by a worker that was lost, or before the job was resumed."""
+    told = task.saving
+    if told is None:
+        return None, None
+    try:
+        checkpoint = stack.enter_context(CheckpointWriter(told.path))
+    except OutputFailed:  # a worker that is taken for lost still holds it: what both write is the same
+        return None, None
+    facts = {"method": whole.method, "seed": whole.request.seed, "job": told.digest, "piece": task.name}
+    saver = Saver(checkpoint, facts, {}, told.every, *writers)
+    if not os.path.exists(told.path):
+        return saver, None
+    state, meta = read(told.path, whole.request.memory or available_memory())
+    if meta["params"] != canonical_json(facts):
+        return saver, None
+    for writer in filter(None, writers):
+        writer.rows_written = json.loads(meta["output"])["rows"]
+    return saver, Saved(told.path, dict(state), Phase(meta["phase"]), int(meta["rows"]), None, None, meta)
+
+
+def _writer(place: Place | None, piece: Piece, whole: Problem) -> PieceWriter | None:
     if place is None:
         return None
     first, stop = piece.rows(whole)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from streamattn_cli.checkpoint.header import SEAL_BYTES
-from streamattn_cli.engine.jobs.sketch import SketchFile, open_sketch_file, outcome_of, units_of
+from streamattn_cli.engine.jobs.ceremony import announce, measured
+from streamattn_cli.engine.jobs.sketch import SketchFile, open_sketch_file, units_of
 from streamattn_cli.engine.passes.full import Queries
 from streamattn_cli.engine.passes.open_run import check_finite, check_output
 from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.passes.run import Run, auditor_of, lanes_of
-from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.planning.variants import of_heads
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.sources import check_same
-from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Note, Outcome, Started
-from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Outcome
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.inputs.checks import check_layout
@@ -78,9 +76,7 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
         found = stack.enter_context(asked(request))
         problem = found.problem
         plan = make_plan(problem)
-        listener(Started(plan.to_dict()))
-        for note in problem.notes:
-            listener(Note(note))
+        announce(plan, listener)
         with interrupts.at_once(waits(request.output)):
             writer = open_writer(
                 request.output, problem.q.rows, len(problem.q), problem.v.dim, problem.out_dtype, problem.q.layout,
@@ -88,16 +84,12 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
             )  # fmt: skip
         stack.callback(writer.abort)
         stack.callback(interrupts.on_abort(writer.abort))
-        warm(plan, listener)
-        began = time.monotonic()
-        with Meter() as meter:
-            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
-            rows, counts, audit, reason = answer(found.file, plan, watch, writer)
+        with measured(plan, listener, interrupts) as ceremony:
+            rows, counts, audit, reason = answer(found.file, plan, ceremony.watch, writer)
         check_finite(counts, request)
         check_unchanged(found.files)
         writer.commit(told(problem, request.sketch, counts, audit, reason))
-        outcome = outcome_of("query", plan, counts, watch, meter, rows, began, request.output)
-        outcome = replace(outcome, audit=audit, audit_reason=reason)
+        outcome = ceremony.outcome("query", rows, counts, request.output, audit=audit, audit_reason=reason)
     listener(Finished(outcome))
     return outcome
 

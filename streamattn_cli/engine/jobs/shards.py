@@ -16,13 +16,13 @@ from importlib.metadata import version
 import numpy as np
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
+from streamattn_cli.engine.jobs.ceremony import Ceremony, announce, measured
 from streamattn_cli.engine.jobs.executors import Engine, Stop, find_engine
 from streamattn_cli.engine.jobs.merge import merge_heads
-from streamattn_cli.engine.jobs.sketch import keys_problem, outcome_of, sketch_facts
+from streamattn_cli.engine.jobs.sketch import keys_problem, sketch_facts
 from streamattn_cli.engine.jobs.tasks import SEEN, check_room, divided, in_order, in_worker, portable
 from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.passes.run import SketchRun
-from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.footprint import merging_bytes
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.sizing import make_plan
@@ -30,8 +30,7 @@ from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.saver import describe, stack_heads
 from streamattn_cli.engine.saving.sources import check_same, key_sources
-from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Progress, Started
-from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.watch.events import Finished, Listener, Outcome, Progress
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import CannotMeet, UsageError
@@ -96,29 +95,24 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
         facts, sources = sketch_facts(problem), key_sources(problem)
         plan, share = _plan(problem, len(ranges), engine)
         workers = plan.threads
-        listener(Started(plan.to_dict() | {"shards": len(ranges), "workers": workers, "engine": engine.word}))
         few = [f"{rows} rows make only {len(ranges)} shards"] if len(ranges) < asked else []
-        for note in (*problem.notes, *few):
-            listener(Note(note))
+        announce(plan, listener, few, shards=len(ranges), workers=workers, engine=engine.word)
         writer = stack.enter_context(CheckpointWriter(request.sketch))
-        warm(plan, listener)
-        began = time.monotonic()
         told = replace(request, inputs=absolute(request.inputs), memory=share, threads=1, checkpoint=None, resume=False)
         shards = [
             Shard(told, i, a, b, tuple(sources), version("streamattn-cli"), engine.word)
             for i, (a, b) in enumerate(ranges)
         ]
         dropped = [0]
-        with Meter() as meter, engine.open(workers) as opened:
+        with measured(plan, listener, interrupts) as ceremony, engine.open(workers) as opened:
             check_room(opened, make_plan(replace(problem, request=told)) if engine.remote else plan)
-            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
             task = absorb_shard if engine.apart else partial(absorb_shard, stop=opened.stop)
 
             def states() -> Iterator[list[HeadAttention]]:
                 for shard, done in zip(shards, in_order(opened, task, shards, interrupts), strict=True):
                     dropped[0] += done.dropped
-                    watch.bytes_read += done.bytes_read
-                    listener(_progress(shard, problem, watch, meter, began))
+                    ceremony.watch.bytes_read += done.bytes_read
+                    listener(_progress(shard, problem, ceremony))
                     yield [HeadAttention(problem.head, state) for state in done.states]
 
             heads = merge_heads(states(), allocate(problem.head.work_spec()))
@@ -130,7 +124,7 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
             "clipped_keys": sum(int(head.state["counters"][3]) for head in heads),
             "shards": len(shards),
         }
-        outcome = outcome_of("sketch", plan, counts, watch, meter, rows, began, request.sketch)
+        outcome = ceremony.outcome("sketch", rows, counts, request.sketch)
     listener(Finished(outcome))
     return outcome
 
@@ -184,9 +178,10 @@ def _plan(problem: Problem, shards: int, engine: Engine) -> tuple[Plan, int | No
     return replace(one_plan, threads=workers, allowed=whole.allowed, parts=parts | {"merging": held(workers)}), share
 
 
-def _progress(shard: Shard, problem: Problem, watch: Watch, meter: Meter, began: float) -> Progress:
+def _progress(shard: Shard, problem: Problem, ceremony: Ceremony) -> Progress:
+    watch, meter = ceremony.watch, ceremony.meter
     return Progress(
-        phase=Phase.SHARDS, rows=shard.stop, total=problem.k.rows, bytes=watch.bytes_read, seconds=time.monotonic() - began,
-        sketch_bytes=watch.sketch_bytes, memory_now=meter.now(), memory_peak=meter.peak(),
-        memory_allowed=watch.allowed,
+        phase=Phase.SHARDS, rows=shard.stop, total=problem.k.rows, bytes=watch.bytes_read,
+        seconds=time.monotonic() - ceremony.began, sketch_bytes=watch.sketch_bytes, memory_now=meter.now(),
+        memory_peak=meter.peak(), memory_allowed=watch.allowed,
     )  # fmt: skip

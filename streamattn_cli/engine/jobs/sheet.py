@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 from streamattn_cli.engine.audit.together import numbered, of_heads, of_sequences
 from streamattn_cli.engine.jobs.attend import written_of
-from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask
+from streamattn_cli.engine.jobs.piece_run import Answered, Job, PieceTask, Saving
 from streamattn_cli.engine.jobs.pieces import Piece, narrow
 from streamattn_cli.engine.jobs.query import told
 from streamattn_cli.engine.jobs.shares import resident_bytes, with_rows
@@ -41,7 +41,19 @@ from streamattn_cli.rows.writers.writer import open_writer
 OF_KEYS = ("dropped_keys", "clipped_keys")  # counts
 
 
-@dataclass
+@dataclass(frozen=True)
+class Outputs:
+    """What the outputs of all sheets are made with. stack, interrupts: what removes them when the job ends early; tag: of a job
+    that is saved."""
+
+    job: Job
+    joint: Joint | None
+    stack: ExitStack
+    interrupts: Interrupts
+    tag: str | None
+
+
+@dataclass(eq=False)
 class Sheet:
     """One layer of a job, or the whole input where there are no layers: its pieces, and what they have come to."""
 
@@ -62,6 +74,7 @@ class Sheet:
     )  # its unfinished files that a checkpoint knows of, by "out" and "doubt"
     finished: bool = False  # by an earlier run, whose outputs have their names
     before: float = 0.0  # rows that an earlier run has answered
+    cleared: set[int] = field(default_factory=set)  # pieces of which nothing is saved apart any more
 
     @property
     def left(self) -> list[int]:
@@ -113,27 +126,27 @@ class Sheet:
         mine = {"share": "adaptive", "resident_bytes": sum(bytes_), "head_rows": self.resident}
         return self.problem.facts() | {"params": mine}
 
-    def open(self, job: Job, joint: Joint | None, stack: ExitStack, interrupts: Interrupts, tag: str | None) -> Job:
-        """Make its outputs, or open what an earlier run has left of them, and say where they are. tag: of a job that is saved."""
+    def open(self, made: Outputs) -> Job:
+        """Make its outputs, or open what an earlier run has left of them, and say where they are."""
         q, p = self.problem.q, self.problem
         there = {name: (part, p.q.count) for name, part in self.parts.items()}
-        opened = into(joint, self.layer) if joint and self.layer else open_writer
+        opened = into(made.joint, self.layer) if made.joint and self.layer else open_writer
         self.writer = writer = _in_file(
             opened(
                 self.request.output, q.rows, len(q), p.v.dim, p.out_dtype, q.layout, q.batch, sequences=q.sequences,
-                going_on=there.get("out"), tag=tag,
+                going_on=there.get("out"), tag=made.tag,
             )
         )  # fmt: skip
         complete = "out" in there and "doubt" not in there
-        doubts = None if complete else open_doubt(p, there.get("doubt"), tag)
+        doubts = None if complete else open_doubt(p, there.get("doubt"), made.tag)
         self.doubts = _in_file(doubts) if doubts else None
         for each in filter(None, (self.writer, self.doubts)):
-            if tag:
+            if made.tag:
                 check_saveable(each)
-            stack.callback(each.abort)
-            stack.callback(interrupts.on_abort(each.abort))
+            made.stack.callback(each.abort)
+            made.stack.callback(made.interrupts.on_abort(each.abort))
         place = _by_head(self.doubts.share(), len(q)) if self.doubts else None
-        return replace(self.of(job), out=writer.share(), doubts=place)
+        return replace(self.of(made.job), out=writer.share(), doubts=place)
 
     def of(self, job: Job) -> Job:
         """The job of its pieces, without outputs."""
@@ -148,10 +161,11 @@ class Sheet:
         sources = {part: portable(one) for part, one in self.sources.items()}
         return replace(job, request=request, sheet=self.name, sources=sources, command=self.command)
 
-    def tasks(self, job: Job) -> Iterator[PieceTask]:
-        """The pieces that are left as tasks."""
+    def tasks(self, job: Job, saving: Callable[[Sheet, int], Saving] | None) -> Iterator[PieceTask]:
+        """The pieces that are left as tasks; saving: how each of them is saved."""
         for at in self.left:
-            yield PieceTask(job, self.pieces[at], self.resident[at] if self.resident else None)
+            own = saving(self, at) if saving else None
+            yield PieceTask(job, self.pieces[at], self.resident[at] if self.resident else None, own)
 
     def audit(self) -> tuple[Audit | None, str | None]:
         """The audits of its pieces as one, or why there is none."""

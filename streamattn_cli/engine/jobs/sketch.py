@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
+from streamattn_cli.engine.jobs.ceremony import announce, measured
 from streamattn_cli.engine.passes.open_run import check_output
-from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.passes.run import SketchRun
-from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.footprint import FIRST_ROWS
-from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem, larger_than_data
@@ -23,8 +19,8 @@ from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import Saved, continued, find_saved
 from streamattn_cli.engine.saving.saver import Saver, State, check_schema, describe
 from streamattn_cli.engine.saving.sources import absorbed, check_disjoint, check_same, key_sources
-from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Started
-from streamattn_cli.engine.watch.meter import Meter, available_memory
+from streamattn_cli.engine.watch.events import Finished, Listener, Outcome
+from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import (
@@ -120,25 +116,20 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
         if saved:
             problem = continued(problem, saved)
         plan = make_plan(problem)
-        listener(Started(plan.to_dict()))
-        for note in (*problem.notes, *([f"going on after row {saved.done}"] if saved else [])):
-            listener(Note(note))
-        warm(plan, listener)
-        began = time.monotonic()
-        with Meter() as meter:
+        announce(plan, listener, [f"going on after row {saved.done}"] if saved else [])
+        with measured(plan, listener, interrupts) as ceremony:
             own = Saver(writer, facts, {"absorbed": sources}, request.checkpoint_every)
             saver = None if before else own  # a sketch that is added to keeps what it had until the end
-            unsaved = saver.unsaved if saver else None
-            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes, unsaved=unsaved)
-            run = SketchRun(plan, watch, saver)
+            ceremony.watch.unsaved = saver.unsaved if saver else None
+            run = SketchRun(plan, ceremony.watch, saver)
             try:
                 rows = _absorb(run, before, saved, saver)
             finally:
                 run.close()
             check_unchanged(files)
             writer.commit(run.sketches.save(), describe(facts, Phase.SKETCH, rows, {"absorbed": sources}, None))
-        outcome = outcome_of("sketch", plan, run.counts(), watch, meter, rows, began, request.sketch)
-        outcome = replace(outcome, rows_before=before.rows if before else saved.done if saved else 0)
+        rows_before = before.rows if before else saved.done if saved else 0
+        outcome = ceremony.outcome("sketch", rows, run.counts(), request.sketch, rows_before=rows_before)
     listener(Finished(outcome))
     return outcome
 
@@ -246,23 +237,3 @@ def sketch_facts(problem: Problem) -> dict:
     if problem.v.units:
         kept["value_units"] = list(problem.v.units)
     return kept | {"shapes": shapes, "head": problem.head.to_dict(), "nan_policy": problem.request.nan_policy}
-
-
-def outcome_of(
-    command: str, plan: Plan, counts: dict, watch: Watch, meter: Meter, rows: int, began: float, output: str
-) -> Outcome:
-    """What a command on sketch files has to say when it is done."""
-    return Outcome(
-        command=command,
-        facts={**plan.problem.facts(), "threads": plan.threads, "versions": {"streamattn-cli": version("streamattn-cli")}},
-        rows=rows,
-        seconds=time.monotonic() - began,
-        wait_seconds=watch.wait_seconds,
-        bytes_read=watch.bytes_read,
-        memory={
-            "allowed": plan.allowed, "reserved": meter.baseline, "projected": plan.projected, "peak": meter.peak(),
-        },
-        counts=counts,
-        output=output,
-        notes=plan.problem.notes,
-    )  # fmt: skip

@@ -7,20 +7,21 @@ again, into the same place.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from math import ceil
 
+from streamattn_cli.engine.jobs.ceremony import announce, measured
 from streamattn_cli.engine.jobs.executors import Engine, find_engine
 from streamattn_cli.engine.jobs.job_checkpoint import JobCheckpoint
 from streamattn_cli.engine.jobs.piece_run import Job, PieceTask, answer_piece, opened
 from streamattn_cli.engine.jobs.pieces import PIECES, cut, cut_queries
 from streamattn_cli.engine.jobs.shares import shares, tried
 from streamattn_cli.engine.jobs.shares import tasks as trial_tasks
-from streamattn_cli.engine.jobs.sheet import Sheet
+from streamattn_cli.engine.jobs.sheet import Outputs, Sheet
 from streamattn_cli.engine.jobs.sheets import Joint, joint_file, sheets_of
 from streamattn_cli.engine.jobs.summary import together
 from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order
@@ -29,7 +30,7 @@ from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.resume import checkpoint_there
-from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Progress, Started
+from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Progress
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -73,48 +74,30 @@ def _run(
         if request.checkpoint and sheets[0].command != "query":
             saved = stack.enter_context(JobCheckpoint(request, sheets))
         plan, workers, share = _planned(sheets, engine)
-        listener(Started(plan.to_dict() | _counts(sheets, workers, engine)))
-        for note in dict.fromkeys([*(note for sheet in sheets for note in sheet.problem.notes), *_resumed(sheets)]):
-            listener(Note(note))
+        announce(plan, listener, _resumed(sheets), **_counts(sheets, workers, engine))
         joint = _joint(request, sheets, len(results), saved)
         if joint:
             stack.callback(joint.abort)
-        if any(sheet.left for sheet in sheets):
-            warm(next(sheets[0].plans(share)), listener)
-        job, tag = _job(request, share, engine), saved.tag if saved else None
-        with Meter() as meter, engine.open(workers) as workforce:
+        first = next(sheets[0].plans(share))
+        with measured(plan, listener, interrupts, like=first) as ceremony, engine.open(workers) as workforce:
             check_room(workforce, plan)
             do = answer_piece if engine.apart else partial(answer_piece, stop=workforce.stop)
-
-            def end(sheet: Sheet) -> None:
-                if saved and not sheet.finished:
-                    saved.save(joint)
-                results[sheet.layer] = sheet.end(plan, meter, joint, engine.apart)
-
-            def tasks() -> Iterator[PieceTask]:
-                for sheet in sheets:
-                    if sheet.left:
-                        yield from sheet.tasks(sheet.open(job, joint, stack, interrupts, tag))
-
-            for sheet in sheets:
-                if not sheet.left:
-                    if not sheet.finished:
-                        sheet.open(job, joint, stack, interrupts, tag)
-                    end(sheet)
+            outputs = Outputs(_job(request, share, engine), joint, stack, interrupts, saved.tag if saved else None)
+            ongoing = _Ongoing(
+                sheets, results, outputs, saved, lambda one: one.end(plan, ceremony.meter, joint, engine.apart)
+            )
             places = [(sheet, at) for sheet in sheets for at in sheet.left]
-            progress = _Told(sheets, plan, meter, began)
-            found = stack.enter_context(closing(in_order(workforce, do, tasks(), interrupts, request.keep_going)))
+            ongoing.end_those_without_pieces()
+            progress = _Told(sheets, plan, ceremony.meter, began)
+            found = in_order(workforce, do, ongoing.tasks(), interrupts, request.keep_going)
             with _saving(saved, joint):
-                for (sheet, at), answered in zip(places, found, strict=True):
+                for (sheet, at), answered in zip(places, stack.enter_context(closing(found)), strict=True):
                     if isinstance(answered, StreamattnError):
                         sheet.failed.append(answered)
                     else:
                         sheet.done[at] = answered
                         listener(progress(sheet, at))
-                    if len(sheet.done) + len(sheet.failed) == len(sheet.pieces):
-                        end(sheet)
-                    elif saved:
-                        saved.reached(progress.rows, joint)
+                    ongoing.reached(sheet, progress.rows)
             layers, ended = _known(results)
             one = ended[0]
             outcome = one if isinstance(one, Outcome) and not layers else together(request, layers, ended)
@@ -125,6 +108,46 @@ def _run(
         outcome = replace(outcome, seconds=time.monotonic() - began)
     listener(Finished(outcome))
     return outcome
+
+
+@dataclass(frozen=True)
+class _Ongoing:
+    """The sheets of a job while their pieces are answered. end: what makes the result of a sheet that is complete."""
+
+    sheets: list[Sheet]
+    results: Results
+    outputs: Outputs
+    saved: JobCheckpoint | None
+    end: Callable[[Sheet], Outcome | StreamattnError]
+
+    def end_those_without_pieces(self) -> None:
+        """Whatever an earlier run has answered to the end."""
+        for sheet in self.sheets:
+            if not sheet.left:
+                if not sheet.finished:
+                    sheet.open(self.outputs)
+                self._end(sheet)
+
+    def tasks(self) -> Iterator[PieceTask]:
+        """The pieces that are left; the outputs of a sheet are made when it is its turn."""
+        for sheet in self.sheets:
+            if sheet.left:
+                job = sheet.open(self.outputs)
+                if self.saved:
+                    self.saved.save(self.outputs.joint)  # what is saved of pieces counts with these outputs alone
+                yield from sheet.tasks(job, self.saved.of_piece if self.saved else None)
+
+    def reached(self, sheet: Sheet, rows: float) -> None:
+        """A piece of a sheet has been answered, or failed; rows: that are answered in all."""
+        if len(sheet.done) + len(sheet.failed) == len(sheet.pieces):
+            self._end(sheet)
+        elif self.saved:
+            self.saved.reached(rows, self.outputs.joint)
+
+    def _end(self, sheet: Sheet) -> None:
+        if self.saved and not sheet.finished:
+            self.saved.save(self.outputs.joint)
+        self.results[sheet.layer] = self.end(sheet)
 
 
 def _joint(request: AttendRequest, sheets: list[Sheet], asked: int, saved: JobCheckpoint | None) -> Joint | None:

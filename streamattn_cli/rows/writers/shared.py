@@ -60,6 +60,12 @@ class PieceWriter(Writer):
             os.fdatasync(self._fd)
         self.abort()
 
+    def keep(self) -> str:
+        """See base.Writer: the file outlives this writer anyway."""
+        with failing_as_output(self.name):
+            os.fdatasync(self._fd)
+        return os.path.basename(self._place.path)
+
     def abort(self) -> None:
         """Close the file; what was written stays, until it is written again or the file goes."""
         if self._fd >= 0:
