@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from described import described
+from forks import Forks
 
 import streamattn_cli  # noqa: F401 - for NUMBA_CACHE_DIR, see above
 from streamattn_cli.records import read
@@ -22,6 +24,8 @@ from streamattn_cli.records import read
 COMMAND = [sys.executable, "-m", "streamattn_cli"]
 SAMPLE = Path(__file__).resolve().parent.parent / "sample_data"
 TIMEOUT = 120  # seconds: only there so that a hang fails
+FRESH = os.environ.get("STREAMATTN_FRESH") == "1"
+FORKED = {"cwd", "input", "stdin", "stdout", "stderr", "timeout"}  # what a fork can be given
 PRIVATE = ("STREAMATTN_", "COLUMNS", "NO_COLOR", "TERM", "PYTHONUNBUFFERED", "PYTHONSTARTUP")
 
 
@@ -50,16 +54,29 @@ def environment(**words):
     return kept | {"OPENBLAS_NUM_THREADS": "1", "TERM": "xterm"} | words
 
 
-def run(*args, code=0, env=None, **kwargs):
-    """Run `streamattn ARGS` to its end. The exit code must be `code`, and no traceback may be shown."""
-    words = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": TIMEOUT} | kwargs
+def run(*args, code=0, env=None, fresh=False, **kwargs):
+    """Run `streamattn ARGS` to its end. The exit code must be `code`, and no traceback may be shown.
+
+    fresh: in a new interpreter, as all runs are with STREAMATTN_FRESH=1; others are forks of one that is ready (forks.py).
+    """
+    words = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": TIMEOUT, "cwd": "."} | kwargs
     if "input" not in words:
         words.setdefault("stdin", subprocess.DEVNULL)
-    done = subprocess.run([*COMMAND, *map(str, args)], env=environment(**env or {}), **words)
-    err = (done.stderr or b"").decode()
-    assert done.returncode == code, f"exit code {done.returncode}, expected {code}; standard error:\n{err}"
+    if fresh or FRESH or words.keys() - FORKED or any(not name.startswith(PRIVATE[:4]) for name in env or {}):
+        done = subprocess.run([*COMMAND, *map(str, args)], env=environment(**env or {}), **words)
+        found, out, err = done.returncode, done.stdout or b"", (done.stderr or b"").decode()
+    else:
+        found, out, err = forks().run(list(map(str, args)), words.pop("cwd"), environment(**env or {}), **words)
+        err = err.decode()
+    assert found == code, f"exit code {found}, expected {code}; standard error:\n{err}"
     assert "Traceback" not in err, err
-    return Done(done.returncode, done.stdout or b"", err)
+    return Done(found, out, err)
+
+
+@cache
+def forks():
+    """The process of this worker that runs are forked from."""
+    return Forks()
 
 
 def start(*args, env=None, **kwargs):
