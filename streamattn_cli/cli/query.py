@@ -15,7 +15,8 @@ from streamattn_cli.rows.spec import InputSpec
 
 @takes(
     InputSpec, RunSettings, AnswerSettings, OutputSettings, EngineSettings, Shown,
-    without=("record", "kv_heads", "dim", "value_dim", "select", "layer", "lengths", "starts", "repair", "doubt"),
+    without=("record", "kv_heads", "dim", "value_dim", "select", "layer", "lengths", "starts", "q_lengths",
+             "q_starts", "repair", "doubt"),
 )  # fmt: skip
 def query(
     words: Words,

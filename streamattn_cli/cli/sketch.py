@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @takes(
     InputSpec, AttentionSettings, MethodSettings, RunSettings, OutputSettings, ResumeSettings, ShardSettings, Shown,
-    without=("q_rows", "layer", "lengths", "starts", "causal", "first_query", "buffer", "atoms"),
+    without=("q_rows", "layer", "lengths", "starts", "q_lengths", "q_starts", "causal", "first_query", "buffer", "atoms"),
 )  # fmt: skip
 def sketch(
     words: Words,

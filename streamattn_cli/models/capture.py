@@ -129,7 +129,12 @@ def _prepare(request: CaptureRequest) -> _Job:
     model = open_model(request.model, given.memory, given.threads)
     count = len(model.types)
     wanted = chosen_layers(given.layer, request.model, list(range(count)), count)
-    refuse_existing(names_of(request.output, wanted), request.force or request.settings.resume)
+    outputs = names_of(request.output, wanted)
+    if read := {os.path.realpath(name) for name in outputs} & {
+        os.path.realpath(name) for name in (request.model, *request.texts)
+    }:
+        raise UsageError(f"-o {read.pop()}: is what is read; write to another file")
+    refuse_existing(outputs, request.force or request.settings.resume)
     ids = token_ids(model.tokenizer, request.texts, given.tokens)
     return _Job(request, model, ids, survey(model, wanted[-1], request.settings.heads), wanted)
 

@@ -12,6 +12,7 @@ from streamattn_cli.errors import NonFinite, UsageError
 from streamattn_cli.models.survey import Layer
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.inputs.layers import PLACE
+from streamattn_cli.rows.targets import split_target
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.packedout import open_packed
 from streamattn_cli.rows.writers.writer import check_target
@@ -35,6 +36,8 @@ class Dump(Protocol):
 
 def names_of(target: str, layers: list[int]) -> list[str]:
     """The outputs of a target. Raises UsageError where layers need a file each and have none, and OutputFailed."""
+    if split_target(target)[1] or (PLACE in target and is_hdf5(target)):
+        raise UsageError(f"-o {target}: give FILE.h5, which gets a group for each layer, or FILE-{PLACE}.npy")
     if PLACE in target:
         names = [target.replace(PLACE, str(layer)) for layer in layers]
     else:

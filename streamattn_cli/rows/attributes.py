@@ -15,7 +15,8 @@ _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 
 
 def plain(items: Iterable[tuple[str, object]], name: str) -> dict:
-    """Attributes of one value, later ones winning; of several values only scales of rows and what each head has of its own.
+    """Attributes of one value, later ones winning; of several values only scales of rows, and what heads or
+    sequences have of their own.
 
     Raises InputMalformed where one that is heard (HEARD) is of another kind.
     """
@@ -29,7 +30,9 @@ def plain(items: Iterable[tuple[str, object]], name: str) -> dict:
             value = value.decode("utf-8", "replace")
         if isinstance(value, (str, int, float, bool)):
             found[key] = value
-        elif key.endswith(("_scale", "sink_logit", "logit_bias")) and isinstance(value, np.ndarray | list):
+        elif key.endswith(("_scale", "sink_logit", "logit_bias", "lengths", "starts")) and isinstance(
+            value, np.ndarray | list
+        ):
             found[key] = value if isinstance(value, list) else value.tolist()
         elif key in HEARD:
             raise InputMalformed(

@@ -65,7 +65,12 @@ class InputSpec:
         "error", "What to do with rows of HDF5 and Zarr that are not stored.", choices=("error", "zeros"), decides=True
     )
     select: tuple[int, ...] | None = source(
-        None, "Key heads to use, such as 0,2 (with their query heads).", "--select", read=read_numbers, decides=True
+        None,
+        "Key heads to use, such as 0,2 (with their query heads).",
+        "--select",
+        read=read_numbers,
+        decides=True,
+        heads=True,
     )
     rows: tuple[int, int | None] | None = source(
         None, "Rows A to B (not included) only.", metavar="A:B", read=partial(read_range, "--rows")
@@ -86,6 +91,22 @@ class InputSpec:
     starts: str | None = source(
         None,
         "First row of each sequence in packed rows, and their end: 0,5,14,21 or FILE, FILE:DATASET.",
+        metavar="NUMBERS",
+        arrays=True,
+        decides=True,
+    )
+    q_lengths: str | None = source(
+        None,
+        "--lengths of the queries, where the batch has fewer of them.",
+        shown="all rows",
+        metavar="NUMBERS",
+        arrays=True,
+        decides=True,
+    )
+    q_starts: str | None = source(
+        None,
+        "--starts of the queries, where sequences have fewer of them (cu_seqlens_q).",
+        shown="as --starts",
         metavar="NUMBERS",
         arrays=True,
         decides=True,

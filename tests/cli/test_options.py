@@ -39,6 +39,7 @@ OTHER = {
     "checkpoint_every": (SMALL, "5s"), "resume": (SMALL, True), "skip_rows": (SMALL, 0), "fingerprint": (SMALL, True),
     "keep_going": (SMALL, True), "memory_per_layer": ({"method": "nystrom"}, 4096), "share": (SMALL, "adaptive"), "checkpoint": (SMALL, "c.sattn"), "shards": (SMALL, 2), "engine": (SMALL, "processes"), "select": (SMALL, (0,)), "missing": (SMALL, "zeros"),
     "starts": (SMALL, "0,100,200"), "lengths": (BATCH, "150,90"),
+    "q_starts": (SMALL | {"starts": "0,100,200"}, "0,50,90"), "q_lengths": (BATCH, "150,90"),
 }  # fmt: skip
 OF_INPUT = {name for name, _, described in options_of(InputSpec) if described.decides}
 OF_ONE_PASS = {"shards"}  # sketches in shards are not resumed

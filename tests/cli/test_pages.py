@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from clirun import environment
 from shells import INSTALLED, completed
+from typer.testing import CliRunner
 
 from streamattn_cli.cli.completion import arrays
+from streamattn_cli.cli.main import app
 
 TOP = Path(__file__).resolve().parents[2]
 SHARE = TOP / "streamattn_cli" / "cli" / "share"
@@ -98,6 +100,20 @@ LINES = {
 def test_a_shell_completes(folder, shell, line):
     words = environment(PATH=f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin", HOME=str(folder))
     assert completed(shell, line, folder, words)[-1] == LINES[line]
+
+
+@pytest.mark.parametrize("words, expected", [
+    ("attend heads.npz --select ", ["0", "1", "2"]), ("attend heads.npz --select 0,", ["0,1", "0,2"]),
+    ("sketch --k heads.npz:k --v heads.npz:v --layout THD --select ", ["0", "1", "2"]), ("attend --select ", []),
+    ("attend nowhere.npz --select ", []),
+])  # fmt: skip
+def test_heads_of_a_file_are_completed(folder, words, expected):
+    np.savez(folder / "heads.npz", **{part: np.zeros((900, 3, 4), "f4") for part in "qkv"})
+    environment = {"_STREAMATTN_COMPLETE": "complete_bash", "COMP_WORDS": f"streamattn {words}"}
+    at = len(words.split(" "))  # of the word under the cursor
+    with chdir(folder):
+        told = CliRunner().invoke(app, env=environment | {"COMP_CWORD": str(at)}, prog_name="streamattn").output
+    assert told.split() == expected
 
 
 def test_a_file_that_names_no_arrays_is_completed_by_nothing(folder):

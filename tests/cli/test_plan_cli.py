@@ -76,11 +76,16 @@ def test_plan_and_attend_decide_alike(tmp_path):
 
 
 def test_the_text_names_methods_and_the_command():
-    for width in ("40", "100"):
+    for width in ("30", "100"):
         text = run("plan", HEADS, env={"COLUMNS": width}).out.decode()
         lines = text.splitlines()
         assert lines[-1].startswith("    streamattn attend ") and "--method exact" in lines[-1]
-        assert max(map(len, lines[:-1])) <= int(width) and "nystrom" in text and "guess" in text
+        assert (
+            max(map(len, lines[:-1])) <= int(width)
+            and "nystrom" in text
+            and "guess" in text
+            and "expected error" in text
+        )
 
 
 def test_an_error_that_nobody_can_know_is_unknown():

@@ -5,9 +5,10 @@ from dataclasses import replace
 from unittest import mock
 
 import h5py
+import naive_variants
 import numpy as np
 import pytest
-from keptruns import METHODS, POLY, not_warmed  # noqa: F401
+from keptruns import METHODS, POLY, make_sketch, not_warmed  # noqa: F401
 from keptruns import run as run_once
 from test_resume import Stops
 
@@ -16,7 +17,7 @@ from streamattn_cli.engine.jobs.sketch import open_sketch_file
 from streamattn_cli.engine.jobs.spread import attend_spread
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CheckpointIncompatible, Interrupted, UsageError
+from streamattn_cli.errors import CheckpointIncompatible, InputMalformed, Interrupted, UsageError
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 
@@ -331,3 +332,137 @@ def test_the_outcome_and_the_file_say_how_many(parts, tmp_path):
     assert any("4 sequences of 0 to 300 rows each" in note for note in outcome.notes)
     assert json.loads((tmp_path / "out.npy.json").read_text())["shapes"]["sequences"] == 4
     assert all(worst.row < LENGTHS[worst.sequence] for worst in outcome.audit.worst)
+
+
+COUNTS = (40, 171, 0, 1)  # of queries, where there are fewer than keys (300, 171, 0, 1)
+
+
+def _chunk(folder, kind, parts):
+    """As `_saved`, with the last COUNTS queries of every sequence alone."""
+    spec, q = _saved(folder, kind, parts), parts[0]
+    last = [one[:, n - count : n] for one, n, count in zip(q, LENGTHS, COUNTS, strict=True)]
+    if kind == "packed":
+        np.save(spec.q, np.concatenate(last, axis=1).transpose(1, 0, 2).copy())
+        return replace(spec, q_starts=",".join(map(str, np.cumsum((0, *COUNTS)))))
+    padded = np.full((B, HEADS * GROUP, 180, D), np.nan, "f4")
+    for into, rows in zip(padded, last, strict=True):
+        into[:, : rows.shape[1]] = rows
+    np.save(spec.q, padded)
+    return replace(spec, q_lengths=",".join(map(str, COUNTS)))
+
+
+def _parts_of(path, kind):
+    out = np.load(path)
+    if kind == "packed":
+        return np.split(out.transpose(1, 0, 2), np.cumsum(COUNTS)[:-1], axis=1)
+    return [one[:, :count] for one, count in zip(out, COUNTS, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+@pytest.mark.parametrize("method", ["nystrom", "window", "exact", "poly", "sample"])
+def test_fewer_queries_stand_at_the_end_of_every_sequence(parts, tmp_path, kind, method):
+    """The bytes of every sequence's own run, for any blocks; all rows audited against them; and resumed after every block."""
+    own = []
+    for number, (rows, count) in enumerate(zip(LENGTHS, COUNTS, strict=True)):
+        if count:
+            spec = _saved(tmp_path, "batch", [part[number : number + 1, :, :rows] for part in parts])
+            np.save(spec.q, np.load(spec.q)[:, :, rows - count :])
+            run(spec, output=str(tmp_path / "one.npy"), causal=True, **_settings(method, rows))
+            own.append(np.load(tmp_path / "one.npy")[0])
+    spec, words = _chunk(tmp_path, kind, parts), {"causal": True, **_settings(method, T)}
+    out, audited = str(tmp_path / "out.npy"), {} if method == "exact" else {"audit": 10**6}
+    for sizes in ({"threads": 1}, {"threads": 2, "block_rows": 64}):
+        outcome = run(spec, output=out, **words, **sizes, **audited)
+        found = [one for one in _parts_of(out, kind) if one.shape[1]]
+        for one, expected in zip(found, own, strict=True):
+            assert np.array_equal(one, expected), (sizes, np.abs(one - expected).max())
+    assert any("the last query of each sees its last key" in note for note in outcome.notes)
+    if method == "exact":
+        return
+    run(spec, output=str(tmp_path / "exact.npy"), causal=True, method="exact")
+    exact = np.concatenate([one.ravel() for one in _parts_of(tmp_path / "exact.npy", kind)])
+    error = np.linalg.norm(np.concatenate([one.ravel() for one in found]) - exact) / np.linalg.norm(exact)
+    assert outcome.audit.method.error == pytest.approx(error, rel=1e-4, abs=1e-6)
+    repaired = run(spec, output=out, repair="50%", **words, **audited)
+    assert repaired.audit.method.error <= outcome.audit.method.error
+
+
+@pytest.mark.parametrize("method", ["nystrom", "window", "exact"])
+def test_a_chunk_is_resumed_with_the_same_bytes(parts, tmp_path, method):
+    spec = _chunk(tmp_path, "packed", parts)
+    words = {"causal": True, "block_rows": 64, "checkpoint_every": "1rows", **_settings(method, T)}
+    words |= {} if method == "exact" else {"audit": 40}
+    whole = run(spec, output=str(tmp_path / "whole.npy"), checkpoint=str(tmp_path / "whole.sattn"), **words)
+    wanted, stops = (tmp_path / "whole.npy").read_bytes(), 0
+    for blocks in range(1, 40):
+        paths = {"output": str(tmp_path / f"{blocks}.npy"), "checkpoint": str(tmp_path / f"{blocks}.sattn")}
+        request, counter = AttendRequest(inputs=spec, **paths, **words), Stops(blocks)
+        try:
+            with mock.patch("streamattn_cli.engine.passes.driver.pump", counter.pump):
+                attend(request, lambda event: None, counter)
+            break
+        except Interrupted:
+            stops += 1
+        outcome = run_once(spec, resume=True, **paths, **words)
+        assert (tmp_path / f"{blocks}.npy").read_bytes() == wanted, blocks
+        assert outcome.audit == whole.audit
+    assert stops >= 3
+
+
+def test_one_query_of_every_sequence_against_the_loops(parts, tmp_path):
+    """Decoding a batch: no option but --causal; the answers of a window that attention does not leave, too."""
+    spec = _saved(tmp_path, "batch", parts)
+    q, k, v = parts
+    np.save(spec.q, q[:, :, -1:].copy())
+    for words, window in (({"method": "exact"}, None), ({"local": "30"}, 30), ({"resident_rows": 400}, None)):
+        run(spec, output=str(tmp_path / "o.npy"), causal=True, **words)
+        for b, h in np.ndindex(B, HEADS * GROUP):
+            one = naive_variants.attention(q[b, h, -1:], k[b, h // GROUP], v[b, h // GROUP], D**-0.5, [T - 1], window)
+            np.testing.assert_allclose(np.load(tmp_path / "o.npy")[b, h], one, rtol=1e-4, atol=1e-5)
+
+
+CHUNKS_REFUSED = {
+    "more queries": ({"lengths": "10,300,300,300"}, {}, "sequence 0 has 20 queries and 10 keys"),
+    "a row": ({}, {"first_query": "3"}, "--first-query 3: in several sequences"),
+    "of queries alone": ({"q_lengths": "1,2,3,4"}, {}, "give that, too"),
+}
+
+
+@pytest.mark.parametrize("case", CHUNKS_REFUSED)
+def test_chunks_that_do_not_fit_are_refused(parts, tmp_path, case):
+    more, words, message = CHUNKS_REFUSED[case]
+    spec = _saved(tmp_path, "batch", parts)
+    np.save(spec.q, parts[0][:, :, :20].copy())
+    with pytest.raises(Exception, match=message) as found:
+        run(replace(spec, **more), output=str(tmp_path / "o.npy"), causal=True, **words)
+    assert found.value.code in (2, 4, 11)
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_the_file_says_where_sequences_are(parts, tmp_path, kind):
+    """As an attribute; an option wins over it, chosen rows are one sequence, and so is a sketch, which a note says."""
+    spec, words = (
+        _saved(tmp_path, kind, parts),
+        {"causal": True, "method": "window", "window": 30, "output": str(tmp_path / "o.npy")},
+    )
+    name = "starts" if kind == "packed" else "lengths"
+    run(spec, **words)
+    expected = np.load(tmp_path / "o.npy")
+    with h5py.File(tmp_path / "dump.h5", "w") as file:
+        file.update({part: np.load(getattr(spec, part)) for part in "qkv"})
+        file.attrs[name] = [int(word) for word in getattr(spec, name).split(",")]
+    dump = InputSpec(input=str(tmp_path / "dump.h5"), layout=spec.layout)
+    outcome = run(dump, **words)
+    assert np.array_equal(np.load(tmp_path / "o.npy"), expected)
+    assert f"{name} is taken from the file" in outcome.notes
+    other = "0,100" if kind == "packed" else "9,9,9,9"
+    assert run(replace(dump, **{name: other}), **words).facts["shapes"]["sequences"] == (2 if kind == "packed" else 4)
+    if kind == "packed":
+        outcome = run(replace(dump, rows=(0, 200)), **words)
+        assert "sequences" not in outcome.facts["shapes"]
+    with h5py.File(tmp_path / "dump.h5", "a") as file:
+        file.attrs[name] = spec.q
+    with pytest.raises(InputMalformed, match=f"attribute {name} is .*expected numbers"):  # no file names another
+        run(dump, **words)
+    outcome = make_sketch(replace(dump, q=None), tmp_path / "s.sattn", method="window")
+    assert any(f"attribute {name} is not heeded: sequences" in note for note in outcome.notes)

@@ -60,6 +60,7 @@ def save_batch(folder):
         1, 0, 2
     )
     np.savez(folder / "packed.npz", q=packed, k=packed, v=packed)
+    np.save(folder / "chunk_q.npy", packed[:129])
     np.save(folder / "cu_seqlens.npy", np.array([0, 512, 582, 883], np.int32))
     with h5py.File(folder / "dump.h5", "w") as file:
         for layer in (0, 1):

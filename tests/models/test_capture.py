@@ -207,6 +207,8 @@ def test_refusals_of_captures(folders, tmp_path):
         (2, "choose one with --layer", "-o", tmp_path / "dump.npy"),
         (2, "choose one with --layer", "-o", "-"),
         (2, "unknown; use .npy, .h5", "-o", tmp_path / "dump.bin", "--layer", "1"),
+        (2, "gets a group for each layer", "-o", tmp_path / "dump.h5:/x", "--layer", "1"),
+        (2, "gets a group for each layer", "-o", tmp_path / "dump-{layer}.h5"),
         (10, "there is no folder", "-o", tmp_path / "absent" / "dump.h5"),
         (2, "has layers 0 to 2", "-o", tmp_path / "dump.h5", "--layer", "3"),
         (2, "layer 0 has 0 to 1", "-o", tmp_path / "dump.h5", "--heads", "2"),
@@ -218,6 +220,9 @@ def test_refusals_of_captures(folders, tmp_path):
         done = _run("capture", model, text, *words, error=StreamattnError)
         assert done.exception.code == code and word in str(done.exception), done.exception
     assert [path.name for path in tmp_path.iterdir()] == ["there.h5"]
+    odd = shutil.copy(text, tmp_path / "text.npy")
+    done = _run("capture", model, odd, "--layer", "1", "--force", "-o", odd, error=StreamattnError)
+    assert done.exception.code == 2 and "is what is read" in str(done.exception)
     free = 4 * sum(p.numel() for p in load(model).network.parameters()) + 100_000
     done = _run("capture", model, text, "--layer", "2", "-o", "-", "--memory", free, error=StreamattnError)
     assert done.exception.code == 6 and "700 tokens in 2 layers take" in str(done.exception)

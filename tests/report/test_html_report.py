@@ -135,8 +135,9 @@ def layers(count, heads):
 
 @pytest.mark.parametrize("count, heads", [(3, 2), (33, 32), (128, 128)])
 def test_a_run_over_layers_has_a_map_and_the_worst_ten(count, heads):
-    page = outcome_page(outcome(1, layers=layers(count, heads), series={}))
+    page = outcome_page(outcome(1, layers=layers(count, heads), series={}, inputs={"q": "dump27.h5:/q"}))
     seen = Checker(page)
+    assert f"streamattn attend: {count} layers" in seen.text and "dump27" not in page  # which is one of them
     assert seen.faults == [] and len(page.encode()) < 1 << 20 and seen.count("script") == 0
     assert seen.count("svg") == seen.count("desc") == 1
     assert f"1 of {count} layers failed; nothing of them was written:" in seen.text
@@ -406,7 +407,10 @@ def test_a_page_says_where_it_comes_from(tmp_path):
     run("report", "run.json", "-o", "run.html", cwd=tmp_path)
     page = (tmp_path / "run.html").read_text()
     assert "<h1>streamattn attend: heads.h5</h1>" in page and f"streamattn {version('streamattn-cli')}</p>" in page
-    assert f"<code>streamattn attend {SAMPLE / 'heads.h5'} --rows 0:600 " in page
+    spans = "".join(
+        f"<span>{word}</span> " for word in ("streamattn", "attend", SAMPLE / "heads.h5", "--rows", "0:600")
+    )
+    assert f"<code>{spans}" in page
     assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC", page)
     assert page.index("Measured against exact attention") < page.index("buffer ")  # what was found comes before how
     older = json.loads((tmp_path / "run.json").read_text())

@@ -77,6 +77,20 @@ def test_wrong_tensor_lists_what_is_there(tmp_path):
     refused(InputMalformed, "2 tensors end in .k", need_q=False, input=path)
 
 
+@pytest.mark.parametrize("write", [rf.write_safetensors, rf.write_hdf5])
+def test_an_array_named_as_fused_rows_is_said_to_be_read_as_a_record(tmp_path, write):
+    path = write(tmp_path / "x.file", {"h.0.c_attn": np.ones((5, 18)), "h.1.c_attn": np.ones((5, 18))}, "f8")
+    message = refused(InputMissing, "hold q, k and v side by side: .* --record qkv --heads HEADS", input=path)
+    advised = message.split("side by side: ")[1].split(" ")[0]
+    with open_inputs(InputSpec(input=advised, record="qkv", heads=3)) as inputs:
+        assert [(len(heads), heads.dim) for heads in inputs.parts] == [(3, 2)] * 3
+
+
+def test_five_axes_are_no_layout(npy):
+    path = npy("cache.npy", 2, 1, 3, 5, 4)
+    refused(InputMalformed, r"expected 2 to 4 axes, found shape \(2, 1, 3, 5, 4\)", input=path, record="qkv")
+
+
 def test_rows_of_k_and_v_differ(npy):
     refused(InputMalformed, "has 5 rows and .* 4", need_q=False, k=npy("k.npy", 5, 2), v=npy("v.npy", 4, 2))
     words = {"k": npy("k.npy", 5, 3, 2), "v": npy("v.npy", 4, 3, 2)}

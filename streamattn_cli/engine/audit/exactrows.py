@@ -26,10 +26,12 @@ class ExactRows:
         q: np.ndarray,
         means: bool = True,
         keys: int | None = None,
+        first: int | None = None,
     ):
-        """keys: how many rows the lanes will be shown, unless it is all keys of the problem."""
+        """keys: how many rows the lanes will be shown, unless it is all keys of the problem. first: the row of them that query
+        row 0 sees last, unless it is that of the problem."""
         self.problem, self.lanes, self.rows = problem, lanes, rows
-        beside = problem.first_query + rows  # of the keys
+        beside = (problem.first_query if first is None else first) + rows  # of the keys
         positions = beside if problem.causal else None
         if (problem.local or problem.bend.slopes) and not problem.causal:  # every query stands beside the last key
             positions = np.full(len(rows), (keys or problem.k.count) - 1)
@@ -160,7 +162,7 @@ class ExactSequences:
         keys = int(np.diff(p.k.several.edges[number : number + 2])[0])
         q = np.zeros((len(p.q), b - a, p.q.dim), p.precision)
         q[lane.query_heads] = self.q[lane.query_heads, a:b]
-        return ExactRows(p, [lane], self.rows[a:b] - first, q, self._means, keys)
+        return ExactRows(p, [lane], self.rows[a:b] - first, q, self._means, keys, p.first_of(number))
 
     def _keep(self, lane: Lane, number: int, held: ExactRows, work: dict) -> None:
         rows, heads = slice(*self._cuts[number : number + 2]), lane.query_heads

@@ -63,7 +63,7 @@ def tried(request: AttendRequest, problem: Problem) -> Tried:
             f"--share adaptive divides resident rows: {given[0] if given else '--method ' + problem.method} decides otherwise; "
             "omit one of them"
         )
-    if problem.local or problem.first_query:
+    if problem.local or problem.later:
         why = "--local gives the rows itself" if problem.local else "here keys come before the queries"
         raise CannotMeet(
             f"{problem.k.tensor.name}: --share adaptive tries the first rows of queries and keys with several numbers of "

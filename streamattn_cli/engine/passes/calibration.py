@@ -33,9 +33,12 @@ class Calibration:
         history = sketches[0].history if sketches else None
         self.learns = history is not None and history.learns
         self.model = model_queries(problem, FIRST_ROWS) if self.learns and problem.request.query_model else None
-        self.needed = history is not None and not (
-            self.learns and problem.causal and self.model is None and not problem.first_query
-        )
+        self._answering = self.learns and problem.causal and self.model is None
+        self.needed = history is not None and not (self._answering and not problem.later)
+
+    def needed_by(self, number: int) -> bool:
+        """Whether there is anything to show at the beginning of a sequence."""
+        return self.needed and not (self._answering and not self.problem.first_of(number))
 
     def read(self, number: int | None = None) -> Stored:
         """The rows to show: of the stream, or of a sequence of it."""
@@ -104,7 +107,7 @@ class Beginnings:
         self.kinds[at] = problem.kind_of(int(np.diff(problem.k.several.edges[number : number + 2])[0]))
         sketches[at] = self._every[at][self.kinds[at]]
         sketches[at].restart()
-        if self._calibration.needed and sketches[at].history:
+        if self._calibration.needed_by(number) and sketches[at].history:
             self._calibration.show(lane, self._first_rows(number), work, row)
 
     def _first_rows(self, number: int) -> Stored:

@@ -20,16 +20,16 @@ class Exact(Pass):
         """See Pass."""
         d, p, done = self.driver, self.problem, self.driver.done
         while done < p.q.count:
-            (first, last), (key, end) = self._sequence_of(done)
+            (first, last), (key, end), beside = self._sequence_of(done)
             count = min(d.plan.query_rows, last - done)
-            held, lost = self._hold(done, count, first)
+            held, lost = self._hold(done, count, first, beside)
 
             def see(lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict, held: list = held) -> None:
                 held[lane.index].absorb(k, c, work)
 
             again = p.sequences and done + count < last
             with d.uncounted("lane.dropped") if again else nullcontext():
-                d.keys(see, stop=p.first_query + key + done - first + count if p.causal else end, start=key)
+                d.keys(see, stop=beside + key + done - first + count if p.causal else end, start=key)
             self.output.write(done, self._answers(held, lost))
             done += count
             d.reach(Phase.EXACT, done)
@@ -52,18 +52,20 @@ class Exact(Pass):
         answers[lost] = np.nan
         return Answers(answers.transpose(1, 0, 2), np.where(lost, np.float32(np.inf), np.float32(0)).T)
 
-    def _sequence_of(self, row: int) -> tuple[tuple[int, int], tuple[int, int | None]]:
-        """First and last row (exclusive) of the queries, and of the keys, of the sequence that a row of queries belongs to."""
+    def _sequence_of(self, row: int) -> tuple[tuple[int, int], tuple[int, int | None], int]:
+        """First and last row (exclusive) of the queries, and of the keys, of the sequence that a row of queries belongs to; and
+        which of its keys stands beside its first query."""
         p = self.problem
         if not p.sequences:
-            return (0, p.q.count), (0, None)
+            return (0, p.q.count), (0, None), p.first_query
         at = p.q.several.number(row)
         queries, keys = p.q.several.edges, p.k.several.edges
-        return (int(queries[at]), int(queries[at + 1])), (int(keys[at]), int(keys[at + 1]))
+        rows = (int(queries[at]), int(queries[at + 1])), (int(keys[at]), int(keys[at + 1]))
+        return *rows, p.first_of(at)
 
-    def _hold(self, first: int, count: int, begin: int) -> tuple[list[ExactQueries], np.ndarray]:
+    def _hold(self, first: int, count: int, begin: int, beside: int) -> tuple[list[ExactQueries], np.ndarray]:
         """Read queries [first, first + count) into memory; and which of them are dropped, (heads, count) bool. begin: the
-        first row of their sequence."""
+        first row of their sequence, beside: of its keys that which stands beside that."""
         d, p, work = self.driver, self.problem, self.driver.workers.works[0]
         q = np.empty((len(p.q), count, p.q.dim), p.precision)
         lost = np.zeros((len(p.q), count), bool)
@@ -77,7 +79,7 @@ class Exact(Pass):
                         lost[lane.query_heads, at + a : at + b] = lane.lost(b - a, work)
 
         d.pump([p.q.tensor], take, Phase.QUERIES, first + count, first, d.plan.query_block_rows)
-        positions = p.first_query + np.arange(first - begin, first - begin + count) if p.causal else None
+        positions = beside + np.arange(first - begin, first - begin + count) if p.causal else None
         held = [
             ExactQueries(
                 q[lane.query_heads],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from streamattn_cli.engine.passes.causal import Causal
+from streamattn_cli.engine.passes.causal import Causal, CausalSequences
 from streamattn_cli.engine.passes.exact import Exact
 from streamattn_cli.engine.passes.full import Full, FullSequences, WholeSequences
 from streamattn_cli.engine.passes.paper import Paper
@@ -39,7 +39,7 @@ def pass_of(plan: Plan) -> type[Pass]:
     if p.method == "exact":
         return Exact
     if p.causal:
-        return Causal
+        return CausalSequences if p.sequences and p.later else Causal
     if p.sequences:
         return WholeSequences if plan.whole_sequences else FullSequences
     return Full

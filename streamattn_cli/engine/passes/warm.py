@@ -53,7 +53,7 @@ def _run_small(plan: Plan) -> None:
     if not _compiled():
         _on_two_processors(problem)
     small: dict[str, Any] = {part: _made_up(getattr(problem, part)) for part in ("q", "k", "v")}
-    if problem.first_query:
+    if problem.later:
         small |= {"first_query": FIRST_QUERY, "q": _made_up(problem.q, rows=ROWS - FIRST_QUERY)}
     params = problem.params
     if params:

@@ -95,7 +95,7 @@ def _first_rows(plan: Plan) -> dict[str, int]:
     if not p or not p.history:
         return {}
     kind = history_of(p.history)
-    if kind.learns and problem.causal and not problem.request.query_model and not problem.first_query:
+    if kind.learns and problem.causal and not problem.request.query_model and not problem.later:
         return {}
     stored = FIRST_ROWS * sum(map(row_bytes, distinct([problem.q.tensor, problem.k.tensor, problem.v.tensor])))
     looking = kind.calibration_bytes(FIRST_ROWS, p.dim, p.value_dim, problem.group)

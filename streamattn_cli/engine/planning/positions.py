@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.tensors.heads import Heads
 
@@ -16,6 +18,12 @@ def beside_key(word: str | None, causal: bool, q: Heads, k: Heads, notes: list[s
         if word is not None:
             notes.append("--first-query has no meaning for full attention: every query sees all keys")
         return 0
+    if k.sequences and q.sequences != k.sequences:
+        _check_several(word, q, k)
+        notes.append(
+            "sequences with fewer queries than keys: the last query of each sees its last key (--first-query end)"
+        )
+        return 0
     first = _row(word, q, k)
     if first == 0:
         if q.rows is not None and k.rows is not None and q.rows < k.rows and word is not None:
@@ -26,18 +34,40 @@ def beside_key(word: str | None, causal: bool, q: Heads, k: Heads, notes: list[s
             f"{k.tensor.name}: --first-query is for one sequence, here are {len(k.several)}; choose its rows with --rows "
             "and --q-rows"
         )
-    for heads in (k, q):
-        if not heads.tensor.seekable:
-            raise CannotMeet(
-                f"{heads.tensor.name}: the keys before the first query are read before it, and a pipe passes once; write "
-                "the rows to a file first"
-            )
+    _check_seekable(q, k)
     if word is None:
         notes.append(
             f"{q.count} queries and {k.count} keys: the last query sees the last key, the first one keys up to row {first} "
             "(--first-query)"
         )
     return first
+
+
+def _check_several(word: str | None, q: Heads, k: Heads) -> None:
+    """Refuse sequences whose queries cannot stand beside their last keys."""
+    if word not in (None, "end"):
+        raise CannotMeet(
+            f"{k.tensor.name}: --first-query {word}: in several sequences with fewer queries than keys the last query sees the "
+            "last key; omit it, or choose the rows of one sequence with --rows and --q-rows"
+        )
+    rows, keys = np.diff(q.several.edges), np.diff(k.several.edges)
+    wrong = np.flatnonzero(rows > keys)
+    if len(wrong):
+        at = int(wrong[0])
+        raise InputMalformed(
+            f"{q.tensor.name}: sequence {at} has {rows[at]} queries and {keys[at]} keys; in causal attention every query stands "
+            "beside a key (--full, or say how many rows count: --q-lengths, --q-starts)"
+        )
+    _check_seekable(q, k)
+
+
+def _check_seekable(q: Heads, k: Heads) -> None:
+    for heads in (k, q):
+        if not heads.tensor.seekable:
+            raise CannotMeet(
+                f"{heads.tensor.name}: the keys before the first query are read before it, and a pipe passes once; write "
+                "the rows to a file first"
+            )
 
 
 def _row(word: str | None, q: Heads, k: Heads) -> int:

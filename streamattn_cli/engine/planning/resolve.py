@@ -86,7 +86,8 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         request, why = decided(request, inputs, head, causal, first_query, bool(bent))
         notes.append(why)
         method = str(request.method)
-    request = replace(request, rope=_rope(request, inputs, method, causal and not first_query, notes))
+    later = causal and bool(first_query or (k.sequences and q.sequences != k.sequences))
+    request = replace(request, rope=_rope(request, inputs, method, causal and not later, notes))
     longest = k.sequences.longest if k.sequences else k.rows
     budgeted = not local and "resident_rows" in registry.find(method).options
 
@@ -137,10 +138,10 @@ def _check_sequences(request: AttendRequest, method: str, causal: bool, q: Heads
     for option, given in (("--top-k", request.top_k), ("--sketches", request.sketches)):
         if given:
             raise CannotMeet(f"{name}: {option} is for one sequence, here are {count}; choose its rows with --rows")
-    if len(q.several) != count or (causal and q.sequences != k.sequences):
+    if len(q.several) != count:
         raise InputMalformed(
-            f"{q.tensor.name}: its sequences are not as long as those of {name}; causal attention needs that (fewer queries "
-            "than keys: for one sequence alone, chosen with --rows and --q-rows)"
+            f"{q.tensor.name}: {len(q.several)} sequences found, {name} has {count} (where queries are fewer, --q-starts says "
+            "where they begin)"
         )
     history = registry.find(method).history
     learns = causal and history is not None and history.learns

@@ -11,7 +11,7 @@ import numpy as np
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.options import spelling
-from streamattn_cli.rows.inputs.numbers import decimals
+from streamattn_cli.rows.inputs.numbers import decimals, said
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.sketches.bend import Bend, standard_slopes
@@ -125,9 +125,8 @@ def _of_each_head(
         return ()
     name, beside = f"{option} {word}", request.inputs.input
     if word is None:
-        said = inputs.attrs[field]
-        word = said if isinstance(said, str) else ",".join(map(str, np.atleast_1d(said).tolist()))
         name, option, beside = f"{k.tensor.name}: attribute {field}", f"attribute {field}", None
+        word = SLOPE if inputs.attrs[field] == SLOPE else said(inputs.attrs[field], name)
         notes.append(f"{field} is taken from the file")
     if field == "logit_bias" and word == SLOPE:
         if not q.tensor.width:

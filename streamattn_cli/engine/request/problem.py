@@ -100,9 +100,24 @@ class Problem:
             "bend": self.bend.of(query_heads),
         }
 
+    @property
+    def later(self) -> bool:
+        """Causal: whether keys come before a first query."""
+        return self.causal and bool(self.first_query or (self.sequences and self.sequences != self.q.sequences))
+
+    def first_of(self, number: int) -> int:
+        """Causal: the row of keys that the first query of a sequence sees last. Of several the last query sees the last key."""
+        if not (self.sequences and self.later):
+            return self.first_query
+        keys, queries = (np.diff(heads.several.edges[number : number + 2]) for heads in (self.k, self.q))
+        return int(keys[0] - queries[0])
+
     def keys_of(self, row: int) -> int | None:
-        """How many of the first keys the queries up to this row of one sequence see; None for all."""
-        return self.first_query + row + 1 if self.causal else None
+        """How many of the first keys the queries up to this row see; None for all."""
+        if not (self.causal and self.sequences):
+            return self.first_query + row + 1 if self.causal else None
+        number, local = self.q.several.local(row)
+        return int(self.k.several.edges[number]) + self.first_of(number) + local + 1
 
     @property
     def out_dtype(self) -> str:

@@ -48,13 +48,13 @@ READING = (
 
 def outcome_page(found: dict) -> str:
     """The page of an outcome (the dict of Outcome.to_dict)."""
-    audit = found.get("audit")
-    inputs = found.get("inputs") or {}
-    files = (os.path.basename(name.rpartition(":")[0] or name) for name in inputs.values())
-    read = ", ".join(dict.fromkeys(files))
+    audit, layers = found.get("audit"), found.get("layers") or []
+    if layers:
+        found = {**found, "inputs": {}}  # of the last layer alone
+    files = (os.path.basename(name.rpartition(":")[0] or name) for name in (found.get("inputs") or {}).values())
+    read = f"{len(layers)} layers" if layers else ", ".join(dict.fromkeys(files))
     body = [f"<h1>streamattn {found['command']}{': ' if read else ''}{escape(read)}</h1>"]
     body += [paragraph(_verdict(found), "" if audit else "warn"), keys(_keys(found)), *origin(found)]
-    layers = found.get("layers") or []
     body += _error_section(audit, found["facts"].get("shapes") or {}) if audit and not layers else []
     body += layers_section(layers)
     body += _time_section(found)

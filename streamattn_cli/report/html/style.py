@@ -22,7 +22,7 @@ p{margin:.5rem 0;max-width:46rem}.dim{color:var(--dim)}.warn{color:var(--warn)}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:6px;padding:.75rem}
 figcaption{font-size:.9375rem;font-weight:600;margin-bottom:.4rem}
 figcaption span{display:block;font-weight:400;color:var(--dim);font-size:.875rem}
-svg{display:block;width:100%;height:auto;font:12px system-ui,-apple-system,"Segoe UI",sans-serif}
+svg{display:block;width:100%;max-width:38rem;height:auto;font:12px system-ui,-apple-system,"Segoe UI",sans-serif}
 @media (max-width:30rem){svg{font-size:14px}}
 .tick,.name,.note{fill:var(--dim)}.grid{stroke:var(--rule);stroke-width:1}.line{fill:none;stroke:var(--mark);stroke-width:2}
 .under{fill:var(--soft);opacity:.5}.mark{stroke:var(--dim);stroke-width:1.5;stroke-dasharray:5 4}
@@ -40,6 +40,6 @@ td.n,th.n{text-align:right;white-space:nowrap}td.long{overflow-wrap:anywhere}tr.
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--mark)}
 summary:focus-visible,.scroll:focus-visible{outline:2px solid var(--mark);outline-offset:2px}
 @media print{.scroll{overflow:visible}table{font-size:.75rem}th,td{padding-right:.5rem}thead th,td.n,th.n{white-space:normal}}
-@media (max-width:30rem){.key{grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr))}.key dd{font-size:1.25rem}}
-code{font:.875em ui-monospace,monospace;overflow-wrap:anywhere}li{margin:.3rem 0;max-width:46rem}
+@media (max-width:30rem){.key{grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr))}.key dd{font-size:1.125rem}}
+code{font:.875em ui-monospace,monospace;overflow-wrap:anywhere}code span{display:inline-block;max-width:100%}li{margin:.3rem 0;max-width:46rem}
 """

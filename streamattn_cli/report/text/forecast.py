@@ -14,7 +14,7 @@ GUESS = (
     "The expected error of poly is a guess by a formula. That of the others is unknown until they run: compare and --audit "
     "measure it."
 )
-DROPPED = (2, 3, 4)  # columns that a narrow terminal does without, in this order
+DROPPED = (2, 3, 4, 1)  # columns that a narrow terminal does without, in this order
 
 
 def render_forecast(found: dict, stream: TextIO, width: int | None = None) -> None:

@@ -20,7 +20,7 @@ from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.hdf5holes import holes
 from streamattn_cli.rows.formats.hdf5types import file_storage
 from streamattn_cli.rows.formats.missing import not_stored, within
-from streamattn_cli.rows.formats.names import advice
+from streamattn_cli.rows.formats.names import advice, fused_advice
 from streamattn_cli.rows.tensors.file import FileTensor
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
@@ -70,9 +70,10 @@ def hdf5_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> 
         for dataset in names.values():
             if not isinstance(file.get(dataset), h5py.Dataset):
                 alike = [name for name in found if name.rpartition("/")[2] == dataset.rpartition("/")[2]]
-                name_it = f", or name one of them: {path}:{alike[0]}" if alike else ""
+                name_it = f", or name one of them: {path}:{alike[0]}" if alike else fused_advice(path, found)
+                told = advice(alike) + name_it
                 raise InputMissing(
-                    f"{path}: no dataset {dataset}; there are: {', '.join(found) or 'none at all'}{advice(alike)}{name_it}"
+                    f"{path}: no dataset {dataset}; there are: {', '.join(found) or 'none at all'}{told}"
                 )
         return {key: _stored(path, file[dataset], wanted) for key, dataset in names.items()}
 

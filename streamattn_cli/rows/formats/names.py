@@ -15,6 +15,7 @@ SYNONYMS = {
 }
 CACHES = {"k": "key_cache", "v": "value_cache"}  # of which the last component is the layer
 PAIRS = {"k": "0", "v": "1"}
+FUSED = ("qkv", "c_attn", "qkv_proj", "wqkv", "query_key_value", "in_proj")  # last components, in small letters
 SHOWN = 40
 
 
@@ -31,7 +32,7 @@ def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: s
         fitting = _fitting(names, part, group)
         if not fitting:
             wanted = f"{group}.{part}" if group else f"{part} or *.{part}"
-            others = advice([name for name in names if _is(name, part)])
+            others = advice([name for name in names if _is(name, part)]) or fused_advice(path, names)
             raise InputMissing(f"{path}: no tensor {wanted}; there are: {listed}{others}")
         if len(fitting) > 1:
             groups = [_group(name) for name in fitting]
@@ -81,6 +82,14 @@ def advice(names: list[str]) -> str:
     groups = [group for group in dict.fromkeys(_group(name).strip("/") for name in names) if group]
     others = f" (or {', '.join(groups[1:4])}{', ...' if len(groups) > 4 else ''})" if len(groups) > 1 else ""
     return f"; give --group {groups[0]}{others}" if groups else ""
+
+
+def fused_advice(path: str, names: list[str]) -> str:
+    """How to read an array that by its name holds q, k and v, for the end of a message; nothing where there is none."""
+    fused = [name for name in names if re.split(r"[./]", name)[-1].lower() in FUSED]
+    if not fused:
+        return ""
+    return f"; if the rows of {fused[0]} hold q, k and v side by side: {path}:{fused[0]} --record qkv --heads HEADS"
 
 
 def _is(name: str, part: str) -> bool:

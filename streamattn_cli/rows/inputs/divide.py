@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, UsageError
-from streamattn_cli.rows.inputs.numbers import integers
+from streamattn_cli.rows.inputs.numbers import integers, said
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.ranges import RangeTensor
@@ -54,27 +54,57 @@ class SequenceTensor:
         self.base.close()
 
 
+def said_of_sequences(spec: InputSpec, attrs: dict, apart: bool, notes: list[str]) -> InputSpec:
+    """The spec with --lengths or --starts as the file's attributes say it, unless an option does. A note says where they
+    are not heeded."""
+    name = next((name for name in ("lengths", "starts") if name in attrs), None)
+    if name is None or spec.lengths or spec.starts:
+        return spec
+    if spec.rows or spec.q_rows or not apart:
+        why = "rows were chosen by hand" if apart else "sequences are not told apart here"
+        notes.append(f"attribute {name} is not heeded: {why}")
+        return spec
+    word = said(attrs[name], f"{spec.input or spec.k}: attribute {name}")
+    notes.append(f"{name} is taken from the file")
+    return replace(spec, lengths=word) if name == "lengths" else replace(spec, starts=word)
+
+
 def in_sequences(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
     """The heads of every part with their sequences, if there are several: as many heads as one batch has, over a
     SequenceTensor; or those of packed rows, cut where --starts says. Raises UsageError and InputMalformed."""
     if spec.lengths and spec.starts:
         raise UsageError("--lengths is for padded batches, --starts for packed rows; give one of them")
-    if spec.rows or spec.q_rows:
-        for option, word in (("--lengths", spec.lengths), ("--starts", spec.starts)):
-            if word:
-                raise UsageError(f"{option}: its rows are those of whole sequences; omit --rows and --q-rows")
-    if spec.starts:
-        return _packed(spec.starts, integers(spec.starts, "--starts", spec.input), heads)
-    lengths = None if spec.lengths is None else integers(spec.lengths, "--lengths", spec.input)
-    made: dict[int, SequenceTensor] = {}
-    return {part: _apart(part_heads, spec.lengths, lengths, made) for part, part_heads in heads.items()}
+    given = {
+        f"--{name.replace('_', '-')}": getattr(spec, name) for name in ("lengths", "starts", "q_lengths", "q_starts")
+    }
+    for option, word in given.items():
+        if word and (spec.rows or spec.q_rows):
+            raise UsageError(f"{option}: its rows are those of whole sequences; omit --rows and --q-rows")
+        of_keys = option.replace("q-", "")
+        if word and not given[of_keys]:
+            raise UsageError(f"{option} {word}: it says of queries what {of_keys} says of keys; give that, too")
+    numbers = {option: word and integers(word, option, spec.input) for option, word in given.items()}
+    made: dict[tuple, RowTensor] = {}
+    found = {}
+    for part, one in heads.items():
+        fewer = part == "q" and "k" in heads and one.rows != heads["k"].rows
+        if spec.starts:
+            option = "--q-starts" if part == "q" and spec.q_starts else "--starts"
+            found[part] = _packed(one, f"{option} {given[option]}", numbers[option], made)
+        else:
+            option = "--q-lengths" if part == "q" and (spec.q_lengths or fewer) else "--lengths"
+            lengths = numbers[option]
+            if spec.lengths and lengths is None:
+                lengths = np.full(one.batch, one.count)
+            found[part] = _apart(one, f"{option} {given[option]}", lengths, made)
+    return found
 
 
-def _apart(heads: Heads, word: str | None, lengths: np.ndarray | None, made: dict[int, SequenceTensor]) -> Heads:
+def _apart(heads: Heads, word: str, lengths: np.ndarray | None, made: dict[tuple, RowTensor]) -> Heads:
     if "B" not in heads.layout:
         if lengths is not None:
             raise UsageError(
-                f"{heads.tensor.name}: --lengths {word}: it has no axis of batches (layout {heads.layout}); give --layout BHTD "
+                f"{heads.tensor.name}: {word}: it has no axis of batches (layout {heads.layout}); give --layout BHTD "
                 "or BTHD, or --starts for packed rows"
             )
         return heads
@@ -82,40 +112,32 @@ def _apart(heads: Heads, word: str | None, lengths: np.ndarray | None, made: dic
         return heads
     if lengths is not None:
         if len(lengths) != heads.batch:
-            raise InputMalformed(
-                f"{heads.tensor.name}: {heads.batch} batches, and {len(lengths)} numbers in --lengths {word}"
-            )
+            raise InputMalformed(f"{heads.tensor.name}: {heads.batch} batches, and {len(lengths)} numbers in {word}")
         wrong = np.flatnonzero((lengths < 0) | (lengths > heads.rows))
         if len(wrong) or not lengths.any():
             one = int(wrong[0]) if len(wrong) else 0
             raise InputMalformed(
-                f"{heads.tensor.name}: batch {one} has {heads.rows} rows, and --lengths {word} says {lengths[one]}; "
+                f"{heads.tensor.name}: batch {one} has {heads.rows} rows, and {word} says {lengths[one]}; "
                 f"expected 0 to {heads.rows}, not all of them 0"
             )
     count = len(heads) // heads.batch
     sequences = Sequences.of_batch(heads.batch, heads.count, lengths)
-    tensor = made.setdefault(id(heads.tensor), SequenceTensor(heads.tensor, sequences))
+    tensor = made.setdefault((id(heads.tensor), sequences.edges.tobytes()), SequenceTensor(heads.tensor, sequences))
     outer, column = heads.outer[:count], heads.column[:count]
-    return replace(heads, tensor=tensor, outer=outer, column=column, batch=1, sequences=tensor.sequences)
+    return replace(heads, tensor=tensor, outer=outer, column=column, batch=1, sequences=sequences)
 
 
-def _packed(word: str, starts: np.ndarray, heads: dict[str, Heads]) -> dict[str, Heads]:
-    made: dict[int, RangeTensor] = {}
-    found = {}
-    for part, one in heads.items():
-        name, rows = one.tensor.name, one.rows
-        if "B" in one.layout:
-            raise UsageError(f"{name}: --starts {word}: it is a batch (layout {one.layout}); give --lengths instead")
-        if starts[0] != 0 or (np.diff(starts) < 0).any() or (rows is not None and starts[-1] > rows):
-            raise InputMalformed(
-                f"{name}: --starts {word}: expected numbers from 0 on that do not fall, the last at most its "
-                f"{'rows' if rows is None else f'{rows} rows'}; found {', '.join(map(str, starts[:5]))} ... {starts[-1]}"
-            )
-        edges = starts if rows is None or starts[-1] == rows else np.append(starts, rows)
-        if edges[-1] == 0:
-            raise InputMalformed(
-                f"{name}: --starts {word}: there is no row in any sequence; end with the number of rows"
-            )
-        tensor = made.setdefault(id(one.tensor), RangeTensor(one.tensor, 0, int(edges[-1])))
-        found[part] = replace(one, tensor=tensor, sequences=Sequences(edges))
-    return found
+def _packed(heads: Heads, word: str, starts: np.ndarray, made: dict[tuple, RowTensor]) -> Heads:
+    name, rows = heads.tensor.name, heads.rows
+    if "B" in heads.layout:
+        raise UsageError(f"{name}: {word}: it is a batch (layout {heads.layout}); give --lengths instead")
+    if starts[0] != 0 or (np.diff(starts) < 0).any() or (rows is not None and starts[-1] > rows):
+        raise InputMalformed(
+            f"{name}: {word}: expected numbers from 0 on that do not fall, the last at most its "
+            f"{'rows' if rows is None else f'{rows} rows'}; found {', '.join(map(str, starts[:5]))} ... {starts[-1]}"
+        )
+    edges = starts if rows is None or starts[-1] == rows else np.append(starts, rows)
+    if edges[-1] == 0:
+        raise InputMalformed(f"{name}: {word}: there is no row in any sequence; end with the number of rows")
+    tensor = made.setdefault((id(heads.tensor), int(edges[-1])), RangeTensor(heads.tensor, 0, int(edges[-1])))
+    return replace(heads, tensor=tensor, sequences=Sequences(edges))

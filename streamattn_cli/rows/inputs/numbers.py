@@ -36,6 +36,14 @@ def decimals(word: str, option: str, beside: str | None = None) -> np.ndarray:
     return found.astype(np.float64)
 
 
+def said(value: object, name: str) -> str:
+    """The numbers of an attribute as a word. Raises InputMalformed for anything else: no file says which other files are read."""
+    word = value if isinstance(value, str) else ",".join(map(str, np.atleast_1d(np.asarray(value)).tolist()))
+    if not re.fullmatch(r"[-+.,eE\s\d]*\d[-+.,eE\s\d]*", word):
+        raise InputMalformed(f"{name} is {word[:80]!r}, expected numbers; correct it")
+    return word
+
+
 def _found(word: str, option: str, beside: str | None, kind: Callable[[str], int | float]) -> np.ndarray:
     path, colon, inside = word.rpartition(":")
     if os.path.lexists(word) or not (colon and os.path.lexists(path)):

@@ -12,7 +12,7 @@ from streamattn_cli.rows.attributes import clean
 from streamattn_cli.rows.dtypes import DTYPES, PATTERNS, storage_word
 from streamattn_cli.rows.inputs import arrays
 from streamattn_cli.rows.inputs.checks import check_heads, check_layout, check_rows, range_notes, with_ranges
-from streamattn_cli.rows.inputs.divide import in_sequences
+from streamattn_cli.rows.inputs.divide import in_sequences, said_of_sequences
 from streamattn_cli.rows.inputs.packedcache import halves, packed_cache
 from streamattn_cli.rows.inputs.paths import Place, find
 from streamattn_cli.rows.inputs.scales import scaled
@@ -82,8 +82,9 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True, apar
             check_layout(spec, heads["q"], heads["k"], opening.decides_of_q_alone)
         heads = with_ranges(spec, heads)
         check_rows(heads)
+        said = said_of_sequences(spec, opening.attrs, apart, opening.notes)
         if apart:
-            heads = in_sequences(spec, heads)
+            heads = in_sequences(said, heads)
         q, k, v = (heads.get(part) for part in ("q", "k", "v"))
         if spec.select is not None and k is not None and v is not None:
             q, k, v = select(q, k, v, spec.select)
@@ -312,7 +313,9 @@ class _Opening:
         told = None if stored.shape[0] is None else self._told(stored)
         if told or len(stored.shape) == 3:
             return told or "THD"
-        words = [word for word in LAYOUTS if len(word) == len(stored.shape)] or list(LAYOUTS)
+        words = [word for word in LAYOUTS if len(word) == len(stored.shape)]
+        if not words:
+            raise InputMalformed(f"{stored.name}: expected 2 to 4 axes, found shape {show(stored.shape)}")
         raise UsageError(
             f"{stored.name}: layout not clear from shape {show(stored.shape)}; give --layout {' or '.join(words)}"
         )

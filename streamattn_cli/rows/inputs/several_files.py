@@ -113,7 +113,11 @@ def absolute(spec: InputSpec) -> InputSpec:
     named: dict[str, Any] = {
         part: full(word) for part in ("input", *"qkv") if (word := getattr(spec, part)) is not None
     }
-    named |= {part: there(word) for part in ("lengths", "starts") if (word := getattr(spec, part)) is not None}
+    named |= {
+        part: there(word)
+        for part in ("lengths", "starts", "q_lengths", "q_starts")
+        if (word := getattr(spec, part)) is not None
+    }
     return replace(spec, more=tuple(map(full, spec.more)), **named)
 
 
