@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamattn_cli.engine.planning.by_length import differences, shorter_ones
+from streamattn_cli.engine.planning.by_length import Kinds, differences, shorter_ones
 from streamattn_cli.engine.planning.parameters import head_params, unused
 from streamattn_cli.engine.planning.positions import beside_key
 from streamattn_cli.engine.planning.value_units import in_units
@@ -32,9 +31,6 @@ from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
-
-if TYPE_CHECKING:
-    pass
 
 
 def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Problem:
@@ -88,36 +84,52 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         method = str(request.method)
     later = causal and bool(first_query or (k.sequences and q.sequences != k.sequences))
     request = replace(request, rope=_rope(request, inputs, method, causal and not later, notes))
-    longest = k.sequences.longest if k.sequences else k.rows
-    budgeted = not local and "resident_rows" in registry.find(method).options
-
-    def of_rows(rows: int | None) -> HeadParams | None:
-        """The parameters for a sequence of so many keys."""
-        params = head_params(request, method, head, causal, rows)
-        if params and local:
-            return local_params(head, local, None if growing else rows)
-        if budgeted and not growing and rows is not None and _all_fit(request, rows):
-            return replace(head, sinks=0, window=rows, group=8)
-        return params
-
     try:
-        params = of_rows(longest)
-        shorter = shorter_ones(of_rows, k.sequences, params) if k.sequences and params else ()
+        params, shorter = _parameters(request, method, head, causal, local, k, growing, notes)
     except UsageError as error:
         if of_layer:  # the advice is in rows
             raise UsageError(f"{shares[0]}; {error}; --resident-rows takes the place of --memory-per-layer") from None
         raise
-    if budgeted and not growing and longest is not None and _all_fit(request, longest):
-        of_each = " of every sequence" if k.sequences else ""
-        notes.append(f"all {longest} rows{of_each} fit into --resident-rows: the answers are exact")
-    elif budgeted and shorter:
-        notes.append(differences(shorter))
     if bent and params and params.history:
         raise cannot_bend(bent, method, k.tensor.name)
     return Problem(
         request, q, k, v, causal, scale, method, head.dtype, params, tuple(notes), local=local, sink_logits=sinks,
         bend=bent, first_query=first_query, shorter=shorter,
     )  # fmt: skip
+
+
+def _parameters(
+    request: AttendRequest,
+    method: str,
+    head: HeadParams,
+    causal: bool,
+    local: int | None,
+    k: Heads,
+    growing: bool,
+    notes: list[str],
+) -> tuple[HeadParams | None, Kinds]:
+    """The parameters of one head, and those of shorter sequences where they are others."""
+    longest = k.sequences.longest if k.sequences else k.rows
+    budgeted = not local and "resident_rows" in registry.find(method).options
+
+    def fits(rows: int) -> bool:
+        return budgeted and not growing and _all_fit(request, rows)
+
+    def of_rows(rows: int | None) -> HeadParams | None:
+        """Those for a sequence of so many keys."""
+        params = head_params(request, method, head, causal, rows)
+        if params and local:
+            return local_params(head, local, None if growing else rows)
+        return replace(head, sinks=0, window=rows, group=8) if rows is not None and fits(rows) else params
+
+    params = of_rows(longest)
+    shorter = shorter_ones(of_rows, k.sequences, params) if k.sequences and params else ()
+    if longest is not None and fits(longest):
+        of_each = " of every sequence" if k.sequences else ""
+        notes.append(f"all {longest} rows{of_each} fit into --resident-rows: the answers are exact")
+    elif budgeted and shorter:
+        notes.append(differences(shorter))
+    return params, shorter
 
 
 def head_of(q: Heads, k: Heads, v: Heads, scale: float) -> HeadParams:
