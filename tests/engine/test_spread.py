@@ -2,17 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
-from clirun import TIMEOUT, environment, listing
+from clirun import listing
 from clirun import run as command
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,25 +136,6 @@ def _dies_once(task):
         open(os.environ["KILLED"], "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     return answered
-
-
-ORPHAN = """
-import os, signal
-from streamattn_cli.engine.jobs.executors import find_engine
-with find_engine("processes").open(1) as opened:
-    print(opened.executor.submit(os.getpid).result(), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_worker_processes_end_with_the_run_that_is_killed():
-    done = subprocess.run([sys.executable, "-c", ORPHAN], env=environment(), stdout=subprocess.PIPE, timeout=TIMEOUT)
-    stat = Path(f"/proc/{int(done.stdout)}/stat")
-    for _ in range(20 * TIMEOUT):
-        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            return
-        time.sleep(0.05)
-    pytest.fail("a worker outlives its run")
 
 
 def test_every_piece_repairs_its_share(tmp_path):
