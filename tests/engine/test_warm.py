@@ -73,7 +73,7 @@ except SystemExit as end:
     assert not end.code, end.code
 mine = [name for name in sys.modules if name.startswith("streamattn_cli")]
 jobs = "streamattn_cli.engine.jobs."
-costly = "numba.np.linalg", "numba.typed", "scipy", "pandas", jobs + "spread", jobs + "layers"
+costly = "numba.np.linalg", "numba.np.random.generator_methods", "scipy", "pandas", jobs + "spread", jobs + "layers"
 print(len(names), len(mine), *(name for name in costly if name in sys.modules))
 """
 
