@@ -23,7 +23,7 @@ from streamattn_cli.records import read
 
 COMMAND = [sys.executable, "-m", "streamattn_cli"]
 SAMPLE = Path(__file__).resolve().parent.parent / "sample_data"
-TIMEOUT = 120  # seconds: only there so that a hang fails
+TIMEOUT = 900  # seconds: only there so that a hang fails, on however busy a machine
 FRESH = os.environ.get("STREAMATTN_FRESH") == "1"
 FORKED = {"cwd", "input", "stdin", "stdout", "stderr", "timeout"}  # what a fork can be given
 PRIVATE = ("STREAMATTN_", "COLUMNS", "NO_COLOR", "TERM", "PYTHONUNBUFFERED", "PYTHONSTARTUP")

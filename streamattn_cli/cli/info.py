@@ -64,7 +64,7 @@ def _told(facts: dict, source: dict, head: int) -> dict:
     params, shapes = facts.get("head"), facts.get("shapes", {})
     sources = source.get("absorbed", [source])
     rows = size = None
-    if params and shapes.get("kv_heads"):
+    if params and head and shapes.get("kv_heads"):
         heads, item = shapes["kv_heads"], {"f4": 4, "f8": 8}.get(params["storage"], 2)
         size = head // heads
         rows = round(size / ((params["dim"] + params["value_dim"]) * item), 1)

@@ -180,13 +180,12 @@ class Sketched:
         return self.layer.nbytes if self.layer else 0
 
     def answer(self, facts: LayerFacts, q: Any, k: Any, v: Any) -> Any:
-        """See Answerer. A layer with a local window is answered by it. Raises CannotMeet for a layer with softcap."""
+        """See Answerer. A layer with a local window is answered by it. Raises CannotMeet where a method does not know the softcap
+        of a layer."""
         import torch
 
-        if facts.softcap is not None:
-            raise CannotMeet(f"layer {facts.index} has softcap, which sketches do not know; choose others with --layer")
         if self.layer is None:
-            variants = {"local": facts.local, "sink_logit": facts.sinks}
+            variants = {"local": facts.local, "sink_logit": facts.sinks, "softcap": facts.softcap}
             told: dict[str, Any] = {name: value for name, value in variants.items() if value is not None}
             self.layer = CausalAttention(scale=facts.scale, **told, **self._settings)
         out = self.layer.step(*(part.transpose(0, 1).contiguous() for part in (q, k, v)))

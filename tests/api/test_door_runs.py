@@ -128,5 +128,5 @@ def test_the_example_of_the_readme_works(tmp_path):
         "q, k, v = (np.random.default_rng(s).standard_normal((600, 2, 8)).astype('f4') for s in range(3))\nmine = q\n"
     )
     code += "\n".join(line[4:] for line in block.splitlines()).replace('"heads.h5"', repr(str(HEADS)))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr

@@ -106,7 +106,7 @@ def test_the_name_appears_at_the_end_only(folder, tmp_path, answers, name):
         assert (tmp_path / name).read_bytes() == b"an older answer"
         assert len([path for path in tmp_path.iterdir() if path.suffix == ".tmp"]) == 1
         process.stdin.write(rows[2000:].tobytes())
-        process.communicate(timeout=60)
+        process.communicate(timeout=900)
     assert process.returncode == 0
     assert np.array_equal(_load(tmp_path / name), answers)
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
@@ -181,7 +181,7 @@ def test_a_fifo_is_written_to_and_stays(folder, tmp_path, answers):
     reader = threading.Thread(target=lambda: read.append((tmp_path / "fifo.npy").read_bytes()))
     reader.start()
     run(*ATTEND, "-o", tmp_path / "fifo.npy", cwd=folder)
-    reader.join(timeout=60)
+    reader.join(timeout=900)
     assert [path.name for path in tmp_path.iterdir()] == ["fifo.npy"]
     assert stat.S_ISFIFO(os.stat(tmp_path / "fifo.npy").st_mode)
     blocks = records(read[0])

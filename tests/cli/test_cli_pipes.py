@@ -127,7 +127,7 @@ def test_a_reader_of_messages_that_leaves_stops_nothing(folder, tmp_path):
 ])  # fmt: skip
 def test_standard_streams_that_are_closed_or_full(folder, closing, args, code, words):
     line = " ".join([*COMMAND, "attend", *args, closing])
-    done = subprocess.run(["sh", "-c", line], cwd=folder, env=environment(), capture_output=True, timeout=120)
+    done = subprocess.run(["sh", "-c", line], cwd=folder, env=environment(), capture_output=True, timeout=900)
     assert done.returncode == code, done.stderr.decode()
     assert words in done.stderr.decode() and b"Traceback" not in done.stderr
     if code == 0:

@@ -42,7 +42,7 @@ def waiting(tmp_path):
 def test_once(waiting, tmp_path, number, name):
     process = waiting(name=name)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 128 + number
     assert err.decode().splitlines()[-1] == f"streamattn: stopped by {number.name}; no file was left half-written"
     assert b"Traceback" not in err and list(tmp_path.iterdir()) == []
@@ -54,7 +54,7 @@ def test_twice_at_once(waiting, tmp_path, name):
     process = waiting("--quiet", name=name)
     for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
         process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == -signal.SIGTERM
     assert err == b"" and list(tmp_path.iterdir()) == []
 
@@ -63,7 +63,7 @@ def test_an_older_answer_survives(waiting, tmp_path):
     process = waiting("--quiet")
     (tmp_path / "out.npy").write_bytes(b"an older answer")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=900)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"an older answer"]
 
 
@@ -80,7 +80,7 @@ def test_usr1_prints_a_status_line_and_the_run_goes_on(waiting, tmp_path, args):
         assert (status["type"], status["phase"], status["rows"]) == ("status", "rows", 1792)
     else:
         assert line.startswith(b"streamattn rows: rows 1792, ") and b"memory now" in line
-    process.communicate(timeout=60)
+    process.communicate(timeout=900)
     assert process.returncode == 0 and np.load(tmp_path / "out.npy").shape == (2000, 8)
 
 
@@ -96,7 +96,7 @@ def test_ctrl_c_while_waiting_for_the_first_rows(tmp_path, args, sent):
     process.stdin.flush()
     wait_until(process, lambda: _owns_signals(process) and _reads_a_pipe(process))
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=900) == 130
     err = process.stderr.read()
     process.stdin.close()
     process.stderr.close()
@@ -110,7 +110,7 @@ def test_ctrl_c_while_a_fifo_waits_for_its_writer(tmp_path):
     process = start("attend", "kv", *FILES[:2], "-o", "out.npy", cwd=tmp_path, stderr=subprocess.PIPE)
     wait_until(process, lambda: _owns_signals(process) and _waits_in(process, "wait_for_partner", "fifo_open"))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 130 and b"Traceback" not in err
     assert not (tmp_path / "out.npy").exists()
 
@@ -130,7 +130,7 @@ def test_ctrl_c_while_a_fifo_waits_for_its_reader(tmp_path, command):
     process = start(*command, *target, cwd=tmp_path, stderr=subprocess.PIPE)
     wait_until(process, lambda: _owns_signals(process) and _waits_in(process, "wait_for_partner", "fifo_open"))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 130 and b"stopped by SIGINT" in err and b"Traceback" not in err
 
 
@@ -143,7 +143,7 @@ def test_ctrl_c_while_sketches_wait_for_their_first_rows(tmp_path, more):
     process.stdin.flush()
     wait_until(process, lambda: _owns_signals(process) and _reads_a_pipe(process))
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=900) == 130
     err = process.stderr.read()
     process.stdin.close()
     process.stderr.close()

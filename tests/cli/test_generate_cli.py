@@ -22,7 +22,7 @@ SHAPE = ["--rows", "700", "--dim", "4", "--value-dim", "3", "--heads", "4", "--k
 
 
 def _run(*args, code=0, **kwargs):
-    done = subprocess.run([*COMMAND, *args], capture_output=True, timeout=120, **kwargs)
+    done = subprocess.run([*COMMAND, *args], capture_output=True, timeout=900, **kwargs)
     assert done.returncode == code, done.stderr.decode()
     return done
 
@@ -103,7 +103,7 @@ def test_the_memory_does_not_grow_with_the_rows(tmp_path):
     for rows in ("100000", "3000000"):
         with open(os.devnull, "wb") as sink:
             done = subprocess.run([*COMMAND, "--rows", rows, "--dim", "8", "--emit", "kv", "--log-json"], stdout=sink,
-                                  stderr=subprocess.PIPE, timeout=120, check=True)  # fmt: skip
+                                  stderr=subprocess.PIPE, timeout=900, check=True)  # fmt: skip
         outcome = json.loads(done.stderr.splitlines()[-1])
         assert outcome["type"] == "outcome" and outcome["rows"] == int(rows)
         assert outcome["memory"]["peak"] <= outcome["memory"]["projected"]
@@ -126,7 +126,7 @@ def test_progress_lines_have_the_phase():
 
 def test_a_terminal_is_refused():
     master, slave = pty.openpty()
-    done = subprocess.run([*COMMAND, "--rows", "5"], stdout=slave, stderr=subprocess.PIPE, timeout=60)
+    done = subprocess.run([*COMMAND, "--rows", "5"], stdout=slave, stderr=subprocess.PIPE, timeout=900)
     os.close(slave)
     os.close(master)
     assert done.returncode == 2 and b"terminal" in done.stderr
@@ -167,7 +167,7 @@ def test_a_reader_that_leaves_ends_it_as_a_closed_pipe_does():
     process.stdout.close()
     err = process.stderr.read()
     process.stderr.close()
-    assert process.wait(timeout=60) in (141, -signal.SIGPIPE)
+    assert process.wait(timeout=900) in (141, -signal.SIGPIPE)
     assert b"Traceback" not in err
 
 
@@ -176,7 +176,7 @@ def test_a_signal_leaves_no_file(tmp_path):
     while not list(tmp_path.iterdir()):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=900)
     assert process.returncode in (143, -signal.SIGTERM) and b"Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 

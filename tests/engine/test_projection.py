@@ -54,7 +54,7 @@ def test_no_kernel_is_compiled_after_the_measuring_has_begun(tmp_path, method, m
     words += [] if method in ("poly", "exact") else ["--resident-rows", "160"]
     code = COMPILED_LATE.format(args=[*words, "--quiet", "-o", "out.npy"])
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), cwd=tmp_path, capture_output=True, timeout=300
+        [sys.executable, "-c", code], env=environment(), cwd=tmp_path, capture_output=True, timeout=900
     )
     assert (done.returncode, done.stdout) == (0, b""), (done.stdout, done.stderr)
 

@@ -55,7 +55,7 @@ def _start(source, *args, **kwargs):
 def test_once_stops_at_the_next_block(number):
     process = _start(CAREFUL, "3", "")
     process.send_signal(number)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=900)
     assert (out, process.returncode) == (f"stopped {int(number)}\n", 128 + number)
 
 
@@ -65,7 +65,7 @@ def test_twice_cleans_up_and_dies_of_the_signal(number):
     process.send_signal(number)
     assert process.stdout.readline() == "pending\n"
     process.send_signal(number)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=900)
     assert (out, process.returncode) == ("cleanup two\ncleanup one\n", -number)
 
 
@@ -74,7 +74,7 @@ def test_usr1_tells_and_the_run_goes_on():
     process.send_signal(signal.SIGUSR1)
     assert process.stdout.readline() == "status\n"
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=900)
     assert (out, process.returncode) == ("stopped 15\n", 143)
 
 
@@ -83,7 +83,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
     process = _start(source, "3", "")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=900)
     assert (out, process.returncode) == ("stopped 15\n", 143)
 
 

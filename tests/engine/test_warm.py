@@ -13,12 +13,12 @@ from streamattn_cli.kernels import jit
 
 @pytest.fixture(scope="module")
 def warmed():
-    return run("warm", timeout=600)
+    return run("warm", timeout=900)
 
 
 def test_it_says_what_it_did_and_has_nothing_to_do_twice(warmed):
     assert b" kernels compiled, for nystrom, poly, exact" in warmed.out
-    again = run("warm", timeout=600)
+    again = run("warm", timeout=900)
     assert again.out.startswith(b"0 kernels compiled") and again.err == ""
 
 
@@ -43,7 +43,7 @@ def test_a_run_that_compiles_says_so_whatever_the_cache_holds(tmp_path):
     words = ("attend", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--full", "--force", "-o", "o.npy")
     told = []
     for method in ("exact", "window", "window"):
-        done = run(*words, "--method", method, cwd=tmp_path, env=environment, timeout=600)
+        done = run(*words, "--method", method, cwd=tmp_path, env=environment, timeout=900)
         told.append([line for line in done.err.splitlines() if "compil" in line])
     assert [len(lines) for lines in told] == [2, 2, 0]
     assert told[1][0].startswith("note: compiling kernels") and told[1][1].startswith("note: compiled ")
@@ -87,4 +87,4 @@ def test_a_start_loads_few_kernels_and_nothing_that_only_compiles(tmp_path, warm
     )
     assert done.returncode == 0, done.stderr
     kernels, modules, *costly = done.stdout.split()
-    assert int(kernels) <= 8 and int(modules) <= 190 and costly == []
+    assert int(kernels) <= 8 and int(modules) <= 200 and costly == []

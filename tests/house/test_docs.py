@@ -42,7 +42,7 @@ def shell(lines, folder):
         lines = re.sub(pattern, replacement, lines)
     env = environment(PATH=f"{folder / 'bin'}:{os.environ['PATH']}", PYTHONPATH=str(TOP), COLUMNS="100")
     done = subprocess.run(
-        ["bash", "-eu", "-c", lines], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+        ["bash", "-eu", "-c", lines], cwd=folder, env=env, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, f"{lines}\n{done.stderr}"
     assert "Traceback" not in done.stderr and "internal bug" not in done.stderr, done.stderr
@@ -176,7 +176,7 @@ def test_shell_completion_is_there():
         env=environment(_STREAMATTN_COMPLETE="source_bash"),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=900,
     )
     assert "COMPREPLY" in done.stdout and done.returncode == 0, done.stderr
     done = subprocess.run(
@@ -184,7 +184,7 @@ def test_shell_completion_is_there():
         env=environment(_STREAMATTN_COMPLETE="complete_bash", COMP_WORDS="streamattn comp", COMP_CWORD="1"),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=900,
     )
     assert done.stdout.split() == ["compare"]
 

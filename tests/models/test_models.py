@@ -112,15 +112,15 @@ def test_perplexity_of_methods_that_keep_everything_is_exact(folders, layer):
         assert other["samples"] == 50
 
 
-def test_layers_with_windows_and_sinks_are_sketched_too(folders):
-    """Enough rows: exact, so that the windows are those of the model, and so are the logits of the sinks."""
+@pytest.mark.parametrize(("kind", "method"), [("sinks, and windows", "evict"), ("softcap, and windows", "window")])
+def test_layers_as_models_have_them_are_sketched_too(folders, kind, method):
+    """Enough rows: exact, so that windows, softcap and the logits of sinks are those of the model."""
     found = _document(
-        folders["sinks, and windows"], folders["text"], "--methods", "evict", "--resident-rows", "1024", "--layer", "all",
-        "--tokens", ROWS,
+        folders[kind], folders["text"], "--methods", method, "--resident-rows", "1024", "--layer", "all", "--tokens", ROWS,
     )  # fmt: skip
-    exact, evict = found["readings"]
-    assert found["layers"] == [0, 1, 2] and abs(evict["increase"]["mean"]) < 1e-5 and abs(evict["kl"]) < 1e-5
-    assert evict["agreement"] == 1
+    exact, mine = found["readings"]
+    assert found["layers"] == [0, 1, 2] and abs(mine["increase"]["mean"]) < 1e-5 and abs(mine["kl"]) < 1e-5
+    assert mine["agreement"] == 1
 
 
 def test_exact_attention_looks_back_a_reference_window(folders, tmp_path):

@@ -33,7 +33,7 @@ def test_names_with_other_letters(tmp_path, encoding, command):
         run("sketch", *files[2:], "--resident-rows", "64", "-o", "é→.sattn", cwd=tmp_path)
     env = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     line = [*COMMAND, *words[command]]
-    done = subprocess.run(line, cwd=tmp_path, env=environment(**env), capture_output=True, timeout=120)
+    done = subprocess.run(line, cwd=tmp_path, env=environment(**env), capture_output=True, timeout=900)
     shown = (done.stdout + done.stderr).decode(encoding)
     assert done.returncode == 0 and "?" in shown and "Traceback" not in shown
     if command in ("inspect", "info"):

@@ -361,7 +361,7 @@ def _on_a_terminal(*args, **environment):
     env |= {"TERM": "xterm-256color", "COLUMNS": "60"} | environment
     command = [sys.executable, "-c", TTY, *args]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, env=env, text=True)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=900)
     os.close(slave)
     received = b""
     while True:

@@ -59,7 +59,7 @@ def test_more_files_than_may_be_open(tmp_path, more):
     for word, out in outs.items():
         words = ("sketch", word, "--layout", "THD", "--resident-rows", "64", *more, "-o", f"{out}.sattn", "--quiet")
         done = subprocess.run(
-            [*COMMAND, *words], cwd=tmp_path, env=environment(), preexec_fn=few, capture_output=True, timeout=300
+            [*COMMAND, *words], cwd=tmp_path, env=environment(), preexec_fn=few, capture_output=True, timeout=900
         )
         assert done.returncode == 0, done.stderr.decode()
         run("query", f"{out}.sattn", "d0.h5:/q", "--layout", "THD", "-o", f"{out}.npy", cwd=tmp_path)
