@@ -19,7 +19,7 @@ from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches.bend import standard_slopes
 
 pytestmark = pytest.mark.usefixtures("not_warmed")
-ROWS, CAP = 400, 1.5
+ROWS, CAP = 300, 1.5
 SLOPES = (0.25, 0.0625, 0.015625, 0.00390625)  # of four heads
 BENDS = {
     "softcap": ({"softcap": "1.5"}, {"cap": CAP}, (0.0,) * 4),
@@ -58,7 +58,7 @@ def _error(found, expected):
     "words",
     [
         {"method": "exact"},
-        {"method": "window", "window": 400},
+        {"method": "window", "window": 300},
         {"method": "nystrom", "local": "33"},
         {"method": "exact", "local": "33"},
     ],
@@ -76,7 +76,7 @@ def test_exact_answers_against_the_loops(tmp_path, name, words):
 
 def test_doubles(tmp_path):
     spec = _spec(tmp_path, dtype="f8")
-    for words in ({"method": "exact"}, {"method": "window", "window": 400}):
+    for words in ({"method": "exact"}, {"method": "window", "window": 300}):
         run(spec, output=str(tmp_path / "o.npy"), force=True, causal=True, **WORDS, **words)
         assert _error(np.load(tmp_path / "o.npy"), _expected(spec, range(ROWS), cap=CAP)) < 1e-14
 
@@ -127,13 +127,13 @@ def test_resume_gives_the_same_bytes_and_refuses_another_bend(tmp_path):
 @pytest.mark.parametrize("shards", [None, 2])
 def test_sketches_remember_it(tmp_path, shards):
     """Queries stand in the last row."""
-    spec, kept = _spec(tmp_path, 1200), tmp_path / "s.sattn"
-    make_sketch(spec, kept, shards, method="window", window=1200, sinks=4, **WORDS)
+    spec, kept = _spec(tmp_path), tmp_path / "s.sattn"
+    make_sketch(spec, kept, shards, method="window", window=ROWS, sinks=4, **WORDS)
     found = ask(kept, spec, tmp_path / "o.npy", audit=100, k=spec.k, v=spec.v)
-    assert _error(np.load(tmp_path / "o.npy"), _expected(spec, [1199] * 1200, cap=CAP)) < 5e-6
+    assert _error(np.load(tmp_path / "o.npy"), _expected(spec, [ROWS - 1] * ROWS, cap=CAP)) < 5e-6
     assert found.audit.method.error < 5e-6
     for other, option in (({"softcap": "1.5"}, "--logit-bias"), ({"logit_bias": "slope"}, "--softcap")):
-        make_sketch(spec, tmp_path / "other.sattn", method="window", window=1200, sinks=4, force=True, **other)
+        make_sketch(spec, tmp_path / "other.sattn", method="window", window=ROWS, sinks=4, force=True, **other)
         with pytest.raises(CheckpointIncompatible, match=f"other {option}"):
             merge([str(kept), str(tmp_path / "other.sattn")], str(tmp_path / "m.sattn"))
     keys = InputSpec(k=spec.k, v=spec.v, layout="THD")
@@ -145,13 +145,13 @@ def test_sequences_chunks_and_pieces(tmp_path):
     """Rows count within a sequence; fewer queries than keys stand at their end; a piece has the slopes of its heads."""
     spec = _spec(tmp_path)
     q, k, v = (np.load(getattr(spec, part)) for part in "qkv")
-    packed = attend(spec.q, spec.k, spec.v, causal=True, method="window", window=400, **WORDS)
+    packed = attend(spec.q, spec.k, spec.v, causal=True, method="window", window=300, **WORDS)
     parts = [tmp_path / f"{part}2.npy" for part in "qkv"]
     for path, array in zip(parts, (q, k, v), strict=True):
         np.save(path, np.concatenate([array[:150], array]))
     files = dict(zip("qkv", map(str, parts), strict=True))
-    two = InputSpec(**files, layout="THD", starts="0,150,550")
-    for method in ({"method": "exact"}, {"method": "window", "window": 400}):
+    two = InputSpec(**files, layout="THD", starts="0,150,450")
+    for method in ({"method": "exact"}, {"method": "window", "window": 300}):
         run(two, output=str(tmp_path / "o.npy"), force=True, causal=True, **WORDS, **method)
         assert _error(np.load(tmp_path / "o.npy")[150:], packed.out) < 5e-6
         chunk = attend(q[-30:], k, v, causal=True, **WORDS, **method).out
