@@ -43,6 +43,22 @@ def kernel(keys, mean, covariance, scale, alpha, temper):
     return h, np.array(e)
 
 
+def lengths(keys, covariance, scale, alpha):
+    """|z| (n,) of the whitened keys: METHODS.md (N6)."""
+    x = keys - keys.mean(axis=0)
+    inner = np.linalg.inv(np.linalg.inv(covariance) + 2 * alpha * scale**2 * x.T @ x / len(x))
+    return np.array([scale * math.sqrt(row @ inner @ row) for row in x])
+
+
+def kept_apart(lengths, least, steep, most, alike):
+    """What the diagonal of the kernel gets for keys that are far longer than others (n,): METHODS.md (N25)."""
+    mean = sum(lengths) / len(lengths)
+    spread = sum(abs(one - mean) for one in lengths) / len(lengths)
+    return np.array(
+        [least * math.exp(min(steep * (one - mean) / (spread + alike * (mean + alike)), most)) for one in lengths]
+    )
+
+
 def turned(row, position, theta, pairs):
     """A query or key (d,) as rotary embedding puts it at a position, plane by plane."""
     d, out = len(row), np.array(row, np.float64)
@@ -67,8 +83,9 @@ def mixed_kernel(keys, mean, covariance, scale, alpha, temper, positions, theta,
     return total / np.outer(root, root), np.log(root)
 
 
-def compress(keys, coefs, mean, covariance, scale, temper, keep, alpha, ridge, turning=None):
-    """Remove the atom whose removal costs least, solving the ridge least squares anew; (indices, coefs).
+def compress(keys, coefs, mean, covariance, scale, temper, keep, alpha, ridge, apart, turning=None):
+    """Remove the atom whose removal costs least, solving the ridge least squares anew; (indices, coefs). apart: the last four
+    numbers of `kept_apart`.
 
     The cost is |W_i|^2 / G_ii; of four removals in turn, the last three take |W_i|^2 from before the first. turning:
     positions, theta and pairs of `mixed_kernel`.
@@ -77,7 +94,10 @@ def compress(keys, coefs, mean, covariance, scale, temper, keep, alpha, ridge, t
     h, e = make(keys, mean, covariance, scale, alpha, temper)
     root = np.exp(e - e.max())
     wanted = coefs * root[:, None]
-    regular = h + ridge * np.eye(len(keys))
+    positions, theta, pairs = turning or ([0], 1.0, "half")
+    there = [np.array([turned(key, -position, theta, pairs) for key in keys]) for position in positions]
+    long = sum(lengths(k, covariance, scale, alpha) for k in there)
+    regular = h + np.diag(ridge + kept_apart(long, *apart))
     target = regular @ wanted
     alive = list(range(len(keys)))
 

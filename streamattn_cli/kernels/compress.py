@@ -1,4 +1,4 @@
-"""One compression of a weighted set of keys under a Gaussian model of the queries (METHODS.md (N5) to (N10)).
+"""One compression of a weighted set of keys under a Gaussian model of the queries (METHODS.md (N5) to (N10), (N25)).
 
 With the queries' covariance Sigma = R R^T, t = s x R, M = I + (2 alpha / n) t^T t = L L^T and z = t L^-T, the closed form is
     A^-1 = R M^-1 R^T,    s^2 x A^-1 x' = z.z',    s x.A^-1 Sigma^-1 mu = z.(L^-1 R^-1 mu):
@@ -18,6 +18,8 @@ from streamattn_cli.kernels.rotary import ahead, turn
 ALPHA = 1.0  # exponent of the normaliser model p_q(k) = e^(s q.x) / e^(alpha/2 s^2 q^T Sk q)
 ALPHA_TURNED = 0.5  # the same where queries are turned to their future positions
 RIDGE = 1e-5  # of the unit diagonal; in single precision less would not always be enough
+APART, STEEP, MOST = 1e-3, 3.0, 14.0  # of the diagonal's part that keeps the atoms of far longer keys (see keep_apart)
+ALIKE = 1e-3  # lengths that differ by no more, relative and in logits, are as good as equal
 LOWEST = -40.0  # of the log diagonal below its maximum, so that squares of what is below stay above 0
 
 
@@ -30,7 +32,7 @@ def compress(gemm, x, w, factor, direction, scale, temper, keep, rope, now, draw
     for a model of the queries that over-trusts keys far out. rope: see rotary.turn; with frequencies the queries' model is one
     of queries turned back, `now` is the position that the stream has reached, and `draw` chooses the positions ahead of it
     that atoms are fitted for. scratch: 2 (n (n + d + 1) + d d + b b) + n (n - keep + 3 + c) + 4 (c - 1) numbers of the same
-    dtype, b = min(max(n, d), BLOCK), and (n + 2) d more with a rotation. alive (n,) bool: who survives.
+    dtype, b = min(max(n, d), BLOCK), n more, and (n + 2) d more with a rotation. alive (n,) bool: who survives.
     """
     n, d = x.shape
     at = 0
@@ -43,6 +45,7 @@ def compress(gemm, x, w, factor, direction, scale, temper, keep, rope, now, draw
     half, root, at = scratch[at : at + n], scratch[at + n : at + 2 * n], at + 2 * n
     small = 2 * min(max(n, d), BLOCK) ** 2
     blocks, at = scratch[at : at + small], at + small
+    length, at = scratch[at : at + n], at + n
     rotates, sane, ridge = rope[0].shape[0] > 0, True, RIDGE
     extra = (n + 2) * d if rotates else 0
     there, at = scratch[at : at + extra], at + extra
@@ -54,12 +57,15 @@ def compress(gemm, x, w, factor, direction, scale, temper, keep, rope, now, draw
         if rotates:
             work = there, other, turned, square, square2, half, blocks
             sane = mixture(
-                gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, work, inverse, root, kernel
+                gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, work, inverse, root, length, kernel
             )
             if not sane:
                 break
         else:
             unit_kernel(gemm, turned, half, ridge, kernel)
+            length[:] = 0
+            add_lengths(half, length)
+        keep_apart(length, kernel)
         if invert_factor(gemm, kernel, 0.1 * ridge, inverse, blocks):
             break
         ridge *= 10
@@ -146,8 +152,9 @@ def whiten(gemm, x, factor, direction, scale, temper, alpha, other, turned, squa
 
 
 @kernel(fastmath=FAST)
-def mixture(gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, work, part, root, out):
-    """As `whiten` and `unit_kernel`, for queries at the positions ahead: out is the sum of their kernels, at unit diagonal.
+def mixture(gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, work, part, root, length, out):
+    """As `whiten` and `unit_kernel`, for queries at the positions ahead: out is the sum of their kernels, at unit diagonal, and
+    length (n,) that of their |z|.
 
     To turn the queries forward or all keys x (n, d) back is the same, and keeps one factor. x stays as it is. part (n, n),
     work: scratch.
@@ -155,6 +162,7 @@ def mixture(gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, w
     there, other, turned, square, square2, half, blocks = work
     (n, d), kind = x.shape, x.dtype.type
     keys, tables = there[: n * d].reshape(n, d), there[n * d :]
+    length[:] = 0
     for t in range(rope[3]):
         for i in range(n):
             for j in range(d):
@@ -166,6 +174,7 @@ def mixture(gemm, x, factor, direction, scale, temper, ridge, rope, now, draw, w
         ):  # fmt: skip
             return False
         unit_kernel(gemm, turned, half, kind(0), part)
+        add_lengths(half, length)
         for i in range(n):
             first = i - i % LANE
             row, theirs, more, mine = out[i, first:], root[first:], part[i, first:], root[i]
@@ -197,6 +206,29 @@ def unit_kernel(gemm, turned, half, ridge, out):
         for j in range(row.shape[0]):
             row[j] = exp(row[j])
         out[i, i] = 1 + ridge
+
+
+@kernel(fastmath=FAST)
+def add_lengths(half, length):
+    """Add |z|, whose square is twice half (n,), to length (n,)."""
+    root = half.dtype.type(math.sqrt(2))
+    for i in range(half.shape[0]):
+        length[i] += root * math.sqrt(half[i])
+
+
+@kernel(fastmath=FAST)
+def keep_apart(length, out):
+    """Add to the diagonal of out (n, n) what keeps atoms whose keys are far longer than others, length (n,): METHODS.md (N25)."""
+    n, kind = length.shape[0], length.dtype.type
+    mean, spread = kind(0), kind(0)
+    for i in range(n):
+        mean += length[i]
+    mean /= kind(n)
+    for i in range(n):
+        spread += abs(length[i] - mean)
+    spread = spread / kind(n) + kind(ALIKE) * (mean + kind(ALIKE))
+    for i in range(n):
+        out[i, i] += kind(APART) * exp(min((length[i] - mean) * (kind(STEEP) / spread), kind(MOST)))
 
 
 @kernel(cache=True, fastmath=FAST)

@@ -71,6 +71,9 @@ def compress(keys, coefs, mean, covariance, scale, temper, keep, dtype="f8", rop
     return np.flatnonzero(alive), w[alive]
 
 
+APART = module.APART, module.STEEP, module.MOST, module.ALIKE
+
+
 def sample_head(rows=4096):
     """The real head of sample_data: three query heads of one key head."""
     with h5py.File(HEADS) as file:
@@ -108,7 +111,7 @@ def test_compression_is_the_naive_one(rng, temper, dtype):
         root = rng.standard_normal((d, d))
         mean, covariance = rng.standard_normal(d), root @ root.T + 0.1 * np.eye(d)
         index, found = compress(keys, coefs, mean, covariance, 0.6, temper, keep, dtype)
-        words = (keys, coefs, mean, covariance, 0.6, temper, keep, module.ALPHA, module.RIDGE)
+        words = (keys, coefs, mean, covariance, 0.6, temper, keep, module.ALPHA, module.RIDGE, APART)
         expected_index, expected = naive.compress(*words)
         assert index.tolist() == expected_index.tolist()
         top = np.abs(expected).max()
@@ -139,6 +142,29 @@ def test_compression_beats_leaving_atoms_out(rng):
     whole = np.exp(0.7 * queries @ keys.T) @ coefs
     errors = [relative(np.exp(0.7 * queries @ keys[index].T) @ c, whole) for c in (found, 2 * coefs[index])]
     assert errors[0] < 0.01 < 0.1 < errors[1]
+
+
+def test_keys_far_longer_than_others_stay(rng):
+    """However little they matter for queries that are like those before: one of their own may come."""
+    keys, coefs, long = rng.standard_normal((40, 16)), rng.random((40, 2)) + 1, [7, 25]
+    keys[long] *= 10 / np.linalg.norm(keys[long], axis=1, keepdims=True)
+    coefs[long] *= 0.05
+    index, found = compress(keys, coefs, np.zeros(16), np.eye(16), 0.25, 0.8, 20)
+    assert set(long) <= set(index)
+    np.testing.assert_allclose(found[np.isin(index, long)], coefs[long], rtol=0.2)
+
+
+def test_needles_are_found(rng):
+    """A key in a direction of its own, once in 128 rows, is asked for much later by one query along it."""
+    rows, dim = 4096, 64
+    q, k, v = noise(rng, rows, dim)
+    needles, asking = np.arange(100, rows // 2, 128), np.arange(rows // 2 + 100, rows, 128)
+    directions = rng.standard_normal((len(needles), dim))
+    directions *= 12 / np.linalg.norm(directions, axis=1, keepdims=True)
+    k[needles] = q[0, asking] = directions
+    stream = Stream(*(x.astype("f4") for x in (q, k, np.concatenate([v, np.ones((rows, 1))], axis=1))))
+    found, _, _ = causal(nystrom_params(HEAD, 410, "default"), stream)
+    assert relative(found[0, asking], v[needles]) < 0.15
 
 
 @pytest.mark.parametrize("spoil", [1e30, 3e38])

@@ -5,7 +5,7 @@ import naive_nystrom as naive
 import numpy as np
 import pytest
 from clirun import refused, run
-from test_nystrom import HEAD, HEADS, causal, compress, relative, sample_head
+from test_nystrom import APART, HEAD, HEADS, causal, compress, relative, sample_head
 
 from streamattn_cli.kernels import compress as module
 from streamattn_cli.kernels import rotary
@@ -72,7 +72,7 @@ def test_compression_for_queries_ahead_is_the_naive_one(rng, pairs, turns, dtype
         index, found = compress(*numbers, dtype, rope_word(THETA, pairs), turns, 70.0, 5)
         positions = [70.0 + rotary.ahead(np.uint32(5), t, turns) for t in range(turns)]
         turning = positions, THETA, pairs
-        expected_index, expected = naive.compress(*numbers, module.ALPHA_TURNED, module.RIDGE, turning)
+        expected_index, expected = naive.compress(*numbers, module.ALPHA_TURNED, module.RIDGE, APART, turning)
         assert index.tolist() == expected_index.tolist()
         rtol, atol = (1e-5, 1e-6) if dtype == "f8" else (1e-2, 2e-3)
         np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol * np.abs(expected).max())

@@ -1,4 +1,4 @@
-"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N24); our own method).
+"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N25); our own method).
 
 The history is a set of atoms (k_a, C_a), C_a = [y_a, w_a]; a query's partial answer is sum_a e^(s q.k_a) C_a. Rows that
 leave the window become atoms with C = [v, 1]. When there are too many, a slice of them that moves round the set is
@@ -84,7 +84,7 @@ def _coded_bytes(dim: int, value_dim: int, bits: int) -> tuple[int, int]:
 def insert_size(atoms: int, dim: int, width: int, new: int, rope: str = "") -> int:
     """Numbers of scratch for compressing up to `atoms` atoms, of which up to `new` are new and go; width = dv + 1."""
     fixed = 2 * (atoms * (atoms + dim + 1) + dim * dim + min(max(atoms, dim), BLOCK) ** 2)
-    inside = fixed + (new + 3 + width) * atoms + 4 * (width - 1)
+    inside = fixed + (new + 4 + width) * atoms + 4 * (width - 1)
     return dim * (dim + 1) + new * dim + atoms * (dim + width) + inside + ((atoms + 2) * dim if rope else 0)
 
 
