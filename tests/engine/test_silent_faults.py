@@ -211,6 +211,7 @@ def parts(tmp_path_factory):
         ("sketch", "--k", "k.npy", "--v", "v.npy", "-o", "k.npy", "--resume"),
         ("query", "s.sattn", "q.npy", "-o", "q.npy"),
         ("attend", *FILES, "--sink-logit", "logits.npy", "-o", "logits.npy", "--force"),
+        ("attend", *FILES, "--causal", "--logit-bias", "logits.npy", "-o", "logits.npy", "--force"),
         ("attend", *FILES, "--starts", "in.h5:/starts", "-o", "o.npy", "--doubt", "in.h5", "--force"),
         ("attend", *FILES, "--method", "nystrom", "--query-model", "logits.npy", "-o", "logits.npy", "--force"),
     ],

@@ -96,6 +96,7 @@ class AttentionSettings:
         metavar="NUMBERS",
         choices=("slope", "none"),
         open=True,
+        arrays=True,
         decides=True,
     )
     scale: str | None = attention(
