@@ -320,7 +320,7 @@ def _save_holes(path):
         for name, array in zip("qkv", rows, strict=True):
             file[name] = array
         file["ids"] = np.arange(5)
-        file.attrs.update(causal=True, model="made up", lengths=[100, 200])
+        file.attrs.update(causal=True, model="made up", sizes=[100, 200])
 
 
 def _save_bytes(path):

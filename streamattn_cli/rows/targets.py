@@ -55,15 +55,16 @@ def refuse_existing(words: Iterable[str | None], force: bool) -> None:
             raise UsageError(f"{file}: there is a file already; --force replaces it, or choose another name")
 
 
-def refuse_same(words: Iterable[str | None]) -> None:
-    """Refuse (UsageError) two outputs in one file."""
+def refuse_same(outputs: Iterable[tuple[str, str | None]]) -> None:
+    """Refuse (UsageError) two outputs in one file; outputs: (option, word)."""
     seen: dict[str, str] = {}
-    for word in words:
+    for option, word in outputs:
         if not word or word == "-" or split_target(word)[0].startswith("/dev/"):
             continue
-        other = seen.setdefault(os.path.realpath(split_target(word)[0]), word)
-        if other is not word:
-            raise UsageError(f"{word}: is also where {other} is written; give another name")
+        said = f"{option} {word}"
+        other = seen.setdefault(os.path.realpath(split_target(word)[0]), said)
+        if other is not said:
+            raise UsageError(f"{said}: is also where {other} is written; give another name")
 
 
 def _left_over(file: str) -> bool:

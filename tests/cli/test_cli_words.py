@@ -76,7 +76,7 @@ def test_what_newcomers_tried(tmp_path):
     refused(*keys, "-o", "s.npy", code=2, words=["s.npy", "FILE.sattn"], cwd=tmp_path)
     refused("attend", "q.npy", "-o", "o.npy", code=4, words=["--q FILE --k FILE --v FILE"], cwd=tmp_path)
     run("attend", *FILES, "-o", "o.npy", "--quiet", cwd=tmp_path)
-    refused("report", "o.npy.json", code=4, words=["attend or compare, --json > run.json"], cwd=tmp_path)
+    refused("report", "o.npy.json", code=4, words=["attend, compare or perplexity, --json > run.json"], cwd=tmp_path)
     refused("report", "run.json", code=3, words=["check the path"], cwd=tmp_path)
     run("generate", "--rows", "1e3", "--dim", "4", "g.npy", "--quiet", cwd=tmp_path)
     assert np.load(tmp_path / "g.npy").shape == (1000, 12)

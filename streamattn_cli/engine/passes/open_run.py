@@ -53,7 +53,7 @@ def check_output(request: AttendRequest, *sketches: str) -> None:
     checkpoint = request.checkpoint if request.checkpoint not in sketches else None
     inputs = spec.input, *spec.more, *files_of(spec), *files_of(request), *sketches
     refuse_inputs((*written, *numbered(request.output), checkpoint), inputs)
-    refuse_same((*written, checkpoint))
+    refuse_same(zip(("-o", "-o", "--doubt", "--doubt", "--checkpoint"), (*written, checkpoint), strict=True))
     if request.doubt:
         _check_doubt(request, request.doubt)
     if request.top_k:

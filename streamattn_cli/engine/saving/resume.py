@@ -101,7 +101,7 @@ def checkpoint_there(request: AttendRequest) -> bool:
 def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dict]) -> Saved | None:
     """The checkpoint to go on with, None to begin. Raises UsageError, and the errors of a checkpoint that does not fit."""
     name = request.checkpoint
-    if name is None or not checkpoint_there(request):
+    if not checkpoint_there(request) or name is None:
         return None
     state, meta = read(name, request.memory or available_memory())
     check_facts(name, meta, facts)

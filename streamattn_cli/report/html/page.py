@@ -25,7 +25,7 @@ def origin(found: dict) -> list[str]:
     version = (found["facts"].get("versions") or {}).get("streamattn-cli")
     when = (found.get("finished") or "").replace("T", " ").replace("+00:00", " UTC")
     told = [word for word in (when, f"streamattn {version}" if version else "") if word]
-    words = found.get("command_line", "").split(" ")  # a line ends between words, not at their hyphens
+    words = (found.get("command_line") or "").split(" ")  # a line ends between words, not at their hyphens
     line = (
         ["<p><code>" + " ".join(f"<span>{escape(word)}</span>" for word in words) + "</code></p>"] if words[0] else []
     )

@@ -290,7 +290,7 @@ def nystrom_params(
     """The `nystrom` method within `rows` rows: sinks, window and buffer exact, atoms and statistics in the rest.
 
     `stream` is the number of rows that will come, None if nobody knows (see SHORT). With `fast` a causal stream gets a larger
-    buffer: half as many compressions cost up to a tenth more error. `best` compresses at most half of the atoms at once, or as
+    buffer: half as many compressions cost up to an eighth more error. `best` compresses at most half of the atoms at once, or as
     many as the default: a slice of all of them was up to 7% worse.
     """
     rope = rope if causal else ""
