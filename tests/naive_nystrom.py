@@ -50,12 +50,13 @@ def lengths(keys, covariance, scale, alpha):
     return np.array([scale * math.sqrt(row @ inner @ row) for row in x])
 
 
-def kept_apart(lengths, least, steep, most, alike):
-    """What the diagonal of the kernel gets for keys that are far longer than others (n,): METHODS.md (N25)."""
+def kept_apart(lengths, count, least, steep, most, alike):
+    """What the diagonal gets for keys that are far longer than others (n,): METHODS.md (N25). lengths: sums of count."""
     mean = sum(lengths) / len(lengths)
     spread = sum(abs(one - mean) for one in lengths) / len(lengths)
+    steps = [min(steep * (one - mean) / (spread + alike * (mean + alike)), most) for one in lengths]
     return np.array(
-        [least * math.exp(min(steep * (one - mean) / (spread + alike * (mean + alike)), most)) for one in lengths]
+        [least * min((one / count) ** 8, 1) * math.exp(step) for one, step in zip(lengths, steps, strict=True)]
     )
 
 
@@ -97,7 +98,7 @@ def compress(keys, coefs, mean, covariance, scale, temper, keep, alpha, ridge, a
     positions, theta, pairs = turning or ([0], 1.0, "half")
     there = [np.array([turned(key, -position, theta, pairs) for key in keys]) for position in positions]
     long = sum(lengths(k, covariance, scale, alpha) for k in there)
-    regular = h + np.diag(ridge + kept_apart(long, *apart))
+    regular = h + np.diag(ridge + kept_apart(long, len(positions), *apart))
     target = regular @ wanted
     alive = list(range(len(keys)))
 

@@ -65,7 +65,7 @@ def compress(gemm, x, w, factor, direction, scale, temper, keep, rope, now, draw
             unit_kernel(gemm, turned, half, ridge, kernel)
             length[:] = 0
             add_lengths(half, length)
-        keep_apart(length, kernel)
+        keep_apart(length, rope[3] if rotates else 1, kernel)
         if invert_factor(gemm, kernel, 0.1 * ridge, inverse, blocks):
             break
         ridge *= 10
@@ -217,8 +217,9 @@ def add_lengths(half, length):
 
 
 @kernel(fastmath=FAST)
-def keep_apart(length, out):
-    """Add to the diagonal of out (n, n) what keeps atoms whose keys are far longer than others, length (n,): METHODS.md (N25)."""
+def keep_apart(length, count, out):
+    """Add to the diagonal of out (n, n) what keeps atoms whose keys are far longer than others: METHODS.md (N25). length (n,): the
+    sum of count lengths."""
     n, kind = length.shape[0], length.dtype.type
     mean, spread = kind(0), kind(0)
     for i in range(n):
@@ -228,7 +229,9 @@ def keep_apart(length, out):
         spread += abs(length[i] - mean)
     spread = spread / kind(n) + kind(ALIKE) * (mean + kind(ALIKE))
     for i in range(n):
-        out[i, i] += kind(APART) * exp(min((length[i] - mean) * (kind(STEEP) / spread), kind(MOST)))
+        square = (length[i] / kind(count)) ** 2  # logits that hardly differ find no key
+        own = kind(APART) * min(square * square * square * square, kind(1))
+        out[i, i] += own * exp(min((length[i] - mean) * (kind(STEEP) / spread), kind(MOST)))
 
 
 @kernel(cache=True, fastmath=FAST)

@@ -154,6 +154,15 @@ def test_keys_far_longer_than_others_stay(rng):
     np.testing.assert_allclose(found[np.isin(index, long)], coefs[long], rtol=0.2)
 
 
+def test_keys_that_logits_hardly_tell_apart_are_no_needles(rng):
+    """What keeps long keys for a query of their own must not hide the little that does tell them apart."""
+    q, k, v = (0.4 * rng.standard_normal((1, 4000, 8)).astype("f4") for _ in "qkv")
+    stream = Stream(q, k[0], np.concatenate([v[0], np.ones((4000, 1), "f4")], axis=1))
+    found, _, _ = full(nystrom_params(HeadParams(8, 8, 8**-0.5, "f4"), 128, "default"), stream)
+    p = np.exp(q[0].astype("f8") @ k[0].T * 8**-0.5)
+    assert relative(found[0], p @ v[0] / p.sum(axis=1, keepdims=True)) < 0.11
+
+
 def test_needles_are_found(rng):
     """A key in a direction of its own, once in 128 rows, is asked for much later by one query along it."""
     rows, dim = 4096, 64
