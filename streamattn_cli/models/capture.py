@@ -111,7 +111,7 @@ def run_capture(request: CaptureRequest, listener: Listener, interrupts: Interru
             _pass(job, dump, rows, done, lambda reached: _reached(reached, saved, dump, tell, interrupts))
         except Interrupted as stop:
             if saved and saved.commits:
-                stop.consequence = f"{saved.name} says how far the rows are; go on with --resume"
+                stop.consequence = f"{saved.name} was saved; continue with --resume"
             raise
         dump.commit()
         if saved:
@@ -195,7 +195,7 @@ class _Saved:
         self.parts: dict[str, str] = {}
         if os.path.exists(self.name) and not job.request.settings.resume and not job.request.force:
             raise UsageError(
-                f"{self.name}: a capture that is not complete; go on with --resume, or start again with --force"
+                f"{self.name}: an earlier capture is not complete; continue it with --resume, or start again with --force"
             )
         self._writer = stack.enter_context(CheckpointWriter(self.name))
         self.tag = part_tag(self._writer)

@@ -128,6 +128,9 @@ def test_what_the_user_said_must_hold(npy):
 
 def test_empty(tmp_path, npy):
     refused(InputMalformed, "no rows", need_q=False, k=npy("k.npy", 0, 2), v=npy("v.npy", 0, 2))
+    one, none = npy("one.npy", 1, 2, 4), npy("none.npy", 0, 2, 4)
+    refused(InputMalformed, "none.npy: no rows", q=one, k=none, v=none, layout="THD")
+    refused(InputMalformed, "none.npy: no rows", q=none, k=one, v=one, layout="THD")
     refused(InputMalformed, "empty axis D", need_q=False, k=npy("k.npy", 2, 0), v=npy("v.npy", 2, 0))
     (tmp_path / "x.npy").write_bytes(b"")
     refused(InputMalformed, "is empty", input=str(tmp_path / "x.npy"))

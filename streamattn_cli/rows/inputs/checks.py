@@ -73,7 +73,7 @@ def check_layout(spec: InputSpec, q: Heads, k: Heads, alone: bool) -> None:
     """
     other, heads, key_heads = OTHER.get(q.layout), len(q) // q.batch, len(k) // k.batch
     rows, keys = q.rows, k.rows
-    if other is None or spec.heads is not None or rows is None or keys is None or rows == keys:
+    if other is None or spec.heads is not None or not rows or not keys or rows == keys:
         return
     if heads > rows and heads == keys and rows % key_heads == 0:
         turned = ", ".join(map(str, TURNED[len(other)]))
