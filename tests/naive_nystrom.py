@@ -124,3 +124,14 @@ def sampled_kernel(keys, scale, alpha, queries):
         h += np.outer(p, p)
     root = np.sqrt(np.diag(h))
     return h / np.outer(root, root), np.log(root)
+
+
+def doubt(q, scale, atoms, weights, exact, span, answer):
+    """METHODS.md (N14), (N15) of one query: atoms (m, d) and their weights (m,), the keys (n, d) that are exact, the
+    range (2, dv) of the values, and the answer (dv,)."""
+    brought = [weight * math.exp(scale * float(q @ key)) for key, weight in zip(atoms, weights, strict=True)]
+    z = sum(brought)
+    noise = 0.03 * math.sqrt(sum(b * b for b in brought)) / z
+    share = z / (z + sum(math.exp(scale * float(q @ key)) for key in exact))
+    x = share * noise * (1 + np.linalg.norm(span[1] - span[0]) / np.linalg.norm(answer))
+    return x / (1 + x)

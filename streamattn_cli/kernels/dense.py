@@ -216,6 +216,26 @@ def add_history(m, y, past_m, past_y, low, high, seen, share, doubt):
 
 
 @kernel(cache=True)
+def relate(y, low, high, doubt):
+    """Make of how far sums of weights may be off, doubt (r,), how far answers y (r, dv + 1) may be, relative to their norm.
+
+    low, high (dv,): the range of the values. Weight that is missing moves an answer towards others by as much as values
+    differ. Doubts of 1 and more stay; none becomes that. METHODS.md (N15)
+    """
+    width, spread = low.shape[0], 0.0
+    for j in range(width):
+        spread += (np.float64(high[j]) - np.float64(low[j])) ** 2
+    for i in range(y.shape[0]):
+        if not 0 < doubt[i] < 1:
+            continue
+        size, z = 0.0, y[i, width]
+        for j in range(width):
+            size += (y[i, j] / z) ** 2
+        away = doubt[i] * (1 + math.sqrt(spread / size)) if size > 0 else (doubt[i] if spread == 0 else np.inf)
+        doubt[i] = away / (1 + away) if away < 1e6 else 1 - 1e-6
+
+
+@kernel(cache=True)
 def add_sinks(m, y, seen, logits, group):
     """Add a token without a value, of logit logits[i // group], to the partial answers (m, y) of queries i that see any
     token (seen[i] > 0), in place."""

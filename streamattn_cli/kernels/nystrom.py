@@ -15,6 +15,7 @@ from streamattn_cli.kernels.dense import (
     extend_range,
     finish,
     place,
+    relate,
     softmax_tile,
     tile_rows,
 )
@@ -26,10 +27,7 @@ from streamattn_cli.kernels.rowstore import load as load_rows
 from streamattn_cli.kernels.rowstore import store as store_rows
 
 ONE, ALL = np.int64(1), np.int64(1 << 62)
-USUAL, CANCELLED = (
-    0.01,
-    0.1,
-)  # the doubt of an answer: what it is where nothing cancels, and what is added times A / z - 1
+NOISE = 0.03  # the relative error of what an atom brings, as the doubt takes it to be
 
 
 @kernel(cache=True, inline="always")
@@ -71,8 +69,8 @@ def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, ga
     (tile, d), c (tile, dv + 1), logits and gathered are scratch (see dense.attend). Atoms of six bits answer queries turned as they
     are (METHODS.md (N20), (N22)); q is turned back afterwards.
 
-    Weights have signs. Where they cancel, z is small beside the sum A of their absolute values, and what is left is mostly
-    error: the doubt grows with A / z.
+    The doubt is what z is off by, relative to itself, where every atom errs by itself by NOISE of what it brings: few atoms that
+    bring nearly all of it, and weights that cancel, are doubtful. METHODS.md (N15)
     """
     m[:], y[:], doubt[:] = -math.inf, 0, 0
     low, high = everything[0, : m.shape[0]], everything[1, : m.shape[0]]
@@ -96,8 +94,8 @@ def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, ga
         shift(m, y, q, centre, mean)
     weight = y.shape[1] - 1
     for i in range(m.shape[0] if held[1] else 0):
-        z, size = y[i, weight], np.float64(doubt[i])
-        doubt[i] = USUAL + CANCELLED * (size / z - 1) if z * (1 + (1 - USUAL) / CANCELLED) > size else 1
+        z, noise = y[i, weight], NOISE * math.sqrt(doubt[i])
+        doubt[i] = noise / z if z > noise else 1
     if not held[1]:
         doubt[:] = 0
 
@@ -126,8 +124,8 @@ def shift(m, y, q, centre, mean):
 
 
 @kernel(cache=True)
-def attend_signed(gemm, q, k, c, low, high, logits, gathered, m, y, size):
-    """As dense.attend, and adds the absolute weights to size (r,), which is rescaled as y is."""
+def attend_signed(gemm, q, k, c, low, high, logits, gathered, m, y, squares):
+    """As dense.attend, and adds the squares of what the weights bring to squares (r,), which is rescaled as y is."""
     count, r, weight = k.shape[0], q.shape[1], c.shape[1] - 1
     step = tile_rows(r, max(k.shape[1], c.shape[1]), count)
     top = logits[:r]
@@ -140,11 +138,11 @@ def attend_signed(gemm, q, k, c, low, high, logits, gathered, m, y, size):
         softmax_tile(tile, rows, NONE, NONE, low, high, top, m, y)
         for i in range(r):
             if gathered[i, 0] < m[i]:
-                size[i] *= math.exp(gathered[i, 0] - m[i])
+                squares[i] *= math.exp(2 * (gathered[i, 0] - m[i]))
         for j in range(n):
-            part, f = tile[j], abs(rows[j, weight])
+            part, f = tile[j], rows[j, weight]
             for i in range(r):
-                size[i] += f * part[i]
+                squares[i] += f * part[i] * (f * part[i])
         product(gemm, LEFT, tile, rows, gathered)
         for i in range(r):
             for j in range(y.shape[1]):
@@ -239,6 +237,7 @@ def step(
                 counts[1] += add_history(
                     ours[0], ours[1], past[0], past[1], span[0], span[1], high, share[:r], doubt[:r]
                 )
+                relate(ours[1], span[0], span[1], doubt[:r])
             seen = 0
             for i in range(r):
                 if i % group < b - a:  # all but where the stream ends

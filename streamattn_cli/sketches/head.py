@@ -416,7 +416,7 @@ class HeadAttention:
             tile.past.doubt[:] = self._lost(tile)
             if self.history and s["counters"][2]:
                 work["counts"][0] += self.history.partial(tile.queries, tile.work, tile.past)
-                work["counts"][1] += tile.add_history(s["range"])
+                work["counts"][1] += tile.add_history(s["range"], self.history.doubts_weights)
             elif learn:
                 tile.share[:] = 0
             live = slice(None) if n == p.group else np.flatnonzero(tile.bounds[1])

@@ -39,6 +39,7 @@ class History:
     """
 
     learns = False  # from queries, which `learn` shows it a whole group at a time
+    doubts_weights = False  # what `partial` says of its doubt is of sums of weights: see METHODS.md (N15)
     step: Callable[..., None] | None = None  # takes in rows and answers them in one go: see HeadAttention.step
     answer: Callable[..., None] | None = None  # answers queries where nothing is exact: see HeadAttention.answer
 

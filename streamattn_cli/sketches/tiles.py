@@ -64,8 +64,14 @@ class QueryTile:
         q = np.ascontiguousarray(q)  # so that there is one kernel of it, not another for parts of a block
         dense.place(q, self.group, at, scale, high, slope, window, self.queries, self.scaled, *self.bounds)
 
-    def add_history(self, range_: np.ndarray) -> int:
-        """Add what the history answered, `past`, within the range (2, dv) of its values; returns how many rows had z <= 0."""
+    def add_history(self, range_: np.ndarray, of_weights: bool) -> int:
+        """Add what the history answered, `past`, within the range (2, dv) of its values; returns how many rows had z <= 0.
+
+        of_weights: whether its doubt is that of sums of weights.
+        """
         past, exact = self.past, self.exact
         bounds, share = self.bounds[1], self.share
-        return int(dense.add_history(exact.m, exact.y, past.m, past.y, *range_, bounds, share, past.doubt))
+        bad = int(dense.add_history(exact.m, exact.y, past.m, past.y, *range_, bounds, share, past.doubt))
+        if of_weights:
+            dense.relate(exact.y, *range_, past.doubt)
+        return bad

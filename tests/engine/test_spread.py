@@ -143,7 +143,7 @@ def test_every_piece_repairs_its_share(tmp_path):
     words = {"causal": True, "audit": EVERY, **SMALL}
     plain = _spread(spec, output=str(tmp_path / "plain.npy"), **words)
     found = _spread(spec, output=str(tmp_path / "repaired.npy"), repair="20%", **words)
-    assert found.counts["repaired_rows"] == KEY_HEADS * ROWS // 5
+    assert found.counts["repaired_answers"] == HEADS * ROWS // 5
     assert found.audit.before.error == pytest.approx(plain.audit.method.error, rel=1e-6)
     assert found.audit.method.error < plain.audit.method.error
     _spread(spec, output=str(tmp_path / "exact.npy"), method="exact", causal=True)

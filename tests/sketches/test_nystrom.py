@@ -15,7 +15,7 @@ from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
-from streamattn_cli.kernels import blas
+from streamattn_cli.kernels import blas, dense
 from streamattn_cli.kernels import compress as module
 from streamattn_cli.kernels import queries as query_kernel
 from streamattn_cli.rows.spec import InputSpec
@@ -99,6 +99,45 @@ def later_answers(stream, a):
 
 
 # --- against the loops
+
+
+@pytest.mark.parametrize("bits", [6, 8])
+def test_doubt_is_the_naive_one(bits):
+    """Of rows of the last group, which the atoms that are left have answered; the last row sees all that there is."""
+    stream = sample_head(1024)
+    params = nystrom_params(HEAD, 96, "default")
+    params = replace(params, history=replace(params.history, bits=bits))
+    sketch, work, out, doubt = HeadAttention(params), allocate(params.work_spec()), *empty(1024)
+    sketch.step(stream.q, stream.k, stream.c, out, work, doubt)
+    later, again = empty(1)
+    sketch.answer(stream.q[:, -1:], 1023, later, work, again)
+    np.testing.assert_allclose(doubt[:, -1:], again, rtol=1e-5)
+    atoms, coefs = (x.astype("f8") for x in sketch.history._atoms())
+    q, k, base = stream.q.astype("f8"), stream.k.astype("f8"), params.base(1023 // params.group)
+    for head, row in ((0, 1023), (1, 1020), (2, 1017)):
+        exact = np.concatenate([k[:4], k[base : row + 1]])
+        words = (q[head, row], 0.125, atoms, coefs[:, -1], exact, sketch.state["range"], out[head, row])
+        assert doubt[head, row] == pytest.approx(naive.doubt(*words), rel=1e-3)
+
+
+def empty(rows):
+    """Room for the answers to so many queries of the sample head, and for their doubt."""
+    return np.empty((3, rows, 64), "f4"), np.empty((3, rows), "f4")
+
+
+def test_doubt_where_nothing_can_be_told(rng):
+    """Weights that cancel are doubtful; an answer of 0 among values that differ is not trusted much; equal values are."""
+    low, high = np.full((2, 3), -1.0), np.full((2, 3), 1.0)
+    y, doubt = (
+        np.array([[0.0, 0, 0, 2], [2.0, 2, 2, 2], [3e-200, 0, 0, 1], [1, 1, 1, 1]]),
+        np.float32([0.01, 0.01, 0.01, 1]),
+    )
+    dense.relate(y, low[0], high[0], doubt)
+    assert doubt[0] == pytest.approx(1 - 1e-6) and doubt[2] == pytest.approx(1 - 1e-6) and doubt[3] == 1
+    assert doubt[1] == pytest.approx(0.03 / 1.03, rel=1e-5)
+    doubt = np.float32([0.01, 0.0])
+    dense.relate(np.array([[0.0, 0, 0, 2]] * 2), low[0], low[0], doubt)
+    assert doubt.tolist() == pytest.approx([0.01 / 1.01, 0])
 
 
 @pytest.mark.parametrize("temper", [0.8, 1.0])

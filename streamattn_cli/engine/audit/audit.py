@@ -66,8 +66,8 @@ class Auditing:
         """What the method answered to rows start..; q: their block, where it cannot be read again."""
         raise NotImplementedError
 
-    def repaired(self, rows: np.ndarray, answers: np.ndarray) -> None:
-        """These rows (n,) have been answered exactly and written, (n, heads, dv)."""
+    def repaired(self, rows: np.ndarray, heads: np.ndarray, answers: np.ndarray) -> None:
+        """The answers (n, dv) of these rows and query heads (n,) are exact now, and written."""
 
     def second(self) -> ExactRows | ExactSequences | None:
         """The rows that are still to be answered exactly, in a second pass over the keys; None if there are none."""
@@ -112,7 +112,7 @@ class Auditor(Auditing):
         self.rows = self.strata.draw(r.seed) if self.strata else np.zeros(0, np.int64)
         self.approx = np.full((len(self.rows), heads, dv), np.nan)
         self.facts = np.zeros((len(self.rows), FACTS))
-        self.exactly: dict[int, np.ndarray] = {}  # rows of the sample that were repaired, as they are written now
+        self.exactly: dict[tuple[int, int], np.ndarray] = {}  # answers of the sample that were repaired, as written now
         self.tally = np.zeros(2, np.int64)  # rows heard, and those of them that the method flagged
         self.drawn = None
         if self.strata and not postponed:
@@ -197,11 +197,11 @@ class Auditor(Auditing):
     def _wide(self, q: np.ndarray, start: int, i: int) -> np.ndarray:
         return wide_queries(self.problem, self.lanes, q, i, start + i)
 
-    def repaired(self, rows: np.ndarray, answers: np.ndarray) -> None:
+    def repaired(self, rows: np.ndarray, heads: np.ndarray, answers: np.ndarray) -> None:
         """See Auditing."""
         mine = np.isin(rows, np.concatenate([self.rows, self._chosen().rows]))
-        written = answers[mine].astype(self.problem.out_dtype)
-        self.exactly |= zip(map(int, rows[mine]), written, strict=True)
+        places = zip(map(int, rows[mine]), map(int, heads[mine]), strict=True)
+        self.exactly |= zip(places, answers[mine].astype(self.problem.out_dtype), strict=True)
 
     def second(self) -> ExactRows | ExactSequences | None:
         """See Auditing."""
@@ -233,8 +233,8 @@ class Auditor(Auditing):
         audit, reason = compare_answers(exact, trivial, approx, design, *told)
         if audit and repaired:
             approx = approx.copy()
-            for row, written in self.exactly.items():
-                approx[np.searchsorted(design.rows, row)] = written
+            for (row, head), written in self.exactly.items():
+                approx[np.searchsorted(design.rows, row), head] = written
             after, _ = compare_answers(exact, trivial, approx, design, *told)
             return replace(after, before=audit.method) if after else None, None
         return audit, reason

@@ -85,7 +85,7 @@ def attend(
             finally:
                 run.close()
             check_unchanged(files)
-            check_finite(run.counts(), request)
+            check_finite(run.counts(), request, problem.v)
         written = written_of(problem)
         if request.top_k:
             written["top_k"] = writer.finish()

@@ -154,7 +154,7 @@ def _answer(task: PieceTask, interrupts: Interrupts) -> Answered:
                 run.resume(saved)
             rows, audit, reason = saving(run, saver)
             counts = run.counts()
-            check_finite(counts, job.request)
+            check_finite(counts, job.request, whole.v)
             for writer in filter(None, writers):
                 writer.commit({})
     seconds = time.monotonic() - began

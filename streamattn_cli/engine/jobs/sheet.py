@@ -34,8 +34,6 @@ from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.inputs.several_files import absolute
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fileout import PlacedWriter
-from streamattn_cli.rows.writers.outshape import OutShape
-from streamattn_cli.rows.writers.shared import Place
 from streamattn_cli.rows.writers.writer import open_writer
 
 OF_KEYS = ("dropped_keys", "clipped_keys")  # counts
@@ -145,7 +143,7 @@ class Sheet:
                 check_saveable(each)
             made.stack.callback(each.abort)
             made.stack.callback(made.interrupts.on_abort(each.abort))
-        place = _by_head(self.doubts.share(), len(q)) if self.doubts else None
+        place = self.doubts.share() if self.doubts else None
         return replace(self.of(made.job), out=writer.share(), doubts=place)
 
     def of(self, job: Job) -> Job:
@@ -236,8 +234,3 @@ def _in_file(writer: Writer) -> PlacedWriter:
     """The writer of a file, as all outputs of a job are."""
     assert isinstance(writer, PlacedWriter), f"{writer.name} is no file"
     return writer
-
-
-def _by_head(place: Place, heads: int) -> Place:
-    """The place of --doubt, rows x heads, as one of heads of one number each."""
-    return replace(place, shape=OutShape("THD", heads, 1, place.shape.dtype))

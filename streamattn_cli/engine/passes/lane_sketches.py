@@ -9,7 +9,19 @@ from streamattn_cli.engine.passes.driver import Driver
 from streamattn_cli.engine.saving.saver import State, stack_heads, unstack_heads
 from streamattn_cli.engine.watch.meter import trim
 from streamattn_cli.engine.workers.lanes import Answers, Lane, Part
+from streamattn_cli.errors import NonFinite
+from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.readahead import Block
+
+FLOAT_MOST = float(np.finfo(np.float32).max)
+
+
+def smaller(v: Heads | None) -> str:
+    """What to do about values that are too large."""
+    piped = v is not None and not v.tensor.seekable
+    return "divide values by a power of two and multiply the answers by it" + (
+        " (or read them from a file: there they are counted in powers of two)" if piped else ""
+    )
 
 
 class LaneSketches:
@@ -86,6 +98,16 @@ class LaneSketches:
             "guarded_queries": int(guarded),
             "unanswered_queries": int(unanswered),
         }
+
+    def check_range(self) -> None:
+        """Refuse (NonFinite) values of which rows that are turned may have gone beyond the range of float32 where they are
+        coded, which nothing shows afterwards."""
+        p = self.problem
+        for head in self.heads if p.params and p.request.nan_policy != "drop" else ():
+            top = np.abs(head.state["range"], dtype=np.float64).max(initial=0)
+            if head.history and head.params.dtype == "f4" and FLOAT_MOST / p.v.dim < top < np.inf:
+                raise NonFinite(f"{p.v.tensor.name}: values come to {top:.3g}, whose sums of {p.v.dim} go beyond the range of "
+                                f"float32; {smaller(p.v)}")  # fmt: skip
 
     def save(self) -> State:
         """The state of all heads, as lists of one array per head; views, not copies."""

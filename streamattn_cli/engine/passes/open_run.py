@@ -7,6 +7,7 @@ import os
 from streamattn_cli.engine.passes.causal import Causal, CausalSequences
 from streamattn_cli.engine.passes.exact import Exact
 from streamattn_cli.engine.passes.full import Full, FullSequences, WholeSequences
+from streamattn_cli.engine.passes.lane_sketches import smaller
 from streamattn_cli.engine.passes.paper import Paper
 from streamattn_cli.engine.passes.parts import Pass
 from streamattn_cli.engine.passes.pump import Watch
@@ -19,6 +20,7 @@ from streamattn_cli.errors import NonFinite, UsageError
 from streamattn_cli.options import files_of
 from streamattn_cli.rows.inputs.fingerprint import refuse_inputs
 from streamattn_cli.rows.targets import SEQUENCE, numbered, refuse_existing, refuse_same, side_of
+from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.writer import check_target, open_writer
 
@@ -80,11 +82,12 @@ def open_doubt(problem: Problem, going_on: tuple[str, int] | None, tag: str | No
     name = problem.request.doubt
     if not name:
         return None
-    return open_writer(name, problem.q.rows, 1, len(problem.q), "f2", "TD", going_on=going_on, tag=tag)
+    return open_writer(name, problem.q.rows, len(problem.q), 1, "f2", "TC", going_on=going_on, tag=tag)
 
 
-def check_finite(counts: dict[str, int], request: AttendRequest) -> None:
-    """Refuse (NonFinite) to write answers that are not finite, unless --nan-policy drop allows it."""
+def check_finite(counts: dict[str, int], request: AttendRequest, v: Heads | None = None) -> None:
+    """Refuse (NonFinite) to write answers that are not finite, unless --nan-policy drop allows it. v: where the values are at
+    hand."""
     count = counts.get("not_finite_answers", 0)
     if not counts.get("dropped_keys"):  # a query that saw no token, and was not guarded, had no finite logit
         count += max(0, counts.get("unanswered_queries", 0) - counts.get("guarded_queries", 0))
@@ -93,8 +96,8 @@ def check_finite(counts: dict[str, int], request: AttendRequest) -> None:
         written = "those before the end were written already" if piped else "nothing was written"
         raise NonFinite(
             f"{'standard output' if piped else request.output}: {count} answers are not finite in the output: sums of values, "
-            f"logits or --out-dtype go beyond the range of the dtype; {written}. Use a wider --out-dtype, scale values or "
-            "logits down, or write them with --nan-policy drop"
+            f"logits or --out-dtype go beyond the range of the dtype; {written}. Use a wider --out-dtype, {smaller(v)}, scale "
+            "logits down (--scale), or write them with --nan-policy drop"
         )
 
 

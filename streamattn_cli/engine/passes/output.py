@@ -58,11 +58,11 @@ class Output:
         self._put(start, answers)
         self._tell(start, answers, q)
 
-    def patch(self, row: int, answer: np.ndarray) -> None:
-        """Write the exact answer (heads, dv) to a row in the place of the one before."""
-        self.writer.patch(row, answer[None])
+    def patch(self, row: int, head: int, answer: np.ndarray) -> None:
+        """Write the exact answer (dv,) of a query head to a row in the place of the one before."""
+        self.writer.patch(row, head, answer)
         if self.doubts:
-            self.doubts.patch(row, np.zeros((1, 1, len(answer)), "f4"))
+            self.doubts.patch(row, head, np.zeros(1, "f4"))
 
     def settle(self) -> None:
         """Wait until all answers so far are written; raises what went wrong."""
@@ -77,7 +77,7 @@ class Output:
     def _put(self, start: int, answers: Answers) -> None:
         self.writer.write(start, answers.rows)
         if self.doubts:
-            self.doubts.write(start, answers.doubt[:, None])
+            self.doubts.write(start, answers.doubt[:, :, None])
 
     def _tell(self, start: int, answers: Answers, q: np.ndarray | None) -> None:
         for hearer in self.hearers:

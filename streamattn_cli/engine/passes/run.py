@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from streamattn_cli.engine.audit.audit import Auditing, Auditor
-from streamattn_cli.engine.audit.exactrows import ExactRows, ExactSequences, exact_rows, read_queries
+from streamattn_cli.engine.audit.exactrows import ExactRows, ExactSequences
 from streamattn_cli.engine.audit.live_error import ErrorSoFar
-from streamattn_cli.engine.audit.repair import Repairs
+from streamattn_cli.engine.audit.repair import ExactAnswers, Repairs
 from streamattn_cli.engine.passes.driver import Driver
 from streamattn_cli.engine.passes.full import Keys
 from streamattn_cli.engine.passes.lane_sketches import LaneSketches
@@ -49,7 +49,9 @@ class Run:
         self.plan, self.problem, self.auditor, self.saver = plan, plan.problem, auditor, saver
         self.answered = 0  # rows that an earlier run, which this one resumes, has answered
         self.repaired = 0
-        self.repairs = Repairs(plan.repair_rows) if plan.repair_rows else None
+        self.repairs = (
+            Repairs(plan.repair_rows * len(plan.problem.q), len(plan.problem.q)) if plan.repair_rows else None
+        )
         lanes = lanes or lanes_of(plan)
         error = ErrorSoFar(auditor) if isinstance(auditor, Auditor) else None
         self.driver = Driver(plan, watch, lanes, self._reached if saver else None, error)
@@ -60,6 +62,7 @@ class Run:
     def go(self) -> tuple[int, Audit | None, str | None]:
         """All passes: rows answered, the audit, and why there is none."""
         rows = self.rows.go()
+        self.sketches.check_range()
         second = self._second_pass() if self.auditor else None
         if self.repairs:
             self._repair(self.repairs)
@@ -68,9 +71,9 @@ class Run:
         return rows, *self.auditor.estimate(second, self.driver.workers.works[0], bool(self.repairs))
 
     def counts(self) -> dict[str, int]:
-        """What was clipped, guarded, dropped or repaired, and how many answers are doubted or not finite."""
+        """What was clipped, guarded or dropped, and how many answers are repaired, doubted or not finite."""
         doubted, not_finite, _ = map(int, self.driver.workers.total("lane.answers"))
-        repaired = {"repaired_rows": self.repaired} if self.repairs else {}
+        repaired = {"repaired_answers": self.repaired} if self.repairs else {}
         return self.rows.counts() | repaired | {"doubted_answers": doubted, "not_finite_answers": not_finite}
 
     def resume(self, saved: Saved) -> None:
@@ -139,22 +142,21 @@ class Run:
             self._see_keys(second, Phase.AUDIT)
         return second
 
-    def _see_keys(self, held: ExactRows | ExactSequences, phase: Phase) -> None:
+    def _see_keys(self, held: ExactRows | ExactSequences | ExactAnswers, phase: Phase) -> None:
         """A pass over the keys that some rows see."""
         self.driver.keys_again(held.see, phase, self.problem.keys_of(int(held.rows[-1])))
 
     def _repair(self, repairs: Repairs) -> None:
-        """Answer the most doubtful rows exactly and write them once more, a batch with each pass over the keys."""
-        lanes = self.driver.lanes
-        for rows in repairs.batches(repair_batch(self.plan)):
-            held = exact_rows(self.problem, lanes, rows, read_queries(self.problem, lanes, rows), means=False)
+        """Make the most doubtful answers exactly and write them once more, a batch with each pass over the keys."""
+        for numbers in repairs.batches(repair_batch(self.plan) * repairs.heads):
+            held = ExactAnswers(self.problem, self.driver.lanes, numbers)
             self._see_keys(held, Phase.REPAIR)
             answers = held.finish(self.driver.workers.works[0])
-            for row, answer in zip(rows, answers, strict=True):
-                self.output.patch(int(row), answer)
+            for row, head, answer in zip(held.rows, held.heads, answers, strict=True):
+                self.output.patch(int(row), int(head), answer)
             if self.auditor:
-                self.auditor.repaired(rows, answers)
-            self.repaired += len(rows)
+                self.auditor.repaired(held.rows, held.heads, answers)
+            self.repaired += len(numbers)
 
 
 class SketchRun:

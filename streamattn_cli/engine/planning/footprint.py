@@ -16,6 +16,7 @@ from streamattn_cli.rows.tensors.tensor import row_bytes
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import HeadParams, spec_bytes, widest
 from streamattn_cli.sketches.registry import history_of
+from streamattn_cli.sketches.tiles import TILE
 
 FIRST_ROWS = 1024  # shown to the method before the pass begins
 IN_WORK = 2  # blocks that are worked on at the same time
@@ -84,7 +85,9 @@ def _lasting(plan: Plan) -> dict[str, int]:
     if plan.audit_rows:
         parts["audit"] = Auditor.projected_bytes(problem, plan.audit_rows)
     if plan.repair_rows:
-        parts["repair"] = 16 * 3 * plan.repair_rows + 2 * repair_batch(plan) * exact_row_bytes(problem)
+        heads, tile = len(problem.q), TILE * (problem.k.dim + problem.v.dim + 1) * _item(problem.precision)
+        parts["repair"] = 16 * 4 * plan.repair_rows * heads + 2 * repair_batch(plan) * exact_row_bytes(problem)
+        parts["repair"] += heads * tile + 16 * plan.query_block_rows * heads
     return parts
 
 

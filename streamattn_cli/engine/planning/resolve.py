@@ -43,7 +43,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
     q, k, v = inputs.parts
     group_size(q, k)
     if head_of(q, k, v, 1.0).dtype == "f4" and not request.sketches:
-        v = in_units(v)
+        v = in_units(v, (q, k))
     of_layer = request.memory_per_layer is not None
     request, shares = _of_layer(request, len(k), head_of(q, k, v, 1.0)) if of_layer else in_rows(request, inputs)
     notes = [*inputs.notes, *shares]

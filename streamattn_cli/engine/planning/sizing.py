@@ -175,7 +175,7 @@ def _passes(plan: Plan) -> tuple[str, ...]:
         passes.append("read keys and values again for the audit")
     if plan.repair_rows:
         times = -(-plan.repair_rows // repair_batch(plan))
-        passes.append(f"{times} times: read keys and values again, answer doubtful rows exactly, write them")
+        passes.append(f"{times} times: read keys and values again, make doubtful answers exactly, write them")
     return tuple(passes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from streamattn_cli.rows.convert import numbers
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.sample import spread_rows
 
 ROWS, ITEMS = 64, 1 << 15  # rows that are looked at, and about how many numbers at most
 SAFE, MOST = (
@@ -17,16 +19,23 @@ SAFE, MOST = (
 )  # exponents of two: within SAFE, sums of squares are; of a unit, of which the inverse is a float32, too
 
 
-def in_units(v: Heads) -> Heads:
-    """Values with the units that their first rows ask for, one for each head; as they are where these are ordinary.
+def in_units(v: Heads, beside: Sequence[Heads]) -> Heads:
+    """Values with the units that some rows ask for, the first and others spread over them, one for each head; as they are where
+    these are ordinary.
 
-    Only of input that can be read again: of a pipe the first rows may come late. float16 has no such numbers, and float64 is
-    not narrowed.
+    Of a pipe the first row decides. Where another pipe is `beside` it (q, k), values stay as they are: who sends both may be
+    waiting until that one is read. float16 has no such numbers, and float64 is not narrowed.
     """
     tensor, row = v.tensor, v.tensor.outer * v.tensor.width
-    if not (tensor.seekable and row and (v.factors or DTYPES[tensor.dtype].exponent == 8)):
+    if not (row and (v.factors or DTYPES[tensor.dtype].exponent == 8)):
         return v
-    block = tensor.peek(max(1, min(ROWS, ITEMS // row)))
+    if tensor.seekable:
+        count = max(1, min(ROWS, ITEMS // row))
+        block = np.concatenate([tensor.peek(count), spread_rows(tensor, count)[0]], axis=1)
+    elif all(heads.tensor is tensor or heads.tensor.seekable for heads in beside):
+        block = tensor.peek(1)
+    else:
+        return v
     units = []
     for head, (outer, column) in enumerate(zip(v.outer, v.column, strict=True)):
         found = np.abs(numbers(block[outer, :, column : column + v.dim], tensor.dtype))

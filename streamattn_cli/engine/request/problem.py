@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,6 +99,14 @@ class Problem:
             "sink_logits": np.array(self.sink_logits[query_heads], np.float64),
             "bend": self.bend.of(query_heads),
         }
+
+    def of_query_head(self, head: int) -> Problem:
+        """The problem of one query head and its key head."""
+        key = [head // self.group]
+        return replace(
+            self, q=self.q.take([head]), k=self.k.take(key), v=self.v.take(key),
+            sink_logits=self.sink_logits[head : head + 1], bend=self.bend.of(slice(head, head + 1)),
+        )  # fmt: skip
 
     @property
     def later(self) -> bool:

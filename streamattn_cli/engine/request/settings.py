@@ -226,7 +226,10 @@ class AnswerSettings:
 
     audit: int = budget(0, "Rows that are also answered exactly, to measure the error.", decides=True)
     repair: str | None = budget(
-        None, "Answer the N (or P%) most doubtful rows exactly, in passes over the keys afterwards.", decides=True
+        None,
+        "Make the most doubtful answers exactly afterwards, each of one row by one query head: as many as N rows (or P% of them) "
+        "have.",
+        decides=True,
     )
     doubt: str | None = budget(
         None, "FILE.npy or .h5 for the doubt of every answer, rows x heads in float16.", decides=True

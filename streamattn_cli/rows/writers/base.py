@@ -38,8 +38,8 @@ class Writer:
     def abort(self) -> None:
         """Leave nothing behind; does nothing after `commit`."""
 
-    def patch(self, row: int, block: np.ndarray) -> None:
-        """Write block (n, heads, dim) once more over rows row.. that are written already. Raises OutputFailed."""
+    def patch(self, row: int, head: int, answer: np.ndarray) -> None:
+        """Write answer (dim,) over that of one head to a row that is written already. Raises OutputFailed."""
         raise NotImplementedError
 
     def keep(self) -> str:
@@ -64,7 +64,7 @@ class Nowhere(Writer):
         if self.best:
             self.best.offer(start, block)
 
-    def patch(self, row: int, block: np.ndarray) -> None:
+    def patch(self, row: int, head: int, answer: np.ndarray) -> None:
         """See Writer."""
 
     def recover(self, results: list[Sparse], by: str, joint: bool, rows: int, measured: bool) -> None:
@@ -81,6 +81,6 @@ class ArrayWriter(Writer):
         """See Writer."""
         self.out[start : start + len(block)] = block
 
-    def patch(self, row: int, block: np.ndarray) -> None:
+    def patch(self, row: int, head: int, answer: np.ndarray) -> None:
         """See Writer."""
-        self.write(row, block)
+        self.out[row, head] = answer

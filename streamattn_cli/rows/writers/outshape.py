@@ -60,23 +60,29 @@ class OutShape:
                 for s, part in enumerate(self.cut(block[first - start : last - start])):
                     yield (number * self.segments + s) * self.sequences.padded + row, part
 
-    def places_of_heads(
-        self, start: int, rows: int, block: np.ndarray, first: int
-    ) -> Iterator[tuple[int, int, np.ndarray]]:
-        """The same of a block (n, some heads, dim), of which this is the first: (number of a row in the file, head, part). Where
-        the heads of a row lie side by side, part is (n, some heads, dim); else it is (n, 1, dim), of one head."""
+    def lines(self, start: int, rows: int, block: np.ndarray, first: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(byte of the array, what lies side by side from there on) of a block (n, some heads, dim) at row `start` of `rows`,
+        whose first head has the number `first`."""
         pieces = [Piece(0, start, start + len(block), start)]
         if self.sequences:
             pieces = list(self.sequences.pieces(start, start + len(block)))
-        length = self.sequences.padded if self.sequences else rows
+        length, item = self.sequences.padded if self.sequences else rows, self.dim * self.dtype.itemsize
+        each = self.heads // self.segments
         for number, a, b, row in pieces:
             part = block[a - start : b - start]
-            if self.segments == 1:
-                yield number * length + row, first, self._stored(part)
+            if self.segments == 1:  # the heads of a row lie side by side
+                for at, line in enumerate(self._stored(part), number * length + row):
+                    yield (at * each + first) * item, line
                 continue
             for head in range(first, first + block.shape[1]):
-                at = (number * self.segments + head) * length + row
-                yield at, head, self._stored(part[:, head - first : head - first + 1])
+                segment, beside = divmod(head, each)
+                at, own = (number * self.segments + segment) * length + row, self._stored(part[:, head - first])
+                if each == 1:  # the rows of a head do
+                    yield at * item, own
+                    continue
+                for line in own:
+                    yield (at * each + beside) * item, line
+                    at += 1
 
     def cut(self, block: np.ndarray) -> list[np.ndarray]:
         """The block's share of every segment, C-contiguous in `dtype`; copies only where it must."""

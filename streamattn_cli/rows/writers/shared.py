@@ -48,9 +48,12 @@ class PieceWriter(Writer):
         self._put(start, block)
         self.rows_written += len(block)
 
-    def patch(self, row: int, block: np.ndarray) -> None:
+    def patch(self, row: int, head: int, answer: np.ndarray) -> None:
         """See base.Writer."""
-        self._put(row, block)
+        with failing_as_output(self.name):
+            place, first = self._place, self._heads[0] + head
+            for at, part in place.shape.lines(self._start + row, place.rows, answer[None, None], first):
+                self._at(at, part)
 
     def commit(self, meta: dict) -> None:
         """All rows are there: make them durable. `meta` is left to who commits the whole file."""
@@ -81,13 +84,8 @@ class PieceWriter(Writer):
                 for number, part in shape.places(self._start + row, place.rows, block):
                     self._at(number * width, part)
                 return
-            item = shape.dim * shape.dtype.itemsize
-            for number, head, part in shape.places_of_heads(self._start + row, place.rows, block, first):
-                if shape.segments > 1:  # the rows of a head lie side by side
-                    self._at(number * item, part)
-                    continue
-                for at, line in enumerate(part):
-                    self._at((number + at) * shape.row_bytes + head * item, line)
+            for at, part in shape.lines(self._start + row, place.rows, block, first):
+                self._at(at, part)
 
     def _at(self, position: int, part: np.ndarray) -> None:
         place = self._place.offset + position

@@ -92,6 +92,7 @@ class NystromHistory(History):
     """The atoms of one key head. State arrays: see `state_spec`."""
 
     learns = True
+    doubts_weights = True
 
     def __init__(self, params: NystromParams, dim: int, value_dim: int, scale: float, dtype: str, state: dict):
         super().__init__(params, dim, value_dim, scale, dtype, state)
