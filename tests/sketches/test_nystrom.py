@@ -125,6 +125,22 @@ def empty(rows):
     return np.empty((3, rows, 64), "f4"), np.empty((3, rows), "f4")
 
 
+@pytest.mark.parametrize(("dim", "value_dim", "storage", "bits"), [(1, 1, "f4", 6), (2, 3, "f2", 6), (3, 3, "f2", 8)])
+def test_rows_that_take_less_room_than_atoms(rng, dim, value_dim, storage, bits):
+    """More of them wait in the bank than atoms have room: those were written beyond it, and the process ended."""
+    params = nystrom_params(HeadParams(dim, value_dim, 1.0, "f4", sinks=4, storage=storage), 400, "default")
+    params = replace(params, history=replace(params.history, bits=bits, atoms=150, active=64))
+    assert len(HeadAttention(params).history.exact) > 150
+    k, v = rng.standard_normal((900, dim)), rng.standard_normal((900, value_dim))
+    c = np.concatenate([v, np.ones((900, 1))], axis=1).astype("f2").astype("f4")
+    stream = Stream(rng.standard_normal((1, 900, dim)).astype("f4"), k.astype("f2").astype("f4"), c)
+    out, sketch, _ = full(params, stream)
+    assert relative(out, attention(stream, 1.0, False)) < 0.05
+    assert sketch.history.state["held"][:2].tolist() == [150, 1]
+    causal_out, sketch, _ = causal(params, stream)
+    assert relative(causal_out, attention(stream, 1.0, True)) < 0.05
+
+
 def test_doubt_where_nothing_can_be_told(rng):
     """Weights that cancel are doubtful; an answer of 0 among values that differ is not trusted much; equal values are."""
     low, high = np.full((2, 3), -1.0), np.full((2, 3), 1.0)

@@ -143,7 +143,8 @@ class NystromHistory(History):
             * atom_bytes(dim, value_dim, params.bits)
             // ((dim + value_dim) * DTYPES[params.storage].itemsize)
         )
-        return rows * (4 * (dim + value_dim + 1) + 1)
+        rest = NystromHistory._rest_size(params, dim, value_dim)
+        return rows * (4 * (dim + value_dim + 1) * (2 if rest else 1) + 1) + 4 * rest + 2 * params.active
 
     @staticmethod
     def merging_bytes(params: NystromParams, dim: int, value_dim: int) -> int:
@@ -238,8 +239,10 @@ class NystromHistory(History):
         return np.zeros(self.value_dim)
 
     def _become_atoms(self) -> None:
-        """The bank is full of exact rows: turn every one of them into an atom, which takes less room."""
+        """The bank is full of exact rows: turn every one of them into an atom, which takes less room, but for rows of a few
+        numbers. Of these there are more than atoms have room, and the others are compressed."""
         k, c = self._atoms()
+        rest = k[self.params.atoms :].copy(), c[self.params.atoms :].copy()
         first = len(k) if len(self.mean) else CENTRE_ROWS
         self.state["centre"][:] = k[:first].mean(axis=0) if len(k) else 0
         self.state["held"][1] = 1
@@ -249,7 +252,20 @@ class NystromHistory(History):
             atoms.prepare(k, c, self.mean)
             asked = self.queries.typical(self.scale)
             atoms.round_keys(k, c, asked, np.empty(self.dim, np.float32))
+        k, c = k[: self.params.atoms], c[: self.params.atoms]
+        self.state["held"][0] = len(k)
         self._store(k, c, np.ones(len(k), bool), 0, 0, 0)
+        active = self.params.active
+        scratch, alive = np.empty(self._rest_size(self.params, self.dim, self.value_dim), "f4"), np.empty(2 * active, bool)
+        for a in range(0, len(rest[0]), active):
+            self._insert(rest[0][a : a + active], rest[1][a : a + active], active, scratch, alive)
+
+    @staticmethod
+    def _rest_size(params: NystromParams, dim: int, value_dim: int) -> int:
+        """Numbers of scratch for rows that become no atoms of their own; 0 where there are none."""
+        row, active = (dim + value_dim) * DTYPES[params.storage].itemsize, params.active
+        fits = row >= atom_bytes(dim, value_dim, params.bits)
+        return 0 if fits else insert_size(2 * active, dim, value_dim + 1, active, params.rope)
 
     def _atoms(self) -> tuple[np.ndarray, np.ndarray]:
         """All atoms, or the exact rows, as k (n, d) and c (n, dv + 1), float32."""
