@@ -1,12 +1,14 @@
 """The audit: stratified samples, estimates by head and position, and intervals that hold what they promise."""
 
 import json
+from dataclasses import replace
 
 import naive
 import numpy as np
 import pytest
 from clirun import FILES, SAMPLE, run, save_heads
 
+from streamattn_cli.engine.audit.audit import compare_answers
 from streamattn_cli.engine.audit.estimate import (
     Design,
     Strata,
@@ -53,6 +55,22 @@ def test_the_estimate_is_the_ratio_of_the_totals():
     (found,) = estimate(wrong[:10, :1], size[:10, :1], some)
     assert found.error == pytest.approx(np.sqrt(weights @ wrong[:10, 0] / (weights @ size[:10, 0])))
     assert found.low < found.error < found.high
+
+
+def test_no_error_of_large_answers_warns_of_nothing():
+    """Beside a norm of 1e30 no error is nothing: its logarithm warned on the terminal."""
+    (found,) = estimate(np.zeros((9, 1)), np.full((9, 1), 1e30), draw_rows(90, 9, 0))
+    assert found.error == found.low == found.high == 0
+
+
+@pytest.mark.parametrize("power", [-1000, -600, -300, 300, 600, 1000])
+def test_the_size_of_float64_answers_changes_no_figure(rng, power):
+    """Squares of answers beyond 1e154 were infinite, those of answers below 1e-162 were 0: exact, it was told."""
+    exact, rows = rng.standard_normal((20, 2, 3)), draw_rows(500, 20, 0)
+    approx, trivial = exact + 0.1 * rng.standard_normal(exact.shape), np.ones(exact.shape)
+    usual, _ = compare_answers(exact, trivial, approx, rows)
+    found, _ = compare_answers(*(x * 2.0**power for x in (exact, trivial, approx)), rows)
+    assert found == replace(usual, norm=usual.norm * 2.0**power, norms=tuple(norm * 2.0**power for norm in usual.norms))
 
 
 def test_no_error_has_a_certain_interval_and_few_rows_have_none():

@@ -27,6 +27,7 @@ from streamattn_cli.rows.tensors.sequences import Sequences
 EVEN, ANSWER, DOUBT, FLAGGED = range(4)  # facts of a row: what it is chosen by, and whether the method flagged it
 FACTS = 4
 MOST_DOUBT = 4.0  # more says no more: an answer may be any number of times too large
+SAFE = 128  # exponent of two; answers within it are compared as they are
 LEAST_BY_SIZE = 16  # audited rows; fewer are all drawn evenly
 
 
@@ -135,7 +136,8 @@ class Auditor(Auditing):
     def comparing_bytes(problem: Problem, rows: int) -> int:
         """Bytes that `estimate` takes beside them: arrays like the answers, and what is made of them."""
         heads = len(problem.q)
-        return rows * 8 * (7 * heads * problem.v.dim + 4 * (heads + 3)) + estimate_bytes(rows, heads + 3)
+        arrays = 10 if problem.precision == "f8" else 7  # float64 answers may be counted in another unit
+        return rows * 8 * (arrays * heads * problem.v.dim + 4 * (heads + 3)) + estimate_bytes(rows, heads + 3)
 
     @property
     def heard(self) -> int:
@@ -306,6 +308,8 @@ def compare_answers(
     design, weight = design.only(good), 1 / design.chances[good]
     if not good.all():
         exact, trivial, approx = exact[good], trivial[good], approx[good]
+    if (unit := _unit(exact)) != 1:
+        exact, trivial, approx = exact / unit, trivial / unit, approx / unit
     with np.errstate(over="ignore", invalid="ignore"):
         size = (exact**2).sum(axis=2)
         wrong, nothing = (((other - exact) ** 2).sum(axis=2) for other in (approx, trivial))
@@ -322,10 +326,10 @@ def compare_answers(
     apart = None
     if flagged is not None and (met := flagged[good]).any():
         (error,) = estimate(wrong.sum(axis=1)[met][:, None], together[met][:, None], design.only(met))
-        apart = Flagged(flagged_rows, int(met.sum()), error, float(np.sqrt(weight[met] @ together[met])))
+        apart = Flagged(flagged_rows, int(met.sum()), error, unit * float(np.sqrt(weight[met] @ together[met])))
     elif flagged_rows:
         apart = Flagged(flagged_rows, 0, None)
-    norm = float(np.sqrt(weight @ together))
+    norm = unit * float(np.sqrt(weight @ together))
     return Audit(
         int(good.sum()),
         method,
@@ -337,5 +341,12 @@ def compare_answers(
         mass,
         apart,
         norm=norm,
-        norms=tuple(map(float, np.sqrt(weight @ size))),
+        norms=tuple(map(float, unit * np.sqrt(weight @ size))),
     ), None
+
+
+def _unit(exact: np.ndarray) -> float:
+    """A power of two to count answers in, so that the squares of their squares are within the range of float64."""
+    largest = float(np.abs(exact[np.isfinite(exact)]).max(initial=0.0))
+    exponent = int(np.frexp(largest)[1])
+    return 2.0 ** min(exponent, 1000) if abs(exponent) > SAFE and largest else 1.0

@@ -158,7 +158,7 @@ def _intervals(wrong: np.ndarray, size: np.ndarray, design: Design) -> tuple[np.
     unseen = 1 - design.chances[:, None]
     moments = _moments(weight * wrong, weight * size, unseen)
     w, s = np.maximum((weight * wrong).sum(axis=0), _TINY), np.maximum((weight * size).sum(axis=0), _TINY)
-    error, spread = 0.5 * np.log(w / s), _spread(w, s, *(x.sum(axis=0) for x in moments))
+    error, spread = 0.5 * np.log(np.maximum(w / s, _TINY)), _spread(w, s, *(x.sum(axis=0) for x in moments))
     none = wrong.sum(axis=0) == 0
     plain = np.where(none, 0.0, np.exp(error))
     if not unseen.any():  # every row was audited: nothing is left to chance
@@ -198,7 +198,7 @@ def _studentised(w: np.ndarray, s: np.ndarray, moments: tuple, chances: np.ndarr
         w_again, s_again = totals
         np.maximum(times, 0, out=times)
         spread = _spread(w_again, s_again, *(times @ x for x in moments))
-        away = 0.5 * np.log(w_again / s_again) - error
+        away = 0.5 * np.log(np.maximum(w_again / s_again, _TINY)) - error
         found[first:last] = np.where(spread > 1e-12, away / np.maximum(spread, 1e-12), 0.0)
     return found
 

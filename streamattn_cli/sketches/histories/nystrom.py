@@ -256,7 +256,10 @@ class NystromHistory(History):
         self.state["held"][0] = len(k)
         self._store(k, c, np.ones(len(k), bool), 0, 0, 0)
         active = self.params.active
-        scratch, alive = np.empty(self._rest_size(self.params, self.dim, self.value_dim), "f4"), np.empty(2 * active, bool)
+        scratch, alive = (
+            np.empty(self._rest_size(self.params, self.dim, self.value_dim), "f4"),
+            np.empty(2 * active, bool),
+        )
         for a in range(0, len(rest[0]), active):
             self._insert(rest[0][a : a + active], rest[1][a : a + active], active, scratch, alive)
 
