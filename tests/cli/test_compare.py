@@ -156,7 +156,7 @@ def test_settings_are_read_from_their_words():
 
 
 def test_a_scatter_puts_points_where_they_belong():
-    lines = scatter([Point(1, 1, "a", True), Point(100, 0.01, "b", True), Point(100, 1, "c")], 40, 8)
+    lines = scatter([Point(1, 1, "a", "one"), Point(100, 0.01, "b", "one"), Point(100, 1, "c")], 40, 8)
     assert (len(lines), {len(line) for line in lines}) == (8, {40})
     a, b, c = (next((y, line.index(letter)) for y, line in enumerate(lines) if letter in line) for letter in "abc")
     assert a[0] == c[0] == 0 and b[0] == 7 and a[1] < 4 and b[1] == c[1] > 35

@@ -18,9 +18,10 @@ from streamattn_cli.cli.main import app  # noqa: E402
 from streamattn_cli.errors import CannotMeet, StreamattnError  # noqa: E402
 from streamattn_cli.models.interface import ExactRows, LayerFacts, answered_by, attention  # noqa: E402
 from streamattn_cli.models.load import layer_types, load, weight_bytes  # noqa: E402
-from streamattn_cli.models.nats import paired  # noqa: E402
+from streamattn_cli.models.nats import Perplexity, Reading, paired  # noqa: E402
 from streamattn_cli.models.rotary import rope_of  # noqa: E402
 from streamattn_cli.models.text import token_ids  # noqa: E402
+from streamattn_cli.report.text.perplexity import perplexity_lines  # noqa: E402
 
 ROWS = 200
 
@@ -211,6 +212,37 @@ def test_the_table(folders):
     assert [line.split()[:2] for line in lines if line.startswith(("nystrom", "evict", "window"))] == 2 * [
         [method, rows] for method in ("nystrom", "evict", "window") for rows in ("96", "128")
     ]
+
+
+def _told(budgets, more):
+    """The text's facts of two methods, of which the second has this increase at the first 255 tokens, the first a larger one."""
+    exact = Reading("exact", None, nats=np.ones(599, np.float32))
+    found = [exact]
+    for method, factor in (("evict", 3.0), ("nystrom", 1.0)):
+        for rows in budgets:
+            nats = exact.nats + np.float32(0.1 * factor / rows)
+            nats[:255] += np.float32(more * factor)
+            found.append(Reading(method, rows, nats=nats, nbytes=rows << 10))
+    return Perplexity("model", ("text",), 600, (0,), None, (1, 256, 512, 600), tuple(found), 1.0, {}, ()).to_dict()
+
+
+@pytest.mark.parametrize(("budgets", "against"), [((64, 512), "resident rows"), ((64,), "position")])
+def test_the_plot_shows_the_increase(budgets, against):
+    for width, dots in ((30, True), (40, False), (80, False), (200, True)):
+        lines = perplexity_lines(_told(budgets, 0.0), width, dots)
+        assert max(map(len, lines)) <= width and dots != "\n".join(lines).isascii()
+        start = next(at for at, line in enumerate(lines) if line.startswith("more nats against"))
+        assert f"against {against} (logarithmic): a evict, b nystrom" in " ".join(lines[start:])
+        body = [line.partition("\u2502" if dots else "|")[2] for line in lines if "\u2502" in line or "|" in line]
+        high, low = (next(at for at, line in enumerate(body) if letter in line) for letter in "ab")
+        assert len(body) == 10 and high == 0 < low  # evict is worse
+        assert ("b" in body[-1]) and lines[-1].split() == sorted(lines[-1].split(), key=float)
+
+
+def test_what_has_no_place_on_a_logarithmic_axis_is_named():
+    lines = perplexity_lines(_told((64,), -0.5), 80)
+    assert "not above 0: evict to 256, nystrom to 256" in " ".join(lines)
+    assert not any("more nats against" in line for line in perplexity_lines(_told((64, 512), -5.0), 200))
 
 
 def test_intervals_cover_the_mean_of_tokens_that_err_together():
