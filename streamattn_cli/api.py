@@ -6,12 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import index
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 
 from streamattn_cli.checkpoint.commit import save
-from streamattn_cli.engine.jobs.candidates import parse_candidates
 from streamattn_cli.engine.jobs.compare import Comparison, audit_answers, compare_on
 from streamattn_cli.engine.jobs.merge import heads_of, merge_files, packed
 from streamattn_cli.engine.jobs.query import answer, queries_problem
@@ -28,8 +27,8 @@ from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
+from streamattn_cli.engine.request.requests import CompareRequest, RunRequest
 from streamattn_cli.engine.request.scale import scale_value
-from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.saving.saver import stack_heads
 from streamattn_cli.engine.saving.sources import key_sources
 from streamattn_cli.engine.watch.events import Audit
@@ -53,6 +52,7 @@ SETTINGS = (
 )  # fmt: skip
 TYPED = "first_query", "local", "sink_logit", "softcap", "logit_bias"  # numbers that the command takes as words
 DTYPES = ("<f2", "<f4", "<f8", "<u2", "|V2", "<V2")
+R = TypeVar("R", RunRequest, CompareRequest)
 
 
 class WrongSetting(UsageError, ValueError):
@@ -97,7 +97,7 @@ def attend(
         finally:
             run.close()
         counts = run.counts()
-        check_finite(counts, replace(request, output="the answers"))
+        check_finite(counts, request.nan_policy, "the answers")
         return Answered(_like(q, out), found, reason, problem.facts(), counts, tuple(map(str, problem.notes)))
 
 
@@ -129,10 +129,10 @@ def compare(
     `methods` as on the command line ("nystrom,window"), `resident_rows` one number or several. Each of the `trials` of what
     it returns has its audit; `to_dict` gives what --json prints.
     """
-    request = _request(settings, causal=causal, audit=audit)
-    budgets = [int(rows) for rows in np.atleast_1d(resident_rows)]
+    budgets = tuple(int(rows) for rows in np.atleast_1d(resident_rows))
+    request = replace(_read(CompareRequest, settings, causal=causal, audit=audit), methods=methods, budgets=budgets)
     with _inputs(q, k, v) as inputs:
-        return compare_on(inputs, request, parse_candidates(methods), budgets, False, lambda event: None, Interrupts())
+        return compare_on(inputs, request, lambda event: None, Interrupts())
 
 
 def open_sketch(path: str | os.PathLike) -> AttentionSketch:
@@ -204,7 +204,7 @@ class AttentionSketch:
         """
         file, given = self._current(), _array(q)
         inputs = Inputs(_heads(given, "q"), None, None)
-        plan = make_plan(queries_problem(replace(self._request, output="-"), file, inputs))
+        plan = make_plan(queries_problem(self._request, file, inputs))
         out = np.empty((len(given), len(plan.problem.q), plan.problem.v.dim), plan.problem.out_dtype)
         answer(file, plan, _unwatched(plan), ArrayWriter(out))
         return out if given.ndim == 3 else out[:, 0]
@@ -214,7 +214,7 @@ class AttentionSketch:
         the command; about `rows` queries are answered exactly as well. Raises InputMalformed for other keys."""
         file = self._current()
         with _inputs(q, k, v) as inputs:
-            request = replace(self._request, output="-", audit=rows)
+            request = replace(self._request, audit=rows)
             plan = make_plan(queries_problem(request, file, inputs))
             found, reason = answer(file, plan, _unwatched(plan), Nowhere())[2:]
         if found is None:
@@ -356,17 +356,23 @@ def _check_dtype(array: np.ndarray, name: str) -> None:
         )
 
 
-def _request(settings: dict[str, object], **asked: object) -> AttendRequest:
-    """The request of these settings; `asked`: causal, audit and rope. Raises WrongSetting."""
-    unknown = sorted(settings.keys() - set(SETTINGS))
+def _request(settings: dict[str, object], **asked: object) -> RunRequest:
+    """The run with these settings; `asked`: causal, audit and rope. Raises WrongSetting."""
+    return _read(RunRequest, settings, **asked)
+
+
+def _read(kind: type[R], settings: dict[str, object], **asked: object) -> R:
+    """The same of any request: a setting is one of its fields, too."""
+    hints = get_type_hints(kind)
+    known = [name for name in SETTINGS if name in hints]
+    unknown = sorted(settings.keys() - set(known))
     if unknown:
-        raise WrongSetting(f"unknown setting {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
+        raise WrongSetting(f"unknown setting {', '.join(unknown)}; there are {', '.join(known)}")
     if settings.get("scale") is not None:
         settings = {**settings, "scale": str(settings["scale"])}
     typed = {name: _word(settings[name]) for name in TYPED if settings.get(name) is not None}
     settings = {**settings, **typed}
-    hints = get_type_hints(AttendRequest)
-    reads = {name: described.read for name, _, described in options_of(AttendRequest)}
+    reads = {name: described.read for name, _, described in options_of(kind)}
     try:
         read: dict[str, Any] = {}
         for name, value in settings.items():
@@ -375,7 +381,7 @@ def _request(settings: dict[str, object], **asked: object) -> AttendRequest:
         if read.get("scale") is not None:
             scale_value(read["scale"], dim=1)
         read |= {name: _typed(name, value, hints[name]) for name, value in asked.items()}
-        return AttendRequest(InputSpec(), **read)
+        return kind(InputSpec(), **read)
     except UsageError as error:
         raise WrongSetting(str(error)) from None
 

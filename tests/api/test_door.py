@@ -16,7 +16,7 @@ import streamattn_cli
 from streamattn_cli import AttentionSketch, open_sketch
 from streamattn_cli.checkpoint.container import read_header
 from streamattn_cli.engine.jobs.query import query
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import QueryRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import (
     CannotMeet,
@@ -91,7 +91,7 @@ def test_answers_are_those_of_the_command(tmp_path):
     sketch.save(tmp_path / "s.sattn")
     spec = InputSpec(input=str(tmp_path / "q.npy"), layout="THD")
     query(
-        AttendRequest(spec, str(tmp_path / "out.npy"), checkpoint=str(tmp_path / "s.sattn")),
+        QueryRequest(spec, output=str(tmp_path / "out.npy"), sketch=str(tmp_path / "s.sattn")),
         lambda e: None,
         Interrupts(),
     )

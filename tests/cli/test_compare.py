@@ -8,7 +8,7 @@ from keptruns import not_warmed, silent  # noqa: F401
 from streamattn_cli.engine.audit.estimate import draw_rows
 from streamattn_cli.engine.jobs.candidates import parse_candidates
 from streamattn_cli.engine.jobs.compare import compare
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import CompareRequest
 from streamattn_cli.engine.watch.events import Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
@@ -70,8 +70,9 @@ def dump(tmp_path_factory):
 
     def found(layer="all", listener=silent, **words):
         spec = InputSpec(input=str(path), layout="THD", layer=layer)
-        request = AttendRequest(spec, causal=True, **{"audit": 40, "threads": 1, **words})
-        return compare(request, parse_candidates("window,sample,poly:degree=13"), [96], False, listener, Interrupts())
+        methods = {"methods": "window,sample,poly:degree=13", "budgets": (96,)}
+        request = CompareRequest(spec, causal=True, **methods, **{"audit": 40, "threads": 1, **words})
+        return compare(request, listener, Interrupts())
 
     return found
 

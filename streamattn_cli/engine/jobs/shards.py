@@ -27,7 +27,7 @@ from streamattn_cli.engine.planning.footprint import merging_bytes
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import RunRequest, SketchRequest
 from streamattn_cli.engine.saving.saver import describe, stack_heads
 from streamattn_cli.engine.saving.sources import check_same, key_sources
 from streamattn_cli.engine.watch.events import Finished, Listener, Outcome, Progress
@@ -45,7 +45,7 @@ ALIGN = 512  # rows: shards begin where tiles and groups begin
 class Shard:
     """What a worker is told: which rows of which files, and how. Small, and holds no array."""
 
-    request: AttendRequest
+    request: RunRequest
     number: int
     first: int
     stop: int
@@ -79,26 +79,26 @@ def absorb_shard(shard: Shard, stop: Stop | None = None) -> Absorbed:
     return in_worker(shard, _absorb, stop)
 
 
-def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
-    """Absorb keys and values into the sketch file `request.checkpoint` in `request.shards` shards.
+def sketch_shards(request: SketchRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
+    """Absorb keys and values into the sketch file `request.output` in `request.shards` shards.
 
     Raises what `sketch` does; UsageError for an unknown engine; CannotMeet for a pipe, which cannot be cut.
     """
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
         files = file_states(inputs.heads[part].tensor for part in "kv")
-        problem = keys_problem(request, inputs, None)
-        asked = _check(problem)
+        problem = keys_problem(request.run(), inputs, None)
+        asked = _check(request, problem)
         engine = find_engine(request.engine or "threads")
         rows = problem.k.count
         ranges = cut(rows, asked)
-        facts, sources = sketch_facts(problem), key_sources(problem)
+        facts, sources = sketch_facts(problem), key_sources(problem, request.fingerprint)
         plan, share = _plan(problem, len(ranges), engine)
         workers = plan.threads
         few = [f"{rows} rows make only {len(ranges)} shards"] if len(ranges) < asked else []
         announce(plan, listener, few, shards=len(ranges), workers=workers, engine=engine.word)
-        writer = stack.enter_context(CheckpointWriter(request.sketch))
-        told = replace(request, inputs=absolute(request.inputs), memory=share, threads=1, checkpoint=None, resume=False)
+        writer = stack.enter_context(CheckpointWriter(request.output))
+        told = request.run(inputs=absolute(request.inputs), memory=share, threads=1)
         shards = [
             Shard(told, i, a, b, tuple(sources), version("streamattn-cli"), engine.word)
             for i, (a, b) in enumerate(ranges)
@@ -124,7 +124,7 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
             "clipped_keys": sum(int(head.state["counters"][3]) for head in heads),
             "shards": len(shards),
         }
-        outcome = ceremony.outcome("sketch", rows, counts, request.sketch)
+        outcome = ceremony.outcome("sketch", rows, counts, request.output)
     listener(Finished(outcome))
     return outcome
 
@@ -145,9 +145,9 @@ def _absorb(shard: Shard, interrupts: Interrupts) -> Absorbed:
         return Absorbed([sketch.state for sketch in run.sketches.heads], dropped, watch.bytes_read)
 
 
-def _check(problem: Problem) -> int:
+def _check(request: SketchRequest, problem: Problem) -> int:
     """How many shards are asked for, of an input that can be cut."""
-    shards = problem.request.shards
+    shards = request.shards
     if shards is None or shards < 1:
         raise UsageError(f"--shards {shards}: must be at least 1")
     for heads in (problem.k, problem.v, problem.q):

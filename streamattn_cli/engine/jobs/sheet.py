@@ -22,7 +22,7 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import Answering, AttendRequest, QueryRequest
 from streamattn_cli.engine.saving.resume import check_saveable
 from streamattn_cli.engine.watch.events import Audit, Outcome
 from streamattn_cli.engine.watch.meter import Meter
@@ -58,7 +58,7 @@ class Sheet:
     """One layer of a job, or the whole input where there are no layers: its pieces, and what they have come to."""
 
     layer: Layer | None
-    request: AttendRequest
+    request: Answering
     problem: Problem
     pieces: list[Piece]
     sources: dict[str, dict]
@@ -68,14 +68,15 @@ class Sheet:
     done: dict[int, Answered] = field(default_factory=dict)  # by the number of the piece
     resident: list[int] | None = None  # rows of every key head, where they have numbers of their own
     failed: list[StreamattnError] = field(default_factory=list)
-    command: str = "attend"
     parts: dict[str, str] = field(
         default_factory=dict
     )  # its unfinished files that a checkpoint knows of, by "out" and "doubt"
     finished: bool = False  # by an earlier run, whose outputs have their names
     before: float = 0.0  # rows that an earlier run has answered
     cleared: set[int] = field(default_factory=set)  # pieces of which nothing is saved apart any more
-    sketches: dict[int, str] = field(default_factory=dict)  # files of a job that is not saved, by the piece of their keys
+    sketches: dict[int, str] = field(
+        default_factory=dict
+    )  # files of a job that is not saved, by the piece of their keys
 
     @property
     def left(self) -> list[int]:
@@ -109,6 +110,12 @@ class Sheet:
                 self.parts[name] = writer.keep()
 
     @property
+    def attended(self) -> AttendRequest:
+        """The request, of a sheet of `attend`."""
+        assert isinstance(self.request, AttendRequest), "a sheet of query"
+        return self.request
+
+    @property
     def name(self) -> str:
         """For messages; empty where there are no layers."""
         return f"layer {self.layer.number}" if self.layer else ""
@@ -116,7 +123,7 @@ class Sheet:
     def plans(self, memory: int | None) -> Iterator[Plan]:
         """The plans of its pieces in a budget, but of heads alone that of the most. A sketch that is queried is read first."""
         largest = self.at(max(self.resident)) if self.resident else self.problem
-        held = self.problem.sketch_bytes if self.command == "query" else 0
+        held = self.problem.sketch_bytes if isinstance(self.request, QueryRequest) else 0
         memory = memory and max(1, memory - held)
         problem = replace(largest, request=replace(largest.request, threads=1, memory=memory))
         for piece in self._largest():
@@ -140,13 +147,13 @@ class Sheet:
     def at(self, resident: int) -> Problem:
         """The problem with other resident rows."""
         with open_inputs(self.request.inputs, apart=True) as inputs:
-            return resolve(with_rows(self.request, resident), inputs)
+            return resolve(with_rows(self.attended, resident), inputs)
 
     def facts(self) -> dict:
         """Those of the problem; of key heads with rows of their own, these."""
         if not self.resident:
             return self.problem.facts()
-        bytes_ = resident_bytes(self.request, self.resident)
+        bytes_ = resident_bytes(self.attended, self.resident)
         mine = {"share": "adaptive", "resident_bytes": sum(bytes_), "head_rows": self.resident}
         return self.problem.facts() | {"params": mine}
 
@@ -184,16 +191,13 @@ class Sheet:
 
     def of(self, job: Job) -> Job:
         """The job of its pieces, without outputs."""
-        sketch = os.path.abspath(job.request.sketch) if self.command == "query" else None
-        request = replace(
-            job.request,
-            inputs=absolute(self.request.inputs),
-            output=self.request.output,
-            checkpoint=sketch,
-            resume=False,
-        )
+        request = replace(job.request, inputs=absolute(self.request.inputs), output=self.request.output)
+        if isinstance(request, QueryRequest):
+            request = replace(request, sketch=os.path.abspath(request.sketch))
+        else:
+            request = replace(request, checkpoint=None, resume=False)
         sources = {part: portable(one) for part, one in self.sources.items()}
-        return replace(job, request=request, sheet=self.name, sources=sources, command=self.command)
+        return replace(job, request=request, sheet=self.name, sources=sources)
 
     def tasks(self, job: Job, saving: Callable[[Sheet, int], Saving] | None) -> Iterator[PieceTask | None]:
         """The pieces that are left as tasks, and None while the keys of the next one are not done; saving: how each of them is
@@ -251,7 +255,8 @@ class Sheet:
         check_unchanged(self.files)
         audit, reason = self.audit()
         counts = self.counts()
-        if self.command == "query":
+        queried = isinstance(self.request, QueryRequest)
+        if isinstance(self.request, QueryRequest):
             written = {**self.problem.facts(), "versions": {"streamattn-cli": version("streamattn-cli")}}
             said = told(self.problem, self.request.sketch, counts, audit, reason)
         else:
@@ -264,7 +269,7 @@ class Sheet:
         if not apart:  # what other processes take, nobody measures here
             memory |= {"reserved": meter.baseline, "peak": meter.peak()}
         return Outcome(
-            command=self.command,
+            command="query" if queried else "attend",
             facts=written | {"threads": plan.threads},
             rows=self.problem.q.rows or 0,
             seconds=sum(each.seconds for each in self.done.values()),
