@@ -125,6 +125,8 @@ def load(name: str, threads: int | None = None) -> Model:
 def _place(name: str) -> tuple[str, dict]:
     """The folder to load from, and further words for it."""
     if os.path.isdir(name):
+        if not os.path.exists(os.path.join(name, "config.json")):
+            raise InputMissing(f"{name}: no config.json in it; give the folder of a model that transformers loads")
         return name, {}
     with open(name, "rb") as file:
         if file.read(4) != b"GGUF":
@@ -135,6 +137,7 @@ def _place(name: str) -> tuple[str, dict]:
         raise UsageError(
             f"{name}: GGUF files need the extra [models] ({error}): pip install 'streamattn-cli[models]'"
         ) from None
+    weight_bytes(name)  # of a file that is damaged, or cut off, nothing else says so plainly
     return os.path.dirname(name) or ".", {"gguf_file": os.path.basename(name)}
 
 
@@ -165,7 +168,10 @@ def weight_bytes(name: str) -> int:
     if not os.path.isdir(name):
         from gguf import GGUFReader
 
-        return 2 * 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(name).tensors)
+        try:
+            return 2 * 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(name).tensors)
+        except Exception as error:  # of whatever kind: it reads what is there
+            raise InputMalformed(f"{name}: damaged, or no GGUF file ({_first_line(error)})") from None
     files = sorted(os.listdir(name))
     held = sum(_safetensors_items(os.path.join(name, file)) for file in files if file.endswith(".safetensors"))
     if held:

@@ -259,11 +259,15 @@ def test_intervals_cover_the_mean_of_tokens_that_err_together():
 def test_refusals_of_models(folders, tmp_path):
     text, model = folders["text"], folders["grouped heads"]
     (tmp_path / "file.gguf").write_bytes(b"not a model")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\3\0\0\0")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     bare = save_model(tmp_path / "bare", "grouped heads", tokenizer=False)
     for code, word, *words in (
         (3, "no such folder", tmp_path / "absent", text),
         (4, "neither a folder nor a GGUF file", tmp_path / "file.gguf", text),
+        (4, "cut.gguf: damaged", tmp_path / "cut.gguf", text),
+        (3, "no config.json", tmp_path, text),
+        (2, "--tokens 1: must be at least 2", model, text, "--tokens", "1"),
         (3, "absent.txt", model, "absent.txt"),
         (4, "UTF-8", model, tmp_path / "bytes.txt"),
         (4, "700 tokens found, 701 are needed", model, text, "--tokens", "701"),
