@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+from clirun import COMMAND, environment  # noqa: E402
 from smallmodels import KINDS, save_model, save_text  # noqa: E402
 
 from streamattn_cli.cli.main import app  # noqa: E402
@@ -258,11 +259,15 @@ def test_intervals_cover_the_mean_of_tokens_that_err_together():
 def test_refusals_of_models(folders, tmp_path):
     text, model = folders["text"], folders["grouped heads"]
     (tmp_path / "file.gguf").write_bytes(b"not a model")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\3\0\0\0")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     bare = save_model(tmp_path / "bare", "grouped heads", tokenizer=False)
     for code, word, *words in (
         (3, "no such folder", tmp_path / "absent", text),
         (4, "neither a folder nor a GGUF file", tmp_path / "file.gguf", text),
+        (4, "cut.gguf: damaged", tmp_path / "cut.gguf", text),
+        (3, "no config.json", tmp_path, text),
+        (2, "--tokens 1: must be at least 2", model, text, "--tokens", "1"),
         (3, "absent.txt", model, "absent.txt"),
         (4, "UTF-8", model, tmp_path / "bytes.txt"),
         (4, "700 tokens found, 701 are needed", model, text, "--tokens", "701"),
@@ -304,6 +309,38 @@ def test_no_other_command_imports_torch():
         "print([name for name in ('torch', 'transformers', 'gguf') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory):
+    """Kind -> a model with as many words as those of today, and 700 rows."""
+    found = {kind: save_model(tmp_path_factory.mktemp("model"), kind, vocab_size=60000) for kind in list(KINDS)[::2]}
+    return found | {"text": save_text(tmp_path_factory.mktemp("text") / "text.txt")}
+
+
+@pytest.mark.parametrize("kind", list(KINDS)[::2])
+def test_memory_is_projected_before_a_weight_is_read(wordy, kind):
+    """In a process of its own, whose allocator has seen nothing before. Logits are most of it."""
+    words = (
+        wordy[kind],
+        wordy["text"],
+        "--methods",
+        "window",
+        "--resident-rows",
+        "96",
+        "--layer",
+        "all",
+        "--threads",
+        "1",
+    )
+    done = subprocess.run([*COMMAND, "perplexity", *words, "--json"], capture_output=True, env=environment())
+    memory = json.loads(done.stdout)["memory"]
+    assert 512 * 60000 * 4 < memory["peak"] <= memory["projected"] < 2 * memory["peak"]
+    needed = weight_bytes(wordy[kind]) + memory["projected"]
+    refused = _invoke(*words, "--memory", needed - 1)
+    assert refused.exception.code == 6 and "reading 700 tokens" in str(refused.exception)
+    assert "smaller --chunk" in str(refused.exception)
+    _document(*words, "--chunk", "64", "--tokens", "100", "--memory", needed - (100 << 20))
 
 
 def test_weights_are_counted_from_headers(folders):

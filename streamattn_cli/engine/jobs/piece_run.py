@@ -128,12 +128,8 @@ def opened(request: Answering) -> Iterator[Whole]:
     if isinstance(request, QueryRequest):
         with asked(request) as found:
             sources = sources_of(found.problem) | found.sources
-            yield Whole(
-                found.problem,
-                sources,
-                found.files,
-                partial(answering, found.file.state, found.file.name, finish=not found.file.complete),
-            )
+            made = partial(answering, found.file.state, found.file.name, finish=not found.file.complete)
+            yield Whole(found.problem, sources, found.files, made)
         return
     with open_inputs(request.inputs, apart=True) as inputs:
         problem = resolve(request, inputs)
