@@ -116,7 +116,7 @@ class MethodSettings:
 
     method: str | None = attention(
         None,
-        "nystrom, poly, exact, or auto to decide by the input; to compare: window, evict, sample, balance, wildcat.",
+        "nystrom, poly, exact, or auto to decide by the input; to compare: window, evict, sample, reservoir, balance, wildcat.",
         shown="nystrom",
         choices=(*METHODS, "auto"),
         others=registry.names,
@@ -204,7 +204,7 @@ class RunSettings:
         None, "Budget above the program itself, such as 512MiB.", read=parse_size, shown="what is free"
     )
     seed: int = budget(
-        0, "Of every random choice: the audit's sample, rows that sample and balance keep.", decides=True
+        0, "Of every random choice: the audit's sample, rows that sample, reservoir and balance keep.", decides=True
     )
     threads: int | None = budget(None, "Threads.", shown="all")
     block_rows: int | None = budget(None, "Rows read at a time.", shown="about 4 MiB")
