@@ -20,7 +20,7 @@ METHODS = {
     "poly": POLY,
     "poly with a window": POLY | {"window": 40, "sinks": 3},
     "window": {"method": "window", **SMALL},
-    **{name: {"method": name, **SMALL} for name in ("nystrom", "sample", "evict", "balance", "wildcat")},
+    **{name: {"method": name, **SMALL} for name in ("nystrom", "sample", "reservoir", "evict", "balance", "wildcat")},
     "evict, coded": {"method": "evict", "bits": 6, "score": "expected", **SMALL},
 }
 

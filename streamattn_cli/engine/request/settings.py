@@ -126,7 +126,7 @@ class MethodSettings:
 
     method: str | None = attention(
         None,
-        "nystrom, poly, exact, or auto to decide by the input; to compare: window, evict, sample, balance, wildcat.",
+        "nystrom, poly, exact, or auto to decide by the input; to compare: window, evict, sample, reservoir, balance, wildcat.",
         shown="nystrom",
         choices=(*METHODS, "auto"),
         others=registry.names,
@@ -245,7 +245,7 @@ class ChanceSettings:
     """Random choices, and rows that are not finite."""
 
     seed: int = budget(
-        0, "Of every random choice: the audit's sample, rows that sample and balance keep.", decides=True
+        0, "Of every random choice: the audit's sample, rows that sample, reservoir and balance keep.", decides=True
     )
     nan_policy: str = budget(
         "error", "What to do with rows that are not finite.", choices=("error", "drop"), decides=True
