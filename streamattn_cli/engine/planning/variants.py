@@ -21,6 +21,26 @@ GROUPS = 3, 8  # of 8 to 256 rows
 SLOPE = "slope"  # of --logit-bias: the standard slopes
 
 
+def beside_config(request: AttendRequest, inputs: Inputs, facts: dict) -> list[str]:
+    """Notes where options say something else than --config. facts: what was decided, by the options' names. Raises CannotMeet for
+    what the model has, and neither its config nor an option says."""
+    config = inputs.config
+    if config is None:
+        return []
+    for name, why in config.unclear.items():
+        if getattr(request, name) is None and name not in inputs.attrs:
+            raise CannotMeet(why)
+    usual = {"scale": 1 / math.sqrt(inputs.parts[1].dim)}
+    notes = []
+    for name, value in facts.items():
+        said = config.attrs.get(name, usual.get(name))
+        if getattr(request, name) is not None and said != value and name not in config.unclear:
+            notes.append(
+                f"{config.name} says {name} {said or 'none'}, and {spelling(name)} {value or 'none'}, which is taken"
+            )
+    return notes
+
+
 def local_window(request: AttendRequest, inputs: Inputs, notes: list[str]) -> int | None:
     """How many keys a row sees, itself included; None for all. From --local, or what the file says. Raises UsageError and
     InputMalformed."""
@@ -32,7 +52,7 @@ def local_window(request: AttendRequest, inputs: Inputs, notes: list[str]) -> in
             raise InputMalformed(
                 f"{name}: attribute local is {said!r}, expected a number of rows, 1 or more; correct it"
             )
-        notes.append(f"local {said} is taken from the file")
+        notes.append(f"local {said} is taken from {inputs.source('local')}")
         return int(said)
     if word is None or word == "none":
         return None
@@ -101,7 +121,7 @@ def _softcap(request: AttendRequest, inputs: Inputs, notes: list[str]) -> float:
         if "softcap" not in inputs.attrs:
             return 0.0
         word, name = str(inputs.attrs["softcap"]), f"{inputs.parts[1].tensor.name}: attribute softcap"
-        notes.append(f"softcap {word} is taken from the file")
+        notes.append(f"softcap {word} is taken from {inputs.source('softcap')}")
     try:
         cap = 0.0 if word == "none" else float(word)
     except ValueError:
@@ -127,13 +147,16 @@ def _of_each_head(
     if word is None:
         name, option, beside = f"{k.tensor.name}: attribute {field}", f"attribute {field}", None
         word = SLOPE if inputs.attrs[field] == SLOPE else said(inputs.attrs[field], name)
-        notes.append(f"{field} is taken from the file")
+        notes.append(f"{field} is taken from {inputs.source(field)}")
     if field == "logit_bias" and word == SLOPE:
-        if not q.tensor.width:
+        count = q.of or len(q) // q.batch
+        if not q.tensor.width and inputs.config:
+            count = inputs.config.heads
+        elif not q.tensor.width:
             raise UsageError(
                 f"{name}: without queries nobody knows how many heads they have; give their slopes as numbers"
             )
-        found = np.array(standard_slopes(q.of or len(q) // q.batch))
+        found = np.array(standard_slopes(count))
     else:
         found = decimals(word, option, beside)
     if growing:
