@@ -14,11 +14,10 @@ from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.numbers import decimals, said
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads
-from streamattn_cli.sketches.bend import Bend, standard_slopes
+from streamattn_cli.sketches.bend import SLOPE, Bend, standard_slopes
 from streamattn_cli.sketches.head import HeadParams
 
 GROUPS = 3, 8  # of 8 to 256 rows
-SLOPE = "slope"  # of --logit-bias: the standard slopes
 
 
 def beside_config(request: AttendRequest, inputs: Inputs, facts: dict) -> list[str]:
@@ -96,6 +95,8 @@ def sink_logits(request: AttendRequest, inputs: Inputs, growing: bool, notes: li
 
 def bend(request: AttendRequest, inputs: Inputs, causal: bool, growing: bool, notes: list[str]) -> Bend:
     """Softcapping and ALiBi, from --softcap and --logit-bias or what the file says. See `_of_each_head`."""
+    if growing and not inputs.parts[0].tensor.width and (request.logit_bias or inputs.attrs.get("logit_bias")) == SLOPE:
+        return Bend(_softcap(request, inputs, notes), standard=True)
     slopes = _of_each_head("logit_bias", request, inputs, growing, notes)
     if slopes and not (causal or growing):
         raise UsageError(
@@ -149,14 +150,7 @@ def _of_each_head(
         word = SLOPE if inputs.attrs[field] == SLOPE else said(inputs.attrs[field], name)
         notes.append(f"{field} is taken from {inputs.source(field)}")
     if field == "logit_bias" and word == SLOPE:
-        count = q.of or len(q) // q.batch
-        if not q.tensor.width and inputs.config:
-            count = inputs.config.heads
-        elif not q.tensor.width:
-            raise UsageError(
-                f"{name}: without queries nobody knows how many heads they have; give their slopes as numbers"
-            )
-        found = np.array(standard_slopes(count))
+        found = np.array(standard_slopes(q.of or len(q) // q.batch))
     else:
         found = decimals(word, option, beside)
     if growing:
