@@ -11,8 +11,8 @@ SLOPE = "slope"  # of --logit-bias: the standard slopes
 
 @dataclass(frozen=True)
 class Bend:
-    """cap: logits x become cap tanh(x / cap); 0 for none. slopes (query heads): of ALiBi; empty for none. standard: they will be the
-    standard ones, of as many query heads as ask a sketch.
+    """cap: logits x become cap tanh(x / cap); 0 for none. slopes (query heads): of ALiBi; empty for none. standard: they
+    will be the standard ones, of as many query heads as ask a sketch.
 
     Only where keys are there as they are can logits be bent: in windows, among sinks, and by exact attention.
     """
