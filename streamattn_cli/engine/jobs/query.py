@@ -33,7 +33,7 @@ from streamattn_cli.rows.tensors.placeholder import absent
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
 from streamattn_cli.rows.writers.writer import open_writer
-from streamattn_cli.sketches.bend import Bend
+from streamattn_cli.sketches.bend import Bend, standard_slopes
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,12 @@ def queries_problem(request: RunRequest, file: SketchFile, inputs: Inputs) -> Pr
         _check_keys(file, k, v)
     v = replace(v, units=units_of(file.facts))
     sinks, bend, group = tuple(file.facts.get("sink_logits", ())), Bend.of_facts(file.facts), len(q) // file.heads
-    slopes = bend.slopes and of_heads(bend.slopes, q, group, None, file.name)
+    slopes = standard_slopes(len(q) // q.batch) if bend.standard else bend.slopes
+    slopes = slopes and of_heads(slopes, q, group, None, file.name)
     return Problem(
         request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes,
         local=p.window if p.local else None, sink_logits=sinks and of_heads(sinks, q, group, None, file.name),
-        bend=replace(bend, slopes=slopes),
+        bend=Bend(bend.cap, slopes),
     )  # fmt: skip
 
 
