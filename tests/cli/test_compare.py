@@ -94,7 +94,7 @@ def test_layers_are_compared_as_each_alone_and_together(dump):
         assert trial.audit.method.error == pytest.approx(squares**0.5, rel=1e-9)
         assert trial.rows == 1000 and trial.resident_bytes == 2 * found.layers[0].trials[at].resident_bytes
     assert found.trials[2].refused.startswith("layer 1: ") and found.audited == 80
-    text = "\n".join(compare_lines(found.to_dict(), 100, plots=False))
+    text = "\n".join(compare_lines(found.to_dict(), 100))
     assert "error by layer" in text and f"{found.layers[1].trials[0].audit.method.error:.3g}" in text
     assert "Error by layer" in comparison_page(found.to_dict())
 
