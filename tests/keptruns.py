@@ -52,7 +52,7 @@ def run(spec, **words):
 def make_sketch(spec, path, shards=None, append=False, **words):
     """sketch or sketch --shards into `path`, keys and values only unless nystrom needs queries; returns the outcome."""
     request = AttendRequest(inputs=spec, checkpoint=str(path), shards=shards, **words)
-    if shards is not None:
+    if shards is not None or request.engine:
         return sketch_shards(request, silent, Interrupts())
     return sketch(request, silent, Interrupts(), append=str(path) if append else None)
 

@@ -141,7 +141,10 @@ def test_queries_that_see_all_keys_are_cut_by_rows(tmp_path, monkeypatch, name):
     keys_first = KEY_HEADS * ("exact" not in name)
     assert len(rows) == keys_first + KEY_HEADS * 3 and rows[-1] == ROWS + ROWS * bool(keys_first)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [*(f"{part}.npy" for part in "qkv"), *(f"{at}{end}" for at in ("one", "all") for end in (".npy", ".npy.json", ".h5"))]
+        [
+            *(f"{part}.npy" for part in "qkv"),
+            *(f"{at}{end}" for at in ("one", "all") for end in (".npy", ".npy.json", ".h5")),
+        ]
     )
 
 

@@ -129,7 +129,8 @@ def opened(request: AttendRequest, command: str) -> Iterator[Whole]:
     if command == "query":
         with asked(request) as found:
             sources = sources_of(found.problem) | found.sources
-            yield Whole(found.problem, sources, found.files, partial(answering, found.file.state, found.file.name, finish=not found.file.complete))
+            made = partial(answering, found.file.state, found.file.name, finish=not found.file.complete)
+            yield Whole(found.problem, sources, found.files, made)
         return
     with open_inputs(request.inputs, apart=True) as inputs:
         problem = resolve(request, inputs)
@@ -193,7 +194,7 @@ def _absorb(task: PieceTask, plan: Plan, watch: Watch, began: float) -> Answered
 def _answering_keys(sketch: str, plan: Plan, watch: Watch, *given: Any) -> Run:
     """The run that answers queries from the sketches that a piece of keys has made."""
     state, _ = read(sketch, plan.allowed)
-    run = answering(state, sketch, plan, watch, *given)
+    run = answering(dict(state), sketch, plan, watch, *given)
     run.driver.workers.works[0]["lane.dropped"][0] = state["tally"][0]  # answers that saw no key may be due to these
     return run
 
@@ -227,8 +228,9 @@ def _saver(
         return None, None
     facts = _facts(task, whole)
     saved = _saved(told.path, facts, whole)
-    for writer in filter(None, writers if saved else ()):
-        writer.rows_written = json.loads(saved.meta["output"])["rows"]
+    if saved:
+        for writer in filter(None, writers):
+            writer.rows_written = json.loads(saved.meta["output"])["rows"]
     return Saver(checkpoint, facts, {}, told.every, *writers), saved
 
 

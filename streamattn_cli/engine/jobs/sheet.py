@@ -75,7 +75,9 @@ class Sheet:
     finished: bool = False  # by an earlier run, whose outputs have their names
     before: float = 0.0  # rows that an earlier run has answered
     cleared: set[int] = field(default_factory=set)  # pieces of which nothing is saved apart any more
-    sketches: dict[int, str] = field(default_factory=dict)  # files of a job that is not saved, by the piece of their keys
+    sketches: dict[int, str] = field(
+        default_factory=dict
+    )  # files of a job that is not saved, by the piece of their keys
 
     @property
     def left(self) -> list[int]:

@@ -56,7 +56,11 @@ def in_worker(task: T, work: Callable[[T, Interrupts], R], stop: Stop | None = N
 
 @overload
 def in_order(
-    opened: Opened, do: Callable[[T], R], tasks: Iterable[T | None], interrupts: Interrupts, keep_going: Literal[False] = False
+    opened: Opened,
+    do: Callable[[T], R],
+    tasks: Iterable[T | None],
+    interrupts: Interrupts,
+    keep_going: Literal[False] = False,
 ) -> Generator[R, None, None]: ...
 @overload
 def in_order(
