@@ -68,15 +68,21 @@ def cut(problem: Problem, most: int, each_head: bool = False) -> list[Piece]:
     heads = len(problem.k)
     if problem.sequences and len(problem.sequences) > 1 and not each_head:
         return [Piece(sequences=each) for each in _by_rows(problem, most)]
-    count = heads if each_head else min(heads, most)
-    borders = [heads * i // count for i in range(count + 1)]
-    chosen = list(zip(borders, borders[1:], strict=False)) if count > 1 else [None]
+    chosen = [piece.heads for piece in cut_heads(problem, heads if each_head else most)]
     alone = each_head or problem.sequences or (problem.causal and problem.params)
-    queries = [None] if alone else query_ranges(problem, most // count)
+    queries = [None] if alone else query_ranges(problem, most // len(chosen))
     if len(queries) == 1:
         return [Piece(heads=each) for each in chosen]
     keys = [Piece(heads=each, keys=True) for each in chosen if problem.params]
     return keys + [Piece(heads=each, queries=rows) for each in chosen for rows in queries]
+
+
+def cut_heads(problem: Problem, most: int) -> list[Piece]:
+    """At most `most` pieces of all rows of some key heads, the last of them the largest; one of all heads has no name."""
+    heads = len(problem.k)
+    count = min(heads, most)
+    borders = [heads * i // count for i in range(count + 1)]
+    return [Piece(heads=each) for each in zip(borders, borders[1:], strict=False)] if count > 1 else [Piece()]
 
 
 def query_ranges(problem: Problem, most: int) -> list[Range]:

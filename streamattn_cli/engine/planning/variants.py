@@ -20,7 +20,7 @@ from streamattn_cli.sketches.head import HeadParams
 GROUPS = 3, 8  # of 8 to 256 rows
 
 
-def beside_config(request: AttendRequest, inputs: Inputs, facts: dict) -> list[str]:
+def beside_config(request: RunRequest, inputs: Inputs, facts: dict) -> list[str]:
     """Notes where options say something else than --config. facts: what was decided, by the options' names. Raises CannotMeet for
     what the model has, and neither its config nor an option says."""
     config = inputs.config
