@@ -186,8 +186,9 @@ class CausalAttention:
         else:
             held = HeadParams.from_dict(facts["head"])
             problem = Problem(
-                self._request, heads["q"], heads["k"], heads["v"], True, facts["scale"], facts["method"], facts["precision"],
-                held, (), local=held.window if held.local else None, sink_logits=tuple(facts.get("sink_logits", ())),
+                self._request, heads["q"], heads["k"], heads["v"], causal=True, scale=facts["scale"], method=facts["method"],
+                precision=facts["precision"], params=held, notes=(),
+                local=held.window if held.local else None, sink_logits=tuple(facts.get("sink_logits", ())),
                 bend=Bend.of_facts(facts),
             )  # fmt: skip
         params = problem.params

@@ -161,7 +161,8 @@ def queries_problem(request: RunRequest, file: SketchFile, inputs: Inputs) -> Pr
     sinks, bend, group = tuple(file.facts.get("sink_logits", ())), Bend.of_facts(file.facts), len(q) // file.heads
     slopes = bend.slopes and of_heads(bend.slopes, q, group, None, file.name)
     return Problem(
-        request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes,
+        request, q, k, v, causal=False, scale=p.scale, method=file.facts["method"], precision=p.dtype, params=p,
+        notes=inputs.notes,
         local=p.window if p.local else None, sink_logits=sinks and of_heads(sinks, q, group, None, file.name),
         bend=replace(bend, slopes=slopes),
     )  # fmt: skip
