@@ -149,7 +149,7 @@ def perplexity_of(
             found = Perplexity(
                 model.name, tuple(texts), b, tuple(sorted(layers)), context, _edges(b),
                 tuple(trial.finish() for trial in trials), time.monotonic() - began,
-                {"reserved": meter.baseline, "peak": meter.peak(), "projected": projected}, notes,
+                memory={"reserved": meter.baseline, "peak": meter.peak(), "projected": projected}, notes=notes,
                 reference_window=asked.reference,
             )  # fmt: skip
             tell(found)

@@ -58,24 +58,20 @@ def attend(
             files = file_states(heads.tensor for heads in inputs.parts)
             plan = make_plan(resolve(request, inputs))
         problem = plan.problem
-        facts, sources = (
-            facts_of(problem, plan.audit_rows),
-            sources_of(problem, request.fingerprint) if request.checkpoint else {},
-        )
+        facts = facts_of(problem, plan.audit_rows)
+        sources = sources_of(problem, request.fingerprint) if request.checkpoint else {}
         checkpoint = stack.enter_context(CheckpointWriter(request.checkpoint)) if request.checkpoint else None
         saved = find_saved(request, facts, sources)
         if saved:
             plan = replace(plan, problem=continued(problem, saved, request.skip_rows))
         announce(plan, listener, _resumed(saved, request.output) if saved else ())
         if saved and saved.phase == Phase.DONE:
-            if checkpoint and saved.meta["phase"] != Phase.DONE:  # the last step was still to come
-                checkpoint.commit(saved.state, describe(facts, Phase.DONE, saved.done, sources, None))
+            _complete(checkpoint, saved, facts, sources)
             return _already_done(plan, request.output, saved, listener)
         tag = part_tag(checkpoint) if checkpoint else None
         writer, doubts = _open_outputs(problem, request.output, saved, tag, stack, interrupts, open_output)
-        if checkpoint:
-            check_saveable(writer)
-            check_saveable(doubts)
+        for output in (writer, doubts) if checkpoint else ():
+            check_saveable(output)
         with measured(plan, listener, interrupts) as ceremony:
             every = request.checkpoint_every
             saver = Saver(checkpoint, facts, sources, every, writer, doubts) if checkpoint else None
@@ -111,6 +107,12 @@ def attend(
 def written_of(problem: Problem) -> dict:
     """What an output says of how it was made, JSON-able."""
     return {**problem.facts(), "versions": {name: version(name) for name in ("streamattn-cli", "numpy", "numba")}}
+
+
+def _complete(checkpoint: CheckpointWriter | None, saved: Saved, facts: dict, sources: dict) -> None:
+    """The last step of a run that ended before it."""
+    if checkpoint and saved.meta["phase"] != Phase.DONE:
+        checkpoint.commit(saved.state, describe(facts, Phase.DONE, saved.done, sources, None))
 
 
 def _resumed(saved: Saved, output: str) -> list[str]:

@@ -166,7 +166,8 @@ def queries_problem(request: RunRequest, file: SketchFile, inputs: Inputs) -> Pr
     slopes = standard_slopes(len(q) // q.batch) if bend.standard else bend.slopes
     slopes = slopes and of_heads(slopes, q, group, None, file.name)
     return Problem(
-        request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes,
+        request, q, k, v, causal=False, scale=p.scale, method=file.facts["method"], precision=p.dtype, params=p,
+        notes=inputs.notes,
         local=p.window if p.local else None, sink_logits=sinks and of_heads(sinks, q, group, None, file.name),
         bend=Bend(bend.cap, slopes),
     )  # fmt: skip

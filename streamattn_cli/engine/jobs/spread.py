@@ -287,7 +287,7 @@ def _planned(sheets: list[Sheet], engine: Engine) -> tuple[Plan, int, int | None
 
 def _whole(sheet: Sheet) -> Plan:
     """Of a sheet, for the shape of its output alone."""
-    return Plan(sheet.problem, 1, 0, 0, 0, (), 0, None, 0, {}, None)
+    return Plan(sheet.problem, threads=1)
 
 
 def _counts(sheets: list[Sheet], workers: int, engine: Engine) -> dict:

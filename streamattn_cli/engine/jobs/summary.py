@@ -56,8 +56,9 @@ def _part(layer: Layer, result: Outcome | StreamattnError) -> LayerResult:
     audit = result.audit
     return LayerResult(
         layer.number, layer.group, result.rows, result.seconds, result.memory.get("peak"), result.output,
-        audit.method if audit else None,
-        tuple(head.error for head in audit.heads) if audit else (), tuple(result.facts["params"].get("head_rows", ())),
+        error=audit.method if audit else None,
+        heads=tuple(head.error for head in audit.heads) if audit else (),
+        head_rows=tuple(result.facts["params"].get("head_rows", ())),
     )  # fmt: skip
 
 

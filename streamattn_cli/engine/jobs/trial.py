@@ -157,12 +157,12 @@ def attempt(
         label.partition(":")[0],
         budget,
         _changed(settings),
-        plan.problem.facts()["params"],
-        plan.sketch_bytes,
-        rows,
-        seconds,
-        plan.projected,
-        ceremony.meter.peak() if alone else None,
+        params=plan.problem.facts()["params"],
+        resident_bytes=plan.sketch_bytes,
+        rows=rows,
+        seconds=seconds,
+        projected=plan.projected,
+        peak=ceremony.meter.peak() if alone else None,
     )
     return trial, heard.approx
 

@@ -34,6 +34,8 @@ from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
+UNITS = "{}: values as far from 1 as 2^60 in the first rows: they are counted in powers of two"
+
 
 def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Problem:
     """Decide mode, method, scale and parameters. Raises UsageError (2), InputMalformed (4) or CannotMeet (11).
@@ -50,10 +52,7 @@ def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Probl
     request, shares = _of_layer(request, len(k), head_of(q, k, v, 1.0)) if of_layer else in_rows(request, inputs)
     notes = [*inputs.notes, *shares]
     causal = _causal(request, inputs, notes)
-    if v.units:
-        notes.append(
-            f"{v.tensor.name}: values as far from 1 as 2^60 in the first rows: they are counted in powers of two"
-        )
+    notes += [UNITS.format(v.tensor.name)] if v.units else []
     scale = _scale(request.scale, inputs, k.dim, notes)
     local = local_window(request, inputs, notes)
     if local and not (causal or growing):
@@ -100,7 +99,7 @@ def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Probl
     if bent and params and params.history:
         raise cannot_bend(bent, method, k.tensor.name)
     return Problem(
-        request, q, k, v, causal, scale, method, head.dtype, params, tuple(notes), local=local, sink_logits=sinks,
+        request, q, k, v, causal, scale, method, head.dtype, params=params, notes=tuple(notes), local=local, sink_logits=sinks,
         bend=bent, first_query=first_query, shorter=shorter,
     )  # fmt: skip
 
