@@ -11,13 +11,13 @@ from clirun import refused, run
 
 from streamattn_cli import attend
 from streamattn_cli.engine.jobs.attend import attend as engine
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted, NonFinite
 from streamattn_cli.rows.spec import InputSpec
 
 ROWS, DIM = 300, 8
-METHODS = ["exact", "window", "nystrom", "evict", "sample", "balance", "wildcat", "poly"]
+METHODS = ["exact", "window", "nystrom", "evict", "sample", "reservoir", "balance", "wildcat", "poly"]
 BIG, SMALL = 6e37, 1e-37
 
 

@@ -58,7 +58,7 @@ class OutShape:
         else:
             for number, first, last, row in self.sequences.pieces(start, start + len(block)):
                 for s, part in enumerate(self.cut(block[first - start : last - start])):
-                    yield (number * self.segments + s) * self.sequences.padded + row, part
+                    yield (number * self.segments + s) * self.sequences.padded + self.sequences.place(number, row), part
 
     def lines(self, start: int, rows: int, block: np.ndarray, first: int) -> Iterator[tuple[int, np.ndarray]]:
         """(byte of the array, what lies side by side from there on) of a block (n, some heads, dim) at row `start` of `rows`,
@@ -69,6 +69,7 @@ class OutShape:
         length, item = self.sequences.padded if self.sequences else rows, self.dim * self.dtype.itemsize
         each = self.heads // self.segments
         for number, a, b, row in pieces:
+            row = self.sequences.place(number, row) if self.sequences else row
             part = block[a - start : b - start]
             if self.segments == 1:  # the heads of a row lie side by side
                 for at, line in enumerate(self._stored(part), number * length + row):
