@@ -69,7 +69,7 @@ def sketch(
         )
     if shards is not None and resume:
         raise UsageError(
-            "--shards with --resume: nothing is saved before all shards are merged, so there is nothing to go on with; "
+            "--shards with --resume: nothing is saved before all shards are merged, so there is nothing to resume; "
             "omit --resume to start again, or omit --shards: such a run is saved as it goes"
         )
     if words["engine"] is not None and shards is None:
@@ -95,7 +95,7 @@ def _check_target(output: str, may_be_there: bool, append: bool) -> None:
         raise UsageError(f"--append: there is no sketch {output} yet; omit --append to make it")
     if not may_be_there and os.path.isfile(output):
         raise UsageError(
-            f"{output}: there is a file already; --append adds to it, --resume goes on with it, --force replaces it"
+            f"{output}: there is a file already; --append adds to it, --resume continues it, --force replaces it"
         )
     if not append:
         check_sketch_name(output)

@@ -102,7 +102,7 @@ def test_a_stopped_job_is_resumed_to_the_same_bytes(dump, whole, tmp_path, kind,
     assert [layer.heads for layer in outcome.layers] == [layer.heads for layer in undisturbed.layers]
     before = after if after % 2 else after - 1
     assert outcome.rows == 600 and outcome.rows_before == 150 * before
-    assert Note(f"going on with a job of which {before} of {PIECES} pieces are answered") in notes
+    assert Note(f"resuming a job: {before} of {PIECES} pieces are answered") in notes
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
