@@ -15,11 +15,13 @@ from streamattn_cli.api_inputs import array_of, check_dtype, heads_of_array, run
 from streamattn_cli.checkpoint.commit import save
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.jobs.sketch import sketch_facts
+from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.footprint import work_spec
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.saving.saver import check_schema, describe, stack_heads, unstack_heads
+from streamattn_cli.engine.watch.events import Listener
 from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.workers.lanes import Answers, Lane
 from streamattn_cli.engine.workers.pool import Workers, default_threads
@@ -100,6 +102,20 @@ class CausalAttention:
         waiting = (self._group - 1) * row if self._learns else 0
         return sum(array.nbytes for sketch in self._sketches for array in sketch.state.values()) + waiting
 
+    def step_bytes(self, rows: int) -> int:
+        """Bytes that a step of so many rows takes beside the state, for a while, at most; 0 before the first step."""
+        if self._problem is None:
+            return 0
+        parts, crew = make_plan(self._problem).parts, len(self._crew.works)
+        (heads, dim), precision = self._answer_shape
+        row = 2 * sum(
+            self._widths[name] * np.dtype(self._held[name]).itemsize for name in "qkv"
+        )  # as given, and in one block
+        row += heads * (2 * dim * np.dtype(precision).itemsize + 4)
+        copies = self.nbytes // len(self._sketches) * crew if self._learns else 0  # that answer the group under way
+        fixed = sum(parts.get(name, 0) for name in ("work", "compression", "slack"))
+        return fixed + copies + row * (rows + (self._group - 1) * self._learns)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What was inferred from the settings and the first step."""
@@ -131,6 +147,13 @@ class CausalAttention:
         if self.audit:
             self.audit(self.rows - len(out), given[0], given[1], given[2], out, answers.doubt)
         return out
+
+    def warm(self, listener: Listener = lambda event: None) -> None:
+        """Compile or load now what later steps use; the listener hears of kernels that are compiled. UsageError before the first
+        step, which may be one of no rows."""
+        if self._problem is None:
+            raise UsageError("nothing to warm: take a step first, of no rows if you like")
+        warm(make_plan(self._problem), listener)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the state to a file, atomically and durably. Raises OutputFailed, and UsageError before the first step."""

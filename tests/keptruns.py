@@ -20,7 +20,7 @@ METHODS = {
     "poly": POLY,
     "poly with a window": POLY | {"window": 40, "sinks": 3},
     "window": {"method": "window", **SMALL},
-    **{name: {"method": name, **SMALL} for name in ("nystrom", "sample", "evict", "balance", "wildcat")},
+    **{name: {"method": name, **SMALL} for name in ("nystrom", "sample", "reservoir", "evict", "balance", "wildcat")},
     "evict, coded": {"method": "evict", "bits": 6, "score": "expected", **SMALL},
 }
 
@@ -52,7 +52,7 @@ def run(spec, **words):
 def make_sketch(spec, path, shards=None, append=False, **words):
     """sketch or sketch --shards into `path`, keys and values only unless nystrom needs queries; returns the outcome."""
     request = SketchRequest(inputs=spec, output=str(path), shards=shards, append=append, **words)
-    return (sketch if shards is None else sketch_shards)(request, silent, Interrupts())
+    return (sketch if shards is None and not request.engine else sketch_shards)(request, silent, Interrupts())
 
 
 def keys_only(spec):

@@ -57,23 +57,23 @@ def sketch(
     shards = words["shards"]
     _check_target(output, append or resume or words["force"], append)
     run: Callable[..., Outcome]
-    if shards is None:
+    side_by_side = "--engine" if shards is None else "--shards"
+    if shards is None and words["engine"] is None:
         from streamattn_cli.engine.jobs.sketch import sketch as run
     else:
         from streamattn_cli.engine.jobs.shards import sketch_shards as run
-    if shards is not None and append:
-        raise UsageError(
-            f"--shards with --append: make a sketch of the new rows alone, by the same settings, and merge the two: "
-            f"streamattn sketch ... --shards {shards} -o new.sattn, then "
-            f"streamattn merge {output} new.sattn -o {output} --force"
-        )
-    if shards is not None and resume:
-        raise UsageError(
-            "--shards with --resume: nothing is saved before all shards are merged, so there is nothing to resume; "
-            "omit --resume to start again, or omit --shards: such a run is saved as it goes"
-        )
-    if words["engine"] is not None and shards is None:
-        raise UsageError("--engine says who absorbs the shards: give --shards N with it")
+
+        if append:
+            raise UsageError(
+                f"{side_by_side} with --append: make a sketch of the new rows alone, by the same settings, and merge the two: "
+                f"streamattn sketch ... {side_by_side} {shards or words['engine']} -o new.sattn, then "
+                f"streamattn merge {output} new.sattn -o {output} --force"
+            )
+        if resume:
+            raise UsageError(
+                f"{side_by_side} with --resume: nothing is saved before all workers are done, so there is nothing to "
+                f"resume; omit --resume to start again, or omit {side_by_side}: such a run is saved as it goes"
+            )
     files = input or []
     first = files[0] if files else None
     request = request_of(SketchRequest, words, input=first, more=tuple(files[1:]))

@@ -46,7 +46,7 @@ OTHER = {
     "repair": (SMALL, "5%"), "doubt": (SMALL, "d.npy"),
     "checkpoint_every": (SMALL, "5s"), "resume": (SMALL, True), "skip_rows": (SMALL, 0), "fingerprint": (SMALL, True),
     "keep_going": (SMALL, True), "memory_per_layer": ({"method": "nystrom"}, 4096), "share": (SMALL, "adaptive"), "checkpoint": (SMALL, "c.sattn"), "shards": (SMALL, 2), "engine": (SMALL, "processes"), "select": (SMALL, (0,)), "missing": (SMALL, "zeros"),
-    "starts": (SMALL, "0,100,200"), "lengths": (BATCH, "150,90"),
+    "config": (SMALL, "config.json"), "starts": (SMALL, "0,100,200"), "lengths": (BATCH, "150,90"),
     "q_starts": (SMALL | {"starts": "0,100,200"}, "0,50,90"), "q_lengths": (BATCH, "150,90"),
 }  # fmt: skip
 OF_INPUT = {name for name, _, described in options_of(InputSpec) if described.decides}
@@ -60,6 +60,7 @@ ASKED_APART = {"attend": {"dry_run"}, "sketch": {"blind"}, "compare": {"resident
 
 def _facts(folder, **words):
     batch = "batch" if "lengths" in words else ""
+    words |= {"config": str(folder / words["config"])} if "config" in words else {}
     files = {name: str(folder / f"{batch}{name}.npy") for name in "qkv"}
     layout = "BTHD" if batch else "THD"
     given = OF_INPUT | {"q_rows"}
@@ -72,6 +73,9 @@ def _facts(folder, **words):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("options")
+    (path / "config.json").write_text(
+        '{"model_type": "mistral", "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}'
+    )
     generator = np.random.default_rng(0)
     for name in "qkv":
         rows = generator.standard_normal((600, 2, 4)).astype("f4")

@@ -77,7 +77,10 @@ def _arrays(spec: InputSpec) -> list[dict]:
             try:
                 stored = single(Place(place.path, inside or None, place.kind), word, None, spec.dtype)
             except InputMalformed as error:
-                found.append({"name": f"{place.path}:{inside}", "error": str(error)})
+                integers = place.held.integers
+                whole = integers(place.path, inside, PIECE) if integers and inside else None
+                told = str(error) if whole is None else f"{whole.dtype} of shape {whole.shape}: no rows"
+                found.append({"name": f"{place.path}:{inside}", "error": told})
             else:
                 found.append({"name": stored.name, "shape": list(stored.shape), "dtype": stored.dtype})
     return found

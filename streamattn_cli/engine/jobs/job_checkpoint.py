@@ -100,9 +100,10 @@ class JobCheckpoint:
         self._writer.commit(state, describe(self.facts, phase, rows, self._sheets[0].sources, None))
         self._saved_at = time.monotonic()
         for sheet in self._sheets:
-            for at in sheet.done.keys() - sheet.cleared:
+            over = {at for at in sheet.done if not (sheet.left and sheet.pieces[at].keys)} - sheet.cleared
+            for at in over:
                 self._clear(sheet, at)
-            sheet.cleared |= sheet.done.keys()
+            sheet.cleared |= over
 
     def _load(self, name: str) -> None:
         state, meta = read(name, self._request.memory or available_memory())
@@ -128,7 +129,9 @@ class JobCheckpoint:
             )
         for key in gone:  # the run ended after it had its name
             recover(targets[key] + ".json", parts[key].split(".")[-2])
-        sheet.done, sheet.parts, sheet.finished = done, there, complete and not there
+        lost = {at for at in done if sheet.pieces[at].keys and not os.path.exists(self.of_piece(sheet, at).path)}
+        sheet.done = {at: each for at, each in done.items() if complete or at not in lost}
+        sheet.parts, sheet.finished = there, complete and not there
         sheet.before = sheet.rows_done
 
 

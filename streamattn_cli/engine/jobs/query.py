@@ -19,6 +19,7 @@ from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.planning.variants import of_heads
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.requests import QueryRequest, RunRequest
+from streamattn_cli.engine.saving.saver import Saver, State
 from streamattn_cli.engine.saving.sources import check_same
 from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Outcome
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -32,7 +33,7 @@ from streamattn_cli.rows.tensors.placeholder import absent
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
 from streamattn_cli.rows.writers.writer import open_writer
-from streamattn_cli.sketches.bend import Bend
+from streamattn_cli.sketches.bend import Bend, standard_slopes
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _layout_of_keys(file: SketchFile) -> str | None:
 def answer(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> tuple[int, dict, Audit | None, str | None]:
     """Answer the queries of a plan made by `queries_problem` into `writer`; returns their number, the counts, the audit,
     and why there is none."""
-    run = answering(file, plan, watch, writer)
+    run = answering(file.state, file.name, plan, watch, writer, finish=not file.complete)
     try:
         rows, audit, reason = run.go()
         return rows, run.counts(), audit, reason
@@ -117,13 +118,16 @@ def answer(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> tuple[
         run.close()
 
 
-def answering(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> Run:
-    """The run that answers them."""
+def answering(
+    state: State, name: str, plan: Plan, watch: Watch, writer: Writer, doubts: Writer | None = None,
+    saver: Saver | None = None, finish: bool = False,
+) -> Run:  # fmt: skip
+    """The run that answers them from the state of sketches, those of the file `name`. finish: the sketches take more rows."""
     lanes = lanes_of(plan)  # the keys passed long ago, and only an audit reads them again
-    run = Run(plan, watch, Queries, writer, None, lanes, auditor_of(plan, lanes, postponed=True))
+    run = Run(plan, watch, Queries, writer, doubts, lanes, auditor_of(plan, lanes, postponed=True), saver)
     try:
-        run.sketches.load(file.state, file.name)
-        if not file.complete:
+        run.sketches.load(state, name)
+        if finish:
             run.sketches.finish()
     except BaseException:
         run.close()
@@ -159,12 +163,13 @@ def queries_problem(request: RunRequest, file: SketchFile, inputs: Inputs) -> Pr
         _check_keys(file, k, v)
     v = replace(v, units=units_of(file.facts))
     sinks, bend, group = tuple(file.facts.get("sink_logits", ())), Bend.of_facts(file.facts), len(q) // file.heads
-    slopes = bend.slopes and of_heads(bend.slopes, q, group, None, file.name)
+    slopes = standard_slopes(len(q) // q.batch) if bend.standard else bend.slopes
+    slopes = slopes and of_heads(slopes, q, group, None, file.name)
     return Problem(
         request, q, k, v, causal=False, scale=p.scale, method=file.facts["method"], precision=p.dtype, params=p,
         notes=inputs.notes,
         local=p.window if p.local else None, sink_logits=sinks and of_heads(sinks, q, group, None, file.name),
-        bend=replace(bend, slopes=slopes),
+        bend=Bend(bend.cap, slopes),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from streamattn_cli.engine.jobs.ceremony import announce, measured
 from streamattn_cli.engine.jobs.executors import Engine, find_engine
 from streamattn_cli.engine.jobs.job_checkpoint import JobCheckpoint
 from streamattn_cli.engine.jobs.piece_run import Job, PieceTask, answer_piece, opened
-from streamattn_cli.engine.jobs.pieces import PIECES, cut, cut_queries
+from streamattn_cli.engine.jobs.pieces import PIECES, Piece, cut, query_ranges
 from streamattn_cli.engine.jobs.shares import shares, tried
 from streamattn_cli.engine.jobs.shares import tasks as trial_tasks
 from streamattn_cli.engine.jobs.sheet import Outputs, Sheet
@@ -129,7 +129,7 @@ class _Ongoing:
                     sheet.open(self.outputs)
                 self._end(sheet)
 
-    def tasks(self) -> Iterator[PieceTask]:
+    def tasks(self) -> Iterator[PieceTask | None]:
         """The pieces that are left; the outputs of a sheet are made when it is its turn."""
         for sheet in self.sheets:
             if sheet.left:
@@ -260,7 +260,7 @@ def _sheet(layer: Layer | None, request: Answering, most: int) -> Sheet:
                     "to a file first"
                 )
         if isinstance(request, QueryRequest):
-            pieces = cut_queries(problem, most)
+            pieces = [Piece(queries=each) for each in query_ranges(problem, most)]
         else:
             pieces = cut(problem, most, request.share == "adaptive")
         return Sheet(layer, request, problem, pieces, sources, files)
@@ -296,12 +296,12 @@ def _counts(sheets: list[Sheet], workers: int, engine: Engine) -> dict:
 
 
 class _Told:
-    """Makes the progress of a job: rows of all sheets, of which a piece answers a share."""
+    """Makes the progress of a job: rows of all sheets, of which a piece reads a share."""
 
     def __init__(self, sheets: list[Sheet], plan: Plan, meter: Meter, began: float):
-        self._total = sum(sheet.problem.q.rows or 0 for sheet in sheets)
+        self._total = sum(sheet.rows for sheet in sheets)
         self._plan, self._meter, self._began = plan, meter, began
-        self._before = sum(sheet.before for sheet in sheets)
+        self._before = sum(sheet.rows_of(at) for sheet in sheets for at in sheet.done)
         self.rows, self._bytes, self._sheets = self._before, 0, sheets
 
     def __call__(self, sheet: Sheet, at: int) -> Progress:

@@ -13,6 +13,7 @@ from streamattn_cli.engine.planning.value_units import in_units
 from streamattn_cli.engine.planning.variants import (
     answered_by_window,
     bend,
+    beside_config,
     cannot_bend,
     local_params,
     local_window,
@@ -24,6 +25,7 @@ from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.watch.events import Decision
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.inputs.checks import range_notes
+from streamattn_cli.rows.inputs.modelconfig import config_beside
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads, group_size
 from streamattn_cli.rows.tensors.ranges import RangeTensor
@@ -32,6 +34,9 @@ from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
+LOCAL_IS_CAUSAL = (
+    "{}: attention is local, a row sees those before it, and that is causal; give --causal, or --local none"
+)
 UNITS = "{}: values as far from 1 as 2^60 in the first rows: they are counted in powers of two"
 
 
@@ -54,11 +59,11 @@ def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Probl
     scale = _scale(request.scale, inputs, k.dim, notes)
     local = local_window(request, inputs, notes)
     if local and not (causal or growing):
-        raise UsageError(
-            f"{k.tensor.name}: attention is local, a row sees those before it, and that is causal; give --causal, or --local none"
-        )
+        raise UsageError(LOCAL_IS_CAUSAL.format(k.tensor.name))
     sinks = sink_logits(request, inputs, growing, notes)
     bent = bend(request, inputs, causal, growing, notes)
+    known = {"scale": scale, "local": local, "softcap": bent.cap or None} | ({} if growing else {"causal": causal})
+    notes += beside_config(request, inputs, known)
     method = request.method or ("poly" if request.sketches or request.eps else "nystrom")
     if local and method != "exact":
         request, why = answered_by_window(request, method, local)
@@ -204,8 +209,16 @@ def _causal(request: RunRequest, inputs: Inputs, notes: list[str]) -> bool:
     q, k, _ = inputs.parts
     interleaved = not q.tensor.seekable and q.tensor is k.tensor
     causal = bool(said) if said is not None else interleaved
-    why = "the file says so" if said is not None else "q, k and v come row by row" if causal else "the default"
+    why = (
+        f"{inputs.source('causal')} says so"
+        if said is not None
+        else "q, k and v come row by row"
+        if causal
+        else "the default"
+    )
     text = f"attention is {'causal' if causal else 'full'} ({why}; --causal or --full decides)"
+    beside = config_beside(request.inputs) if why == "the default" else None
+    text += f"; {beside} says more of it: --config {beside}" if beside else ""
     notes.append(Decision(text) if why == "the default" else text)
     return causal
 
@@ -213,7 +226,7 @@ def _causal(request: RunRequest, inputs: Inputs, notes: list[str]) -> bool:
 def _scale(word: str | None, inputs: Inputs, dim: int, notes: list[str]) -> float:
     if word is None:
         if "scale" in inputs.attrs:
-            notes.append(f"scale {inputs.attrs['scale']:g} is taken from the file")
+            notes.append(f"scale {inputs.attrs['scale']:g} is taken from {inputs.source('scale')}")
             word = str(inputs.attrs["scale"])
         else:
             word = "sqrt"
@@ -248,8 +261,8 @@ def _rope_of_file(inputs: Inputs, notes: list[str]) -> str | None:
         return None
     if pairs is None:
         notes.append(
-            f"the file says rope_theta, but not rope_pairs: with --rope {theta}:half or :interleaved, whichever is "
-            "true of it, nystrom errs by less"
+            f"{inputs.source('rope_theta')} says rope_theta, but not rope_pairs: with --rope {theta}:half or :interleaved, "
+            "whichever is true of it, nystrom errs by less"
         )
         return None
     try:
@@ -259,7 +272,7 @@ def _rope_of_file(inputs: Inputs, notes: list[str]) -> str | None:
             f"{inputs.parts[1].tensor.name}: attributes rope_theta {theta!r} and rope_pairs {pairs!r} are no rotation; expected "
             f"a number above 1 and {' or '.join(PAIRS)}; correct them, or say --rope"
         ) from None
-    notes.append(f"rope {float(theta):g}:{pairs} is taken from the file")
+    notes.append(f"rope {float(theta):g}:{pairs} is taken from {inputs.source('rope_theta')}")
     return word
 
 

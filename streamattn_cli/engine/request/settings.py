@@ -246,7 +246,7 @@ class ChanceSettings:
     """Random choices, and rows that are not finite."""
 
     seed: int = budget(
-        0, "Of every random choice: the audit's sample, rows that sample and balance keep.", decides=True
+        0, "Of every random choice: the audit's sample, rows that sample, reservoir and balance keep.", decides=True
     )
     nan_policy: str = budget(
         "error", "What to do with rows that are not finite.", choices=("error", "drop"), decides=True

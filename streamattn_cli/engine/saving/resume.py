@@ -71,7 +71,8 @@ def facts_of(problem: Problem, audit_rows: int) -> dict:
 
 def _borders(problem: Problem) -> list[str]:
     """Digests of where the sequences of queries and keys begin."""
-    edges = [h.several.edges.tobytes() for h in (problem.q, problem.k)]
+    several = [h.several for h in (problem.q, problem.k)]
+    edges = [s.edges.tobytes() + (b"" if s.skipped is None else s.skipped.tobytes()) for s in several]
     return [hashlib.sha256(each).hexdigest()[:32] for each in edges]
 
 
