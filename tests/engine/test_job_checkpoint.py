@@ -178,7 +178,7 @@ def test_full_attention_is_resumed_to_the_same_bytes(dump, whole_full, tmp_path,
     outcome = attend_spread(again, notes.append, Interrupts())
     assert made(tmp_path) == whole_full[0] and outcome.audit == whole_full[1].audit
     assert outcome.counts == whole_full[1].counts
-    assert Note(f"going on with a job of which {after - 2 * lost} of 12 pieces are answered") in notes
+    assert Note(f"resuming a job: {after - 2 * lost} of 12 pieces are answered") in notes
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.sattn", *sorted(whole_full[0])]
 
 

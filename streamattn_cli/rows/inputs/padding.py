@@ -36,7 +36,7 @@ def said_beside(spec: InputSpec, heads: dict[str, Heads], apart: bool, notes: li
         return spec
     if spec.rows or spec.q_rows or not apart:
         why = "rows were chosen by hand" if apart else "attend does, here all rows count"
-        notes.append(f"{', '.join(found.values())} of {spec.input} not heeded: {why}")
+        notes.append(f"{', '.join(found.values())} of {spec.input} ignored: {why}")
         return spec
     for kind, field in ((STARTS, "starts"), (MASKS, "lengths"), (LENGTHS, "lengths")):
         name = next((found[word] for word in kind if word in found), None)
