@@ -71,8 +71,8 @@ def sketch(
             )
         if resume:
             raise UsageError(
-                f"{side_by_side} with --resume: nothing is saved before all workers are done, so there is nothing to go on "
-                f"with; omit --resume to start again, or omit {side_by_side}: such a run is saved as it goes"
+                f"{side_by_side} with --resume: nothing is saved before all workers are done, so there is nothing to "
+                f"resume; omit --resume to start again, or omit {side_by_side}: such a run is saved as it goes"
             )
     files = input or []
     first = files[0] if files else None
@@ -95,7 +95,7 @@ def _check_target(output: str, may_be_there: bool, append: bool) -> None:
         raise UsageError(f"--append: there is no sketch {output} yet; omit --append to make it")
     if not may_be_there and os.path.isfile(output):
         raise UsageError(
-            f"{output}: there is a file already; --append adds to it, --resume goes on with it, --force replaces it"
+            f"{output}: there is a file already; --append adds to it, --resume continues it, --force replaces it"
         )
     if not append:
         check_sketch_name(output)

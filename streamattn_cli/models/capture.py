@@ -92,7 +92,7 @@ def run_capture(request: CaptureRequest, listener: Listener, interrupts: Interru
     """Capture, and say so to the listener, too.
 
     Raises the errors of loading a model, UsageError, NonFinite, MemoryBudget, OutputFailed, BrokenPipeError, those of a
-    checkpoint that does not fit, and Interrupted: then, and after any failure, a capture into files is gone on with by `resume`.
+    checkpoint that does not fit, and Interrupted: then, and after any failure, a capture into files is continued by `resume`.
     """
     job = _prepare(request)
     with ExitStack() as stack:
@@ -128,7 +128,7 @@ def _prepare(request: CaptureRequest) -> _Job:
     """Everything that can be refused, before a row is read."""
     given = request.settings
     if request.output == "-" and request.settings.resume:
-        raise UsageError("--resume: a pipe cannot be taken up again; write to a file")
+        raise UsageError("--resume: a pipe cannot be resumed; write to a file")
     found = find_model(request.model, given.threads)
     count = len(found.types)
     wanted = chosen_layers(given.layer, request.model, list(range(count)), count)
@@ -136,7 +136,7 @@ def _prepare(request: CaptureRequest) -> _Job:
     if read := {os.path.realpath(name) for name in outputs} & {
         os.path.realpath(name) for name in (request.model, *request.texts)
     }:
-        raise UsageError(f"-o {read.pop()}: is what is read; write to another file")
+        raise UsageError(f"-o {read.pop()}: is an input; write to another file")
     refuse_existing(outputs, request.force or request.settings.resume)
     ids = token_ids(found.tokenizer, request.texts, given.tokens)
     projected = _text_bytes(found, request, wanted, len(ids))

@@ -59,7 +59,7 @@ def is_hdf5(target: str) -> bool:
 
 
 def is_file(target: str) -> bool:
-    """Whether rows have places there, so that a capture can be gone on with."""
+    """Whether rows have places there, so that a capture can be resumed."""
     return target != "-" and (PLACE in target or not os.path.exists(target) or os.path.isfile(target))
 
 

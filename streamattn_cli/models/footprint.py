@@ -59,7 +59,8 @@ def shapes_of(config: Any, types: Sequence[str]) -> Shapes:
     plain = dim == value_dim and told("attn_logit_softcapping") is None and told("num_local_experts") is None
     copies = 2 if any(told(name) for name in SCALED_LOGITS) else 1
     windows = tuple(told("sliding_window") if kind == "sliding_attention" else None for kind in types)
-    return Shapes(windows, heads, key_heads, dim, value_dim, hidden, wide, told("vocab_size"), plain, copies)
+    more = {"wide": wide, "vocabulary": told("vocab_size"), "plain": plain, "logit_copies": copies}
+    return Shapes(windows, heads, key_heads, dim, value_dim, hidden, **more)
 
 
 def chunk_bytes(shapes: Shapes, chunk: int, tokens: int) -> int:

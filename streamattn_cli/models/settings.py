@@ -45,7 +45,7 @@ class CaptureSettings(TextSettings):
         read=partial(read_numbers, name="--heads"),
     )  # fmt: skip
     dtype: str = option(KINDS[0], f"{one_of(KINDS)}.", panel=BUDGET, choices=KINDS)
-    resume: bool = option(False, "Go on where an earlier capture into the same files was stopped.", panel=BUDGET)
+    resume: bool = option(False, "Continue an earlier capture into the same files.", panel=BUDGET)
 
     def __post_init__(self) -> None:
         super().__post_init__()

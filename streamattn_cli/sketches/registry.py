@@ -51,9 +51,7 @@ def find(name: str) -> Method:
         found: Method = import_module(BUILT_IN[name]).METHOD
         return found
     if name not in installed():
-        raise UsageError(
-            f"method {name}: there is none here; install the package that has it, or use one of {', '.join(names())}"
-        )
+        raise UsageError(f"method {name}: unknown; install the package that has it, or use one of {', '.join(names())}")
     from streamattn_cli.sketches.method import Method
 
     return plugins.load(installed()[name], Method, UsageError)

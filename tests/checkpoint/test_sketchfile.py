@@ -177,7 +177,7 @@ def test_a_sketch_larger_than_memory_is_refused(stream, tmp_path):
 
 
 @pytest.mark.parametrize(("history", "said"), [
-    ({"magic": {}}, "method magic: there is none here"),
+    ({"magic": {}}, "method magic: unknown; install"),
     ({"poly": {"magic": 1}}, "parameters that this version does not know"),
 ])  # fmt: skip
 def test_parameters_that_nobody_knows(stream, tmp_path, history, said):

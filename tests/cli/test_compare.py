@@ -138,7 +138,7 @@ def test_the_text_fits_its_terminal_and_holds_both_plots():
 
 
 def test_what_cannot_be_compared_is_refused():
-    refused("compare", HEADS, "--methods", "exact", code=2, words=["--methods exact", "leave it out"])
+    refused("compare", HEADS, "--methods", "exact", code=2, words=["--methods exact", "omit it"])
     refused("compare", HEADS, "--methods", "magic", code=2, words=["--methods magic", "nystrom"])
     refused("compare", HEADS, "--methods", "window:width=3", code=2, words=["'width=3' is not a setting", "sinks"])
     refused("compare", HEADS, "--memory", "1MiB,2MiB", code=2, words=["budget of one run", "--resident 1MiB,2MiB"])

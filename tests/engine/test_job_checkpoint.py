@@ -102,7 +102,7 @@ def test_a_stopped_job_is_resumed_to_the_same_bytes(dump, whole, tmp_path, kind,
     assert [layer.heads for layer in outcome.layers] == [layer.heads for layer in undisturbed.layers]
     before = after if after % 2 else after - 1
     assert outcome.rows == 600 and outcome.rows_before == 150 * before
-    assert Note(f"going on with a job of which {before} of {PIECES} pieces are answered") in notes
+    assert Note(f"resuming a job: {before} of {PIECES} pieces are answered") in notes
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -178,7 +178,7 @@ def test_full_attention_is_resumed_to_the_same_bytes(dump, whole_full, tmp_path,
     outcome = attend_spread(again, notes.append, Interrupts())
     assert made(tmp_path) == whole_full[0] and outcome.audit == whole_full[1].audit
     assert outcome.counts == whole_full[1].counts
-    assert Note(f"going on with a job of which {after - 2 * lost} of 12 pieces are answered") in notes
+    assert Note(f"resuming a job: {after - 2 * lost} of 12 pieces are answered") in notes
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.sattn", *sorted(whole_full[0])]
 
 

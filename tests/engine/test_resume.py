@@ -1,4 +1,4 @@
-"""A run or a sketch that was stopped and gone on with ends with the bytes of one that was not."""
+"""A run or a sketch that was stopped and resumed ends with the bytes of one that was not."""
 
 import json
 import os
@@ -454,7 +454,7 @@ def test_a_sketch_of_a_changed_source_is_refused(tmp_path):
 def test_an_unfinished_sketch_is_not_queried(stream, tmp_path):
     request = SketchRequest(keys_only(stream), str(tmp_path / "c.sattn"), block_rows=50, **POLY)
     assert not _once(sketch, request, 2)
-    with pytest.raises(CheckpointIncompatible, match="100 rows.*go on with --resume first"):
+    with pytest.raises(CheckpointIncompatible, match="100 rows.*finish it with --resume first"):
         answers(tmp_path / "c.sattn", stream, tmp_path / "x.npy")
 
 

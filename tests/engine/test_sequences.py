@@ -467,4 +467,4 @@ def test_the_file_says_where_sequences_are(parts, tmp_path, kind):
     with pytest.raises(InputMalformed, match=f"attribute {name} is .*expected numbers"):  # no file names another
         run(dump, **words)
     outcome = make_sketch(replace(dump, q=None), tmp_path / "s.sattn", method="window")
-    assert any(f"attribute {name} is not heeded: sequences" in note for note in outcome.notes)
+    assert any(f"attribute {name} is ignored: sequences" in note for note in outcome.notes)

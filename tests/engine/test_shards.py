@@ -138,7 +138,7 @@ def test_a_worker_that_is_killed_time_after_time_is_reported(short, tmp_path, mo
 
     monkeypatch.setattr(shards, "absorb_shard", _die)
     monkeypatch.setattr(tasks, "RETRIES", 1)
-    with pytest.raises(MemoryBudget, match="a worker ended without a word .* and 1 more that were given its work"):
+    with pytest.raises(MemoryBudget, match="a worker died .* and 1 more that were given its work"):
         make_sketch(keys_only(short), tmp_path / "x.sattn", shards=2, threads=1, engine="processes", **POLY)
 
 

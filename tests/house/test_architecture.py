@@ -80,6 +80,24 @@ def test_every_name_exists():
     assert unknown(PAGE) == []
 
 
+def misplaced(page):
+    """Names that are not defined in the file that the page says they are in."""
+    text = re.sub(r"\s+", " ", re.sub(r"^\|.*$", "", page, flags=re.MULTILINE))
+    said = re.findall(r"`(\w+)` (?:\(|in )`([\w/]+\.py)`", text)
+    assert len(said) > 30
+    paths = {file: (PACKAGE if (PACKAGE / file).exists() else TOP) / file for _, file in said}
+    defined = {file: re.findall(r"^ *(?:def |class )?(\w+)\b(?=[(:]| =)", path.read_text(), re.MULTILINE)
+               for file, path in paths.items()}  # fmt: skip
+    return [(name, file) for name, file in said if name not in defined[file]]
+
+
+def test_names_are_in_the_files_that_the_page_says():
+    assert misplaced(PAGE) == []
+    assert misplaced(f"{PAGE}\nSee `eta_seconds` in `report/live/progress.py`.") == [
+        ("eta_seconds", "report/live/progress.py")
+    ]
+
+
 @pytest.mark.parametrize("word", ["engine/attent.py", "make_plans", "--resident-row", "rows/hdf6*.py", "absorb it"])
 def test_a_name_that_does_not_exist_is_found(word):
     assert unknown(f"{PAGE}\nSee `{word}`.\n") == [word]

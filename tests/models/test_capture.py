@@ -211,7 +211,7 @@ def test_refusals_of_captures(folders, tmp_path):
         (2, "layer 0 has 0 to 1", "-o", tmp_path / "dump.h5", "--heads", "2"),
         (2, "--heads 1,x", "-o", tmp_path / "dump.h5", "--heads", "1,x"),
         (2, "--dtype f8", "-o", tmp_path / "dump.h5", "--dtype", "f8"),
-        (2, "cannot be taken up again", "-o", "-", "--layer", "1", "--resume"),
+        (2, "cannot be resumed", "-o", "-", "--layer", "1", "--resume"),
         (4, "701 are needed", "-o", tmp_path / "dump.h5", "--tokens", "701"),
     ):
         done = _run("capture", model, text, *words, error=StreamattnError)
@@ -219,7 +219,7 @@ def test_refusals_of_captures(folders, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["there.h5"]
     odd = shutil.copy(text, tmp_path / "text.npy")
     done = _run("capture", model, odd, "--layer", "1", "--force", "-o", odd, error=StreamattnError)
-    assert done.exception.code == 2 and "is what is read" in str(done.exception)
+    assert done.exception.code == 2 and "is an input" in str(done.exception)
     free = 4 * sum(p.numel() for p in load(model).network.parameters()) + 100_000
     done = _run("capture", model, text, "--layer", "2", "-o", "-", "--memory", free, error=StreamattnError)
     assert done.exception.code == 6 and "reading 700 tokens up to layer 2" in str(done.exception)

@@ -229,7 +229,7 @@ def test_two_scales_of_one_array_are_4(tmp_path):
 
 
 def test_a_sketch_is_of_one_scale(tmp_path):
-    """The identity of a source has it: a checkpoint is not gone on with when it has changed."""
+    """The identity of a source has it: a checkpoint is not resumed when it has changed."""
     codes, sources = make("f8e4m3", shape=(H, 300, D)), []
     for scale in (1.5, 1.25):
         path = write_safetensors(tmp_path / "x.safetensors", codes, "f8e4m3", k_scale=scale)

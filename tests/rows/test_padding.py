@@ -107,18 +107,18 @@ def test_masks_and_lengths_are_files_of_any_kind(tmp_path, parts):
     [
         ("lengths", LENGTHS, "lengths says which rows count (--lengths)"),
         ("layers.seq_lens", LENGTHS.astype("i4"), ""),
-        ("attention_mask", np.tri(T, dtype="i8"), "not heeded: shape (40, 40) found, expected (3, 40) of 0 and 1"),
-        ("attention_mask", RIGHT * 2, "not heeded"),
-        ("attention_mask", RIGHT.astype("f4"), "not heeded: expected whole numbers"),
-        ("lengths", np.array([40, 17, 1, 5]), "not heeded: its 4 numbers are not those of 3 batches"),
+        ("attention_mask", np.tri(T, dtype="i8"), "is ignored: shape (40, 40) found, expected (3, 40) of 0 and 1"),
+        ("attention_mask", RIGHT * 2, "is ignored"),
+        ("attention_mask", RIGHT.astype("f4"), "is ignored: expected whole numbers"),
+        ("lengths", np.array([40, 17, 1, 5]), "is ignored: its 4 numbers are not those of 3 batches"),
     ],
 )
-def test_what_does_not_fit_is_said_and_not_heeded(tmp_path, parts, name, array, told):
+def test_what_does_not_fit_is_said_and_ignored(tmp_path, parts, name, array, told):
     path = save(tmp_path / "dump.npz", parts | {name: array})
     mask = RIGHT if told.endswith("(--lengths)") else np.ones_like(RIGHT)
     assert told in check(path, parts, mask)
     if told:  # an option goes before it
-        assert "heeded" not in check(path, parts, RIGHT, "--lengths", "40,17,1")
+        assert "is ignored" not in check(path, parts, RIGHT, "--lengths", "40,17,1")
 
 
 def test_the_nearest_array_is_taken(tmp_path, parts):

@@ -117,7 +117,7 @@ def _complete(checkpoint: CheckpointWriter | None, saved: Saved, facts: dict, so
 
 def _resumed(saved: Saved, output: str) -> list[str]:
     """What to know of a run that is resumed."""
-    notes = [f"going on after row {saved.done} ({saved.phase})"]
+    notes = [f"resuming after row {saved.done} ({saved.phase})"]
     if saved.phase.answers and not saved.part:
         where = "standard output" if output == "-" else output
         notes.append(f"{where} begins with row {saved.done}; those before it were written earlier")

@@ -41,7 +41,7 @@ def parse_candidates(text: str) -> list[Candidate]:
 def _candidate(word: str) -> Candidate:
     method, *pairs = word.split(":")
     if method == "exact":
-        raise UsageError("--methods exact: exact attention is what the others are measured against; leave it out")
+        raise UsageError("--methods exact: exact attention is what the others are measured against; omit it")
     if method not in registry.names():
         known = sorted(name for name in registry.names() if name != "exact")
         raise UsageError(f"--methods {method}: unknown; use some of {', '.join(known)}")

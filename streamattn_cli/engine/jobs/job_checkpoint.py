@@ -136,7 +136,7 @@ class JobCheckpoint:
 
 
 def _facts(sheets: list[Sheet]) -> dict:
-    """What must agree for a job to be gone on with: that of its first sheet in words, of all in a digest."""
+    """What must agree for a job to be resumed: that of its first sheet in words, of all in a digest."""
     every = [
         facts_of(sheet.problem, sheet.problem.request.audit)
         | {"own": sheet.facts(), "pieces": [p.name for p in sheet.pieces]}

@@ -71,21 +71,21 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
     facts = json.loads(meta["params"])
     if "sketches" in facts:
         raise CheckpointIncompatible(f"{name}: a run with --sketches {facts['sketches']['kind']}, which answers no "
-                                     "other queries than its own; go on with attend --resume")  # fmt: skip
+                                     "other queries than its own; continue with attend --resume")  # fmt: skip
     if "job" in facts:
         raise CheckpointIncompatible(
-            f"{name}: of a job in pieces, which has no sketch to query; go on with attend --resume"
+            f"{name}: of a job in pieces, which has no sketch to query; continue with attend --resume"
         )
     if facts.get("head") is None:
         raise CheckpointIncompatible(f"{name}: made by --method {meta['method']}, which keeps no sketch to query")
     if facts["mode"] == "causal":
-        raise CheckpointIncompatible(f"{name}: a causal run, whose state answers only its own next rows; go on with "
+        raise CheckpointIncompatible(f"{name}: a causal run, whose state answers only its own next rows; continue with "
                                      "attend --resume")  # fmt: skip
     if "sequences" in facts:
-        raise CheckpointIncompatible(f"{name}: a run of several sequences, whose state is that of one of them; go on with "
+        raise CheckpointIncompatible(f"{name}: a run of several sequences, whose state is that of one of them; continue with "
                                      "attend --resume")  # fmt: skip
     if meta["phase"] == Phase.KEYS:
-        raise CheckpointIncompatible(f"{name}: its keys were not absorbed to the end ({meta['rows']} rows); go on with "
+        raise CheckpointIncompatible(f"{name}: its keys were not absorbed to the end ({meta['rows']} rows); finish it with "
                                      "--resume first")  # fmt: skip
     try:
         params = HeadParams.from_dict(facts["head"])
@@ -118,7 +118,7 @@ def sketch(request: SketchRequest, listener: Listener, interrupts: Interrupts) -
         if saved:
             problem = continued(problem, saved, request.skip_rows)
         plan = make_plan(problem)
-        announce(plan, listener, [f"going on after row {saved.done}"] if saved else [])
+        announce(plan, listener, [f"resuming after row {saved.done}"] if saved else [])
         with measured(plan, listener, interrupts) as ceremony:
             own = Saver(writer, facts, {"absorbed": sources}, request.checkpoint_every)
             saver = None if before else own  # a sketch that is added to keeps what it had until the end
@@ -154,11 +154,11 @@ def learning_from_input(request: SketchRequest) -> SketchRequest:
 
 
 def _saved(request: SketchRequest, facts: dict, sources: list[dict]) -> Saved | None:
-    """The unfinished sketch to go on with, None to begin. Raises SourceChanged where the input is another one."""
+    """The unfinished sketch to resume, None to begin. Raises SourceChanged where the input is another one."""
     if not checkpoint_there(request.output, request):
         return None
     saved = read_saved(request.output, request.memory, facts, {})
-    check_same(saved.name, absorbed(saved.meta), sources, "go on with the original input, or make another sketch")
+    check_same(saved.name, absorbed(saved.meta), sources, "resume with the original input, or make another sketch")
     return saved
 
 
@@ -230,7 +230,7 @@ def units_of(facts: dict) -> tuple[float, ...] | None:
 
 
 def sketch_facts(problem: Problem) -> dict:
-    """What must be the same for a sketch to be gone on with, and what it is queried and merged by."""
+    """What must be the same for a sketch to be resumed, and what it is queried and merged by."""
     facts = problem.facts()
     shapes = {name: facts["shapes"][name] for name in ("kv_heads", "dim", "value_dim")}
     kept = {name: facts[name] for name in ("method", "mode", "scale", "seed", "precision")}

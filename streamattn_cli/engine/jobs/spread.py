@@ -175,7 +175,7 @@ def _saving(saved: JobCheckpoint | None, joint: Joint | None) -> Iterator[None]:
 def _resumed(sheets: list[Sheet]) -> list[str]:
     """A note on what an earlier run has done."""
     done, all_ = (sum(map(len, each)) for each in ([s.done for s in sheets], [s.pieces for s in sheets]))
-    return [f"going on with a job of which {done} of {all_} pieces are answered"] if done else []
+    return [f"resuming a job: {done} of {all_} pieces are answered"] if done else []
 
 
 def plan_spread(request: AttendRequest) -> Plan:

@@ -188,8 +188,8 @@ def _result(future: Future[R], interrupts: Interrupts) -> R:
 
 def _worker_lost(error: BaseException) -> MemoryBudget:
     return MemoryBudget(
-        f"a worker ended without a word ({type(error).__name__}: {error}), and {RETRIES} more that were given its work; systems "
-        "that run out of memory kill: allow fewer workers (--threads) or less memory, and look at the workers' log"
+        f"a worker died ({type(error).__name__}: {error}), and {RETRIES} more that were given its work; the system may have run "
+        "out of memory: allow fewer workers (--threads) or less memory, and look at the workers' log"
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from streamattn_cli.engine.audit.audit import Auditing
 from streamattn_cli.engine.audit.estimate import Design
+from streamattn_cli.engine.jobs.candidates import KINDS
 from streamattn_cli.engine.jobs.ceremony import measured
 from streamattn_cli.engine.jobs.executors import Stop
 from streamattn_cli.engine.jobs.tasks import SEEN, identities, in_worker
@@ -170,9 +171,5 @@ def attempt(
 def _changed(request: RunRequest) -> dict:
     """What of a request decides its method, as options of `attend`."""
     plain = RunRequest(request.inputs)
-    names = (
-        "method", "resident_rows", "effort", "bits", "score", "sinks", "window", "buffer", "atoms", "degree", "polynomial",
-        "beta",
-    )  # fmt: skip
-    values = {name: getattr(request, name) for name in names}
+    values = {name: getattr(request, name) for name in ("method", "resident_rows", *KINDS)}
     return {name: value for name, value in values.items() if value != getattr(plain, name)}

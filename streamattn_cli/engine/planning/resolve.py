@@ -34,6 +34,9 @@ from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
+LOCAL_IS_CAUSAL = (
+    "{}: attention is local, a row sees those before it, and that is causal; give --causal, or --local none"
+)
 UNITS = "{}: values as far from 1 as 2^60 in the first rows: they are counted in powers of two"
 
 
@@ -56,16 +59,11 @@ def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Probl
     scale = _scale(request.scale, inputs, k.dim, notes)
     local = local_window(request, inputs, notes)
     if local and not (causal or growing):
-        raise UsageError(
-            f"{k.tensor.name}: attention is local, a row sees those before it, and that is causal; give --causal, or --local none"
-        )
+        raise UsageError(LOCAL_IS_CAUSAL.format(k.tensor.name))
     sinks = sink_logits(request, inputs, growing, notes)
     bent = bend(request, inputs, causal, growing, notes)
-    notes += beside_config(
-        request,
-        inputs,
-        {"scale": scale, "local": local, "softcap": bent.cap or None} | ({} if growing else {"causal": causal}),
-    )
+    known = {"scale": scale, "local": local, "softcap": bent.cap or None} | ({} if growing else {"causal": causal})
+    notes += beside_config(request, inputs, known)
     method = request.method or ("poly" if request.sketches or request.eps else "nystrom")
     if local and method != "exact":
         request, why = answered_by_window(request, method, local)

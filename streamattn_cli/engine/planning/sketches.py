@@ -141,7 +141,7 @@ def _check_request(problem: Problem, kind: str) -> None:
     if r.nan_policy == "drop":
         raise CannotMeet(
             f"--nan-policy drop with --sketches {kind}: a row dropped from v would still count in prod through its "
-            "key, which came by on its own. Mend the input, or use --sketches exact"
+            "key, which was read on its own. Correct the input, or use --sketches exact"
         )
 
 

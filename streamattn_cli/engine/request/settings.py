@@ -14,6 +14,7 @@ from streamattn_cli.sketches import registry
 from streamattn_cli.units import parse_size
 
 METHODS = tuple(sorted(registry.BUILT_IN))
+METHODS_TO_COMPARE = tuple(name for name in registry.BUILT_IN if name not in ("nystrom", "poly", "exact"))
 EFFORTS = ("fast", "default", "best")
 ORDERS = {"exact": ("kvq",), "psi": ("kvq", "vkq"), "phi": ("kqv", "kvq"), "paper": ("kqv", "kvq", "vkq")}
 
@@ -126,7 +127,7 @@ class MethodSettings:
 
     method: str | None = attention(
         None,
-        "nystrom, poly, exact, or auto to decide by the input; to compare: window, evict, sample, reservoir, balance, wildcat.",
+        f"nystrom, poly, exact, or auto to decide by the input; to compare: {', '.join(METHODS_TO_COMPARE)}.",
         shown="nystrom",
         choices=(*METHODS, "auto"),
         others=registry.names,

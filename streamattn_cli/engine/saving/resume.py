@@ -1,4 +1,4 @@
-"""Going on with a run: what its checkpoint must agree with, and where its inputs and its output are taken up again."""
+"""Resuming a run: what its checkpoint must agree with, and where its inputs and its output are taken up again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Saved:
 
 
 def facts_of(problem: Problem, audit_rows: int) -> dict:
-    """What must be the same for a run to be gone on with; block sizes, threads and budgets may change."""
+    """What must be the same for a run to be resumed; block sizes, threads and budgets may change."""
     facts = problem.facts()
     if problem.params:
         facts["head"] = problem.params.to_dict()
@@ -83,7 +83,7 @@ def sources_of(problem: Problem, whole: bool = False) -> dict[str, dict]:
 
 
 def checkpoint_there(name: str | None, settings: ResumeSettings) -> bool:
-    """Whether there is a checkpoint of this name to go on with. Raises UsageError where nobody said whether to."""
+    """Whether there is a checkpoint of this name to resume. Raises UsageError where nobody said whether to."""
     if name is None:
         if settings.resume:
             raise UsageError("--resume needs --checkpoint FILE")
@@ -98,7 +98,7 @@ def checkpoint_there(name: str | None, settings: ResumeSettings) -> bool:
 
 
 def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dict]) -> Saved | None:
-    """The checkpoint to go on with, None to begin. Raises UsageError, and the errors of a checkpoint that does not fit."""
+    """The checkpoint to resume, None to begin. Raises UsageError, and the errors of a checkpoint that does not fit."""
     name = request.checkpoint
     if not checkpoint_there(name, request) or name is None:
         return None
@@ -139,7 +139,7 @@ def _phase(name: str, meta: Mapping[str, str]) -> Phase:
         return Phase(meta["phase"])
     except ValueError as error:
         raise CheckpointIncompatible(
-            f"{name}: stands in a phase {meta['phase']!r} that this version does not know; use the version of streamattn "
+            f"{name}: is in a phase {meta['phase']!r} that this version does not know; use the version of streamattn "
             f"that wrote it ({meta.get('created_by')})"
         ) from error
 
@@ -191,6 +191,6 @@ def continued(problem: Problem, saved: Saved, skip_rows: int | None) -> Problem:
 
 
 def check_saveable(output: Writer | None) -> None:
-    """Refuse outputs that cannot be gone on with."""
+    """Refuse outputs that cannot be resumed."""
     if output and output.unresumable:
         raise UsageError(f"{output.name}: {output.unresumable}")

@@ -116,7 +116,7 @@ class Saver:
 
 
 def describe(facts: Mapping, phase: str, done: int, sources: Mapping[str, object], output: Mapping | None) -> dict:
-    """The metadata of a checkpoint: strings only. `facts` are what must agree for it to be gone on with."""
+    """The metadata of a checkpoint: strings only. `facts` are what must agree for it to be resumed."""
     meta = {
         "method": str(facts["method"]),
         "schema": str(SCHEMA),
@@ -131,7 +131,7 @@ def describe(facts: Mapping, phase: str, done: int, sources: Mapping[str, object
 
 
 def check_facts(name: str, meta: Mapping[str, str], facts: Mapping) -> None:
-    """Refuse (exit 8) to go on with a checkpoint of another schema or of a run with other settings, naming them."""
+    """Refuse (exit 8) to resume a checkpoint of another schema or of a run with other settings, naming them."""
     check_schema(name, meta)
     before, now = json.loads(meta["params"]), json.loads(canonical_json(facts))
     changed = [f"{path}: {a!r} there, {b!r} here" for path, a, b in _unequal("", before, now)]
@@ -159,7 +159,7 @@ def check_sources(name: str, meta: Mapping[str, str], sources: Mapping[str, dict
         changed = differences(before.get(part, {}), now)
         if changed:
             raise SourceChanged(
-                f"{name}: the input for {part} is not the one it was made from ({', '.join(changed)} changed); go on with "
+                f"{name}: the input for {part} is not the one it was made from ({', '.join(changed)} changed); resume with "
                 "the original input, or start again without --resume"
             )
 

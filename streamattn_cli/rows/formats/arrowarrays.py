@@ -119,7 +119,7 @@ def _piece(message: Message, schema: pa.Schema, column: str, row: int, label: st
     try:
         for level in range(depth):
             if message.batch.struct(1, nodes + level)[1]:
-                raise InputMalformed(f"{label}: has nulls, expected a number everywhere; leave out or fill these rows")
+                raise InputMalformed(f"{label}: has nulls, expected a number everywhere; omit or fill these rows")
         where, stored = message.batch.struct(2, buffers + depth)
         codec = message.batch.table(3).number(0, "b") if message.batch.has(3) else None
     except (struct.error, ValueError) as error:
@@ -139,7 +139,7 @@ def _counts(kind: pa.DataType, label: str) -> tuple[int, int]:
     if pa.types.is_dictionary(kind):
         return 1, 2
     if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
-        raise InputMalformed(f"{label}: lies behind a column of {kind}, whose size is not known; leave that out")
+        raise InputMalformed(f"{label}: lies behind a column of {kind}, whose size is not known; omit that column")
     own = kind.num_buffers
     below = [_counts(kind.field(i).type, label) for i in range(kind.num_fields)]
     return 1 + sum(nodes for nodes, _ in below), own + sum(count for _, count in below)

@@ -122,7 +122,7 @@ class ParquetTensor:
         while found.null_count == 0 and pa.types.is_fixed_size_list(found.type):
             found = found.flatten()
         if found.null_count:
-            raise InputMalformed(f"{self.name}: has nulls, expected a number everywhere; leave out or fill these rows")
+            raise InputMalformed(f"{self.name}: has nulls, expected a number everywhere; omit or fill these rows")
         numbers: np.ndarray = found.to_numpy(zero_copy_only=True)
         return numbers.view(DTYPES[self.dtype].holder).reshape(rows, self.width)
 

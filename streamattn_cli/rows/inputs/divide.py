@@ -57,13 +57,13 @@ class SequenceTensor:
 
 def said_of_sequences(spec: InputSpec, attrs: dict, apart: bool, notes: list[str]) -> InputSpec:
     """The spec with --lengths or --starts as the file's attributes say it, unless an option does. A note says where they
-    are not heeded."""
+    are ignored."""
     name = next((name for name in ("lengths", "starts") if name in attrs), None)
     if name is None or spec.lengths or spec.starts:
         return spec
     if spec.rows or spec.q_rows or not apart:
         why = "rows were chosen by hand" if apart else "sequences are not told apart here"
-        notes.append(f"attribute {name} is not heeded: {why}")
+        notes.append(f"attribute {name} is ignored: {why}")
         return spec
     word = said(attrs[name], f"{spec.input or spec.k}: attribute {name}")
     notes.append(f"{name} is taken from the file")

@@ -24,7 +24,7 @@ TOKENS = 1 << 20  # numbers in such an array are at most so many more than there
 
 def said_beside(spec: InputSpec, heads: dict[str, Heads], apart: bool, notes: list[str]) -> InputSpec:
     """The spec with --lengths or --starts of such an array in the input, unless an option or an attribute says them. A note says
-    what is taken, and what is there and is not heeded. Raises InputMalformed for a mask that has holes."""
+    what is taken, and what is there and is ignored. Raises InputMalformed for a mask that has holes."""
     k = heads.get("k")
     if spec.input is None or spec.input == "-" or spec.lengths or spec.starts or k is None:
         return spec
@@ -36,7 +36,7 @@ def said_beside(spec: InputSpec, heads: dict[str, Heads], apart: bool, notes: li
         return spec
     if spec.rows or spec.q_rows or not apart:
         why = "rows were chosen by hand" if apart else "attend does, here all rows count"
-        notes.append(f"{', '.join(found.values())} of {spec.input} not heeded: {why}")
+        notes.append(f"{', '.join(found.values())} of {spec.input} ignored: {why}")
         return spec
     for kind, field in ((STARTS, "starts"), (MASKS, "lengths"), (LENGTHS, "lengths")):
         name = next((found[word] for word in kind if word in found), None)
@@ -44,7 +44,7 @@ def said_beside(spec: InputSpec, heads: dict[str, Heads], apart: bool, notes: li
             continue
         why = _unfit(place, name, k, kind)
         if why:
-            notes.append(f"{place.path}:{name} is not heeded: {why}")
+            notes.append(f"{place.path}:{name} is ignored: {why}")
             continue
         more: dict[str, Any] = {field: f"{place.path}:{name}"}
         if kind is STARTS and (queries := next((found[word] for word in QUERY_STARTS if word in found), None)):

@@ -26,7 +26,7 @@ class RangeTensor:
         there = base.rows
         if first < 0 or (stop is not None and stop <= first) or (there is not None and first >= there):
             raise UsageError(
-                f"{base.name}: rows {first}:{'' if stop is None else stop} are none of its "
+                f"{base.name}: rows {first}:{'' if stop is None else stop} are outside its "
                 f"{'rows' if there is None else f'{there} rows'}"
             )
         self.note: str | None = None

@@ -180,7 +180,7 @@ class JointFile:
         self._told.append((dataset, None))
 
     def keep(self) -> str:
-        """From now on `abort` leaves the unfinished file, for a later run to go on with; returns its name in the folder."""
+        """From now on `abort` leaves the unfinished file, for a later run to continue; returns its name in the folder."""
         self._lasting = True
         return self._temporary.part
 

@@ -56,7 +56,7 @@ class Temporary:
         return os.path.basename(self.path)
 
     def keep(self) -> None:
-        """Close it without a commit, for a later run to go on with."""
+        """Close it without a commit, for a later run to continue."""
         self._close()
 
     def commit(self) -> None:

@@ -199,9 +199,7 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
     """The window lies in the history, whose newest rows it never drops: attention on them must be counted."""
     bits, score = options.bits or 0, options.score
     if options.bits is not None and bits not in BITS:
-        raise UsageError(
-            f"--bits {bits}: use {one_of(tuple(map(str, BITS)))}, or leave it out to keep rows as they are"
-        )
+        raise UsageError(f"--bits {bits}: use {one_of(tuple(map(str, BITS)))}, or omit it to keep rows as they are")
     if score == "last" and not causal:
         raise UsageError(
             "--score last is of causal attention, where queries pass with their keys; use mass or expected"
