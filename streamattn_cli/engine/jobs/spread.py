@@ -79,7 +79,10 @@ def _run(
         if joint:
             stack.callback(joint.abort)
         first = next(sheets[0].plans(share))
-        with measured(plan, listener, interrupts, like=first) as ceremony, engine.open(workers) as workforce:
+        with (
+            measured(plan, listener, interrupts, like=first) as ceremony,
+            engine.open(workers, interrupts) as workforce,
+        ):
             check_room(workforce, plan)
             do = answer_piece if engine.apart else partial(answer_piece, stop=workforce.stop)
             outputs = Outputs(_job(request, share, engine), joint, stack, interrupts, saved.tag if saved else None)
@@ -203,7 +206,7 @@ def _give_shares(
     warm(next(sheets[0].plans(share)), listener)
     job = _job(request, share, engine)
     tasks = [task for sheet, trial in zip(sheets, trials, strict=True) for task in trial_tasks(trial, sheet.of(job))]
-    with engine.open(workers) as workforce:
+    with engine.open(workers, interrupts) as workforce:
         check_room(workforce, plan)
         do = answer_piece if engine.apart else partial(answer_piece, stop=workforce.stop)
         audits = [answered.audit for answered in in_order(workforce, do, tasks, interrupts)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from streamattn_cli.engine.audit.together import of_layers
+from streamattn_cli.engine.jobs.streams import MOST_STREAMS
+from streamattn_cli.engine.jobs.streams import of_layers as of_streams
 from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Failed, LayerResult, Outcome
 from streamattn_cli.errors import StreamattnError
@@ -26,7 +28,11 @@ def together(request: AttendRequest, layers: list[Layer], results: list[Outcome 
     if "head_rows" in params[0]:
         rows, size = [n for each in params for n in each["head_rows"]], sum(each["resident_bytes"] for each in params)
         facts = facts | {"params": params[0] | {"head_rows": rows, "resident_bytes": size}}
-    parts = tuple(_part(layer, result) for layer, result in zip(layers, results, strict=True))
+    pairs = list(zip(layers, results, strict=True))
+    done = [layer for layer, result in pairs if isinstance(result, Outcome)]
+    sheets, streams = of_streams(done, outcomes)
+    told = sum(len(outcome.audit.heads) for outcome in outcomes if outcome.audit) <= MOST_STREAMS
+    parts = tuple(_part(layer, result, told) for layer, result in pairs)
     audits = [outcome.audit for outcome in outcomes if outcome.audit]
     return replace(
         last,
@@ -43,6 +49,8 @@ def together(request: AttendRequest, layers: list[Layer], results: list[Outcome 
         notes=tuple(dict.fromkeys(note for o in outcomes for note in o.notes)),
         series={},
         layers=parts,
+        sheets=sheets,
+        streams=streams,
     )
 
 
@@ -51,14 +59,15 @@ def _sizes(outcomes: list[Outcome], key: str) -> list[int]:
     return [outcome.memory[key] for outcome in outcomes if outcome.memory.get(key) is not None]
 
 
-def _part(layer: Layer, result: Outcome | StreamattnError) -> LayerResult:
+def _part(layer: Layer, result: Outcome | StreamattnError, heads: bool) -> LayerResult:
+    """What there is to say of a layer; heads: of each of its query heads, too."""
     if isinstance(result, StreamattnError):
         return LayerResult(layer.number, layer.group, 0, 0.0, None, None, None, failed=Failed(str(result), result.code))
     audit = result.audit
     return LayerResult(
         layer.number, layer.group, result.rows, result.seconds, result.memory.get("peak"), result.output,
         audit.method if audit else None,
-        tuple(head.error for head in audit.heads) if audit else (), tuple(result.facts["params"].get("head_rows", ())),
+        tuple(head.error for head in audit.heads) if audit and heads else (), tuple(result.facts["params"].get("head_rows", ())),
     )  # fmt: skip
 
 

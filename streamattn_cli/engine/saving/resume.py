@@ -91,8 +91,8 @@ def checkpoint_there(request: AttendRequest) -> bool:
         if request.checkpoint_every != AttendRequest.checkpoint_every:
             raise UsageError(f"--checkpoint-every {request.checkpoint_every} needs --checkpoint FILE")
         return False
-    if not os.path.exists(name) or (request.force and not request.resume):
-        return False
+    if not os.path.isfile(name) or (request.force and not request.resume):
+        return False  # of what is no file, its writer says why it cannot be one
     if not request.resume:
         raise UsageError(f"{name}: there is a checkpoint already; continue with --resume, or start again with --force")
     return True
