@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -100,8 +101,12 @@ def _threads(_engine: Engine, workers: int) -> Iterator[Opened]:
 
 @contextmanager
 def _processes(_engine: Engine, workers: int) -> Iterator[Opened]:
-    with _Processes(workers) as executor:
-        yield Opened(executor, executor, workers + 1)
+    executor = _Processes(workers)
+    try:
+        with executor:
+            yield Opened(executor, executor, workers + 1)
+    finally:
+        executor.give_back()
 
 
 class _Processes(Executor):
@@ -130,6 +135,11 @@ class _Processes(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See Executor."""
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+    def give_back(self) -> None:
+        """Give back the named semaphores of a pool that is shut down: a signal may end the program before Python does that."""
+        del self._pool, self._stop
+        gc.collect()
 
     def is_set(self) -> bool:
         """See Stop."""
