@@ -23,7 +23,7 @@ from streamattn_cli.engine.jobs.shares import shares, tried
 from streamattn_cli.engine.jobs.shares import tasks as trial_tasks
 from streamattn_cli.engine.jobs.sheet import Outputs, Sheet
 from streamattn_cli.engine.jobs.sheets import Joint, joint_file, sheets_of
-from streamattn_cli.engine.jobs.summary import together
+from streamattn_cli.engine.jobs.summary import left_out, together
 from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order
 from streamattn_cli.engine.passes.open_run import check_output
 from streamattn_cli.engine.passes.warm import warm
@@ -106,6 +106,8 @@ def _run(
             outcome = one if isinstance(one, Outcome) and not layers else together(request, layers, ended)
             if joint:
                 joint.commit()
+                for note in left_out(request.output, layers, ended):
+                    listener(note)
             if saved:
                 saved.save(None, Phase.DONE)
         outcome = replace(outcome, seconds=time.monotonic() - began)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from streamattn_cli.engine.audit.together import of_layers
+from streamattn_cli.engine.jobs.sheets import is_joint
 from streamattn_cli.engine.jobs.streams import MOST_STREAMS
 from streamattn_cli.engine.jobs.streams import of_layers as of_streams
 from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.watch.events import Failed, LayerResult, Outcome
+from streamattn_cli.engine.watch.events import Failed, LayerResult, Note, Outcome
 from streamattn_cli.errors import StreamattnError
-from streamattn_cli.rows.inputs.layers import Layer
+from streamattn_cli.rows.inputs.layers import PLACE, Layer
 
 
 def together(request: AttendRequest, layers: list[Layer], results: list[Outcome | StreamattnError]) -> Outcome:
@@ -52,6 +54,21 @@ def together(request: AttendRequest, layers: list[Layer], results: list[Outcome 
         sheets=sheets,
         streams=streams,
     )
+
+
+def left_out(output: str, layers: list[Layer], results: list[Outcome | StreamattnError]) -> list[Note]:
+    """How layers that failed get answers later, where one file holds those of all: it is complete, and takes no more."""
+    pairs = zip(layers, results, strict=True)
+    numbers = ",".join(str(layer.number) for layer, result in pairs if isinstance(result, StreamattnError))
+    if not numbers or not is_joint(output):
+        return []
+    stem, ending = os.path.splitext(output)
+    again = f"--layer {numbers} -o '{stem}-{PLACE}{ending}'"
+    return [
+        Note(
+            f"{output} is complete without layers {numbers}; the same command with {again} answers them when they are mended"
+        )
+    ]
 
 
 def _sizes(outcomes: list[Outcome], key: str) -> list[int]:
