@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from clirun import FILES, record_bytes, run, save_heads, start, wait_until
+from clirun import FILES, listing, record_bytes, run, save_heads, start, wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/wchan").exists(), reason="looks at /proc to see where it waits")
 ROWS = np.random.default_rng(0).standard_normal((2000, 24)).astype(np.float32)
@@ -165,3 +166,26 @@ def _waits_in(process, *places, main=True):
     """Whether the main thread (or another one) waits in one of these functions of the system."""
     tasks = [task for task in Path(f"/proc/{process.pid}/task").iterdir() if (task.name == str(process.pid)) == main]
     return any(place in (task / "wchan").read_text() for task in tasks for place in places)
+
+
+def test_processes_leave_nothing_when_a_second_signal_ends_the_run(tmp_path):
+    """Ctrl-C goes to all of them: no word of Python's about semaphores or from a process that starts, and no file."""
+    rng = np.random.default_rng(0)
+    parts = [word for part in "qkv" for word in (f"--{part}", f"{part}.npy")]
+    for part in "qkv":
+        np.save(tmp_path / f"{part}.npy", rng.standard_normal((40_000, 2, 16)).astype("f4"))
+    words = (*parts, "--layout", "THD", "--full", "--resident-rows", "256", "--engine", "processes", "--threads", "2")
+    before = listing(tmp_path)
+    more = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    said = ""
+    with start("attend", *words, "-o", "out.npy", "--log-json", "--progress-every", "0", **more) as process:
+        while '"progress"' not in (line := process.stderr.readline()):
+            said += line
+        for _ in range(2):  # a third would not wait for the cleaning up
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.1)
+        said += process.stderr.read()
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert [word for word in ("Traceback", "semaphore", "KeyboardInterrupt") if word in said] == []
+    assert listing(tmp_path) == before

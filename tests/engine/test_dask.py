@@ -10,8 +10,9 @@ import pytest
 from hypothesis import settings
 from keptruns import POLY, keys_only, make_sketch, not_warmed, save_stream, silent  # noqa: F401
 
-from streamattn_cli.engine.jobs.spread import attend_spread
-from streamattn_cli.engine.request.requests import AttendRequest
+from streamattn_cli.engine.jobs.compare import compare
+from streamattn_cli.engine.jobs.spread import attend_spread, query_spread
+from streamattn_cli.engine.request.requests import AttendRequest, CompareRequest, QueryRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import InputMissing, MemoryBudget
 
@@ -33,49 +34,70 @@ def _cluster(memory_limit=0):
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """Two workers for all tests that do not care for their memory."""
+    with _cluster() as cluster:
+        yield cluster
+
+
 def _stream(folder):
     return keys_only(save_stream(folder, 200_000, heads=2, dim=8))
 
 
-def test_a_cluster_gives_the_bytes_of_threads_also_when_a_worker_dies(tmp_path):
+def test_query_and_compare_have_the_figures_of_threads(tmp_path, cluster):
+    spec, engines = save_stream(tmp_path, 1500, heads=2, dim=8), ("threads", f"dask={cluster.scheduler_address}")
+    sketch = str(tmp_path / "s.sattn")
+    make_sketch(spec, sketch, resident_rows=64)
+    files, audits, trials = [], [], []
+    for at, engine in enumerate(engines):
+        out = tmp_path / f"{at}.npy"
+        request = QueryRequest(spec, sketch=sketch, output=str(out), engine=engine, audit=16)
+        audits.append(query_spread(request, silent, Interrupts()).audit)
+        files.append(out.read_bytes())
+        words = {"methods": "nystrom,window", "budgets": (64,), "audit": 16, "threads": 1}
+        found = compare(CompareRequest(spec, causal=True, engine=engine, **words), silent, Interrupts())
+        trials.append([(trial.label, trial.audit, trial.refused) for trial in found.trials])
+    assert files[0] == files[1] and audits[0] == audits[1] and trials[0] == trials[1]
+    assert [refused for _, _, refused in trials[0]] == [None, None]
+
+
+def test_a_cluster_gives_the_bytes_of_threads_also_when_a_worker_dies(tmp_path, cluster):
     spec, words = _stream(tmp_path), POLY | {"degree": 4, "shards": SHARDS}
     make_sketch(spec, tmp_path / "threads.sattn", **words)
     expected = (tmp_path / "threads.sattn").read_bytes()
-    with _cluster() as cluster:
-        engine = f"dask={cluster.scheduler_address}"
-        make_sketch(spec, tmp_path / "calm.sattn", engine=engine, **words)
-        assert (tmp_path / "calm.sattn").read_bytes() == expected
-        for number in range(KILLS):
-            killed, done = [], threading.Event()
-            killer = threading.Thread(target=_kill_one, args=(cluster, killed, done))
-            killer.start()
-            make_sketch(spec, tmp_path / f"{number}.sattn", engine=engine, **words)
-            done.set()
-            killer.join()
-            assert len(killed) == 1
-            assert (tmp_path / f"{number}.sattn").read_bytes() == expected
+    engine = f"dask={cluster.scheduler_address}"
+    make_sketch(spec, tmp_path / "calm.sattn", engine=engine, **words)
+    assert (tmp_path / "calm.sattn").read_bytes() == expected
+    for number in range(KILLS):
+        killed, done = [], threading.Event()
+        killer = threading.Thread(target=_kill_one, args=(cluster, killed, done))
+        killer.start()
+        make_sketch(spec, tmp_path / f"{number}.sattn", engine=engine, **words)
+        done.set()
+        killer.join()
+        assert len(killed) == 1
+        assert (tmp_path / f"{number}.sattn").read_bytes() == expected
 
 
 def _attend(spec, path, **words):
-    request = AttendRequest(spec, str(path), causal=True, audit=32, resident_rows=64, **words)
+    request = AttendRequest(spec, str(path), **{"causal": True, "audit": 32, "resident_rows": 64} | words)
     attend_spread(request, silent, Interrupts())
     return path.read_bytes(), (path.parent / f"{path.name}.json").read_bytes()
 
 
-def test_attend_has_the_same_bytes_also_when_a_worker_dies(tmp_path, monkeypatch):
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+def test_attend_has_the_same_bytes_also_when_a_worker_dies(tmp_path, monkeypatch, cluster, causal):
     monkeypatch.setattr("streamattn_cli.engine.jobs.ceremony.warm", lambda plan, listener: None)
-    spec = save_stream(tmp_path, 12_000, heads=12, dim=8)
-    expected = _attend(spec, tmp_path / "threads.npy", engine="threads")
-    with _cluster() as cluster:
-        engine = f"dask={cluster.scheduler_address}"
-        assert _attend(spec, tmp_path / "calm.npy", engine=engine) == expected
-        killed, done = [], threading.Event()
-        killer = threading.Thread(target=_kill_one, args=(cluster, killed, done))
-        killer.start()
-        found = _attend(spec, tmp_path / "killed.npy", engine=engine)
-        done.set()
-        killer.join()
-        assert len(killed) == 1 and found == expected
+    spec = save_stream(tmp_path, 12_000, heads=12 if causal else 4, dim=8)
+    expected = _attend(spec, tmp_path / "threads.npy", engine="threads", causal=causal)
+    engine, killed, done = f"dask={cluster.scheduler_address}", [], threading.Event()
+    killer = threading.Thread(target=_kill_one, args=(cluster, killed, done))
+    killer.start()
+    found = _attend(spec, tmp_path / "killed.npy", engine=engine, causal=causal)
+    done.set()
+    killer.join()
+    assert len(killed) == 1 and found == expected
     assert not list(tmp_path.glob(".*"))
 
 

@@ -19,7 +19,14 @@ from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.engine.watch.events import Note, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CheckpointIncompatible, Interrupted, MemoryBudget, SourceChanged, UsageError
+from streamattn_cli.errors import (
+    CheckpointIncompatible,
+    Interrupted,
+    MemoryBudget,
+    OutputFailed,
+    SourceChanged,
+    UsageError,
+)
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.writers.fileout import PlacedWriter
 
@@ -268,6 +275,14 @@ def test_refusals(dump, stopped, case):
     with pytest.raises(error, match=said):
         attend_spread(request(dump, stopped, "one file", inputs=spec, **more), silent, Interrupts())
     assert listing(stopped) == before
+
+
+@pytest.mark.parametrize("words", [{}, {"resume": True}, {"force": True}], ids=str)
+def test_a_folder_is_refused_in_the_same_words_by_all(dump, tmp_path, words):
+    for do, engine in ((attend_layers, None), (attend_spread, "threads")):
+        with pytest.raises(OutputFailed, match="a folder, pipe or device found, expected a file or nothing"):
+            do(full(dump, tmp_path, checkpoint=str(tmp_path), engine=engine, **words), silent, Interrupts())
+    assert listing(tmp_path) == {}
 
 
 def test_no_sketch_is_in_it(stopped):

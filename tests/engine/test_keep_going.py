@@ -43,10 +43,18 @@ def test_the_others_finish_in_files_of_their_own(tmp_path, engine):
 @pytest.mark.parametrize("engine", ["one by one", "threads"])
 def test_a_joint_file_holds_the_others(tmp_path, engine):
     dump = _save(tmp_path)
-    run("attend", dump, *SMALL, *ENGINES[engine], "--keep-going", "-o", tmp_path / "out.h5", code=5)
+    words = [word for word in SMALL if word != "--quiet"]
+    done = run("attend", dump, *words, *ENGINES[engine], "--keep-going", "-o", "out.h5", cwd=tmp_path, code=5)
     with h5py.File(tmp_path / "out.h5") as file:
         assert "layer0/out" in file and "layer2/out" in file and "layer1" not in file
         assert np.any(file["layer2/out"])
+    told = " ".join(done.err.split())
+    assert "out.h5 is complete without layers 1; the same command with --layer 1 -o 'out-{layer}.h5'" in told
+    with h5py.File(dump, "r+") as file:  # mended
+        file["layer1/k"][7, 1, 3] = 0
+    run("attend", dump, *words, *ENGINES[engine], "--layer", "1", "-o", "out-{layer}.h5", cwd=tmp_path)
+    with h5py.File(tmp_path / "out-1.h5") as file:
+        assert np.isfinite(file["out"]).all()
 
 
 @pytest.mark.parametrize("engine", ["one by one", "threads"])

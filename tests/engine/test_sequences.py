@@ -336,6 +336,13 @@ def test_the_outcome_and_the_file_say_how_many(parts, tmp_path):
     assert all(worst.row < LENGTHS[worst.sequence] for worst in outcome.audit.worst)
 
 
+def test_a_share_of_the_keys_is_that_of_the_longest_sequence(parts, tmp_path):
+    words = {"output": str(tmp_path / "out.npy"), "causal": True, "resident_rows": "20%"}
+    padded = run(_saved(tmp_path, "padded", parts), **words)
+    assert "--resident-rows 20% of 300 keys, those of the longest sequence, for every sequence: 60" in padded.notes
+    assert padded.facts["params"]["resident_rows"] <= 60
+
+
 COUNTS = (40, 171, 0, 1)  # of queries, where there are fewer than keys (300, 171, 0, 1)
 
 

@@ -148,6 +148,16 @@ def test_a_run_over_layers_has_a_map_and_the_worst_ten(count, heads):
     assert rows[1][:2] == (str(3 * (count - 2)), str(heads - 1))
 
 
+def test_the_worst_heads_of_sequences_are_listed():
+    worst = [{"layer": 3, "sequence": 40 + n, "head": n, "error": None if n == 0 else 0.5 / n} for n in range(10)]
+    streams = {"count": 20_000, "measured": 640, "quantiles": [0.001, 0.002, 0.003, 0.004, 0.5], "worst": worst}
+    page = outcome_page(outcome(1, layers=layers(3, 2), streams=streams, series={}))
+    seen, listed = Checker(page), page.partition("The worst heads of all sequences")[2].partition("</table>")[0]
+    assert seen.faults == [] and listed.count("<tr") == 11 and '<th scope="row">3</th><td>41</td><td>1</td>' in listed
+    assert '<td>0</td><td class="n">infinite' in listed
+    assert "640 query heads of sequences were audited, of 20000 streams" in page and "less than 0.3%" in page
+
+
 def test_layers_that_were_not_audited_have_a_page_too():
     plain = [layer | {"heads": [], "error": None} for layer in layers(3, 2)]
     seen = Checker(outcome_page(outcome(1, layers=plain, audit=None, audit_reason="not asked for", series={})))

@@ -12,7 +12,15 @@ from functools import partial
 
 import numpy as np
 
-from streamattn_cli.engine.audit.estimate import Design, Strata, by_position, estimate, estimate_bytes, worst_rows
+from streamattn_cli.engine.audit.estimate import (
+    Design,
+    Strata,
+    by_position,
+    by_sequence,
+    estimate,
+    estimate_bytes,
+    worst_rows,
+)
 from streamattn_cli.engine.audit.exactrows import ExactRows, ExactSequences, exact_rows, read_queries, wide_queries
 from streamattn_cli.engine.audit.sample import SizeSample
 from streamattn_cli.engine.request.problem import Problem
@@ -342,6 +350,7 @@ def compare_answers(
         flagged=apart,
         norm=norm,
         norms=tuple(map(float, unit * np.sqrt(weight @ size))),
+        sequences=by_sequence(wrong, size, design, sequences, unit) if sequences else (),
     ), None
 
 

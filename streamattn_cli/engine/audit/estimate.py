@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamattn_cli.engine.watch.events import ErrorEstimate, WorstRow
+from streamattn_cli.engine.watch.events import ErrorEstimate, SequenceError, WorstRow
 from streamattn_cli.rows.tensors.sequences import Sequences
 
 RESAMPLES = 2000
@@ -139,6 +139,23 @@ def worst_rows(
             number += sequences.before
         found.append(WorstRow(row, int(head), _short(errors[i, head]), number))
     return tuple(found)
+
+
+def by_sequence(
+    wrong: np.ndarray, size: np.ndarray, design: Design, sequences: Sequences, unit: float
+) -> tuple[SequenceError, ...]:
+    """The error of every sequence of which rows were audited; wrong, size (n, heads): see `estimate`; unit: of the
+    numbers whose squares these are."""
+    weight = (1 / design.chances)[:, None]
+    numbers = np.searchsorted(sequences.edges, design.rows, side="right") - 1
+    found, firsts = np.unique(numbers, return_index=True)
+    totals = [np.add.reduceat(weight * squares, firsts) for squares in (wrong, size)]
+    errors, errors_of_all = _ratio(*totals), _ratio(*(total.sum(axis=1) for total in totals))
+    counts, norms = np.diff([*firsts, len(numbers)]), unit * np.sqrt(totals[1].sum(axis=1))
+    return tuple(
+        SequenceError(int(number) + sequences.before, int(count), _short(error), float(norm), tuple(map(_short, heads)))
+        for number, count, error, norm, heads in zip(found, counts, errors_of_all, norms, errors, strict=True)
+    )
 
 
 def estimate_bytes(rows: int, columns: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from streamattn_cli.engine.audit.estimate import DOMINATED, WORST
-from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, WorstRow
+from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, SequenceError, WorstRow
 
 FIGURES = ("error", "low", "high", "median_row", "p95_row")
 
@@ -59,7 +59,25 @@ def of_heads(audits: Sequence[Audit]) -> Audit:
         edges=audits[0].edges if same else (),
         by_position=_joined(audits, "by_position") if same else (),
         worst=_worst(worst),
+        sequences=_sequences_of_heads(audits),
     )
+
+
+def _sequences_of_heads(audits: Sequence[Audit]) -> tuple[SequenceError, ...]:
+    """The errors of sequences by all heads: of those that a part has not audited, None."""
+    found: dict[int, list[tuple[SequenceError | None, int]]] = {}
+    known = [{one.sequence: one for one in audit.sequences} for audit in audits]
+    for number in sorted({number for each in known for number in each}):
+        found[number] = [(each.get(number), len(audit.heads)) for each, audit in zip(known, audits, strict=True)]
+    return tuple(_sequence_of_heads(number, parts) for number, parts in found.items())
+
+
+def _sequence_of_heads(number: int, parts: list[tuple[SequenceError | None, int]]) -> SequenceError:
+    met = [one for one, _ in parts if one]
+    norm = sum(one.norm**2 for one in met) ** 0.5
+    error = sum((one.norm * one.error) ** 2 for one in met) ** 0.5 / (norm or 1.0)
+    heads = tuple(error for one, count in parts for error in (one.heads if one else (None,) * count))
+    return SequenceError(number, min(one.audited for one in met), error, norm, heads)
 
 
 def of_sequences(audits: Sequence[Audit], edges: Sequence[int]) -> Audit:
@@ -80,6 +98,7 @@ def of_sequences(audits: Sequence[Audit], edges: Sequence[int]) -> Audit:
         edges=tuple(edges),
         by_position=tuple(tuple(audit.heads[head].error for audit in audits) for head in range(len(heads))),
         worst=_worst([row for audit in audits for row in audit.worst]),
+        sequences=_joined(audits, "sequences"),
     )
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.engine.jobs.ceremony import announce, measured
+from streamattn_cli.engine.jobs.streams import with_sheets
 from streamattn_cli.engine.passes.open_run import check_finite, check_output, make_run, open_doubt, open_sparse
 from streamattn_cli.engine.passes.run import Run
 from streamattn_cli.engine.planning.plan import Plan
@@ -100,6 +101,7 @@ def attend(
             "attend", rows, counts, request.output, facts=written | {"threads": plan.threads}, audit=audit,
             audit_reason=reason, rows_before=run.answered, series=ceremony.watch.series.to_dict(),
         )  # fmt: skip
+        outcome = with_sheets(outcome, problem)
     listener(Finished(outcome))
     return outcome
 

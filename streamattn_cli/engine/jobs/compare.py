@@ -80,7 +80,11 @@ class Comparison:
 
     def to_dict(self) -> dict:
         """JSON-able form, keys in a fixed order."""
-        return {"type": "comparison", "command": "compare", **asdict(self)}
+        found = asdict(self)
+        for trial in (*found["trials"], *(trial for layer in found["layers"] for trial in layer["trials"])):
+            if trial["audit"]:
+                del trial["audit"]["sequences"]  # trials do not tell them apart
+        return {"type": "comparison", "command": "compare", **found}
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,9 @@ def compare(request: CompareRequest, listener: Listener, interrupts: Interrupts)
     with ExitStack() as stack:
         many = None
         if engine:
-            many = partial(_on_engine, engine, stack.enter_context(engine.open(engine.workers(request.threads))))
+            many = partial(
+                _on_engine, engine, stack.enter_context(engine.open(engine.workers(request.threads), interrupts))
+            )
         for at, (layer, each) in enumerate(sheets):
             if layer:
                 listener(Note(f"layer {layer.number} ({layer.group}), {at + 1} of {len(sheets)}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -10,9 +11,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, util
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import InputMissing, UsageError
 
@@ -61,11 +63,15 @@ class Engine:
         return asked or default_threads()
 
     @contextmanager
-    def open(self, workers: int) -> Iterator[Opened]:
-        """The executor, while it is needed."""
+    def open(self, workers: int, interrupts: Interrupts) -> Iterator[Opened]:
+        """The executor, while it is needed; what it leaves when a second signal ends this process is cleaned up."""
         opener = _dask if self.remote else _processes if self.apart else _threads
-        with opener(self, workers) as opened:
-            yield opened
+        withdraw = interrupts.on_abort(_end_processes if opener is _processes else lambda: None)
+        try:
+            with opener(self, workers) as opened:
+                yield opened
+        finally:
+            withdraw()
 
 
 def find_engine(word: str) -> Engine:
@@ -95,8 +101,12 @@ def _threads(_engine: Engine, workers: int) -> Iterator[Opened]:
 
 @contextmanager
 def _processes(_engine: Engine, workers: int) -> Iterator[Opened]:
-    with _Processes(workers) as executor:
-        yield Opened(executor, executor, workers + 1)
+    executor = _Processes(workers)
+    try:
+        with executor:
+            yield Opened(executor, executor, workers + 1)
+    finally:
+        executor.give_back()
 
 
 class _Processes(Executor):
@@ -114,16 +124,22 @@ class _Processes(Executor):
 
     def submit(self, do: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         """See Executor."""
-        try:
-            return self._pool.submit(do, *args, **kwargs)
-        except BrokenExecutor:
-            self.shutdown()
-            self._begin()
-            return self._pool.submit(do, *args, **kwargs)
+        with _born_deaf():
+            try:
+                return self._pool.submit(do, *args, **kwargs)
+            except BrokenExecutor:
+                self.shutdown()
+                self._begin()
+                return self._pool.submit(do, *args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See Executor."""
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+    def give_back(self) -> None:
+        """Give back the named semaphores of a pool that is shut down: a signal may end the program before Python does that."""
+        del self._pool, self._stop
+        gc.collect()
 
     def is_set(self) -> bool:
         """See Stop."""
@@ -139,7 +155,26 @@ def _begin_process(stop: Stop) -> None:
     global _stop
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+
+
+@contextmanager
+def _born_deaf() -> Iterator[None]:
+    """Processes that start meanwhile do not hear Ctrl-C before they can ignore it; this one hears it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_processes() -> None:
+    """End the worker processes, and give back the named semaphores of their queues: this process is about to die of a signal,
+    without the end of a program that gives them back, and Python's resource tracker would warn of each."""
+    for process in multiprocessing.active_children():
+        process.kill()
+    util._run_finalizers(0)  # type: ignore[attr-defined]  # noqa: SLF001 - those of semaphores and queues, not those that wait
 
 
 def _end_with_parent() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from streamattn_cli.engine.jobs.attend import attend, plan_attend
 from streamattn_cli.engine.jobs.sheets import dataset_of, into, is_joint, joint_file, sheets_of
 from streamattn_cli.engine.jobs.spread import attend_spread
-from streamattn_cli.engine.jobs.summary import together
+from streamattn_cli.engine.jobs.summary import left_out, together
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.events import Event, Finished, Listener, Note, Outcome, Progress
@@ -50,9 +50,12 @@ def attend_layers(request: AttendRequest, listener: Listener, interrupts: Interr
                 results[at] = error
                 if joint:
                     joint.remove(dataset_of(layer))
-        outcome = together(request.output, layers, [results[at] for at in range(len(layers))])
+        ended = [results[at] for at in range(len(layers))]
+        outcome = together(request.output, layers, ended)
         if joint:
             joint.commit()
+            for note in left_out(request.output, layers, ended):
+                listener(note)
     finally:
         if joint:
             joint.abort()

@@ -113,7 +113,7 @@ def sketch_shards(request: SketchRequest, listener: Listener, interrupts: Interr
             for i, (a, b) in enumerate(ranges)
         ]
         dropped = [0]
-        with measured(plan, listener, interrupts) as ceremony, engine.open(workers) as opened:
+        with measured(plan, listener, interrupts) as ceremony, engine.open(workers, interrupts) as opened:
             check_room(opened, make_plan(narrow(replace(problem, request=told), pieces[-1])) if engine.remote else plan)
             task = absorb_shard if engine.apart else partial(absorb_shard, stop=opened.stop)
 

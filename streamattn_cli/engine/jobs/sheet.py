@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from glob import escape as glob_escape
+from glob import glob
 from importlib.metadata import version
 
 from streamattn_cli.engine.audit.together import numbered, of_heads, of_sequences
@@ -15,6 +17,7 @@ from streamattn_cli.engine.jobs.pieces import Piece, narrow
 from streamattn_cli.engine.jobs.query import told
 from streamattn_cli.engine.jobs.shares import resident_bytes, with_rows
 from streamattn_cli.engine.jobs.sheets import Joint, dataset_of, into
+from streamattn_cli.engine.jobs.streams import with_sheets
 from streamattn_cli.engine.jobs.summary import summed
 from streamattn_cli.engine.jobs.tasks import portable
 from streamattn_cli.engine.passes.open_run import open_doubt
@@ -182,10 +185,15 @@ class Sheet:
         return replace(self.of(made.job), out=out, doubts=place)
 
     def forget(self) -> None:
-        """Remove the sketches of its keys."""
+        """Remove the sketches of its keys, and what workers that were killed have left beside them."""
         for path in self.sketches.values():
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+            folder, name = os.path.split(path)
+            for each in (
+                path,
+                *glob(os.path.join(glob_escape(folder), f".{glob_escape(name)}.*"), include_hidden=True),
+            ):
+                with suppress(FileNotFoundError):
+                    os.unlink(each)
 
     def of(self, job: Job) -> Job:
         """The job of its pieces, without outputs."""
@@ -266,7 +274,7 @@ class Sheet:
         memory: dict[str, int | None] = {"allowed": plan.allowed, "projected": plan.projected}
         if not apart:  # what other processes take, nobody measures here
             memory |= {"reserved": meter.baseline, "peak": meter.peak()}
-        return Outcome(
+        outcome = Outcome(
             command="query" if queried else "attend",
             facts=written | {"threads": plan.threads},
             rows=self.problem.q.rows or 0,
@@ -281,6 +289,7 @@ class Sheet:
             notes=self.problem.notes,
             rows_before=round(self.before),
         )
+        return with_sheets(outcome, self.problem)
 
 
 def _in_file(writer: Writer) -> PlacedWriter:

@@ -23,7 +23,7 @@ from streamattn_cli.engine.jobs.shares import shares, tried
 from streamattn_cli.engine.jobs.shares import tasks as trial_tasks
 from streamattn_cli.engine.jobs.sheet import Outputs, Sheet
 from streamattn_cli.engine.jobs.sheets import Joint, joint_file, sheets_of
-from streamattn_cli.engine.jobs.summary import together
+from streamattn_cli.engine.jobs.summary import left_out, together
 from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order
 from streamattn_cli.engine.passes.open_run import check_output
 from streamattn_cli.engine.passes.warm import warm
@@ -80,7 +80,10 @@ def _run(
         if joint:
             stack.callback(joint.abort)
         first = next(sheets[0].plans(share))
-        with measured(plan, listener, interrupts, like=first) as ceremony, engine.open(workers) as workforce:
+        with (
+            measured(plan, listener, interrupts, like=first) as ceremony,
+            engine.open(workers, interrupts) as workforce,
+        ):
             check_room(workforce, plan)
             do = answer_piece if engine.apart else partial(answer_piece, stop=workforce.stop)
             outputs = Outputs(_job(request, share, engine), joint, stack, interrupts, saved.tag if saved else None)
@@ -104,6 +107,8 @@ def _run(
             outcome = one if isinstance(one, Outcome) and not layers else together(request.output, layers, ended)
             if joint:
                 joint.commit()
+                for note in left_out(request.output, layers, ended):
+                    listener(note)
             if saved:
                 saved.save(None, Phase.DONE)
         outcome = replace(outcome, seconds=time.monotonic() - began)
@@ -204,7 +209,7 @@ def _give_shares(
     warm(next(sheets[0].plans(share)), listener)
     job = _job(request, share, engine)
     tasks = [task for sheet, trial in zip(sheets, trials, strict=True) for task in trial_tasks(trial, sheet.of(job))]
-    with engine.open(workers) as workforce:
+    with engine.open(workers, interrupts) as workforce:
         check_room(workforce, plan)
         do = answer_piece if engine.apart else partial(answer_piece, stop=workforce.stop)
         audits = [answered.audit for answered in in_order(workforce, do, tasks, interrupts)]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from streamattn_cli.engine.audit.together import of_layers
-from streamattn_cli.engine.watch.events import Failed, LayerResult, Outcome
+from streamattn_cli.engine.jobs.sheets import is_joint
+from streamattn_cli.engine.jobs.streams import MOST_STREAMS
+from streamattn_cli.engine.jobs.streams import of_layers as of_streams
+from streamattn_cli.engine.watch.events import Failed, LayerResult, Note, Outcome
 from streamattn_cli.errors import StreamattnError
-from streamattn_cli.rows.inputs.layers import Layer
+from streamattn_cli.rows.inputs.layers import PLACE, Layer
 
 
 def together(output: str, layers: list[Layer], results: list[Outcome | StreamattnError]) -> Outcome:
@@ -25,7 +29,11 @@ def together(output: str, layers: list[Layer], results: list[Outcome | Streamatt
     if "head_rows" in params[0]:
         rows, size = [n for each in params for n in each["head_rows"]], sum(each["resident_bytes"] for each in params)
         facts = facts | {"params": params[0] | {"head_rows": rows, "resident_bytes": size}}
-    parts = tuple(_part(layer, result) for layer, result in zip(layers, results, strict=True))
+    pairs = list(zip(layers, results, strict=True))
+    done = [layer for layer, result in pairs if isinstance(result, Outcome)]
+    sheets, streams = of_streams(done, outcomes)
+    told = sum(len(outcome.audit.heads) for outcome in outcomes if outcome.audit) <= MOST_STREAMS
+    parts = tuple(_part(layer, result, told) for layer, result in pairs)
     audits = [outcome.audit for outcome in outcomes if outcome.audit]
     return replace(
         last,
@@ -42,7 +50,24 @@ def together(output: str, layers: list[Layer], results: list[Outcome | Streamatt
         notes=tuple(dict.fromkeys(note for o in outcomes for note in o.notes)),
         series={},
         layers=parts,
+        sheets=sheets,
+        streams=streams,
     )
+
+
+def left_out(output: str, layers: list[Layer], results: list[Outcome | StreamattnError]) -> list[Note]:
+    """How layers that failed get answers later, where one file holds those of all: it is complete, and takes no more."""
+    pairs = zip(layers, results, strict=True)
+    numbers = ",".join(str(layer.number) for layer, result in pairs if isinstance(result, StreamattnError))
+    if not numbers or not is_joint(output):
+        return []
+    stem, ending = os.path.splitext(output)
+    again = f"--layer {numbers} -o '{stem}-{PLACE}{ending}'"
+    return [
+        Note(
+            f"{output} is complete without layers {numbers}; the same command with {again} answers them when they are mended"
+        )
+    ]
 
 
 def _sizes(outcomes: list[Outcome], key: str) -> list[int]:
@@ -50,14 +75,15 @@ def _sizes(outcomes: list[Outcome], key: str) -> list[int]:
     return [outcome.memory[key] for outcome in outcomes if outcome.memory.get(key) is not None]
 
 
-def _part(layer: Layer, result: Outcome | StreamattnError) -> LayerResult:
+def _part(layer: Layer, result: Outcome | StreamattnError, heads: bool) -> LayerResult:
+    """What there is to say of a layer; heads: of each of its query heads, too."""
     if isinstance(result, StreamattnError):
         return LayerResult(layer.number, layer.group, 0, 0.0, None, None, None, failed=Failed(str(result), result.code))
     audit = result.audit
     return LayerResult(
         layer.number, layer.group, result.rows, result.seconds, result.memory.get("peak"), result.output,
         error=audit.method if audit else None,
-        heads=tuple(head.error for head in audit.heads) if audit else (),
+        heads=tuple(head.error for head in audit.heads) if audit and heads else (),
         head_rows=tuple(result.facts["params"].get("head_rows", ())),
     )  # fmt: skip
 

@@ -181,7 +181,9 @@ def in_rows(request: RunRequest, inputs: Inputs) -> tuple[RunRequest, list[str]]
     if keys is None:
         raise UsageError(f"--resident-rows {word}: {k.tensor.name} does not say how many keys will come; give a number")
     rows = max(1, round(float(word.removesuffix("%")) / 100 * keys))
-    return replace(request, resident_rows=rows), [f"--resident-rows {word} of {keys} keys: {rows}"]
+    uneven = k.sequences and (np.diff(k.sequences.edges) != keys).any()
+    whose = ", those of the longest sequence, for every sequence" if uneven else ""  # one memory serves them all
+    return replace(request, resident_rows=rows), [f"--resident-rows {word} of {keys} keys{whose}: {rows}"]
 
 
 def _of_layer(request: RunRequest, heads: int, head: HeadParams) -> tuple[RunRequest, list[str]]:

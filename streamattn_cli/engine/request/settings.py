@@ -157,7 +157,7 @@ class BudgetSettings:
 
     resident_rows: int | str | None = attention(
         None,
-        "All but poly, exact: memory of one key head, in rows of k and v, or 10% of the keys; everything counts.",
+        "All but poly, exact: memory of one key head, in rows of k and v, or 10% of the longest sequence's keys; all counts.",
         shown="1024",
         read=read_rows,
         metavar="ROWS",

@@ -90,8 +90,8 @@ def checkpoint_there(name: str | None, settings: ResumeSettings) -> bool:
         if settings.checkpoint_every != ResumeSettings.checkpoint_every:
             raise UsageError(f"--checkpoint-every {settings.checkpoint_every} needs --checkpoint FILE")
         return False
-    if not os.path.exists(name) or (settings.force and not settings.resume):
-        return False
+    if not os.path.isfile(name) or (settings.force and not settings.resume):
+        return False  # of what is no file, its writer says why it cannot be one
     if not settings.resume:
         raise UsageError(f"{name}: there is a checkpoint already; continue with --resume, or start again with --force")
     return True

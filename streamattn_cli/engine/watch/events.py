@@ -91,6 +91,18 @@ class Flagged:
 
 
 @dataclass(frozen=True)
+class SequenceError:
+    """How wrong the audited rows of one sequence are: over all query heads, and by query head. norm, norms: about the Frobenius
+    norms of the exact answers to all its rows. None: not audited."""
+
+    sequence: int
+    audited: int
+    error: float
+    norm: float
+    heads: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class Audit:
     """The answer to 'how wrong is it?': `method` against exact attention, `trivial` is the mean of the values.
 
@@ -114,6 +126,7 @@ class Audit:
     before: ErrorEstimate | None = None
     norm: float = 0.0
     norms: tuple[float, ...] = ()
+    sequences: tuple[SequenceError, ...] = ()  # those of which rows were audited, where there are several
 
     def summary(self) -> dict:
         """What is kept beside an output: the figures without their division by head and position; strict JSON."""
@@ -151,6 +164,40 @@ class LayerResult:
 
 
 @dataclass(frozen=True)
+class SheetResult:
+    """One sequence of one layer: rows answered, how many of them were audited, and their error, by query head, too; None where
+    none was. layer, sequence: None where there is only one."""
+
+    layer: int | None
+    sequence: int | None
+    rows: int
+    audited: int
+    error: float | None
+    heads: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorstStream:
+    """A query head of a sequence of a layer that is answered badly."""
+
+    layer: int | None
+    sequence: int | None
+    head: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Streams:
+    """All streams (key heads of sequences of layers) of a job in few numbers: how many there are; of the query heads in them
+    that were audited their number, quantiles of their errors (5, 25, 50, 75, 95%), and the worst ten."""
+
+    count: int
+    measured: int
+    quantiles: tuple[float, ...]
+    worst: tuple[WorstStream, ...]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Everything a finished run has to say. `to_dict` is the stable JSON interface."""
 
@@ -173,6 +220,8 @@ class Outcome:
     finished: str | None = None  # when, in UTC
 
     layers: tuple[LayerResult, ...] = ()  # of a run over several
+    sheets: tuple[SheetResult, ...] = ()  # of a run over several layers or sequences of at most MOST_STREAMS streams
+    streams: Streams | None = None  # of a run over several layers or sequences
 
     @property
     def code(self) -> int:
@@ -182,8 +231,11 @@ class Outcome:
     def to_dict(self) -> dict:
         """JSON-able form, keys in a fixed order."""
         several = asdict(self)
-        if not self.layers:
-            del several["layers"]
+        for name in ("layers", "sheets", "streams"):
+            if not several[name]:
+                del several[name]
+        if self.audit:
+            del several["audit"]["sequences"]  # they are in `sheets`
         return {"type": "outcome", **several, "notes": list(self.notes)}
 
 

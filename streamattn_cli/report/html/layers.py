@@ -31,6 +31,30 @@ def layers_section(layers: list[dict]) -> list[str]:
     return body
 
 
+def streams_section(streams: dict | None) -> list[str]:
+    """How errors are spread over the heads of all sequences, and the worst ten, where there are several sequences. streams: of
+    an outcome's dict."""
+    worst = streams["worst"] if streams else []
+    if not streams or not any(one["sequence"] is not None for one in worst):
+        return []
+    low, _, middle, _, high = (percent(error) for error in streams["quantiles"])
+    told = (
+        f"{streams['measured']} query heads of sequences were audited, of {streams['count']} streams (key heads of sequences"
+        f"{' of layers' if worst[0]['layer'] is not None else ''}). Half of them err by less than {middle}, 5% by less than "
+        f"{low}, 95% by less than {high}."
+    )
+    names = [name for name in ("layer", "sequence", "head") if worst[0][name] is not None]
+    rows = [
+        [*(str(one[name]) for name in names), percent(inf if one["error"] is None else one["error"])] for one in worst
+    ]
+    words = ["query head" if name == "head" else name for name in names]
+    return [
+        heading("Sequences"),
+        paragraph(told),
+        table("The worst heads of all sequences", [*words, "error"], rows, words=3),
+    ]
+
+
 def _line(layer: dict) -> list[str]:
     error = layer["error"]
     unsure = error is None or error["high"] is None or not error.get("enough", True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from html import escape
 from math import inf
 
-from streamattn_cli.report.html.layers import layers_section
+from streamattn_cli.report.html.layers import layers_section, streams_section
 from streamattn_cli.report.html.page import (
     figure,
     folded,
@@ -57,6 +57,7 @@ def outcome_page(found: dict) -> str:
     body += [paragraph(_verdict(found), "" if audit else "warn"), keys(_keys(found)), *origin(found)]
     body += _error_section(audit, found["facts"].get("shapes") or {}) if audit and not layers else []
     body += layers_section(layers)
+    body += streams_section(found.get("streams"))
     body += _time_section(found)
     body += [heading("What ran"), pairs_table("Settings and counts", _facts(found))]
     body += [heading("How to read this"), listed(READING)]

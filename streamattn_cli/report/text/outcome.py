@@ -6,9 +6,10 @@ import math
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TextIO
 
-from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, LayerResult, Outcome, WorstRow
+from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, LayerResult, Outcome, Streams, WorstRow
 from streamattn_cli.report.text.table import Rows, print_rows
 from streamattn_cli.units import format_bytes, format_count, format_duration, is_timed
 
@@ -40,6 +41,7 @@ def outcome_rows(outcome: Outcome) -> Rows:
     if "top_k" in outcome.facts:
         rows += sparse_rows(outcome.facts["top_k"])
     rows += _layers(outcome.layers)
+    rows.append(("streams", streams_text(outcome.streams)))
     rows.append(("output", outcome.output or ""))
     return [(label, text) for label, text in rows if text]
 
@@ -138,6 +140,23 @@ def _layers(layers: tuple[LayerResult, ...]) -> Rows:
         at = "" if worst is None else f", worst head {worst} {layer.heads[worst]:.3g}"
         texts.append((f"layer {layer.number}", f"{_estimate(layer.error)}{at}"))
     return texts
+
+
+def streams_text(streams: Streams | None) -> str:
+    """How the errors of the heads of all sequences of all layers are spread, and the worst of them; "" where none is known."""
+    if streams is None or not streams.measured:
+        return ""
+    middle, far = streams.quantiles[2], streams.quantiles[4]
+    names = [f"{stream_name(asdict(one))} {one.error:.3g}" for one in streams.worst[:WORST]]
+    return (
+        f"{streams.count}; {streams.measured} query heads measured, half of them below {middle:.3g}, 95% below {far:.3g}; "
+        f"worst {', '.join(names)}"
+    )
+
+
+def stream_name(stream: dict) -> str:
+    """'layer 3 sequence 7 head 2'."""
+    return " ".join(f"{word} {stream[word]}" for word in ("layer", "sequence", "head") if stream[word] is not None)
 
 
 def _place(row: WorstRow, shapes: dict) -> str:
