@@ -160,3 +160,15 @@ def test_lengths_that_do_not_are_refused(tmp_path, parts):
     path = save(tmp_path / "dump.npz", packed(parts))
     words = ["58 rows", "which were 57", "--starts"]
     refused("attend", path, "--causal", "--lengths", "40,17", "-o", tmp_path / "o.npy", code=2, words=words)
+
+
+def test_a_sketch_takes_no_padding_for_keys(tmp_path, parts):
+    """It is refused, and what the message says sketches a sequence alone."""
+    path = save(tmp_path / "dump.npz", parts | {"attention_mask": LEFT})
+    words = ("--method", "window", "--resident-rows", "100", "-o", tmp_path / "s.sattn")
+    said = refused("sketch", path, *words, code=11, words=["rows of batch 1", "--select 2,3 --rows 23:40"])
+    chosen = said.partition("alone: ")[2].partition(",  ")[0].split()[:4]
+    run("sketch", path, *(word.rstrip(",") for word in chosen), *words)
+    np.save(tmp_path / "q.npy", parts["q"][1, :, -1:])
+    run("query", tmp_path / "s.sattn", tmp_path / "q.npy", "--layout", "HTD", "-o", tmp_path / "o.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy")[:, 0], wanted(parts, LEFT)[1, :, -1], atol=2e-6)
