@@ -1,10 +1,17 @@
 """Which rows count of a batch: masks, lengths and starts that lie beside q, k and v, and those that options name."""
 
+import contextlib
+import random
+
 import h5py
 import naive_variants
 import numpy as np
 import pytest
 from clirun import refused, run
+
+from streamattn_cli.errors import StreamattnError
+from streamattn_cli.rows.inputs.open import open_inputs
+from streamattn_cli.rows.spec import InputSpec
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -47,6 +54,10 @@ def save(path, arrays):
         torch.save({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}, path)
     elif path.suffix == ".safetensors":
         safetensors.save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path)
+    elif path.suffix == ".zarr":
+        group = pytest.importorskip("zarr").open_group(path, mode="w")
+        for name, array in arrays.items():
+            group.create_array(name, data=array, chunks=(2, *array.shape[1:]))
     else:
         with h5py.File(path, "w") as file:
             for name, array in arrays.items():
@@ -65,7 +76,7 @@ def check(path, parts, mask, *words, layout="BHTD"):
     return done.err
 
 
-@pytest.mark.parametrize("kind", ["npz", "pt", "safetensors", "h5"])
+@pytest.mark.parametrize("kind", ["npz", "pt", "safetensors", "h5", "zarr"])
 @pytest.mark.parametrize(("mask", "dtype"), [(RIGHT, "i8"), (LEFT, "?")])
 def test_a_mask_in_the_file_says_which_rows_count(tmp_path, parts, kind, mask, dtype):
     path = save(tmp_path / f"dump.{kind}", parts | {"attention_mask": mask.astype(dtype)})
@@ -119,6 +130,23 @@ def test_what_does_not_fit_is_said_and_not_heeded(tmp_path, parts, name, array, 
     assert told in check(path, parts, mask)
     if told:  # an option goes before it
         assert "heeded" not in check(path, parts, RIGHT, "--lengths", "40,17,1")
+
+
+def test_changed_files_never_end_in_another_error(tmp_path, parts):
+    """Any byte of a file with a mask."""
+    rng = random.Random(7)
+    whole = {
+        kind: save(tmp_path / f"a.{kind}", parts | {"attention_mask": LEFT}) for kind in ("npz", "pt", "safetensors")
+    }
+    for _ in range(600):
+        kind, path = rng.choice(list(whole.items()))
+        data = bytearray(path.read_bytes())
+        for _ in range(rng.randint(1, 5)):
+            at = rng.randrange(8, 500) if kind == "safetensors" else rng.randrange(len(data))
+            data[at] = rng.choice([0, 1, 255, ord("9"), data[at] ^ 1])
+        (tmp_path / "m").write_bytes(data)
+        with contextlib.suppress(StreamattnError), open_inputs(InputSpec(str(tmp_path / "m")), apart=True):
+            pass
 
 
 def test_the_nearest_array_is_taken(tmp_path, parts):
