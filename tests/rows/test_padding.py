@@ -149,6 +149,12 @@ def test_changed_files_never_end_in_another_error(tmp_path, parts):
             pass
 
 
+def test_what_is_for_one_sequence_does_not_pass_over_lengths(tmp_path, parts):
+    path = save(tmp_path / "dump.npz", parts)
+    words = ("--method", "poly", "--degree", "2", "--max-error", "9", "--top-k", "2", "-o", tmp_path / "o.h5")
+    refused("attend", path, "--lengths", "40,17,1", *words, code=11, words=["--lengths", "--top-k", "--rows"])
+
+
 def test_the_nearest_array_is_taken(tmp_path, parts):
     """Of the layer itself before that of all layers."""
     names = {f"layers.1.{n}": a for n, a in parts.items()} | {

@@ -35,7 +35,7 @@ def said_beside(spec: InputSpec, heads: dict[str, Heads], apart: bool, notes: li
     if not found:
         return spec
     if spec.rows or spec.q_rows or not apart:
-        why = "rows were chosen by hand" if apart else "attend does, here all rows count"
+        why = "rows were chosen by hand" if apart else "here all rows count"
         notes.append(f"{', '.join(found.values())} of {spec.input} not heeded: {why}")
         return spec
     for kind, field in ((STARTS, "starts"), (MASKS, "lengths"), (LENGTHS, "lengths")):
