@@ -12,7 +12,7 @@ from streamattn_cli import CausalAttention, attend, audit
 from streamattn_cli.engine.jobs.merge import merge
 from streamattn_cli.engine.jobs.pieces import Piece, narrow
 from streamattn_cli.engine.planning.resolve import resolve
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, UsageError
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec

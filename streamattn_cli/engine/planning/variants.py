@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.numbers import decimals, said
@@ -20,7 +20,7 @@ from streamattn_cli.sketches.head import HeadParams
 GROUPS = 3, 8  # of 8 to 256 rows
 
 
-def beside_config(request: AttendRequest, inputs: Inputs, facts: dict) -> list[str]:
+def beside_config(request: RunRequest, inputs: Inputs, facts: dict) -> list[str]:
     """Notes where options say something else than --config. facts: what was decided, by the options' names. Raises CannotMeet for
     what the model has, and neither its config nor an option says."""
     config = inputs.config
@@ -40,7 +40,7 @@ def beside_config(request: AttendRequest, inputs: Inputs, facts: dict) -> list[s
     return notes
 
 
-def local_window(request: AttendRequest, inputs: Inputs, notes: list[str]) -> int | None:
+def local_window(request: RunRequest, inputs: Inputs, notes: list[str]) -> int | None:
     """How many keys a row sees, itself included; None for all. From --local, or what the file says. Raises UsageError and
     InputMalformed."""
     word = request.local
@@ -78,7 +78,7 @@ def local_params(head: HeadParams, window: int, stream: int | None) -> HeadParam
     return replace(head, sinks=0, window=reach, group=group, local=True)
 
 
-def answered_by_window(request: AttendRequest, method: str, window: int) -> tuple[AttendRequest, str]:
+def answered_by_window(request: RunRequest, method: str, window: int) -> tuple[RunRequest, str]:
     """The request of a local layer, whatever its method, and a note that says so."""
     told = "" if method == "window" else f", not by {method}"
     plain = replace(request, method="window", sinks=None, window=None)
@@ -88,12 +88,12 @@ def answered_by_window(request: AttendRequest, method: str, window: int) -> tupl
     )
 
 
-def sink_logits(request: AttendRequest, inputs: Inputs, growing: bool, notes: list[str]) -> tuple[float, ...]:
+def sink_logits(request: RunRequest, inputs: Inputs, growing: bool, notes: list[str]) -> tuple[float, ...]:
     """A logit for each query head, from --sink-logit or what the file says; empty for none. See `_of_each_head`."""
     return _of_each_head("sink_logit", request, inputs, growing, notes)
 
 
-def bend(request: AttendRequest, inputs: Inputs, causal: bool, growing: bool, notes: list[str]) -> Bend:
+def bend(request: RunRequest, inputs: Inputs, causal: bool, growing: bool, notes: list[str]) -> Bend:
     """Softcapping and ALiBi, from --softcap and --logit-bias or what the file says. See `_of_each_head`."""
     if growing and not inputs.parts[0].tensor.width and (request.logit_bias or inputs.attrs.get("logit_bias")) == SLOPE:
         return Bend(_softcap(request, inputs, notes), standard=True)
@@ -115,7 +115,7 @@ def cannot_bend(bend: Bend, method: str, name: str) -> CannotMeet:
     )
 
 
-def _softcap(request: AttendRequest, inputs: Inputs, notes: list[str]) -> float:
+def _softcap(request: RunRequest, inputs: Inputs, notes: list[str]) -> float:
     """0 for none."""
     word, name = request.softcap, "--softcap"
     if word is None:
@@ -134,7 +134,7 @@ def _softcap(request: AttendRequest, inputs: Inputs, notes: list[str]) -> float:
 
 
 def _of_each_head(
-    field: str, request: AttendRequest, inputs: Inputs, growing: bool, notes: list[str]
+    field: str, request: RunRequest, inputs: Inputs, growing: bool, notes: list[str]
 ) -> tuple[float, ...]:
     """A number for each query head, from the option of that name or what the file says; empty for none.
 
