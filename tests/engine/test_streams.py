@@ -7,7 +7,7 @@ from keptruns import not_warmed, run, silent  # noqa: F401
 from streamattn_cli.engine.audit.together import of_heads
 from streamattn_cli.engine.jobs.layers import attend_layers
 from streamattn_cli.engine.jobs.spread import attend_spread
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, SequenceError
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec

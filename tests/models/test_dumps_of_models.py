@@ -98,9 +98,10 @@ def test_answers_to_a_saved_model_are_its_own(network, captured, name, side, tmp
     rows, answers, mask = captured[side]
     network.config.save_pretrained(tmp_path)
     files = _save(tmp_path, name, rows, mask)
-    if len(files) == 1:  # what inspect prints is the command below, but for the method and where answers go
-        told = described(json.loads(_done("inspect", *files, "--json")))
-        assert f"--layer all --config {tmp_path}/config.json" in told["command"]
+    told = described(json.loads(_done("inspect", *files, "--json")))
+    assert (
+        f"--layer all --config {tmp_path}/config.json" in told["command"]
+    )  # as below, but for the method and the output
     words = ("--layer", "all", "--config", str(tmp_path), "--method", "exact", "-o", str(tmp_path / "out-{layer}.npy"))
     _done("attend", *files, *words)
     for at, own in enumerate(answers):

@@ -4,6 +4,7 @@ themselves is asked in tests/models/test_dumps_of_models.py."""
 import contextlib
 import json
 import random
+import shlex
 
 import numpy as np
 import pytest
@@ -253,6 +254,22 @@ def test_a_config_beside_a_dump_is_offered_and_not_taken(dump):
     assert "--layer all --config config.json" in line
     told = run("inspect", "dump.npz", "--config", ".", "--json", cwd=dump).document
     assert told["attributes"] == {"causal": True, "scale": 0.0625, "local": 9} and "--config ." in told["command"]
+
+
+def test_the_command_that_inspect_prints_runs_layers_with_a_cap_that_no_history_has(dump, tmp_path):
+    config = written(tmp_path, "gemma2", SHAPES | {"head_dim": 16, "sliding_window": 9})
+    line = run("inspect", "dump.npz", "--config", config, "--json", cwd=dump).document["command"]
+    run(*shlex.split(line)[1:], "--force", cwd=dump)
+    assert "--method exact" in line and np.load(dump / "out-1.npy").shape == (50, 64)
+
+
+def test_the_name_of_a_file_says_which_layer_it_is(dump, tmp_path):
+    arrays = np.load(dump / "dump.npz")
+    for part in "qkv":
+        np.save(tmp_path / f"layer1_{part}.npy", arrays[f"layers.1.{part}"])
+    files = [word for part in "qkv" for word in (f"--{part}", f"layer1_{part}.npy")]
+    words = ("--config", dump, "--method", "exact", "-o", "o.npy")
+    assert "gemma2, layer 1" in run("attend", *files, *words, cwd=tmp_path).err
 
 
 def test_other_commands_take_it(dump):

@@ -1,10 +1,17 @@
 """Which rows count of a batch: masks, lengths and starts that lie beside q, k and v, and those that options name."""
 
+import contextlib
+import random
+
 import h5py
 import naive_variants
 import numpy as np
 import pytest
 from clirun import refused, run
+
+from streamattn_cli.errors import StreamattnError
+from streamattn_cli.rows.inputs.open import open_inputs
+from streamattn_cli.rows.spec import InputSpec
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -47,6 +54,10 @@ def save(path, arrays):
         torch.save({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}, path)
     elif path.suffix == ".safetensors":
         safetensors.save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path)
+    elif path.suffix == ".zarr":
+        group = pytest.importorskip("zarr").open_group(path, mode="w")
+        for name, array in arrays.items():
+            group.create_array(name, data=array, chunks=(2, *array.shape[1:]))
     else:
         with h5py.File(path, "w") as file:
             for name, array in arrays.items():
@@ -65,7 +76,7 @@ def check(path, parts, mask, *words, layout="BHTD"):
     return done.err
 
 
-@pytest.mark.parametrize("kind", ["npz", "pt", "safetensors", "h5"])
+@pytest.mark.parametrize("kind", ["npz", "pt", "safetensors", "h5", "zarr"])
 @pytest.mark.parametrize(("mask", "dtype"), [(RIGHT, "i8"), (LEFT, "?")])
 def test_a_mask_in_the_file_says_which_rows_count(tmp_path, parts, kind, mask, dtype):
     path = save(tmp_path / f"dump.{kind}", parts | {"attention_mask": mask.astype(dtype)})
@@ -121,6 +132,29 @@ def test_what_does_not_fit_is_said_and_ignored(tmp_path, parts, name, array, tol
         assert "is ignored" not in check(path, parts, RIGHT, "--lengths", "40,17,1")
 
 
+def test_changed_files_never_end_in_another_error(tmp_path, parts):
+    """Any byte of a file with a mask."""
+    rng = random.Random(7)
+    whole = {
+        kind: save(tmp_path / f"a.{kind}", parts | {"attention_mask": LEFT}) for kind in ("npz", "pt", "safetensors")
+    }
+    for _ in range(600):
+        kind, path = rng.choice(list(whole.items()))
+        data = bytearray(path.read_bytes())
+        for _ in range(rng.randint(1, 5)):
+            at = rng.randrange(8, 500) if kind == "safetensors" else rng.randrange(len(data))
+            data[at] = rng.choice([0, 1, 255, ord("9"), data[at] ^ 1])
+        (tmp_path / "m").write_bytes(data)
+        with contextlib.suppress(StreamattnError), open_inputs(InputSpec(str(tmp_path / "m")), apart=True):
+            pass
+
+
+def test_what_is_for_one_sequence_does_not_pass_over_lengths(tmp_path, parts):
+    path = save(tmp_path / "dump.npz", parts)
+    words = ("--method", "poly", "--degree", "2", "--max-error", "9", "--top-k", "2", "-o", tmp_path / "o.h5")
+    refused("attend", path, "--lengths", "40,17,1", *words, code=11, words=["--lengths", "--top-k", "--rows"])
+
+
 def test_the_nearest_array_is_taken(tmp_path, parts):
     """Of the layer itself before that of all layers."""
     names = {f"layers.1.{n}": a for n, a in parts.items()} | {
@@ -160,3 +194,15 @@ def test_lengths_that_do_not_are_refused(tmp_path, parts):
     path = save(tmp_path / "dump.npz", packed(parts))
     words = ["58 rows", "which were 57", "--starts"]
     refused("attend", path, "--causal", "--lengths", "40,17", "-o", tmp_path / "o.npy", code=2, words=words)
+
+
+def test_a_sketch_takes_no_padding_for_keys(tmp_path, parts):
+    """It is refused, and what the message says sketches a sequence alone."""
+    path = save(tmp_path / "dump.npz", parts | {"attention_mask": LEFT})
+    words = ("--method", "window", "--resident-rows", "100", "-o", tmp_path / "s.sattn")
+    said = refused("sketch", path, *words, code=11, words=["rows of batch 1", "--select 2,3 --rows 23:40"])
+    chosen = said.partition("alone: ")[2].partition(",  ")[0].split()[:4]
+    run("sketch", path, *(word.rstrip(",") for word in chosen), *words)
+    np.save(tmp_path / "q.npy", parts["q"][1, :, -1:])
+    run("query", tmp_path / "s.sattn", tmp_path / "q.npy", "--layout", "HTD", "-o", tmp_path / "o.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy")[:, 0], wanted(parts, LEFT)[1, :, -1], atol=2e-6)

@@ -6,7 +6,7 @@ import formatfiles
 import numpy as np
 import pyarrow as pa
 import pytest
-from clirun import run
+from clirun import refused, run
 
 LAYERS, BATCHES, HEADS, GROUP, ROWS, DIM = 2, 3, 2, 2, 40, 8
 
@@ -32,6 +32,10 @@ NAMES = {  # name of a part of a layer
     "TransformerLens": "blocks.{n}.attn.hook_{part}",
     "rotated": "blocks.{n}.attn.hook_{rot}{part}",
     "words": "model.layers.{n}.self_attn.{word}",
+    "variables": "layer_{n}.{word}_states",
+    "number behind": "{part}_{n}",
+    "number before": "layer{n}_{word}",
+    "projections": "model.layers.{n}.self_attn.{part}_proj",
 }
 WORDS = {"q": "query", "k": "key", "v": "value"}
 CACHES = {  # the same of caches, which have no queries
@@ -58,7 +62,10 @@ def pasted(folder, path):
     return line
 
 
-OTHERS = [("safetensors", names) for names in NAMES if names != "plain"] + [("v3.zarr", "words")]
+OTHERS = [("safetensors", names) for names in NAMES if names != "plain"] + [
+    ("v3.zarr", "words"),
+    ("h5", "number behind"),
+]
 
 
 @pytest.mark.parametrize(("kind", "names"), [*((kind, "plain") for kind in FILES), *OTHERS])
@@ -159,3 +166,13 @@ def test_a_packed_cache_is_taken_apart(tmp_path, kind, layout):
     assert pasted(tmp_path, path).split()[1:5] == ["sketch", str(path), "--group", "layers.0"]
     found = answers(tmp_path, path, "layers.1", parts, 1)
     np.testing.assert_allclose(found, full(parts, 1), atol=2e-6)
+
+
+def test_arrays_without_names_are_told_from_others_by_options(tmp_path):
+    """numpy.savez of arrays alone: the message is what to type."""
+    arrays = [model()[part][0, 0].swapaxes(0, 1) for part in "qkv"]
+    np.savez(tmp_path / "dump.npz", *arrays)
+    said = refused("inspect", "dump.npz", code=3, words=["without names", "give --q"], cwd=tmp_path)
+    words = said.partition("give ")[2].split()
+    run("attend", *words, "--method", "exact", "--quiet", "-o", "o.npy", cwd=tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy").swapaxes(0, 1), full(model(), 0)[0], atol=1e-5)

@@ -40,8 +40,9 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
     """
     report: dict = {"type": "inspection", "arrays": [], "tensors": [], "notes": []}
     with interrupts.at_once():
-        report["arrays"] = _arrays(spec)
+        typed = spec
         spec, layered = one_layer(spec, report["notes"])
+        report["arrays"] = _arrays(spec)
         inputs = _open(spec, report["notes"])
     if inputs is None:
         return report
@@ -49,7 +50,7 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
         report["notes"] += inputs.notes
         report["attributes"] = inputs.attrs
         if spec.input != "-":
-            report["command"] = command(spec, inputs, layered)
+            report["command"] = command(typed if spec.number is not None else spec, inputs, layered)
         parts = inputs.heads
         with interrupts.at_once():
             sample = sample_rows(inputs)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from streamattn_cli.options import options_of, spelling
 from streamattn_cli.rows.formats.names import layer_groups
+from streamattn_cli.rows.inputs.layers import PLACE, layers_of
 from streamattn_cli.rows.inputs.modelconfig import config_beside
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.inputs.packedcache import cache_groups
@@ -15,7 +16,12 @@ from streamattn_cli.rows.spec import InputSpec
 
 
 def one_layer(spec: InputSpec, notes: list[str]) -> tuple[InputSpec, bool]:
-    """The input as it is; of several layers in one file the first, with a note. And whether `--layer all` takes them all."""
+    """The input as it is; of several layers in one file, or of files with {layer} in their names, the first, with a note. And
+    whether `--layer all` takes them all."""
+    if any(word and PLACE in word for word in (spec.input, spec.q, spec.k, spec.v)):
+        layers = layers_of(spec)
+        notes.append(f"{len(layers)} layers by the names of their files; layer {layers[0].number} is looked at")
+        return layers[0].spec, True
     if spec.group or spec.input is None or spec.input == "-":
         return spec, False
     place = find(spec.input, raw=spec.raw is not None)
@@ -36,9 +42,9 @@ def one_layer(spec: InputSpec, notes: list[str]) -> tuple[InputSpec, bool]:
     return spec, False
 
 
-def bent(inputs: Inputs) -> bool:
-    """Whether the file says something of logits that no method with a history can do."""
-    return not inputs.attrs.keys().isdisjoint({"softcap", "logit_bias"}) and "local" not in inputs.attrs
+def bent(inputs: Inputs, layers: bool = False) -> bool:
+    """Whether the file says something of logits that no method with a history can do; layers: of other layers, too."""
+    return not inputs.attrs.keys().isdisjoint({"softcap", "logit_bias"}) and (layers or "local" not in inputs.attrs)
 
 
 def command(spec: InputSpec, inputs: Inputs, layered: bool) -> str:
@@ -54,5 +60,5 @@ def command(spec: InputSpec, inputs: Inputs, layered: bool) -> str:
     if inputs.q is None:
         words += ["--method", "window"] if bent(inputs) else []
         return shlex.join(["streamattn", "sketch", *words, "-o", "keys.sattn"])
-    words += ["--method", "exact"] if bent(inputs) else []
+    words += ["--method", "exact"] if bent(inputs, shown.layer is not None) else []
     return shlex.join(["streamattn", "attend", *words, "-o", "out-{layer}.npy" if shown.layer else "out.npy"])

@@ -75,6 +75,11 @@ def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Probl
     _check_streams(method, causal, q, k, v)
     if k.sequences:
         notes += _check_sequences(request, method, causal, q, k)
+    elif (request.top_k or request.sketches) and (request.inputs.lengths or request.inputs.starts):
+        option = "--lengths" if request.inputs.lengths else "--starts"
+        raise CannotMeet(
+            f"{k.tensor.name}: {option} tells sequences apart; --top-k and --sketches are for one: choose its rows with --rows"
+        )
     if causal and request.inputs.rows and not request.inputs.q_rows and _as_many(q, k):
         q = replace(q, tensor=RangeTensor(q.tensor, *request.inputs.rows))
         notes += range_notes([q])

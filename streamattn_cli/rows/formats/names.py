@@ -7,11 +7,24 @@ from collections.abc import Iterable
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 
-# The last component of a name, in small letters: hooks of TransformerLens, KV caches of transformers and MLX.
+# The last component of a name, in small letters: hooks of TransformerLens, KV caches of transformers and MLX, variables of
+# transformers' modules. A number behind it (q_3, keys3) or before it (layer3_q) is that of a layer.
 SYNONYMS = {
-    "q": ("q", "query", "queries", "hook_rot_q", "hook_q"),
-    "k": ("k", "key", "keys", "hook_rot_k", "hook_k"),
-    "v": ("v", "value", "values", "hook_v"),
+    "q": ("q", "query", "queries", "query_states", "query_layer", "q_proj", "xq", "hook_rot_q", "hook_q"),
+    "k": (
+        "k",
+        "key",
+        "keys",
+        "key_states",
+        "key_layer",
+        "k_proj",
+        "k_cache",
+        "key_cache",
+        "xk",
+        "hook_rot_k",
+        "hook_k",
+    ),
+    "v": ("v", "value", "values", "value_states", "value_layer", "v_proj", "v_cache", "value_cache", "xv", "hook_v"),
 }
 CACHES = {"k": "key_cache", "v": "value_cache"}  # of which the last component is the layer
 PAIRS = {"k": "0", "v": "1"}
@@ -85,7 +98,10 @@ def advice(names: list[str]) -> str:
 
 
 def fused_advice(path: str, names: list[str]) -> str:
-    """How to read an array that by its name holds q, k and v, for the end of a message; nothing where there is none."""
+    """How to read arrays without names, or one that by its name holds q, k and v, for the end of a message."""
+    if names and all(re.fullmatch(r"arr_\d+", name) for name in names):
+        named = " ".join(f"--{part} {path}:{name}" for part, name in zip("qkv", names, strict=False))
+        return f"; they were saved without names: if these are q, k and v, give {named}"
     fused = [name for name in names if re.split(r"[./]", name)[-1].lower() in FUSED]
     if not fused:
         return ""
@@ -96,12 +112,24 @@ def _is(name: str, part: str) -> bool:
     """Whether the last component of a name is a word for the part, or the name is a layer of its cache."""
     *before, last = re.split(r"[./]", name)
     cached = last.isdigit() and before[-1:] == [CACHES.get(part)]
-    return last.lower() in SYNONYMS[part] or cached or _is_of_pair(name, part)
+    return _word(last)[0] in SYNONYMS[part] or cached or _is_of_pair(name, part)
+
+
+def _word(last: str) -> tuple[str, str]:
+    """The word of a last component in small letters, and the number of a layer behind it, or what ends in one before it."""
+    lower = last.lower()
+    if behind := re.fullmatch(r"(.*[a-z])_?(\d+)", lower):
+        return behind[1], behind[2]
+    before = re.fullmatch(r"(.*\d)[_-](.+)", lower)
+    return (before[2], last[: before.end(1)]) if before else (lower, "")
 
 
 def _group(name: str) -> str:
-    """What --group chooses it by: all but the last component; of a cache by layers the number of the layer."""
+    """What --group chooses it by: all but the last component, of which the layer's number stays; so of a cache by layers."""
     *before, last = re.split(r"[./]", name)
     if last.isdigit() and before[-1:] and before[-1] in CACHES.values():
         return ".".join([*before[:-1], last])
+    word, number = _word(last)
+    if number and any(word in words for words in SYNONYMS.values()):
+        return ".".join([*before, number])
     return name[: len(name) - len(last) - 1]

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+from typing import TYPE_CHECKING
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.names import SHOWN, find_parts
 from streamattn_cli.rows.tensors.stored import Stored
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MARKS = ("zarr.json", ".zgroup", ".zarray")
 LONGEST = 1 << 24  # bytes of one file of metadata
@@ -92,8 +96,18 @@ def _arrays(path: str, names: dict[str, str], wanted: str | None) -> dict[str, S
     return found
 
 
+def _integers(path: str, name: str, most: int) -> np.ndarray | None:
+    try:
+        from streamattn_cli.rows.formats.zarrarrays import zarr_integers
+    except ImportError:
+        return None
+    described = metadata(os.path.join(path, name))
+    return None if described is None else zarr_integers(path, name, f"{path}:{name}", described, most)
+
+
 FORMAT = Format(
     name="zarr",
+    integers=_integers,
     extensions=(".zarr",),
     sniff=lambda path, start: False,
     folder=is_zarr,

@@ -46,6 +46,18 @@ def zarr_array(path: str, name: str, label: str, described: dict, attrs: dict, w
     return Stored(label, shape, dtype, open_, attrs, (note,) if note else ())
 
 
+def zarr_integers(path: str, name: str, label: str, described: dict, most: int) -> np.ndarray | None:
+    """The whole array `name`, of whole numbers or bool and no more than `most`; None for any other. Raises InputMalformed."""
+    codecs_of(described, label)
+    array, told = _opened(path, name, label, described)
+    if told or array.dtype.kind not in "iub" or max(prod(array.shape), prod(array.chunks)) > most:
+        return None
+    try:
+        return np.asarray(array[...])
+    except Exception as error:  # of damaged chunks, too
+        raise InputMalformed(f"{label}: unreadable: {error}; write or copy it again") from error
+
+
 def _opened(path: str, name: str, label: str, described: dict) -> tuple[zarr.Array, str | None]:
     """The library's array, and the storage dtype where it knows that as a bit pattern only."""
     kind = described.get("data_type", described.get("dtype"))

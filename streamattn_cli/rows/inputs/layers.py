@@ -15,6 +15,7 @@ from streamattn_cli.rows.spec import InputSpec
 
 PLACE = "{layer}"
 SHOWN = 12
+IN_FILE = re.compile(r"(?:layers?|blocks?)[-_.]?(\d+)", re.IGNORECASE)  # the number of a layer in the name of a file
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,17 @@ def layers_of(spec: InputSpec) -> list[Layer]:
 
 
 def number_of(spec: InputSpec) -> int | None:
-    """The number of the layer that is read, by --layer, --group or FILE:DATASET; None where none of them says it."""
+    """The number of the layer that is read, by --layer, --group, FILE:DATASET or names of files such as layer3_q.npy; None where
+    none of them says it."""
     if spec.number is not None or spec.layer:
         return spec.number
     words = [spec.group or "", *(w for w in (spec.input, spec.k, spec.q) if w and ":" in w and not os.path.lexists(w))]
     numbers = re.findall(r"\d+", next(filter(None, words), "").rpartition(":")[2])
-    return int(numbers[-1]) if numbers else None
+    if numbers:
+        return int(numbers[-1])
+    files = {w for w in (spec.input, spec.q, spec.k, spec.v) if w and w != "-"}
+    told = {int(found[1]) for w in files for found in IN_FILE.finditer(os.path.basename(w))}
+    return told.pop() if len(told) == 1 else None
 
 
 def wanted(word: str, number: int, option: str) -> bool:

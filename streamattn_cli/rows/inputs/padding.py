@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli.errors import CannotMeet, InputMalformed
 from streamattn_cli.rows.inputs.numbers import of_mask
 from streamattn_cli.rows.inputs.paths import Place, find
 from streamattn_cli.rows.spec import InputSpec
@@ -35,7 +35,7 @@ def said_beside(spec: InputSpec, heads: dict[str, Heads], apart: bool, notes: li
     if not found:
         return spec
     if spec.rows or spec.q_rows or not apart:
-        why = "rows were chosen by hand" if apart else "attend does, here all rows count"
+        why = "rows were chosen by hand" if apart else "here all rows count"
         notes.append(f"{', '.join(found.values())} of {spec.input} ignored: {why}")
         return spec
     for kind, field in ((STARTS, "starts"), (MASKS, "lengths"), (LENGTHS, "lengths")):
@@ -52,6 +52,35 @@ def said_beside(spec: InputSpec, heads: dict[str, Heads], apart: bool, notes: li
         notes.append(f"{place.path}:{name} says which rows count (--{field})")
         return replace(spec, **more)
     return spec
+
+
+def refuse_padding(spec: InputSpec, k: Heads) -> None:
+    """Refuse (CannotMeet) to take the rows of a padded batch as keys that all count, where its file says that some do not."""
+    if spec.input is None or spec.input == "-" or spec.rows or k.batch == 1:
+        return
+    place = find(spec.input, raw=spec.raw is not None)
+    if not place.names_arrays or place.inside is not None or place.held.integers is None:
+        return
+    found = _nearest(place, k.tensor.name)
+    for kind in (MASKS, LENGTHS):
+        for name in (found[word] for word in kind if word in found):
+            array = (
+                None
+                if _unfit(place, name, k, kind)
+                else place.held.integers(place.path, name, k.batch * k.count + TOKENS)
+            )
+            if array is None:
+                continue
+            lengths, before = of_mask(array, name) if kind is MASKS else (array, None)
+            short = np.flatnonzero(lengths < k.count)
+            if len(short):
+                at, each = int(short[0]), len(k) // k.batch
+                first = 0 if before is None else int(before[at])
+                heads = ",".join(str(at * each + head) for head in range(each))
+                raise CannotMeet(
+                    f"{place.path}:{name} says that rows of batch {at} do not count, and a sketch takes all rows of all batches; "
+                    f"sketch it alone: --select {heads} --rows {first}:{first + int(lengths[at])}, and the others likewise"
+                )
 
 
 def _nearest(place: Place, keys: str) -> dict[str, str]:

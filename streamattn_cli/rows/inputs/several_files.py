@@ -13,6 +13,7 @@ from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.inputs.checks import check_rows, range_notes, with_ranges
 from streamattn_cli.rows.inputs.ondemand import MOST_OPEN, OpenFiles
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
+from streamattn_cli.rows.inputs.padding import refuse_padding
 from streamattn_cli.rows.inputs.paths import find
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.concat import ConcatTensor
@@ -28,7 +29,13 @@ def open_stream(spec: InputSpec, need_q: bool = False) -> Inputs:
     """
     specs = single_files(spec)
     if len(specs) == 1:
-        return open_inputs(specs[0], need_q=need_q)
+        one = open_inputs(specs[0], need_q=need_q)
+        try:
+            refuse_padding(specs[0], one.heads["k"])
+        except BaseException:
+            one.close()
+            raise
+        return one
     with ExitStack() as stack:
         opened = _open_all(specs, need_q, stack)
         attrs = _same_attributes(specs, opened)
