@@ -30,6 +30,7 @@ from streamattn_cli.models.nats import Perplexity, Reading
 from streamattn_cli.models.rotary import rope_of
 from streamattn_cli.models.survey import Layer, survey
 from streamattn_cli.sketches import registry
+from streamattn_cli.versions import versions
 
 EXACT = "exact"
 
@@ -150,7 +151,7 @@ def perplexity_of(
                 model.name, tuple(texts), b, tuple(sorted(layers)), context, _edges(b),
                 tuple(trial.finish() for trial in trials), time.monotonic() - began,
                 {"reserved": meter.baseline, "peak": meter.peak(), "projected": projected}, notes,
-                reference_window=asked.reference,
+                reference_window=asked.reference, versions=versions("numpy", "numba", "torch", "transformers"),
             )  # fmt: skip
             tell(found)
     return found

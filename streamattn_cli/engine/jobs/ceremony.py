@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from streamattn_cli.engine.passes.pump import Watch
@@ -15,6 +14,7 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.watch.events import Listener, Note, Outcome, Started
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.versions import versions
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Ceremony:
         facts = {
             **plan.problem.facts(),
             "threads": plan.threads,
-            "versions": {"streamattn-cli": version("streamattn-cli")},
+            "versions": versions(),
         }
         memory = {
             "allowed": plan.allowed,

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 
 import numpy as np
 
@@ -37,6 +36,7 @@ from streamattn_cli.errors import CannotMeet, UsageError
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.several_files import absolute, open_stream, wants_queries
 from streamattn_cli.sketches.head import HeadAttention, allocate
+from streamattn_cli.versions import OURS
 
 ALIGN = 512  # rows: shards begin where tiles and groups begin
 
@@ -99,10 +99,7 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
         announce(plan, listener, few, shards=len(ranges), workers=workers, engine=engine.word)
         writer = stack.enter_context(CheckpointWriter(request.sketch))
         told = replace(request, inputs=absolute(request.inputs), memory=share, threads=1, checkpoint=None, resume=False)
-        shards = [
-            Shard(told, i, a, b, tuple(sources), version("streamattn-cli"), engine.word)
-            for i, (a, b) in enumerate(ranges)
-        ]
+        shards = [Shard(told, i, a, b, tuple(sources), OURS, engine.word) for i, (a, b) in enumerate(ranges)]
         dropped = [0]
         with measured(plan, listener, interrupts) as ceremony, engine.open(workers) as opened:
             check_room(opened, make_plan(replace(problem, request=told)) if engine.remote else plan)

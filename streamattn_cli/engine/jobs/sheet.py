@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 
 from streamattn_cli.engine.audit.together import numbered, of_heads, of_sequences
 from streamattn_cli.engine.jobs.attend import written_of
@@ -37,6 +36,7 @@ from streamattn_cli.rows.writers.fileout import PlacedWriter
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.shared import Place
 from streamattn_cli.rows.writers.writer import open_writer
+from streamattn_cli.versions import versions
 
 OF_KEYS = ("dropped_keys", "clipped_keys")  # counts
 
@@ -204,7 +204,7 @@ class Sheet:
         audit, reason = self.audit()
         counts = self.counts()
         if self.command == "query":
-            written = {**self.problem.facts(), "versions": {"streamattn-cli": version("streamattn-cli")}}
+            written = {**self.problem.facts(), "versions": versions()}
             said = told(self.problem, self.request.sketch, counts, audit, reason)
         else:
             written = written_of(self.problem) | self.facts()
