@@ -21,7 +21,8 @@ SHARE = Path(__file__).resolve().parent.parent / "share"
 SCRIPTS = {"bash": "streamattn", "zsh": "_streamattn", "fish": "streamattn.fish"}  # the names that the shells look for
 
 
-# Bash cuts words at : and =, which belong to FILE:DATASET and --option=WORD, and replaces only what is behind them.
+# Bash cuts words at : and =, which belong to FILE:DATASET and --option=WORD, unless they are quoted, and replaces only what is
+# behind them; what is before them is as it was typed, with backslashes.
 BASH = """\
 _streamattn_completion() {
     local IFS=$'\\n' word words=() i
@@ -37,9 +38,10 @@ _streamattn_completion() {
     COMPREPLY=( $( env COMP_WORDS="${words[*]}" \\
                    COMP_CWORD=$((${#words[@]} - 1)) \\
                    _STREAMATTN_COMPLETE=complete_bash $1 ) )
+    i=${COMP_WORDS[COMP_CWORD]}
+    [[ $i == [:=]* ]] || word=${word%"$i"}
     [[ $word == --*=* ]] && word=${word#*=}
-    word=${word%"${word##*[:=]}"}
-    COMPREPLY=( "${COMPREPLY[@]#"$word"}" )
+    COMPREPLY=( "${COMPREPLY[@]#"${word//\\\\/}"}" )
     return 0
 }
 

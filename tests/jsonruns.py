@@ -18,6 +18,7 @@ from streamattn_cli.errors import Interrupted
 from streamattn_cli.models.nats import Perplexity, Reading
 from streamattn_cli.report.live.progress import make_listener
 from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.versions import versions
 
 TINY, HEADS = SAMPLE / "tiny.h5", SAMPLE / "heads.h5"
 SHORT = (HEADS, "--rows", "0:1500")
@@ -294,6 +295,7 @@ def perplexity():
         "model.gguf", ("a.txt",), 300, (0, 1), 512, (1, 256, 300), (exact, window), 3.0,
         {"reserved": 9, "peak": 1, "projected": 2},
         ("a note",), "streamattn perplexity model.gguf a.txt", "2026-11-30T00:00:00+00:00", 256,
+        versions("numpy"),
     )  # fmt: skip
     return found.to_dict()
 

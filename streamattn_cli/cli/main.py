@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 # One BLAS thread per worker thread: the engine shares out the work itself, and results must not depend on BLAS's split.
@@ -20,31 +21,43 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 import typer  # noqa: E402
 from typer.core import TyperGroup  # noqa: E402
 
-from streamattn_cli.cli.attend import attend  # noqa: E402
-from streamattn_cli.cli.capture import capture  # noqa: E402
-from streamattn_cli.cli.compare import compare  # noqa: E402
-from streamattn_cli.cli.generate import generate  # noqa: E402
-from streamattn_cli.cli.info import info  # noqa: E402
-from streamattn_cli.cli.inspect import inspect  # noqa: E402
-from streamattn_cli.cli.merge import merge  # noqa: E402
 from streamattn_cli.cli.options import ENVIRONMENT  # noqa: E402
-from streamattn_cli.cli.perplexity import perplexity  # noqa: E402
-from streamattn_cli.cli.plan import plan  # noqa: E402
-from streamattn_cli.cli.query import query  # noqa: E402
-from streamattn_cli.cli.report import report  # noqa: E402
-from streamattn_cli.cli.sketch import sketch  # noqa: E402
+from streamattn_cli.cli.plainwords import PlainCommand, PlainGroup  # noqa: E402
 from streamattn_cli.cli.streams import fill_standard_streams, let_go_of_broken, printing  # noqa: E402
-from streamattn_cli.cli.warm import warm  # noqa: E402
 from streamattn_cli.errors import Interrupted, StreamattnError, UsageError  # noqa: E402
 from streamattn_cli.report.jsontext import json_line  # noqa: E402
+from streamattn_cli.versions import OURS  # noqa: E402
 
-app = typer.Typer(
-    name="streamattn",
-    help="Attention over token streams far longer than memory: one pass, constant memory, an honest error estimate.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "STREAMATTN"},
-)
+COMMANDS = (
+    "attend", "plan", "compare", "report", "sketch", "query", "merge", "info", "inspect", "generate", "capture", "perplexity",
+    "warm",
+)  # fmt: skip
+
+
+def application(only: str | None = None) -> typer.Typer:
+    """The command line, with all commands or `only` this one: descriptions of the others take longer than a small run."""
+    app = typer.Typer(
+        name="streamattn",
+        cls=PlainGroup,
+        help="Attention over token streams far longer than memory: one pass, constant memory, an honest error estimate.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "STREAMATTN"},
+    )
+    for name in [only] if only in COMMANDS else COMMANDS:
+        command = getattr(import_module(f"streamattn_cli.cli.{name}"), name)
+        app.command(cls=PlainCommand, epilog=ENVIRONMENT)(_dying_of_pipe(command))
+    if only not in COMMANDS:
+        app.command("help", cls=PlainCommand)(help)
+    app.callback()(common)
+    return app
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """`app`, all of it, made when it is asked for."""
+    if name == "app":
+        return application()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _dying_of_pipe(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,28 +81,17 @@ def _die_of_pipe() -> None:
     os.kill(os.getpid(), signal.SIGPIPE)
 
 
-for _command in (
-    attend,
-    plan,
-    compare,
-    report,
-    sketch,
-    query,
-    merge,
-    info,
-    inspect,
-    generate,
-    capture,
-    perplexity,
-    warm,
-):
-    app.command(epilog=ENVIRONMENT)(_dying_of_pipe(_command))
+def _commands(incomplete: str) -> list[str]:
+    return [name for name in COMMANDS if name.startswith(incomplete)]
 
 
-@app.command("help")
 def help(
-    context: typer.Context, command: str | None = typer.Argument(None, help="The command; none lists all of them.")
-) -> None:
+    context: typer.Context,
+    command: str | None = typer.Argument(
+        None, help="The command; none lists all of them.",
+        autocompletion=_commands,
+    ),
+) -> None:  # fmt: skip
     """Show the help of a command.
 
     streamattn help attend
@@ -105,13 +107,10 @@ def help(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"streamattn {version('streamattn-cli')}")
+        print(f"streamattn {OURS}")
         raise typer.Exit
 
 
-@app.callback()
 def common(
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, allow_from_autoenv=False, help="Show the version."
@@ -148,7 +147,7 @@ def main() -> None:
 def _run_app() -> None:
     """The command line; help and version, which Typer prints, fail as what we print does."""
     try:
-        app()
+        application(_command_word())()
     except (SystemExit, OSError) as stop:
         try:
             with printing():  # OutputFailed where standard output is full
@@ -195,9 +194,14 @@ def _unquoted() -> str:
     return ""
 
 
+def _command_word() -> str | None:
+    """The command of the command line, by its place."""
+    return next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+
+
 def _asked(switch: str) -> bool:
     """Whether a switch is on, by the command line or the environment, where the parsed options are out of reach."""
-    command = next((word.upper() + "_" for word in sys.argv[1:] if not word.startswith("-")), "")
+    command = f"{(_command_word() or '').upper()}_"
     word = switch.removeprefix("--").replace("-", "_").upper()
     values = (os.environ.get(f"STREAMATTN_{scope}{word}", "") for scope in ("", command))
     return switch in sys.argv or any(value.lower() not in ("", "0", "false", "no") for value in values)

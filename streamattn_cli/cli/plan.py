@@ -19,7 +19,12 @@ def plan(
     input: options.Input = None,
     dtype: Annotated[
         str | None,
-        option("--dtype", help=f"Of an input that does not exist yet: {one_of(WORDS)}.", rich_help_panel=INPUT),
+        option(
+            "--dtype",
+            help=f"Of an input that does not exist yet: {one_of(WORDS)}.",
+            rich_help_panel=INPUT,
+            autocompletion=lambda incomplete: [word for word in WORDS if word.startswith(incomplete)],
+        ),
     ] = None,
     rows: Annotated[
         str | None,

@@ -9,13 +9,14 @@ A kernel that does not say how it is compiled takes that from the kernel that ca
 it so. Hence `kernel` says it for all of them: arithmetic in the order in which it is written, unless `fastmath` says more.
 """
 
+from contextlib import suppress
 from functools import cache
 
 from llvmlite.binding import Linkage, add_symbol
 from numba import njit
 from numba.core import event
 from numba.core.caching import FunctionCache
-from numba.core.codegen import JITCodeLibrary
+from numba.core.codegen import JITCodeLibrary, JitEngine
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
 from numba.core.runtime._nrt_python import c_helpers
@@ -57,12 +58,35 @@ class _Compiler(CompilerBase):
 
 
 class _Cache(FunctionCache):
-    """Loads a kernel without what Numba imports, and registers, to compile one: that took longer than the kernels themselves."""
+    """Loads a kernel without what Numba imports, and registers, to compile one: that took longer than the kernels themselves. Where
+    files of the cache are damaged, or no disk space is left for them, kernels are compiled, and kept for this process."""
 
     def load_overload(self, sig, target_context):
         _allocation_symbols()
-        with self._guard_against_spurious_io_errors():
+        engine = target_context.codegen()._engine
+        engine.__class__ = _Engine  # under the lock of compilation
+        try:
             return self._load_overload(sig, target_context)
+        except Exception:  # of whatever kind: it reads what is there
+            with suppress(OSError):
+                self.flush()
+        finally:
+            engine.__class__ = JitEngine
+
+    def save_overload(self, sig, data):
+        with suppress(OSError):
+            super().save_overload(sig, data)
+
+
+class _Engine(JitEngine):
+    """Takes for granted that code of the cache defines what is asked of it. To know that, Numba lists all symbols of each kernel by
+    thousands of calls into LLVM; the list is of use where a kernel calls itself, as none does here."""
+
+    def _load_defined_symbols(self, mod):
+        pass
+
+    def is_symbol_defined(self, name):
+        return True
 
 
 @cache

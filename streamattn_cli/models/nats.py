@@ -77,6 +77,7 @@ class Perplexity:
     command_line: str | None = None
     finished: str | None = None
     reference_window: int | None = None
+    versions: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """What --json prints."""
@@ -94,6 +95,7 @@ class Perplexity:
             "seconds": self.seconds,
             "memory": self.memory,
             "notes": list(self.notes),
+            "versions": self.versions,
             "command_line": self.command_line,
             "finished": self.finished,
         }

@@ -30,6 +30,7 @@ from streamattn_cli.models.nats import Perplexity, Reading
 from streamattn_cli.models.rotary import rope_of
 from streamattn_cli.models.survey import Layer, survey
 from streamattn_cli.sketches import registry
+from streamattn_cli.versions import versions
 
 EXACT = "exact"
 
@@ -151,6 +152,7 @@ def perplexity_of(
                 tuple(trial.finish() for trial in trials), time.monotonic() - began,
                 memory={"reserved": meter.baseline, "peak": meter.peak(), "projected": projected}, notes=notes,
                 reference_window=asked.reference,
+                versions=versions("numpy", "numba", "torch", "transformers"),
             )  # fmt: skip
             tell(found)
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clirun import FILES, SAMPLE, environment, refused, run, save_heads
+from clirun import COMMAND, FILES, SAMPLE, environment, refused, run, save_heads
 
 from streamattn_cli.errors import exit_code_table
 
@@ -105,6 +105,16 @@ def test_options_come_from_the_environment_and_the_command_line_wins(folder, tmp
     facts = run("attend", *FILES, "--window", "11", env=env, cwd=folder).document["facts"]
     assert (facts["method"], facts["mode"], facts["params"]["window"]) == ("window", "causal", 11)
     assert np.load(tmp_path / "out.npy").shape == (50, 8)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--window", "1x"), "--window"), (("--progress-every", "soon"), "--progress-every"), (("--window", "-5"), "--window -5"),
+    (("--window", ""), "--window"), (("--progress-every", "1e1", "--window", "zwölf"), "--window"), (("--dry-run=1",), "dry-run"),
+])  # fmt: skip
+def test_words_that_are_no_numbers_are_refused_as_ever(words, said):
+    line = [*COMMAND, "attend", *FILES, "-o", "out.npy", *words]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=900)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_version():

@@ -72,6 +72,7 @@ def folder(tmp_path):
     with h5py.File(tmp_path / "dump.h5", "w") as file:
         for name in ("layer0/keys", "layer0/values", "queries"):
             file[name] = np.zeros((3, 4), "f4")
+    (tmp_path / "a dump.h5").symlink_to("dump.h5")
     return tmp_path
 
 
@@ -92,6 +93,10 @@ LINES = {
     "streamattn attend --k=dump.h5:/layer0/v": "--k=dump.h5:/layer0/values",
     "streamattn query s.sattn dump.h5:/q": "dump.h5:/queries",
     "streamattn inspect dump.h5:/nothing": "dump.h5:/nothing",
+    "streamattn help comp": "compare",
+    "streamattn plan --dtype bf": "bf16",
+    "streamattn attend a\\ dump.h5:/layer0/ke": "a dump.h5:/layer0/keys",
+    "streamattn attend 'a dump.h5:/layer0/ke": "a dump.h5:/layer0/keys",
 }
 
 

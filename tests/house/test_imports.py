@@ -18,9 +18,10 @@ FLOORS = {  # rooms within a room, from the ground up; files beside them may be 
     "report": ["text", "live", "html"],
 }
 DOORS = ("api", "api_causal", "api_inputs")
-GROUND = ("errors", "options", "plugins", "units", "records")  # usable by every room but kernels
-# importlib to import the others later; ctypes and llvmlite, which is half of numba, to find and call NumPy's BLAS
-KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib", "functools", "ctypes", "llvmlite"}
+GROUND = ("errors", "options", "plugins", "units", "records", "versions")  # usable by every room but kernels
+# importlib to import the others later; contextlib where a cache cannot be written;
+# ctypes and llvmlite, which is half of numba, to find and call NumPy's BLAS
+KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib", "contextlib", "functools", "ctypes", "llvmlite"}
 
 
 def imports(path, package):
@@ -286,6 +287,26 @@ except SystemExit as end:
 
 def test_inspecting_an_npy_file_needs_neither_numba_nor_h5py():
     assert loaded_by_command("inspect", TINY[1]) == []
+
+
+def test_a_command_loads_no_other_and_reads_its_words_itself(tmp_path):
+    """Typer would ask Pydantic about every option."""
+    words = (
+        "streamattn",
+        "attend",
+        *TINY,
+        "--causal",
+        "--method",
+        "exact",
+        "--dry-run",
+        "--block-rows",
+        "512",
+        "-o",
+        "-",
+    )
+    code = f"import sys; sys.argv = [*{words!r}]\nfrom streamattn_cli.cli.main import main\ntry: main()\nexcept SystemExit: pass"
+    others = "pydantic", "importlib.metadata", "streamattn_cli.cli.compare", "streamattn_cli.cli.plan", "rich"
+    assert loaded_by(code, "streamattn_cli.cli.attend", *others) == ["streamattn_cli.cli.attend"]
 
 
 @pytest.mark.parametrize(("words", "loaded"), [

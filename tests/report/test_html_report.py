@@ -258,9 +258,17 @@ def test_from_a_comparison_to_its_page():
     page = comparison_page(done.document)
     seen = Checker(page)
     assert seen.faults == [] and seen.count("svg") == 2 and "Not run" in seen.text
+    assert_origin(page, "compare", SAMPLE / "heads.h5")
     for trial in done.document["trials"]:
         if trial["audit"]:
             assert f"{100 * trial['audit']['method']['error']:.3g}%" in seen.text
+
+
+def assert_origin(page, command, given):
+    """A page names its input, the command line, the date and the version."""
+    words = "".join(f"<span>{word}</span> " for word in ("streamattn", command, given))
+    assert f"<code>{words}" in page and f"streamattn {version('streamattn-cli')}</p>" in page
+    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC", page)
 
 
 def test_what_has_no_page_is_refused(tmp_path):
@@ -416,12 +424,8 @@ def test_a_page_says_where_it_comes_from(tmp_path):
     (tmp_path / "run.json").write_bytes(run(*words, cwd=tmp_path).out)
     run("report", "run.json", "-o", "run.html", cwd=tmp_path)
     page = (tmp_path / "run.html").read_text()
-    assert "<h1>streamattn attend: heads.h5</h1>" in page and f"streamattn {version('streamattn-cli')}</p>" in page
-    spans = "".join(
-        f"<span>{word}</span> " for word in ("streamattn", "attend", SAMPLE / "heads.h5", "--rows", "0:600")
-    )
-    assert f"<code>{spans}" in page
-    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC", page)
+    assert "<h1>streamattn attend: heads.h5</h1>" in page
+    assert_origin(page, "attend", SAMPLE / "heads.h5")
     assert page.index("Measured against exact attention") < page.index("buffer ")  # what was found comes before how
     older = json.loads((tmp_path / "run.json").read_text())
     for name in ("inputs", "command_line", "finished"):
@@ -435,6 +439,7 @@ def test_a_reading_has_a_page_with_its_points():
     """Points that are not beaten stand out; without an increase there is no place on a logarithmic axis."""
     found = jsonruns.perplexity()
     seen = Checker(perplexity_page(found))
+    assert_origin(perplexity_page(found), "perplexity", "model.gguf")
     assert seen.faults == [] and seen.count("svg") == 0  # one point only
     window = found["readings"][1]
     for rows, mean in ((128, 0.02), (256, 0.05), (512, -0.001)):

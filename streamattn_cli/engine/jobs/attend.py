@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.engine.jobs.ceremony import announce, measured
@@ -36,6 +35,7 @@ from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
 from streamattn_cli.rows.writers.writer import open_writer
+from streamattn_cli.versions import versions
 
 
 def plan_attend(request: AttendRequest) -> Plan:
@@ -108,7 +108,7 @@ def attend(
 
 def written_of(problem: Problem) -> dict:
     """What an output says of how it was made, JSON-able."""
-    return {**problem.facts(), "versions": {name: version(name) for name in ("streamattn-cli", "numpy", "numba")}}
+    return {**problem.facts(), "versions": versions("numpy", "numba")}
 
 
 def _complete(checkpoint: CheckpointWriter | None, saved: Saved, facts: dict, sources: dict) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from streamattn_cli.engine.passes.pump import Watch
@@ -15,6 +14,7 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.watch.events import Listener, Note, Outcome, Started
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.versions import versions
 
 MEMORY = "allowed", "reserved", "projected", "peak"  # in this order
 
@@ -53,7 +53,7 @@ class Ceremony(Measured):
     def outcome(self, command: str, rows: int, counts: dict[str, int], output: str, **more: Any) -> Outcome:
         """What the run has to say when it is done; more: fields that only some runs have."""
         plan = self.plan
-        facts = {"threads": plan.threads, "versions": {"streamattn-cli": version("streamattn-cli")}}
+        facts = {"threads": plan.threads, "versions": versions()}
         known: dict[str, Any] = {"facts": plan.problem.facts() | facts, "notes": plan.problem.notes, **more}
         planned = {"allowed": plan.allowed, "projected": plan.projected}
         return self.told(command, rows=rows, output=output, planned=planned, counts=counts, **known)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 
 import numpy as np
 
@@ -45,6 +44,7 @@ from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.layers import Layer
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
+from streamattn_cli.versions import OURS, versions
 
 ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
 
@@ -152,6 +152,7 @@ def compare_on(
     if trivial is None:
         raise CannotMeet(f"{problem.k.tensor.name}: no method could run; the first: {trials[0].refused}")
     facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params")}
+    facts["versions"] = versions()
     return Comparison(
         problem.k.tensor.name,
         facts | {"threads": plan.threads},
@@ -175,7 +176,7 @@ def _on_engine(
 ) -> Iterator[Tried]:
     """All trials side by side, in their order: as many at a time as there is memory for, each in one thread, so that how many
     there are changes nothing."""
-    sources, program = identities(problem), version("streamattn-cli")
+    sources, program = identities(problem), OURS
     tasks = [TrialTask(label, budget, for_worker(each), design, sources, program, engine.word)
              for label, budget, each in wanted]  # fmt: skip
     plans = [plan for task in tasks if (plan := planned(task.settings, inputs))]

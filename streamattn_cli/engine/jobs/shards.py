@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 
 import numpy as np
 
@@ -40,6 +39,7 @@ from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.several_files import absolute, open_stream, wants_queries
 from streamattn_cli.rows.tensors.ranges import first_row
 from streamattn_cli.sketches.head import HeadAttention, allocate
+from streamattn_cli.versions import OURS
 
 ALIGN = 512  # rows: shards begin where tiles and groups begin
 
@@ -108,7 +108,7 @@ def sketch_shards(request: SketchRequest, listener: Listener, interrupts: Interr
         writer = stack.enter_context(CheckpointWriter(request.output))
         told = request.run(inputs=absolute(request.inputs), memory=share, threads=1)
         shards = [
-            Shard(told, i, a, b, tuple(sources), version("streamattn-cli"), engine.word, piece)
+            Shard(told, i, a, b, tuple(sources), OURS, engine.word, piece)
             for piece in pieces
             for i, (a, b) in enumerate(ranges)
         ]

@@ -8,7 +8,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from glob import escape as glob_escape
 from glob import glob
-from importlib.metadata import version
 
 from streamattn_cli.engine.audit.together import numbered, of_heads, of_sequences
 from streamattn_cli.engine.jobs.attend import written_of
@@ -38,6 +37,7 @@ from streamattn_cli.rows.inputs.several_files import absolute
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fileout import PlacedWriter
 from streamattn_cli.rows.writers.writer import open_writer
+from streamattn_cli.versions import versions
 
 OF_KEYS = ("dropped_keys", "clipped_keys")  # counts
 
@@ -263,7 +263,7 @@ class Sheet:
         counts = self.counts()
         queried = isinstance(self.request, QueryRequest)
         if isinstance(self.request, QueryRequest):
-            written = {**self.problem.facts(), "versions": {"streamattn-cli": version("streamattn-cli")}}
+            written = {**self.problem.facts(), "versions": versions()}
             said = told(self.problem, self.request.sketch, counts, audit, reason)
         else:
             written = written_of(self.problem) | self.facts()

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from math import ceil
 
 from streamattn_cli.engine.jobs.ceremony import announce, measured
@@ -39,6 +38,7 @@ from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.layers import Layer
 from streamattn_cli.rows.targets import refuse_existing
 from streamattn_cli.rows.writers.writer import check_target
+from streamattn_cli.versions import OURS
 
 Results = dict["Layer | None", "Outcome | StreamattnError | None"]
 
@@ -194,7 +194,7 @@ def plan_spread(request: AttendRequest) -> Plan:
 def _job(request: Answering, share: int | None, engine: Engine) -> Job:
     """What all pieces of a run share."""
     told = replace(request, memory=share, threads=1)
-    return Job(told, "", {}, None, None, version("streamattn-cli"), engine.word)
+    return Job(told, "", {}, None, None, OURS, engine.word)
 
 
 def _give_shares(

@@ -7,7 +7,6 @@ import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import BrokenExecutor, Future, wait
-from importlib.metadata import version
 from typing import Literal, Protocol, TypeVar, overload
 
 from streamattn_cli.engine.jobs.executors import RETRIES, Engine, Opened, Stop, stop_asked
@@ -17,6 +16,7 @@ from streamattn_cli.engine.saving.resume import sources_of
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import CheckpointIncompatible, Interrupted, MemoryBudget, StreamattnError
 from streamattn_cli.units import format_bytes
+from streamattn_cli.versions import OURS
 
 SEEN = "every worker must see the same files under the same paths"
 PROGRAM = (
@@ -45,9 +45,9 @@ R = TypeVar("R")
 def in_worker(task: T, work: Callable[[T, Interrupts], R], stop: Stop | None = None) -> R:
     """Do a task in a worker. Errors name the worker and the task."""
     try:
-        if task.version != version("streamattn-cli"):
+        if task.version != OURS:
             raise CheckpointIncompatible(
-                f"streamattn-cli {version('streamattn-cli')} found, expected {task.version}; install the same everywhere"
+                f"streamattn-cli {OURS} found, expected {task.version}; install the same everywhere"
             )
         return work(task, _Wish(stop or stop_asked()))
     except StreamattnError as error:

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.errors import CheckpointIncompatible, SourceChanged, UsageError
 from streamattn_cli.rows.inputs.fingerprint import differences
 from streamattn_cli.rows.writers.base import Writer
+from streamattn_cli.versions import OURS
 
 SCHEMA = 1  # of the state arrays of all methods; raised when their meaning changes
 
@@ -125,7 +125,7 @@ def describe(facts: Mapping, phase: str, done: int, sources: Mapping[str, object
         "phase": phase,
         "rows": str(done),
         "source": canonical_json(sources),
-        "created_by": f"streamattn {version('streamattn-cli')}",
+        "created_by": f"streamattn {OURS}",
     }
     return meta | ({"output": canonical_json(output)} if output else {})
 

@@ -22,7 +22,8 @@ def page(title: str, body: list[str]) -> str:
 
 def origin(found: dict) -> list[str]:
     """By which command line, when and by which version a document was made, as far as it says so."""
-    version = (found["facts"].get("versions") or {}).get("streamattn-cli")
+    versions = found["versions"] if "versions" in found else found.get("facts", {}).get("versions")
+    version = (versions or {}).get("streamattn-cli")
     when = (found.get("finished") or "").replace("T", " ").replace("+00:00", " UTC")
     told = [word for word in (when, f"streamattn {version}" if version else "") if word]
     words = (found.get("command_line") or "").split(" ")  # a line ends between words, not at their hyphens

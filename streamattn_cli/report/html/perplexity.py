@@ -41,7 +41,7 @@ def perplexity_page(found: dict) -> str:
     marked = list(zip(letters, others, strict=False))
     unbeaten = [letter for letter, mine in marked if not any(_beats(other, mine) for _, other in marked)]
     title = f"streamattn perplexity: {found['model']}"
-    body = [f"<h1>{escape(title)}</h1>", *origin({"facts": {}, **found}), keys(_keys(found, exact, others))]
+    body = [f"<h1>{escape(title)}</h1>", *origin(found), keys(_keys(found, exact, others))]
     rows = [_row("", exact)] + [_row(letter, reading) for letter, reading in marked]
     best = [at for at, row in enumerate(rows) if row[1] in unbeaten]
     body += [heading("Nats per token"), table("Methods and budgets", HEADS, rows, words=2, best=best)]
