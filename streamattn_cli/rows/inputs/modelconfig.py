@@ -150,7 +150,17 @@ class _Reading:
         notes = () if types.is_among(self._kind, types.TRIED) else (
             f"{self._path}: model type {self._kind} is not a known one; its attention is taken as that of most models: causal, "
             "its fields as they are usually meant (--scale, --local and --softcap decide)",)  # fmt: skip
-        return ModelConfig(self._path, told, attrs, unclear, heads, key_heads, dims, value_dim, notes)
+        return ModelConfig(
+            self._path,
+            told,
+            attrs,
+            unclear,
+            heads=heads,
+            key_heads=key_heads,
+            dims=dims,
+            value_dim=value_dim,
+            notes=notes,
+        )
 
     def _refuse(self) -> None:
         """Raise CannotMeet for models whose attention is another one."""
