@@ -152,7 +152,7 @@ def test_changed_files_never_end_in_another_error(tmp_path, parts):
 def test_what_is_for_one_sequence_does_not_pass_over_lengths(tmp_path, parts):
     path = save(tmp_path / "dump.npz", parts)
     words = ("--method", "poly", "--degree", "2", "--max-error", "9", "--top-k", "2", "-o", tmp_path / "o.h5")
-    refused("attend", path, "--lengths", "40,17,1", *words, code=11, words=["--lengths", "--top-k", "--rows"])
+    refused("attend", path, "--lengths", "40,17,1", *words, code=11, words=["--top-k is for one sequence", "--rows"])
 
 
 def test_the_nearest_array_is_taken(tmp_path, parts):

@@ -57,13 +57,10 @@ def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Probl
     causal = _causal(request, inputs, notes)
     notes += [UNITS.format(v.tensor.name)] if v.units else []
     scale = _scale(request.scale, inputs, k.dim, notes)
-    local = local_window(request, inputs, notes)
-    if local and not (causal or growing):
-        raise UsageError(LOCAL_IS_CAUSAL.format(k.tensor.name))
+    local = local_window(request, inputs, causal or growing, notes)
     sinks = sink_logits(request, inputs, growing, notes)
     bent = bend(request, inputs, causal, growing, notes)
-    known = {"scale": scale, "local": local, "softcap": bent.cap or None} | ({} if growing else {"causal": causal})
-    notes += beside_config(request, inputs, known)
+    notes += beside_config(request, inputs, None if growing else causal, scale, local, bent)
     method = request.method or ("poly" if request.sketches or request.eps else "nystrom")
     if local and method != "exact":
         request, why = answered_by_window(request, method, local)
@@ -73,13 +70,7 @@ def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Probl
         notes.append(f"--method {method} is the default; inspect tells whether poly suits this input")
     notes += unused(request, method)
     _check_streams(method, causal, q, k, v)
-    if k.sequences:
-        notes += _check_sequences(request, method, causal, q, k)
-    elif (request.top_k or request.sketches) and (request.inputs.lengths or request.inputs.starts):
-        option = "--lengths" if request.inputs.lengths else "--starts"
-        raise CannotMeet(
-            f"{k.tensor.name}: {option} tells sequences apart; --top-k and --sketches are for one: choose its rows with --rows"
-        )
+    notes += _check_sequences(request, method, causal, q, k)
     if causal and request.inputs.rows and not request.inputs.q_rows and _as_many(q, k):
         q = replace(q, tensor=RangeTensor(q.tensor, *request.inputs.rows))
         notes += range_notes([q])
@@ -154,11 +145,14 @@ def _as_many(q: Heads, k: Heads) -> bool:
 
 
 def _check_sequences(request: RunRequest, method: str, causal: bool, q: Heads, k: Heads) -> list[str]:
-    """Refuse what several sequences cannot be asked; a note that says how many there are."""
-    name, count = k.tensor.name, len(k.several)
+    """Refuse what several sequences cannot be asked; a note that says how many there are, nothing for one."""
+    name, told = k.tensor.name, request.inputs.lengths or request.inputs.starts
     for option, given in (("--top-k", request.top_k), ("--sketches", request.sketches)):
-        if given:
-            raise CannotMeet(f"{name}: {option} is for one sequence, here are {count}; choose its rows with --rows")
+        if given and (k.sequences or told):  # which are not told apart for these
+            raise CannotMeet(f"{name}: {option} is for one sequence, here are several; choose its rows with --rows")
+    if not k.sequences:
+        return []
+    count = len(k.several)
     if len(q.several) != count:
         raise InputMalformed(
             f"{q.tensor.name}: {len(q.several)} sequences found, {name} has {count} (where queries are fewer, --q-starts says "

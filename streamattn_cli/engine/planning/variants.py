@@ -20,9 +20,11 @@ from streamattn_cli.sketches.head import HeadParams
 GROUPS = 3, 8  # of 8 to 256 rows
 
 
-def beside_config(request: RunRequest, inputs: Inputs, facts: dict) -> list[str]:
-    """Notes where options say something else than --config. facts: what was decided, by the options' names. Raises CannotMeet for
-    what the model has, and neither its config nor an option says."""
+def beside_config(
+    request: RunRequest, inputs: Inputs, causal: bool | None, scale: float, local: int | None, bent: Bend
+) -> list[str]:
+    """Notes where options say something else than --config; what was decided is given, causal None for a sketch. Raises
+    CannotMeet for what the model has, and neither its config nor an option says."""
     config = inputs.config
     if config is None:
         return []
@@ -31,6 +33,9 @@ def beside_config(request: RunRequest, inputs: Inputs, facts: dict) -> list[str]
             raise CannotMeet(why)
     usual = {"scale": 1 / math.sqrt(inputs.parts[1].dim)}
     notes = []
+    facts = {"scale": scale, "local": local, "softcap": bent.cap or None} | (
+        {} if causal is None else {"causal": causal}
+    )
     for name, value in facts.items():
         said = config.attrs.get(name, usual.get(name))
         if getattr(request, name) is not None and said != value and name not in config.unclear:
@@ -40,9 +45,19 @@ def beside_config(request: RunRequest, inputs: Inputs, facts: dict) -> list[str]
     return notes
 
 
-def local_window(request: RunRequest, inputs: Inputs, notes: list[str]) -> int | None:
-    """How many keys a row sees, itself included; None for all. From --local, or what the file says. Raises UsageError and
-    InputMalformed."""
+def local_window(request: RunRequest, inputs: Inputs, causal: bool, notes: list[str]) -> int | None:
+    """How many keys a row sees, itself included; None for all. From --local, or what the file says. Raises UsageError, also where
+    attention is not causal, and InputMalformed."""
+    window = _window(request, inputs, notes)
+    if window and not causal:
+        raise UsageError(
+            f"{inputs.parts[1].tensor.name}: attention is local, a row sees those before it, and that is causal; give --causal, "
+            "or --local none"
+        )
+    return window
+
+
+def _window(request: RunRequest, inputs: Inputs, notes: list[str]) -> int | None:
     word = request.local
     if word is None and "local" in inputs.attrs:
         said = inputs.attrs["local"]

@@ -151,7 +151,15 @@ class _Reading:
             f"{self._path}: model type {self._kind} is not a known one; its attention is taken as that of most models: causal, "
             "its fields as they are usually meant (--scale, --local and --softcap decide)",)  # fmt: skip
         return ModelConfig(
-            self._path, told, attrs, unclear, heads, key_heads, dims=dims, value_dim=value_dim, notes=notes
+            self._path,
+            told,
+            attrs,
+            unclear,
+            heads=heads,
+            key_heads=key_heads,
+            dims=dims,
+            value_dim=value_dim,
+            notes=notes,
         )
 
     def _refuse(self) -> None:
