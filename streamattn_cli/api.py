@@ -142,6 +142,8 @@ class AttentionSketch:
     dtypes must not change on the way. Rows are absorbed as the command absorbs those of a pipe: how they are cut into
     blocks changes nothing, and the first 1024 wait until all of them are there, because settings are chosen by them. Other dtypes
     are refused (WrongDtype, a TypeError). Errors are those of streamattn_cli.errors, with the messages of the command.
+    What was inferred goes to the logger `streamattn` (INFO). As a context, `with AttentionSketch(...) as sketch:`, it ends its
+    threads, and its rows are gone unless they were saved.
     """
 
     def __init__(self, queries: np.ndarray | None = None, **settings: object):

@@ -5,28 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from streamattn_cli.engine.request.settings import (
-    AnswerSettings,
-    AttentionSettings,
-    BudgetSettings,
-    ChanceSettings,
-    CheckpointSettings,
-    DoubtSettings,
-    EngineSettings,
-    JobSettings,
-    LogitSettings,
-    MachineSettings,
-    MethodSettings,
-    OutputSettings,
-    PaperSettings,
-    ResumeSettings,
-    RunSettings,
-    ShardSettings,
-    ShareSettings,
-    SizeSettings,
-    StreamSettings,
-    TuningSettings,
-)
+from streamattn_cli.engine.request import settings as group
 from streamattn_cli.options import check_choices
 from streamattn_cli.rows.spec import InputSpec
 
@@ -48,17 +27,17 @@ class Request:
 
 @dataclass(frozen=True)
 class RunRequest(
-    ShareSettings,
-    DoubtSettings,
-    AnswerSettings,
-    RunSettings,
-    PaperSettings,
-    SizeSettings,
-    StreamSettings,
-    TuningSettings,
-    BudgetSettings,
-    MethodSettings,
-    AttentionSettings,
+    group.ShareSettings,
+    group.DoubtSettings,
+    group.AnswerSettings,
+    group.RunSettings,
+    group.PaperSettings,
+    group.SizeSettings,
+    group.StreamSettings,
+    group.TuningSettings,
+    group.BudgetSettings,
+    group.MethodSettings,
+    group.AttentionSettings,
     Request,
 ):
     """One run over rows, of whatever command: what a `Problem` is made of."""
@@ -73,7 +52,7 @@ class RunRequest(
 
 
 @dataclass(frozen=True)
-class AttendRequest(JobSettings, EngineSettings, CheckpointSettings, RunRequest):
+class AttendRequest(group.JobSettings, group.EngineSettings, group.CheckpointSettings, RunRequest):
     """Of `attend`. output: FILE, FILE:DATASET or -."""
 
     output: str = "-"
@@ -81,14 +60,14 @@ class AttendRequest(JobSettings, EngineSettings, CheckpointSettings, RunRequest)
 
 @dataclass(frozen=True)
 class SketchRequest(
-    ShardSettings,
-    ResumeSettings,
-    RunSettings,
-    StreamSettings,
-    TuningSettings,
-    BudgetSettings,
-    MethodSettings,
-    LogitSettings,
+    group.ShardSettings,
+    group.ResumeSettings,
+    group.RunSettings,
+    group.StreamSettings,
+    group.TuningSettings,
+    group.BudgetSettings,
+    group.MethodSettings,
+    group.LogitSettings,
     Request,
 ):
     """Of `sketch`. output: the sketch file; append: whether it is there, and gets more rows."""
@@ -98,7 +77,7 @@ class SketchRequest(
 
 
 @dataclass(frozen=True)
-class QueryRequest(EngineSettings, OutputSettings, AnswerSettings, RunSettings, Request):
+class QueryRequest(group.EngineSettings, group.OutputSettings, group.AnswerSettings, group.RunSettings, Request):
     """Of `query`. sketch: the file that answers; output: as of `attend`."""
 
     sketch: str = ""
@@ -110,7 +89,13 @@ Answering = AttendRequest | QueryRequest  # what can be cut into pieces
 
 @dataclass(frozen=True)
 class CompareRequest(
-    EngineSettings, ChanceSettings, MachineSettings, StreamSettings, TuningSettings, AttentionSettings, Request
+    group.EngineSettings,
+    group.ChanceSettings,
+    group.MachineSettings,
+    group.StreamSettings,
+    group.TuningSettings,
+    group.AttentionSettings,
+    Request,
 ):
     """Of `compare`. budgets: resident rows of a key head, or `by_bytes` bytes of all key heads; audit: rows that errors are
     measured on."""
@@ -122,5 +107,5 @@ class CompareRequest(
 
 
 @dataclass(frozen=True)
-class PlanRequest(MachineSettings, TuningSettings, BudgetSettings, AttentionSettings, Request):
+class PlanRequest(group.MachineSettings, group.TuningSettings, group.BudgetSettings, group.AttentionSettings, Request):
     """Of `plan`."""

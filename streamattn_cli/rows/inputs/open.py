@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from streamattn_cli.errors import InputMalformed, InputMissing, StreamattnError, UsageError
+from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.options import one_of
 from streamattn_cli.rows.attributes import clean
 from streamattn_cli.rows.dtypes import DTYPES, PATTERNS, storage_word
@@ -18,6 +18,7 @@ from streamattn_cli.rows.inputs.modelconfig import ModelConfig, read_config
 from streamattn_cli.rows.inputs.packedcache import halves, packed_cache
 from streamattn_cli.rows.inputs.padding import said_beside
 from streamattn_cli.rows.inputs.paths import Place, find
+from streamattn_cli.rows.inputs.plainlayouts import PlainLayouts
 from streamattn_cli.rows.inputs.scales import scaled
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import (
@@ -31,11 +32,9 @@ from streamattn_cli.rows.tensors.heads import (
     told_parts,
     whole,
 )
-from streamattn_cli.rows.tensors.layout import LAYOUTS, Extent, extent, infer, infer_query, layout_word, show
+from streamattn_cli.rows.tensors.layout import LAYOUTS, Extent, extent, layout_word, show
 from streamattn_cli.rows.tensors.stored import Stored
 from streamattn_cli.rows.tensors.tensor import PartlyStored, RowTensor
-
-_AXES = {"B": "batches", "T": "rows", "H": "heads", "D": "items", "C": "heads x items"}
 
 
 @dataclass
@@ -118,7 +117,7 @@ class _Opening:
         self._parts = parts
         self._stack = stack
         self._apart = apart
-        self._layout = layout_word(spec.layout) if spec.layout else None
+        word = layout_word(spec.layout) if spec.layout else None
         self._raw = storage_word(spec.raw, "--raw") if spec.raw else None
         self._dtype = storage_word(spec.dtype, "--dtype") if spec.dtype else None
         if self._dtype and not DTYPES[self._dtype].patterns:
@@ -126,6 +125,7 @@ class _Opening:
                 f"--dtype {spec.dtype}: it tells what 8- or 16-bit integers are; use {one_of(PATTERNS)}, or omit it"
             )
         self._plain: dict[str, Stored] = {}  # part -> array that holds it alone
+        self._layouts = PlainLayouts(spec, config, self._plain, parts, word, self._dtype, self.notes)
         self._packed: list[tuple[str, tuple[str, ...], Stored]] = []  # record, what is taken of it, array or stream
 
     def heads(self) -> dict[str, Heads]:
@@ -135,9 +135,9 @@ class _Opening:
         for record, wanted, stored in self._packed:
             heads = self._unpack(stored, record)
             found.update((part, heads[part]) for part in wanted)
-        layouts = self._layouts(found.get("k"))
+        layouts = self._layouts.of_all(found.get("k"))
         for part, stored in self._plain.items():
-            shape = self._extent(stored, layouts[part], part)
+            shape = self._layouts.extent(stored, layouts[part], part)
             found[part] = scaled(self._whole(stored, shape, part), stored, part, self.notes)
         return {part: found[part] for part in self._parts}
 
@@ -330,7 +330,7 @@ class _Opening:
     def _packed_layout(self, stored: Stored) -> str:
         """Of a packed array with a head axis: records of three axes are (rows, heads, items) unless a file's
         layout is given."""
-        told = None if stored.shape[0] is None else self._told(stored)
+        told = None if stored.shape[0] is None else self._layouts.told(stored)
         if told or len(stored.shape) == 3:
             return told or "THD"
         words = [word for word in LAYOUTS if len(word) == len(stored.shape)]
@@ -339,90 +339,6 @@ class _Opening:
         raise UsageError(
             f"{stored.name}: layout not clear from shape {show(stored.shape)}; give --layout {' or '.join(words)}"
         )
-
-    # --- layouts of plain arrays
-
-    def _told(self, stored: Stored) -> str | None:
-        """The layout that the user or the file gives."""
-        return self._layout or clean(stored.attrs, stored.name).get("layout")
-
-    def _layouts(self, packed_keys: Heads | None) -> dict[str, str]:
-        """The layout of every plain array: told, or inferred with a note."""
-        layouts = {part: told for part, stored in self._plain.items() if (told := self._told(stored))}
-        unclear = {part: stored for part, stored in self._plain.items() if part not in layouts}
-        if not unclear:
-            return layouts
-        keys = self._known_keys(packed_keys)
-        if list(self._plain) == ["q"] and keys is not None:
-            q = unclear["q"]
-            word = infer_query(q.shape, q.name, *keys, self._spec.like)
-        else:
-            word = self._infer(unclear, keys)
-        for part, stored in unclear.items():
-            layouts[part] = self._fused(stored, part) if word == "TD" else word
-            axes = ", ".join(_AXES[letter] for letter in layouts[part])
-            self.notes.append(f"{stored.name}: {show(stored.shape)} is read as layout {layouts[part]} ({axes})")
-        return layouts
-
-    def _known_keys(self, packed: Heads | None) -> tuple[int, int] | None:
-        """Number and dim of the key heads, where both are known without their layout."""
-        if packed is not None:
-            return len(packed), packed.dim
-        heads, dim = self._spec.kv_heads, self._spec.dim
-        if heads is not None and dim is not None:
-            return heads, dim
-        return self._config.sizes_of("k") if self._config else None
-
-    def _infer(self, unclear: dict[str, Stored], keys: tuple[int, int] | None) -> str:
-        """The layout of these arrays; where it is not clear, key heads of known number and dim (`keys`) tell it, or queries
-        beside them that nobody asked for."""
-        try:
-            return infer({p: s.shape for p, s in unclear.items()}, {p: s.name for p, s in unclear.items()})
-        except UsageError:
-            if "k" in unclear and keys is not None:
-                return infer_query(unclear["k"].shape, unclear["k"].name, *keys, self._spec.like)
-            word = self._spec.input
-            place = None if word is None or word == "-" or "q" in self._parts else find(word)
-            if place is None or not place.names_arrays or place.inside:
-                raise
-            try:
-                both = unclear | arrays.parts_of(place, ("q",), self._spec.group, self._dtype)
-                return infer({p: s.shape for p, s in both.items()}, {p: s.name for p, s in both.items()})
-            except StreamattnError:
-                pass
-            raise
-
-    def _fused(self, stored: Stored, part: str) -> str:
-        """An array of two axes is TC if the user gives more than one head, or a dim shorter than a row."""
-        heads, dim = self._expected(part, stored)
-        return "TC" if (heads or 1) > 1 or (dim is not None and dim < stored.sizes[1]) else "TD"
-
-    def _expected(self, part: str, stored: Stored) -> tuple[int | None, int | None]:
-        """(heads, dim) of a part as the user gave them, or as the model has them where that is the length of a row."""
-        spec = self._spec
-        heads = spec.heads if part == "q" else spec.kv_heads or spec.heads
-        dim = (spec.value_dim or spec.dim) if part == "v" else spec.dim
-        if self._config and heads is None and dim is None:
-            told = self._config.sizes_of(part)
-            return told if told[0] * told[1] == stored.shape[-1] else (None, None)
-        return heads, dim
-
-    def _extent(self, stored: Stored, layout: str, part: str) -> Extent:
-        heads, dim = self._expected(part, stored) if layout == "TC" else (None, None)
-        try:
-            return extent(stored.shape, layout, stored.name, heads, dim)
-        except InputMalformed as error:
-            raise InputMalformed(f"{error}{self._fewer_heads(stored, part)}") from None
-
-    def _fewer_heads(self, stored: Stored, part: str) -> str:
-        """The --kv-heads that fit keys or values to the query heads, as an advice; nothing where there is none."""
-        spec, q = self._spec, self._plain.get("q")
-        if part == "q" or q is None or not spec.heads or spec.kv_heads or q.sizes[-1] % spec.heads:
-            return ""
-        dim = (spec.value_dim or spec.dim if part == "v" else spec.dim) or q.sizes[-1] // spec.heads
-        count, rest = divmod(stored.sizes[-1], dim)
-        fits = count and not rest and not spec.heads % count
-        return f"; with heads of {dim} as in {q.name} there are {count}: give --kv-heads {count}" if fits else ""
 
 
 def _listed(parts: Sequence[tuple[str, int, int]]) -> str:
