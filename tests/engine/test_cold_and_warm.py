@@ -16,7 +16,7 @@ from streamattn_cli.kernels.jit import kernel
 PROGRAM = """
 import hashlib, sys
 from streamattn_cli.engine.jobs.attend import attend
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streamattn_cli.engine.jobs.attend import attend
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.kernels import coreset as kernel
