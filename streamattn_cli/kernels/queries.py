@@ -1,4 +1,4 @@
-"""The model of the queries: weighted mean, deviations and int16 correlations (METHODS.md (N3))."""
+"""The model of the queries: weighted mean, deviations and correlations of 16 or 8 bits (METHODS.md (N3), (N26))."""
 
 import math
 
@@ -10,7 +10,8 @@ from streamattn_cli.kernels.jit import FAST, kernel
 from streamattn_cli.kernels.linear import BLOCK, cholesky
 from streamattn_cli.kernels.rotary import midway, turn
 
-FULL = 32767.0  # correlation 1 in int16
+FULL, FULL8 = np.float32(32767), np.float32(127)  # correlation 1 in int16 and in int8
+OWN = 0.02  # Sigma_jj += OWN Sigma_jj where correlations are int8: what rounding may take from the least eigenvalues
 RIDGE = 1e-2  # Sigma += RIDGE tr(Sigma)/d I
 
 
@@ -18,8 +19,8 @@ RIDGE = 1e-2  # Sigma += RIDGE tr(Sigma)/d I
 def learn(gemm, q, u, forget, weight, mean, std, corr, scratch):
     """Take in queries q (r, d) of weights u (r,); what was there counts `forget` times as much from now on.
 
-    gemm: `blas.address` of float32. weight (1,) float64, mean, std (d,), corr (d (d - 1) / 2,) int16: the model, in place.
-    scratch: (r + 1 + d) d numbers of float32.
+    gemm: `blas.address` of float32. weight (1,) float64, mean, std (d,), corr uint8: the bytes of d (d - 1) / 2
+    int16 or int8; the model, in place. scratch: (r + 1 + d) d numbers of float32.
     """
     n, d = q.shape
     covariance = scratch[: d * d].reshape(d, d)
@@ -50,15 +51,30 @@ def learn(gemm, q, u, forget, weight, mean, std, corr, scratch):
     pack(covariance, total, std, corr)
 
 
+@kernel(inline="always")
+def _narrow(std, corr):
+    """Whether the correlations that are in the bytes `corr` are int8, and not int16."""
+    pairs = std.shape[0] * (std.shape[0] - 1) // 2
+    return 0 < pairs == corr.shape[0]
+
+
 @kernel(cache=True, fastmath=FAST)
 def unpack(std, corr, weight, out):
     """Upper triangle of out (d, d) = weight * covariance; what lies below is 0."""
+    if _narrow(std, corr):
+        _unpack(std, corr.view(np.int8), FULL8, weight, out)
+    else:
+        _unpack(std, corr.view(np.int16), FULL, weight, out)
+
+
+@kernel(fastmath=FAST)
+def _unpack(std, corr, full, weight, out):
     d, at = std.shape[0], 0
     for i in range(d):
         out[i, :i] = 0
         size = np.float32(std[i] * weight)
         out[i, i] = size * std[i]
-        size /= np.float32(FULL)
+        size /= full
         row, others, found = corr[at : at + d - 1 - i], std[i + 1 :], out[i, i + 1 :]
         for j in range(row.shape[0]):
             found[j] = row[j] * size * others[j]
@@ -68,15 +84,23 @@ def unpack(std, corr, weight, out):
 @kernel(cache=True, fastmath=FAST)
 def pack(covariance, weight, std, corr):
     """Keep the upper triangle of covariance (d, d) / weight as deviations and correlations."""
+    for i in range(std.shape[0]):
+        std[i] = math.sqrt(max(covariance[i, i] / weight, 1e-30))
+    if _narrow(std, corr):
+        _pack(covariance, FULL8, weight, std, corr.view(np.int8))
+    else:
+        _pack(covariance, FULL, weight, std, corr.view(np.int16))
+
+
+@kernel(fastmath=FAST)
+def _pack(covariance, full, weight, std, corr):
     d, at = std.shape[0], 0
     for i in range(d):
-        std[i] = math.sqrt(max(covariance[i, i] / weight, 1e-30))
-    for i in range(d):
-        size = np.float32(FULL / (std[i] * weight))
+        size = np.float32(full / (std[i] * weight))
         row, others, shares = corr[at : at + d - 1 - i], std[i + 1 :], covariance[i, i + 1 :]
         for j in range(row.shape[0]):
             share = shares[j] * size / others[j]
-            row[j] = np.int16(np.rint(min(max(share, np.float32(-FULL)), np.float32(FULL))))
+            row[j] = np.rint(min(max(share, -full), full))
         at += row.shape[0]
 
 
@@ -92,16 +116,19 @@ def factor(weight, mean, std, corr, out, direction):
         trace += std[j] * std[j]
         direction[j] = 0
     known = weight[0] > 0 and trace < np.inf
-    ridge = RIDGE * trace / d + 1e-12
+    ridge, own = RIDGE * trace / d + 1e-12, OWN if _narrow(std, corr) else 0.0
     size = trace / d + 1e-10  # of the diagonal: pivots are measured by it
     while known:
         unpack(std, corr, 1.0 / size, out)
         for j in range(d):
-            out[j, j] += ridge / size
+            out[j, j] += (ridge + own * std[j] * std[j]) / size
         if cholesky(out, 0.01 * ridge / size):
             break
-        ridge *= 10  # correlations are rounded: their matrix may be a little off
-        known = ridge < size
+        if own > 0:  # correlations are rounded: their matrix may be off, by a little with 16 bits
+            own *= 2
+        else:
+            ridge *= 10
+        known = ridge < size and own < 10
     if not known:
         out[:] = 0
         for j in range(d):

@@ -223,11 +223,11 @@ def test_a_budget_counts_every_byte_and_holds_more_atoms(d, dv):
     assert sum(x.nbytes for x in HeadAttention(params).state.values()) == spec_bytes(params.state_spec())
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_a_sketch_of_more_bits_merges_with_one_of_six_in_either_order(rng, bits):
+@pytest.mark.parametrize("more", [{"bits": 8}, {"bits": 16}, {"model_bits": 8}])
+def test_a_sketch_of_other_bits_merges_with_one_of_six_in_either_order(rng, more):
     """Whose parameters differ in nothing else; what comes out has the form of the first."""
     given, shards = stream(rng, 1200, 0.5, 1.0), []
-    old = replace(PARAMS, history=replace(PARAMS.history, bits=bits, atoms=60, active=30))
+    old = replace(PARAMS, history=replace(PARAMS.history, **more, atoms=60, active=30))
     exact = attention(given, PARAMS.scale, False)
     for first, second in ((PARAMS, old), (old, PARAMS)):
         work, shards = allocate(first.work_spec()), []

@@ -1,4 +1,4 @@
-"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N25); our own method).
+"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N26); our own method).
 
 The history is a set of atoms (k_a, C_a), C_a = [y_a, w_a]; a query's partial answer is sum_a e^(s q.k_a) C_a. Rows that
 leave the window become atoms with C = [v, 1]. When there are too many, a slice of them that moves round the set is
@@ -47,6 +47,7 @@ SCRATCH = (
 )
 WINDOW_SHARE = 0.15  # of the rows, exact recent ones
 SHORT = 6  # rows of a stream per resident row up to which eight bits serve better than six: there an atom is few rows
+MODEL_SHARE = 0.05  # of the budget: where correlations of the queries in 16 bits would take more, they get 8 (N26)
 TEMPER = 0.8  # of a model of the queries that was learnt on the way
 ACTIVE = {"fast": 64, "default": 160, "best": 512}  # atoms that take part in one compression
 ACTIVE_TURNED = {**ACTIVE, "default": 120}  # the same with rotary positions, whose turns take the time of the others
@@ -65,10 +66,12 @@ class NystromParams:
     storage: str = "f4"  # dtype of the exact rows that the bank holds at first
     rope: str = ""  # rotary positions of queries and keys (rope.rope_word), where they are known
     turns: int = 0  # with these, how many positions of the future one compression fits its atoms to
+    model_bits: int = 16  # of a correlation of the queries
 
     def to_dict(self) -> dict:
-        """JSON-able form."""
-        return {name: value for name, value in asdict(self).items() if value or name not in ("rope", "turns")}
+        """JSON-able form; what earlier versions did not know only where it is used."""
+        plain = {"rope": "", "turns": 0, "model_bits": 16}
+        return {name: value for name, value in asdict(self).items() if name not in plain or value != plain[name]}
 
 
 def atom_bytes(dim: int, value_dim: int, bits: int) -> int:
@@ -126,7 +129,7 @@ class NystromHistory(History):
             ),  # atoms (or exact rows), 1 once they are atoms, first of the next slice, stores so far
             "centre": ((dim,), "f4"),
             **({"mean": ((value_dim,), "f4")} if params.bits == 6 else {}),  # of values
-        } | QueryModel.state_spec(dim, bool(params.rope))
+        } | QueryModel.state_spec(dim, bool(params.rope), params.model_bits)
 
     @staticmethod
     def work_spec(params: NystromParams, dim: int, value_dim: int, group: int, queries: int, dtype: str) -> dict:
@@ -154,9 +157,10 @@ class NystromHistory(History):
 
     @staticmethod
     def merges(params: NystromParams, other: NystromParams) -> bool:
-        """Equal ones; and those of a version that kept atoms in more bits, of which as many bytes hold fewer."""
-        alike = replace(other, atoms=params.atoms, active=params.active, bits=params.bits)
-        return params == (other if params.bits == other.bits else alike)
+        """Equal ones; and those of a version that kept atoms or the model in more bits, so that as many bytes hold fewer."""
+        same = (params.bits, params.model_bits) == (other.bits, other.model_bits)
+        fits = replace(other, bits=params.bits, model_bits=params.model_bits)
+        return params == (other if same else replace(fits, atoms=params.atoms, active=params.active))
 
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
         """Take the queries q (r, d) of full attention as the model of all queries."""
@@ -322,7 +326,8 @@ def nystrom_params(
     if window is None:
         window = 1 + max(1, round(WINDOW_SHARE * rows / group)) * group if causal else 1
     bits = 8 if stream is not None and stream <= SHORT * rows else 6
-    history = NystromParams(0, active, bits, TEMPER if causal else 1.0, params.stored, rope)
+    model_bits = 8 if params.dim * (params.dim - 1) > MODEL_SHARE * rows * row_bytes(params) else 16
+    history = NystromParams(0, active, bits, TEMPER if causal else 1.0, params.stored, rope, model_bits=model_bits)
     params = replace(params, group=group, window=max(window, 1), history=history)
     size = atom_bytes(params.dim, params.value_dim, history.bits)
     if atoms is None:

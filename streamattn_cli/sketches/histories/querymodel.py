@@ -15,7 +15,7 @@ LOOKBACK = 0.003  # weight of a query that never looks at the history: u = share
 
 
 class QueryModel:
-    """Weighted mean, standard deviations (float32) and correlations (int16, upper triangle) of queries.
+    """Weighted mean, standard deviations (float32) and correlations (int16 or int8, upper triangle) of queries.
 
     State arrays as in `state_spec`; each is updated in place. With a rotation it is the model of queries turned back by
     their positions (METHODS.md (N17)).
@@ -24,16 +24,17 @@ class QueryModel:
     def __init__(self, state: dict[str, np.ndarray], rope: tuple | None = None):
         self.rope = rope
         at = state.get("query.at", np.zeros(1, np.int64))
-        self.arrays = (*(state[f"query.{name}"] for name in ("weight", "mean", "std", "corr")), at)
+        corr = state["query.corr"].view(np.uint8)
+        self.arrays = (*(state[f"query.{name}"] for name in ("weight", "mean", "std")), corr, at)
 
     @staticmethod
-    def state_spec(dim: int, rotates: bool = False) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name -> (shape, dtype)."""
+    def state_spec(dim: int, rotates: bool = False, bits: int = 16) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Name -> (shape, dtype); bits: of a correlation."""
         spec: dict[str, tuple[tuple[int, ...], str]] = {
             "query.weight": ((1,), "f8"),
             "query.mean": ((dim,), "f4"),
             "query.std": ((dim,), "f4"),
-            "query.corr": ((dim * (dim - 1) // 2,), "i2"),
+            "query.corr": ((dim * (dim - 1) // 2,), f"i{bits // 8}"),
         }
         return spec | ({"query.at": ((1,), "i8")} if rotates else {})  # rows whose queries have passed
 
