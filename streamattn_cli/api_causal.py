@@ -11,15 +11,17 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from streamattn_cli.api import _array, _check_dtype, _heads, _request
+from streamattn_cli.api_inputs import array_of, check_dtype, heads_of_array, run_of
 from streamattn_cli.checkpoint.commit import save
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.jobs.sketch import sketch_facts
+from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.footprint import work_spec
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.saving.saver import check_schema, describe, stack_heads, unstack_heads
+from streamattn_cli.engine.watch.events import Listener
 from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.workers.lanes import Answers, Lane
 from streamattn_cli.engine.workers.pool import Workers, default_threads
@@ -74,7 +76,7 @@ class CausalAttention:
     """
 
     def __init__(self, audit: Hook | None = None, rope: str | None = None, **settings: object):
-        self._request = _request(settings, causal=True, rope=rope)
+        self._request = run_of(settings, causal=True, rope=rope)
         if self._request.method in ("exact", "auto"):
             raise CannotMeet(
                 f"method {self._request.method} "
@@ -100,6 +102,20 @@ class CausalAttention:
         waiting = (self._group - 1) * row if self._learns else 0
         return sum(array.nbytes for sketch in self._sketches for array in sketch.state.values()) + waiting
 
+    def step_bytes(self, rows: int) -> int:
+        """Bytes that a step of so many rows takes beside the state, for a while, at most; 0 before the first step."""
+        if self._problem is None:
+            return 0
+        parts, crew = make_plan(self._problem).parts, len(self._crew.works)
+        (heads, dim), precision = self._answer_shape
+        row = 2 * sum(
+            self._widths[name] * np.dtype(self._held[name]).itemsize for name in "qkv"
+        )  # as given, and in one block
+        row += heads * (2 * dim * np.dtype(precision).itemsize + 4)
+        copies = self.nbytes // len(self._sketches) * crew if self._learns else 0  # that answer the group under way
+        fixed = sum(parts.get(name, 0) for name in ("work", "compression", "slack"))
+        return fixed + copies + row * (rows + (self._group - 1) * self._learns)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What was inferred from the settings and the first step."""
@@ -116,7 +132,7 @@ class CausalAttention:
         Raises InputMalformed where they do not fit each other or the rows before, NonFinite, MemoryBudget, and CannotMeet
         where the method cannot serve such rows; then the state is as it was before.
         """
-        given = [_array(part) for part in (q, k, v)]
+        given = [array_of(part) for part in (q, k, v)]
         self._check(given)
         blocks = [
             np.ascontiguousarray(part).view(self._held[name]).reshape(1, len(part), self._widths[name])
@@ -131,6 +147,13 @@ class CausalAttention:
         if self.audit:
             self.audit(self.rows - len(out), given[0], given[1], given[2], out, answers.doubt)
         return out
+
+    def warm(self, listener: Listener = lambda event: None) -> None:
+        """Compile or load now what later steps use; the listener hears of kernels that are compiled. UsageError before the first
+        step, which may be one of no rows."""
+        if self._problem is None:
+            raise UsageError("nothing to warm: take a step first, of no rows if you like")
+        warm(make_plan(self._problem), listener)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the state to a file, atomically and durably. Raises OutputFailed, and UsageError before the first step."""
@@ -163,7 +186,7 @@ class CausalAttention:
     def _check(self, given: list[np.ndarray]) -> None:
         """Whether q, k and v fit each other and the rows before; at the first step, decide everything."""
         for name, array in zip("qkv", given, strict=True):
-            _check_dtype(array, name)
+            check_dtype(array, name)
         q, k, v = given
         lengths, axes = {len(part) for part in given}, {part.ndim for part in given}
         if len(lengths) > 1 or len(axes) > 1 or q.ndim not in (2, 3) or k.shape[1:-1] != v.shape[1:-1]:
@@ -180,14 +203,15 @@ class CausalAttention:
     def _begin(self, kinds: dict[str, tuple], facts: dict | None = None) -> None:
         """Decide everything that shapes and dtypes decide, or take it from the facts of a file; make the empty state."""
         none = {name: np.empty((0, *shape), np.dtype(dtype)) for name, (shape, dtype) in kinds.items()}
-        heads = {name: _heads(array, name, 0) for name, array in none.items()}
+        heads = {name: heads_of_array(array, name, 0) for name, array in none.items()}
         if facts is None:
             problem = resolve(self._request, Inputs(heads["q"], heads["k"], heads["v"]))
         else:
             held = HeadParams.from_dict(facts["head"])
             problem = Problem(
-                self._request, heads["q"], heads["k"], heads["v"], True, facts["scale"], facts["method"], facts["precision"],
-                held, (), local=held.window if held.local else None, sink_logits=tuple(facts.get("sink_logits", ())),
+                self._request, heads["q"], heads["k"], heads["v"], causal=True, scale=facts["scale"], method=facts["method"],
+                precision=facts["precision"], params=held, notes=(),
+                local=held.window if held.local else None, sink_logits=tuple(facts.get("sink_logits", ())),
                 bend=Bend.of_facts(facts),
             )  # fmt: skip
         params = problem.params

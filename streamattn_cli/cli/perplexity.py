@@ -67,8 +67,8 @@ def perplexity(
     from streamattn_cli.engine.watch.events import Note
     from streamattn_cli.engine.watch.signals import Interrupts
     from streamattn_cli.errors import UsageError
-    from streamattn_cli.models.load import open_model
-    from streamattn_cli.models.perplexity import Asked, check_methods, perplexity_of
+    from streamattn_cli.models.load import find_model
+    from streamattn_cli.models.perplexity import Asked, check_methods, perplexity_of, text_bytes
     from streamattn_cli.models.settings import chosen_layers
     from streamattn_cli.models.text import token_ids
     from streamattn_cli.report.live.progress import make_listener
@@ -80,12 +80,15 @@ def perplexity(
     names = check_methods(methods)
     mode = "json" if words["log_json"] else "quiet" if words["quiet"] else "auto"
     with make_listener(mode, words["progress_every"]) as listener, Interrupts(status=listener.status) as interrupts:
-        loaded = open_model(model, given.memory, given.threads)
-        ids = token_ids(loaded.tokenizer, text, given.tokens, least=2)
-        layers = chosen_layers(given.layer, model, loaded.global_layers, len(loaded.types))
+        known = find_model(model, given.threads)
+        ids = token_ids(known.tokenizer, text, given.tokens, least=2)
+        layers = chosen_layers(given.layer, model, known.global_layers, len(known.types))
         beside = {"effort": effort, "threads": given.threads, "memory": given.memory}
         asked = Asked(names, budgets, layers, given.chunk, samples, beside, seed, reference_window)
-        found = perplexity_of(loaded, ids, asked, text, lambda found: listener(Note(figures(found))), interrupts.check)
+        loaded = known.load(given.memory, text_bytes(known, len(ids), asked), f"reading {len(ids)} tokens")
+        found = perplexity_of(
+            loaded, ids, asked, text, lambda found: listener(Note(figures(found))), interrupts.check, listener
+        )
     found = signed(found)
     if words["json"]:
         show_json(found.to_dict())

@@ -15,25 +15,27 @@ import numpy as np
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read as read_state
+from streamattn_cli.engine.jobs.ceremony import metering
 from streamattn_cli.engine.saving.resume import part_tag
 from streamattn_cli.engine.saving.saver import check_facts, check_sources, describe
 from streamattn_cli.engine.watch.events import Finished, Listener, Outcome, Progress
-from streamattn_cli.engine.watch.meter import Meter, available_memory
+from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CheckpointIncompatible, Interrupted, MemoryBudget, UsageError
+from streamattn_cli.errors import CheckpointIncompatible, Interrupted, UsageError
 from streamattn_cli.models.dump import Dump, is_file, names_of, open_dump
+from streamattn_cli.models.footprint import ITEM, SLACK, chunk_bytes, kept_bytes
 from streamattn_cli.models.interface import Answerer, ExactRows, LayerFacts
-from streamattn_cli.models.load import Model, open_model, weight_bytes
-from streamattn_cli.models.rowsfile import ITEM, RowsFile
+from streamattn_cli.models.load import Found, Model, find_model
+from streamattn_cli.models.rowsfile import RowsFile
 from streamattn_cli.models.settings import CaptureSettings, chosen_layers
 from streamattn_cli.models.survey import Enough, Layer, attributes, read, survey
 from streamattn_cli.models.text import token_ids
 from streamattn_cli.rows.dtypes import DTYPES, storage_word
 from streamattn_cli.rows.targets import refuse_existing
-from streamattn_cli.units import format_bytes
 
 UNFINISHED = ".sattn"  # what is added to the name of an output that is not complete: how far it is
+CAPTURED = 4  # copies of a chunk of a layer on the way to its file
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class _Job:
     ids: np.ndarray
     layers: dict[int, Layer]  # up to the last one that is wanted
     wanted: list[int]
+    projected: int  # bytes beside the weights
 
     @property
     def facts(self) -> dict:
@@ -92,21 +95,18 @@ def run_capture(request: CaptureRequest, listener: Listener, interrupts: Interru
     checkpoint that does not fit, and Interrupted: then, and after any failure, a capture into files is gone on with by `resume`.
     """
     job = _prepare(request)
-    began = time.monotonic()
     with ExitStack() as stack:
-        meter = stack.enter_context(Meter())
+        work = stack.enter_context(metering(listener, interrupts))
         saved = _Saved(job, stack) if is_file(request.output) else None
         done = saved.done if saved else 0
         rows = saved.rows if saved else None
-        if rows is None:
-            _check_memory(job)
         attrs = {at: attributes(job.model, job.layers[at], len(job.ids)) for at in job.wanted}
         wanted = {at: job.layers[at] for at in job.wanted}
         with interrupts.at_once(not saved):
             dump = open_dump(request.output, len(job.ids), wanted, attrs, request.dtype, saved.tag if saved else "",
                              saved.parts if saved else {}, done)  # fmt: skip
         stack.callback(dump.abort)
-        tell = _Teller(listener, meter, job, done)
+        tell = _Teller(listener, work.meter, job, done)
         try:
             _pass(job, dump, rows, done, lambda reached: _reached(reached, saved, dump, tell, interrupts))
         except Interrupted as stop:
@@ -116,7 +116,10 @@ def run_capture(request: CaptureRequest, listener: Listener, interrupts: Interru
         dump.commit()
         if saved:
             saved.remove()
-        outcome = _outcome(job, meter, began, done, tell.bytes)
+        more = {"bytes_read": tell.bytes, "rows_before": done}
+        outcome = work.told(
+            "capture", {"params": _params(job)}, len(job.ids), request.output, {"projected": job.projected}, **more
+        )
     listener(Finished(outcome))
     return outcome
 
@@ -126,8 +129,8 @@ def _prepare(request: CaptureRequest) -> _Job:
     given = request.settings
     if request.output == "-" and request.settings.resume:
         raise UsageError("--resume: a pipe cannot be taken up again; write to a file")
-    model = open_model(request.model, given.memory, given.threads)
-    count = len(model.types)
+    found = find_model(request.model, given.threads)
+    count = len(found.types)
     wanted = chosen_layers(given.layer, request.model, list(range(count)), count)
     outputs = names_of(request.output, wanted)
     if read := {os.path.realpath(name) for name in outputs} & {
@@ -135,20 +138,18 @@ def _prepare(request: CaptureRequest) -> _Job:
     }:
         raise UsageError(f"-o {read.pop()}: is what is read; write to another file")
     refuse_existing(outputs, request.force or request.settings.resume)
-    ids = token_ids(model.tokenizer, request.texts, given.tokens)
-    return _Job(request, model, ids, survey(model, wanted[-1], request.settings.heads), wanted)
+    ids = token_ids(found.tokenizer, request.texts, given.tokens)
+    projected = _text_bytes(found, request, wanted, len(ids))
+    model = found.load(given.memory, projected, f"reading {len(ids)} tokens up to layer {wanted[-1]}")
+    return _Job(request, model, ids, survey(model, wanted[-1], request.settings.heads), wanted, projected)
 
 
-def _check_memory(job: _Job) -> None:
-    """Refuse a text whose keys and values do not fit, where they are kept in memory."""
-    name, given = job.request.model, job.request.settings.memory
-    needed = sum(heads * (dim + value_dim) for heads, dim, value_dim in job.kept.values()) * len(job.ids) * ITEM
-    allowed = given - weight_bytes(name) if given else available_memory()
-    if allowed is not None and needed > allowed:
-        raise MemoryBudget(
-            f"{name}: keys and values of {len(job.ids)} tokens in {len(job.kept)} layers take {format_bytes(needed)}, and "
-            f"{format_bytes(allowed)} are left; give fewer --tokens, or -o FILE, beside which they are kept on the disk"
-        )
+def _text_bytes(found: Found, request: CaptureRequest, wanted: list[int], tokens: int) -> int:
+    """What reading so many tokens takes beside the weights; in a pipe keys and values are kept in memory, too."""
+    shapes, chunk = found.shapes, request.settings.chunk
+    before = [] if is_file(request.output) else range(wanted[-1])
+    captured = CAPTURED * ITEM * chunk * (shapes.heads * shapes.dim) + CAPTURED * chunk * shapes.row
+    return SLACK + chunk_bytes(shapes, chunk, tokens) + captured + kept_bytes(shapes, before, chunk, tokens)
 
 
 def _pass(job: _Job, dump: Dump, rows: RowsFile | None, done: int, reached: Callable[[int], None]) -> None:
@@ -277,13 +278,9 @@ def _stamp(name: str) -> dict:
     return {"files": ",".join(f"{file} {s.st_size} {s.st_mtime_ns}" for file, s in stats)}
 
 
-def _outcome(job: _Job, meter: Meter, began: float, done: int, written: int) -> Outcome:
+def _params(job: _Job) -> dict:
     request, given = job.request, job.request.settings
-    params = {
+    return {
         "model": request.model, "texts": list(request.texts), "layers": job.wanted, "dtype": request.dtype,
         "chunk": given.chunk, "heads": list(given.heads) if given.heads else None,
     }  # fmt: skip
-    return Outcome(
-        command="capture", facts={"params": params}, rows=len(job.ids), seconds=time.monotonic() - began, wait_seconds=0.0,
-        bytes_read=written, memory={"reserved": meter.baseline, "peak": meter.peak()}, output=request.output, rows_before=done,
-    )  # fmt: skip

@@ -71,7 +71,7 @@ def answered_by(reading: Reading) -> Iterator[None]:
 
 def attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None,
-    sliding_window: int | None = None, softcap: float | None = None, s_aux: Any = None, **others: Any,
+    *, sliding_window: int | None = None, softcap: float | None = None, s_aux: Any = None, **others: Any,
 ) -> tuple[Any, None]:  # fmt: skip
     """What transformers calls for each layer: query (1, heads, n, dim) and so on -> (1, n, heads, value_dim).
 
@@ -167,6 +167,12 @@ def _exact(facts: LayerFacts, q: Any, k: Any, v: Any, seen: Any) -> Any:
     return torch.matmul(shares, v.repeat_interleave(group, 0))
 
 
+def told(facts: LayerFacts) -> dict[str, Any]:
+    """What a CausalAttention is told of a layer."""
+    variants = {"scale": facts.scale, "local": facts.local, "sink_logit": facts.sinks, "softcap": facts.softcap}
+    return {name: value for name, value in variants.items() if value is not None}
+
+
 class Sketched:
     """Attention from a CausalAttention, in constant memory; settings are its."""
 
@@ -185,8 +191,6 @@ class Sketched:
         import torch
 
         if self.layer is None:
-            variants = {"local": facts.local, "sink_logit": facts.sinks, "softcap": facts.softcap}
-            told: dict[str, Any] = {name: value for name, value in variants.items() if value is not None}
-            self.layer = CausalAttention(scale=facts.scale, **told, **self._settings)
+            self.layer = CausalAttention(**told(facts), **self._settings)
         out = self.layer.step(*(part.transpose(0, 1).contiguous() for part in (q, k, v)))
         return torch.from_numpy(out).to(q.dtype)

@@ -12,29 +12,12 @@ from typing import Any
 from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import CannotMeet, InputMalformed, InputMissing, MemoryBudget, UsageError
+from streamattn_cli.models.footprint import Shapes, shapes_of
 from streamattn_cli.models.interface import NAME, register
 from streamattn_cli.units import format_bytes
 
 KNOWN_LAYERS = ("full_attention", "sliding_attention")
 LONGEST_HEADER = 100 << 20  # of a safetensors file, as that format says itself
-
-
-@dataclass(frozen=True)
-class Model:
-    """A language model (`network`, of transformers), its tokenizer, and the name it was given.
-
-    types: for each layer one of KNOWN_LAYERS.
-    """
-
-    name: str
-    network: Any
-    tokenizer: Any
-    types: tuple[str, ...]
-
-    @property
-    def global_layers(self) -> list[int]:
-        """Numbers of the layers that attend to all rows."""
-        return [at for at, kind in enumerate(self.types) if kind == "full_attention"]
 
 
 def libraries() -> tuple[ModuleType, ModuleType]:
@@ -53,51 +36,97 @@ def libraries() -> tuple[ModuleType, ModuleType]:
     return torch, transformers
 
 
-def open_model(name: str, memory: int | None = None, threads: int | None = None) -> Model:
-    """`load`, and as many threads for it."""
-    torch, _ = libraries()
-    torch.set_num_threads(threads or default_threads())
-    return load(name, memory)
+@dataclass(frozen=True)
+class Found:
+    """A language model whose weights are not read yet: the name it was given, and what transformers is told (where, words).
+
+    types: for each layer one of KNOWN_LAYERS.
+    """
+
+    name: str
+    where: str
+    words: dict
+    tokenizer: Any
+    config: Any
+    types: tuple[str, ...]
+
+    @property
+    def global_layers(self) -> list[int]:
+        """Numbers of the layers that attend to all rows."""
+        return [at for at, kind in enumerate(self.types) if kind == "full_attention"]
+
+    @property
+    def shapes(self) -> Shapes:
+        """The sizes of its rows."""
+        return shapes_of(self.config, self.types)
+
+    def load(self, memory: int | None = None, further: int = 0, told: str = "the text") -> Model:
+        """The model, its weights in float32, attending through `interface`.
+
+        memory: bytes that it may take, None for what the machine has; further: bytes that are needed beside it, for what is
+        `told`. Raises MemoryBudget (6) before a weight is read, InputMalformed (4), and CannotMeet (11).
+        """
+        torch, transformers = libraries()
+        weights, allowed = weight_bytes(self.name), memory or available_memory()
+        if allowed is not None and weights + further > allowed:
+            beside = f", and {told} {format_bytes(further)}" if further else ""
+            less = "a smaller --chunk, fewer --tokens or fewer methods"
+            raise MemoryBudget(
+                f"{self.name}: its weights take {format_bytes(weights)} in float32{beside}; {format_bytes(allowed)} are "
+                f"{'allowed by --memory' if memory else 'free on this machine'}. "
+                f"Take {less if weights < allowed else 'a smaller model, or a machine with more'}"
+            )
+        try:
+            network = transformers.AutoModelForCausalLM.from_pretrained(
+                self.where, local_files_only=True, dtype=torch.float32, attn_implementation=NAME, **self.words
+            )
+        except Exception as error:
+            raise InputMalformed(f"{self.name}: transformers cannot load it ({_first_line(error)})") from None
+        if not getattr(network, "_supports_attention_backend", False):
+            raise CannotMeet(
+                f"{self.name}: the attention layers of {type(network).__name__} do not ask the attention interface of "
+                "transformers, so that nothing else can answer them"
+            )
+        return Model(**vars(self), network=network.eval())
 
 
-def load(name: str, memory: int | None = None, further: int = 0) -> Model:
-    """The model of a folder or a .gguf file, its weights in float32, attending through `interface`.
+@dataclass(frozen=True)
+class Model(Found):
+    """A language model with its weights: `network`, of transformers."""
 
-    memory: bytes that it may take, None for what the machine has; further: bytes that will be needed beside it. Raises
-    UsageError (2), InputMissing (3), InputMalformed (4), MemoryBudget (6) before a weight is read, and CannotMeet (11).
+    network: Any
+
+
+def find_model(name: str, threads: int | None = None) -> Found:
+    """The model of a folder or a .gguf file but for its weights, and as many threads for it.
+
+    Raises UsageError (2), InputMissing (3), InputMalformed (4), and CannotMeet (11).
     """
     if not os.path.exists(name):
         raise InputMissing(f"{name}: no such folder or GGUF file")
     torch, transformers = libraries()
+    torch.set_num_threads(threads or default_threads())
     register()
     where, words = _place(name)
-    needed, allowed = weight_bytes(name) + further, memory or available_memory()
-    if allowed is not None and needed > allowed:
-        raise MemoryBudget(
-            f"{name}: its weights take {format_bytes(needed)} in float32, and {format_bytes(allowed)} are "
-            f"{'allowed by --memory' if memory else 'free on this machine'}. Take a smaller model, or a machine with more"
-        )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, local_files_only=True, **words)
     except Exception as error:
         raise InputMissing(f"{name}: no tokenizer that transformers can load ({_first_line(error)}); put that of the model "
                            "into the folder (tokenizer.json)") from None  # fmt: skip
-    types = layer_types(name, _config(name, transformers, where, words))
-    try:
-        network = transformers.AutoModelForCausalLM.from_pretrained(
-            where, local_files_only=True, dtype=torch.float32, attn_implementation=NAME, **words
-        )
-    except Exception as error:
-        raise InputMalformed(f"{name}: transformers cannot load it ({_first_line(error)})") from None
-    if not getattr(network, "_supports_attention_backend", False):
-        raise CannotMeet(f"{name}: the attention layers of {type(network).__name__} do not ask the attention interface of "
-                         "transformers, so that nothing else can answer them")  # fmt: skip
-    return Model(name, network.eval(), tokenizer, types)
+    config = _config(name, transformers, where, words)
+    return Found(name, where, words, tokenizer, config, layer_types(name, config))
+
+
+def load(name: str, threads: int | None = None) -> Model:
+    """`find_model`, and its weights."""
+    return find_model(name, threads).load()
 
 
 def _place(name: str) -> tuple[str, dict]:
     """The folder to load from, and further words for it."""
     if os.path.isdir(name):
+        if not os.path.exists(os.path.join(name, "config.json")):
+            raise InputMissing(f"{name}: no config.json in it; give the folder of a model that transformers loads")
         return name, {}
     with open(name, "rb") as file:
         if file.read(4) != b"GGUF":
@@ -108,6 +137,7 @@ def _place(name: str) -> tuple[str, dict]:
         raise UsageError(
             f"{name}: GGUF files need the extra [models] ({error}): pip install 'streamattn-cli[models]'"
         ) from None
+    weight_bytes(name)  # of a file that is damaged, or cut off, nothing else says so plainly
     return os.path.dirname(name) or ".", {"gguf_file": os.path.basename(name)}
 
 
@@ -138,7 +168,10 @@ def weight_bytes(name: str) -> int:
     if not os.path.isdir(name):
         from gguf import GGUFReader
 
-        return 2 * 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(name).tensors)
+        try:
+            return 2 * 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(name).tensors)
+        except Exception as error:  # of whatever kind: it reads what is there
+            raise InputMalformed(f"{name}: damaged, or no GGUF file ({_first_line(error)})") from None
     files = sorted(os.listdir(name))
     held = sum(_safetensors_items(os.path.join(name, file)) for file in files if file.endswith(".safetensors"))
     if held:

@@ -3,19 +3,32 @@ each method and budget, whose layers are answered in constant memory."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from streamattn_cli.engine.watch.events import Listener
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.errors import UsageError
-from streamattn_cli.models.interface import Answerer, ExactRows, LayerFacts, Sketched, answered_by
-from streamattn_cli.models.load import Model
+from streamattn_cli.models.footprint import (
+    SLACK,
+    SLICE,
+    began_layer,
+    chunk_bytes,
+    kept_bytes,
+    logit_bytes,
+    method_bytes,
+    reference_bytes,
+)  # fmt: skip
+from streamattn_cli.models.interface import Answerer, ExactRows, LayerFacts, Sketched, answered_by, told
+from streamattn_cli.models.load import Found, Model
 from streamattn_cli.models.nats import Perplexity, Reading
 from streamattn_cli.models.rotary import rope_of
+from streamattn_cli.models.survey import Layer, survey
 from streamattn_cli.sketches import registry
 
 EXACT = "exact"
@@ -56,9 +69,15 @@ class _Trial:
             self._answerers[facts.index] = Sketched(**self._settings) if sketched else exact
         return self._answerers[facts.index]
 
+    def warm(self, model: Model, surveyed: dict[int, Layer], listener: Listener) -> None:
+        """Compile or load the kernels of the method, before memory is measured. CannotMeet for layers it does not know."""
+        if self.reading.method != EXACT:
+            variants = {json.dumps(v := told(surveyed[at].facts), default=repr): v for at in self._layers}
+            for variant in variants.values():
+                began_layer(model.shapes, variant | self._settings).warm(listener)
+
     def read(self, network: Any, ids: Any, first: int) -> Any:
-        """The next tokens ids (n,), of which the first has this number; log probabilities (n, vocabulary) of the tokens after
-        them."""
+        """The next tokens ids (n,), of which the first has this number; logits (n, vocabulary) of the tokens after them."""
         import torch
 
         began = time.monotonic()
@@ -66,16 +85,20 @@ class _Trial:
         with torch.inference_mode(), answered_by(self):
             logits = network(input_ids=ids[None], position_ids=positions, use_cache=False).logits[0]
         self.reading.seconds += time.monotonic() - began
-        return torch.log_softmax(logits.float(), dim=1)
+        return logits
 
-    def hear(self, logs: Any, following: Any) -> None:
+    def hear(self, logits: Any, following: Any) -> None:
         """Take down the nats of the tokens that did follow."""
-        self._nats.append(-logs[: len(following)].gather(1, following[:, None])[:, 0].numpy())
+        for a in range(0, len(following), SLICE):
+            next_ones = following[a : a + SLICE, None]
+            self._nats.append(-_logs(logits[a : a + len(next_ones)]).gather(1, next_ones)[:, 0].numpy())
 
-    def compare(self, exact: Any, mine: Any) -> None:
-        """Take down how far distributions (n, vocabulary) are from the exact ones."""
-        self.reading.kl += (exact.exp() * (exact - mine)).sum(dim=1).tolist()
-        self.reading.agree += (exact.argmax(dim=1) == mine.argmax(dim=1)).tolist()
+    def compare(self, exact: Any, logits: Any, sampled: Any) -> None:
+        """Take down how far the distributions at sampled rows (n,) of the logits are from the exact ones, logs (n, words)."""
+        for a in range(0, len(sampled), SLICE):
+            truth, mine = exact[a : a + SLICE], _logs(logits[sampled[a : a + SLICE]])
+            self.reading.kl += (truth.exp() * (truth - mine)).sum(dim=1).tolist()
+            self.reading.agree += (truth.argmax(dim=1) == mine.argmax(dim=1)).tolist()
 
     def finish(self) -> Reading:
         """The figures so far."""
@@ -88,18 +111,35 @@ class _Trial:
         return self.reading
 
 
+def text_bytes(found: Found, tokens: int, asked: Asked) -> int:
+    """What reading so many tokens takes beside the weights. Raises the errors of CausalAttention for what is asked."""
+    shapes, chunk = found.shapes, asked.chunk
+    layers = frozenset(range(len(found.types)))
+    needed = SLACK + logit_bytes(shapes, chunk, asked.samples) + chunk_bytes(shapes, chunk, tokens)
+    needed += reference_bytes(shapes, asked.reference, chunk) + kept_bytes(shapes, layers, chunk, tokens)
+    for _, _, settings in _settings(asked):
+        needed += kept_bytes(shapes, layers - {*asked.layers}, chunk, tokens)
+        needed += method_bytes(shapes, asked.layers, chunk, settings)
+    return needed
+
+
 def perplexity_of(
     model: Model, ids: np.ndarray, asked: Asked, texts: Sequence[str], tell: Callable[[Perplexity], None],
-    check: Callable[[], None],
+    check: Callable[[], None], listener: Listener = lambda event: None,
 ) -> Perplexity:  # fmt: skip
     """Read the tokens ids (n,) int64. tell(found so far) is called after each chunk; check() before it, which may raise
-    Interrupted. Raises UsageError for layers that are not there, and the errors of CausalAttention."""
+    Interrupted; the listener hears of kernels that are compiled. Raises UsageError for layers that are not there, and the errors
+    of CausalAttention."""
     import torch
 
     layers = frozenset(asked.layers)
     began, tokens = time.monotonic(), torch.from_numpy(ids)
     chosen = np.sort(np.random.default_rng(asked.seed).permutation(len(ids) - 1)[: asked.samples])
+    projected = text_bytes(model, len(ids), asked)
     trials, notes = _trials(model, asked, layers, len(ids))
+    surveyed = survey(model, len(model.types) - 1)
+    for trial in trials:
+        trial.warm(model, surveyed, listener)
     context = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
     with Meter() as meter:
         for a in range(0, len(ids), asked.chunk):
@@ -109,7 +149,8 @@ def perplexity_of(
             found = Perplexity(
                 model.name, tuple(texts), b, tuple(sorted(layers)), context, _edges(b),
                 tuple(trial.finish() for trial in trials), time.monotonic() - began,
-                {"reserved": meter.baseline, "peak": meter.peak()}, notes, reference_window=asked.reference,
+                memory={"reserved": meter.baseline, "peak": meter.peak(), "projected": projected}, notes=notes,
+                reference_window=asked.reference,
             )  # fmt: skip
             tell(found)
     return found
@@ -119,12 +160,20 @@ def _read_chunk(model: Model, trials: Sequence[_Trial], tokens: Any, a: int, b: 
     """Every trial reads tokens [a, b), the exact one first; at the sampled ones of these the others are compared with it."""
     truth = None
     for trial in trials:
-        logs = trial.read(model.network, tokens[a:b], a)
-        trial.hear(logs, tokens[a + 1 : b + 1])
+        logits = trial.read(model.network, tokens[a:b], a)
+        trial.hear(logits, tokens[a + 1 : b + 1])
         if truth is None:
-            truth = logs[sampled]
+            truth = _logs(logits[sampled])
         else:
-            trial.compare(truth, logs[sampled])
+            trial.compare(truth, logits, sampled)
+        del logits  # or the next trial's would stand beside them
+
+
+def _logs(logits: Any) -> Any:
+    """Log probabilities (n, vocabulary) float32."""
+    import torch
+
+    return torch.log_softmax(logits.float(), dim=1)
 
 
 def check_methods(words: str) -> list[str]:
@@ -139,21 +188,23 @@ def check_methods(words: str) -> list[str]:
     return names
 
 
+def _settings(asked: Asked) -> Iterator[tuple[str, int, dict]]:
+    """Each method and budget, and the settings of its CausalAttention."""
+    for method in asked.methods:
+        for rows in asked.budgets:
+            yield method, rows, {"method": method, "resident_rows": rows, "seed": asked.seed, **(asked.settings or {})}
+
+
 def _trials(model: Model, asked: Asked, layers: frozenset[int], tokens: int) -> tuple[list[_Trial], tuple[str, ...]]:
     """The exact reading, and one for each method and budget."""
-    config = model.network.config.get_text_config()
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rope, notes = rope_of(model.network, dim), []
+    rope, notes = rope_of(model.network, model.shapes.dim), []
     if rope and "nystrom" in asked.methods:
         notes.append(f"rope {rope} is that of the model")
     trials = [_Trial(EXACT, None, {}, layers, tokens, asked.reference)]
-    for method in asked.methods:
-        known = registry.find(method).options
-        for rows in asked.budgets:
-            settings = {"method": method, "resident_rows": rows, "seed": asked.seed, **(asked.settings or {})}
-            if rope and "rope" in known:
-                settings["rope"] = rope
-            trials.append(_Trial(method, rows, settings, layers, tokens))
+    for method, rows, settings in _settings(asked):
+        if rope and "rope" in registry.find(method).options:
+            settings["rope"] = rope
+        trials.append(_Trial(method, rows, settings, layers, tokens))
     return trials, tuple(notes)
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from streamattn_cli.models.footprint import ITEM
 from streamattn_cli.models.interface import ExactRows, LayerFacts
 from streamattn_cli.rows.writers.temporary import failing_as_output
-
-ITEM = 4  # bytes
 
 
 class RowsFile:

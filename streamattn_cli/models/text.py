@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 
 
 def read_text(names: Sequence[str]) -> str:
@@ -30,7 +30,10 @@ def read_text(names: Sequence[str]) -> str:
 
 
 def token_ids(tokenizer: Any, names: Sequence[str], tokens: int | None, least: int = 1) -> np.ndarray:
-    """The ids (n,) int64 of the first `tokens` tokens of texts, or of all. Raises InputMalformed for too few."""
+    """The ids (n,) int64 of the first `tokens` tokens of texts, or of all. InputMalformed for too few, UsageError where
+    fewer than `least` are asked for."""
+    if tokens and tokens < least:
+        raise UsageError(f"--tokens {tokens}: must be at least {least}")
     ids = np.asarray(tokenizer(read_text(names), verbose=False)["input_ids"], np.int64)
     if len(ids) < (tokens or least):
         raise InputMalformed(

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import settings
 from keptruns import POLY, keys_only, make_sketch, not_warmed, save_stream, silent  # noqa: F401
 
-from streamattn_cli.engine.jobs.candidates import parse_candidates
 from streamattn_cli.engine.jobs.compare import compare
 from streamattn_cli.engine.jobs.spread import attend_spread, query_spread
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest, CompareRequest, QueryRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import InputMissing, MemoryBudget
 
@@ -53,11 +52,11 @@ def test_query_and_compare_have_the_figures_of_threads(tmp_path, cluster):
     files, audits, trials = [], [], []
     for at, engine in enumerate(engines):
         out = tmp_path / f"{at}.npy"
-        request = AttendRequest(spec, str(out), checkpoint=sketch, engine=engine, audit=16)
-        audits.append(query_spread(request, silent, Interrupts()).audit)
+        asked = QueryRequest(inputs=spec, output=str(out), sketch=sketch, engine=engine, audit=16)
+        audits.append(query_spread(asked, silent, Interrupts()).audit)
         files.append(out.read_bytes())
-        request = AttendRequest(spec, "-", causal=True, audit=16, engine=engine, threads=1)
-        found = compare(request, parse_candidates("nystrom,window"), [64], False, silent, Interrupts())
+        words = {"methods": "nystrom,window", "budgets": (64,), "causal": True, "audit": 16, "threads": 1}
+        found = compare(CompareRequest(inputs=spec, engine=engine, **words), silent, Interrupts())
         trials.append([(trial.label, trial.audit, trial.refused) for trial in found.trials])
     assert files[0] == files[1] and audits[0] == audits[1] and trials[0] == trials[1]
     assert [refused for _, _, refused in trials[0]] == [None, None]
@@ -82,7 +81,7 @@ def test_a_cluster_gives_the_bytes_of_threads_also_when_a_worker_dies(tmp_path, 
 
 
 def _attend(spec, path, **words):
-    request = AttendRequest(spec, str(path), **{"causal": True, "audit": 32, "resident_rows": 64} | words)
+    request = AttendRequest(inputs=spec, output=str(path), **{"causal": True, "audit": 32, "resident_rows": 64} | words)
     attend_spread(request, silent, Interrupts())
     return path.read_bytes(), (path.parent / f"{path.name}.json").read_bytes()
 

@@ -15,7 +15,7 @@ from streamattn_cli.engine.jobs.piece_run import answer_piece
 from streamattn_cli.engine.jobs.sketch import open_sketch_file
 from streamattn_cli.engine.jobs.spread import attend_spread
 from streamattn_cli.engine.passes.run import Run, SketchRun
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.engine.watch.events import Note, Progress
 from streamattn_cli.engine.watch.signals import Interrupts

@@ -21,7 +21,7 @@ from streamattn_cli.engine.jobs.pieces import cut
 from streamattn_cli.engine.jobs.query import query
 from streamattn_cli.engine.jobs.spread import attend_spread, plan_spread, query_spread
 from streamattn_cli.engine.jobs.tasks import check_room
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest, QueryRequest
 from streamattn_cli.engine.watch.events import Progress
 from streamattn_cli.engine.watch.meter import trim
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -240,7 +240,7 @@ def queried(tmp_path, monkeypatch):
 
     def ask(name, **words):
         inputs = keys if words.get("audit") else replace(keys, k=None, v=None)
-        request = AttendRequest(inputs, str(tmp_path / name), checkpoint=str(tmp_path / "s.sattn"), **words)
+        request = QueryRequest(inputs, output=str(tmp_path / name), sketch=str(tmp_path / "s.sattn"), **words)
         return (query_spread if request.engine else query)(request, silent, Interrupts())
 
     return spec, ask
@@ -271,7 +271,7 @@ def test_a_bad_query_is_named_by_its_row_and_another_sketch_is_refused(tmp_path,
     with pytest.raises(NonFinite, match="rows 512 to 699: .*row 600, head 4"):
         ask("out.npy", engine="threads")
     make_sketch(keys_only(spec), tmp_path / "other.sattn", **SMALL)
-    job, other = spread._job, {"checkpoint": str(tmp_path / "other.sattn")}
+    job, other = spread._job, {"sketch": str(tmp_path / "other.sattn")}
     monkeypatch.setattr(spread, "_job", lambda request, *more: job(replace(request, **other), *more))
     with pytest.raises(SourceChanged, match="seal.*every worker must see the same files"):
         ask("out.npy", engine="threads")

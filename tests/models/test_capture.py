@@ -222,7 +222,17 @@ def test_refusals_of_captures(folders, tmp_path):
     assert done.exception.code == 2 and "is what is read" in str(done.exception)
     free = 4 * sum(p.numel() for p in load(model).network.parameters()) + 100_000
     done = _run("capture", model, text, "--layer", "2", "-o", "-", "--memory", free, error=StreamattnError)
-    assert done.exception.code == 6 and "700 tokens in 2 layers take" in str(done.exception)
+    assert done.exception.code == 6 and "reading 700 tokens up to layer 2" in str(done.exception)
+
+
+@pytest.mark.parametrize("kind", ["grouped heads", "softcap, and windows", "other value dims"])
+def test_memory_is_projected_before_a_weight_is_read(folders, kind, tmp_path):
+    """Of a pipe, which keeps keys and values in memory, in a process of its own."""
+    text = save_text(tmp_path / "text.txt", 3000)
+    words = (*COMMAND, "capture", folders[kind], text, "--layer", "2", "-o", "-", "--log-json", "--threads", "1")
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
+    memory = json.loads(done.stderr.splitlines()[-1])["memory"]
+    assert memory["peak"] <= memory["projected"] < memory["peak"] + (64 << 20)
 
 
 def test_numbers_beyond_float16_are_refused(folders, tmp_path, monkeypatch):

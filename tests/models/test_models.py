@@ -12,15 +12,17 @@ from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+from clirun import COMMAND, environment  # noqa: E402
 from smallmodels import KINDS, save_model, save_text  # noqa: E402
 
 from streamattn_cli.cli.main import app  # noqa: E402
 from streamattn_cli.errors import CannotMeet, StreamattnError  # noqa: E402
 from streamattn_cli.models.interface import ExactRows, LayerFacts, answered_by, attention  # noqa: E402
 from streamattn_cli.models.load import layer_types, load, weight_bytes  # noqa: E402
-from streamattn_cli.models.nats import paired  # noqa: E402
+from streamattn_cli.models.nats import Perplexity, Reading, paired  # noqa: E402
 from streamattn_cli.models.rotary import rope_of  # noqa: E402
 from streamattn_cli.models.text import token_ids  # noqa: E402
+from streamattn_cli.report.text.perplexity import perplexity_lines  # noqa: E402
 
 ROWS = 200
 
@@ -213,6 +215,37 @@ def test_the_table(folders):
     ]
 
 
+def _told(budgets, more):
+    """The text's facts of two methods, of which the second has this increase at the first 255 tokens, the first a larger one."""
+    exact = Reading("exact", None, nats=np.ones(599, np.float32))
+    found = [exact]
+    for method, factor in (("evict", 3.0), ("nystrom", 1.0)):
+        for rows in budgets:
+            nats = exact.nats + np.float32(0.1 * factor / rows)
+            nats[:255] += np.float32(more * factor)
+            found.append(Reading(method, rows, nats=nats, nbytes=rows << 10))
+    return Perplexity("model", ("text",), 600, (0,), None, (1, 256, 512, 600), tuple(found), 1.0, {}, ()).to_dict()
+
+
+@pytest.mark.parametrize(("budgets", "against"), [((64, 512), "resident rows"), ((64,), "position")])
+def test_the_plot_shows_the_increase(budgets, against):
+    for width, dots in ((30, True), (40, False), (80, False), (200, True)):
+        lines = perplexity_lines(_told(budgets, 0.0), width, dots)
+        assert max(map(len, lines)) <= width and dots != "\n".join(lines).isascii()
+        start = next(at for at, line in enumerate(lines) if line.startswith("more nats against"))
+        assert f"against {against} (logarithmic): a evict, b nystrom" in " ".join(lines[start:])
+        body = [line.partition("\u2502" if dots else "|")[2] for line in lines if "\u2502" in line or "|" in line]
+        high, low = (next(at for at, line in enumerate(body) if letter in line) for letter in "ab")
+        assert len(body) == 10 and high == 0 < low  # evict is worse
+        assert ("b" in body[-1]) and lines[-1].split() == sorted(lines[-1].split(), key=float)
+
+
+def test_what_has_no_place_on_a_logarithmic_axis_is_named():
+    lines = perplexity_lines(_told((64,), -0.5), 80)
+    assert "not above 0: evict to 256, nystrom to 256" in " ".join(lines)
+    assert not any("more nats against" in line for line in perplexity_lines(_told((64, 512), -5.0), 200))
+
+
 def test_intervals_cover_the_mean_of_tokens_that_err_together():
     rng, inside = np.random.default_rng(0), 0
     for _ in range(400):
@@ -226,11 +259,15 @@ def test_intervals_cover_the_mean_of_tokens_that_err_together():
 def test_refusals_of_models(folders, tmp_path):
     text, model = folders["text"], folders["grouped heads"]
     (tmp_path / "file.gguf").write_bytes(b"not a model")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\3\0\0\0")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     bare = save_model(tmp_path / "bare", "grouped heads", tokenizer=False)
     for code, word, *words in (
         (3, "no such folder", tmp_path / "absent", text),
         (4, "neither a folder nor a GGUF file", tmp_path / "file.gguf", text),
+        (4, "cut.gguf: damaged", tmp_path / "cut.gguf", text),
+        (3, "no config.json", tmp_path, text),
+        (2, "--tokens 1: must be at least 2", model, text, "--tokens", "1"),
         (3, "absent.txt", model, "absent.txt"),
         (4, "UTF-8", model, tmp_path / "bytes.txt"),
         (4, "700 tokens found, 701 are needed", model, text, "--tokens", "701"),
@@ -272,6 +309,38 @@ def test_no_other_command_imports_torch():
         "print([name for name in ('torch', 'transformers', 'gguf') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory):
+    """Kind -> a model with as many words as those of today, and 700 rows."""
+    found = {kind: save_model(tmp_path_factory.mktemp("model"), kind, vocab_size=60000) for kind in list(KINDS)[::2]}
+    return found | {"text": save_text(tmp_path_factory.mktemp("text") / "text.txt")}
+
+
+@pytest.mark.parametrize("kind", list(KINDS)[::2])
+def test_memory_is_projected_before_a_weight_is_read(wordy, kind):
+    """In a process of its own, whose allocator has seen nothing before. Logits are most of it."""
+    words = (
+        wordy[kind],
+        wordy["text"],
+        "--methods",
+        "window",
+        "--resident-rows",
+        "96",
+        "--layer",
+        "all",
+        "--threads",
+        "1",
+    )
+    done = subprocess.run([*COMMAND, "perplexity", *words, "--json"], capture_output=True, env=environment())
+    memory = json.loads(done.stdout)["memory"]
+    assert 512 * 60000 * 4 < memory["peak"] <= memory["projected"] < 2 * memory["peak"]
+    needed = weight_bytes(wordy[kind]) + memory["projected"]
+    refused = _invoke(*words, "--memory", needed - 1)
+    assert refused.exception.code == 6 and "reading 700 tokens" in str(refused.exception)
+    assert "smaller --chunk" in str(refused.exception)
+    _document(*words, "--chunk", "64", "--tokens", "100", "--memory", needed - (100 << 20))
 
 
 def test_weights_are_counted_from_headers(folders):

@@ -11,11 +11,12 @@ ENCODINGS = ("ascii", "latin-1")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_compare_is_shown_without_its_plots(encoding):
+def test_plots_of_compare_are_drawn_in_ascii(encoding):
     words = ("compare", SAMPLE / "heads.h5", "--rows", "0:600", "--methods", "window,evict", "--resident-rows", "96")
     text = run(*words, "--audit", "16", env={"PYTHONIOENCODING": encoding}).out.decode(encoding)
-    assert "window" in text and "evict" in text and "?" not in text and "error against" not in text
-    assert "error against" in run(*words, "--audit", "16", env={"PYTHONIOENCODING": "utf-8"}).out.decode()
+    assert "window" in text and "evict" in text and "?" not in text
+    assert "error against" in text and " |" in text and text.isascii()
+    assert " \u2502" in run(*words, "--audit", "16", env={"PYTHONIOENCODING": "utf-8"}).out.decode()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

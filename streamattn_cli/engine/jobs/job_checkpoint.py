@@ -23,7 +23,7 @@ from streamattn_cli.checkpoint.header import canonical_json
 from streamattn_cli.engine.jobs.piece_run import Answered, Saving
 from streamattn_cli.engine.jobs.sheet import Sheet
 from streamattn_cli.engine.jobs.sheets import Joint
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.saving.resume import beside, checkpoint_there, facts_of, is_there, part_tag
 from streamattn_cli.engine.saving.saver import check_facts, check_sources, describe, parse_every
 from streamattn_cli.engine.watch.meter import available_memory
@@ -48,7 +48,7 @@ class JobCheckpoint:
         self.tag = part_tag(self._writer)
         self._saved_at, self._saved_row = time.monotonic(), 0.0
         try:
-            if checkpoint_there(request):
+            if checkpoint_there(name, request):
                 self._load(name)
             for sheet in sheets:
                 for at in range(len(sheet.pieces) if not sheet.parts else 0):  # of outputs that are gone
@@ -116,7 +116,7 @@ class JobCheckpoint:
 
     def _take_up(self, name: str, sheet: Sheet, parts: dict[str, str], done: dict[int, Answered]) -> None:
         """Where a sheet is: not begun, under way, or finished."""
-        targets = {"out": sheet.request.output, "doubt": sheet.request.doubt or ""}
+        targets = {"out": sheet.request.output, "doubt": sheet.attended.doubt or ""}
         there = {key: part for key, part in parts.items() if beside(targets[key], part)}
         complete = len(done) == len(sheet.pieces)
         gone = [key for key in parts if key not in there]

@@ -9,7 +9,7 @@ from streamattn_cli.engine.jobs.sheets import dataset_of, into, is_joint, joint_
 from streamattn_cli.engine.jobs.spread import attend_spread
 from streamattn_cli.engine.jobs.summary import left_out, together
 from streamattn_cli.engine.planning.plan import Plan
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.events import Event, Finished, Listener, Note, Outcome, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import StreamattnError, UsageError
@@ -51,7 +51,7 @@ def attend_layers(request: AttendRequest, listener: Listener, interrupts: Interr
                 if joint:
                     joint.remove(dataset_of(layer))
         ended = [results[at] for at in range(len(layers))]
-        outcome = together(request, layers, ended)
+        outcome = together(request.output, layers, ended)
         if joint:
             joint.commit()
             for note in left_out(request.output, layers, ended):

@@ -26,7 +26,7 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import Answering, AttendRequest, QueryRequest
 from streamattn_cli.engine.saving.resume import Saved, sources_of
 from streamattn_cli.engine.saving.saver import Saver, describe
 from streamattn_cli.engine.saving.sources import check_same
@@ -49,14 +49,13 @@ class Job:
     where the worker sees it.
     """
 
-    request: AttendRequest
+    request: Answering
     sheet: str
     sources: dict[str, dict]
     out: Place | None
     doubts: Place | None
     version: str
     engine: str
-    command: str = "attend"
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,9 @@ class Whole(NamedTuple):
 
 
 @contextmanager
-def opened(request: AttendRequest, command: str) -> Iterator[Whole]:
+def opened(request: Answering) -> Iterator[Whole]:
     """All that a command would answer by itself."""
-    if command == "query":
+    if isinstance(request, QueryRequest):
         with asked(request) as found:
             sources = sources_of(found.problem) | found.sources
             made = partial(answering, found.file.state, found.file.name, finish=not found.file.complete)
@@ -134,23 +133,28 @@ def opened(request: AttendRequest, command: str) -> Iterator[Whole]:
         return
     with open_inputs(request.inputs, apart=True) as inputs:
         problem = resolve(request, inputs)
-        yield Whole(problem, sources_of(problem), file_states(heads.tensor for heads in inputs.parts), make_run)
+        yield Whole(
+            problem,
+            sources_of(problem, request.fingerprint),
+            file_states(heads.tensor for heads in inputs.parts),
+            make_run,
+        )
 
 
 def _answer(task: PieceTask, interrupts: Interrupts) -> Answered:
     job, began = task.job, time.monotonic()
     trim()  # what the pieces before have left
     request = job.request
-    if task.resident_rows is not None:
+    if task.resident_rows is not None and isinstance(request, AttendRequest):
         request = replace(request, resident_rows=task.resident_rows, memory_per_layer=None)
-    with opened(request, job.command) as (whole, sources, _, made):
+    with opened(request) as (whole, sources, _, made):
         here = {part: portable(one) for part, one in sources.items()}
         check_same(whole.k.tensor.name, [job.sources], [here], SEEN)
         plan = make_plan(narrow(whole, task.piece))
         watch = Watch(lambda event: None, interrupts)
         if task.piece.keys:
             return _absorb(task, plan, watch, began)
-        writers = [_writer(place, task.piece, whole) for place in (job.out, job.doubts)]
+        writers = [_writer(place, request.output, task.piece, whole) for place in (job.out, job.doubts)]
         with ExitStack() as stack:
             for writer in filter(None, writers):
                 stack.callback(writer.abort)
@@ -162,7 +166,7 @@ def _answer(task: PieceTask, interrupts: Interrupts) -> Answered:
                 run.resume(saved)
             rows, audit, reason = saving(run, saver)
             counts = run.counts()
-            check_finite(counts, job.request)
+            check_finite(counts, request.nan_policy, request.output)
             for writer in filter(None, writers):
                 writer.commit({})
     seconds = time.monotonic() - began
@@ -234,8 +238,8 @@ def _saver(
     return Saver(checkpoint, facts, {}, told.every, *writers), saved
 
 
-def _writer(place: Place | None, piece: Piece, whole: Problem) -> PieceWriter | None:
+def _writer(place: Place | None, output: str, piece: Piece, whole: Problem) -> PieceWriter | None:
     if place is None:
         return None
     first, stop = piece.rows(whole)
-    return PieceWriter(place, whole.request.output, first, stop - first, piece.query_heads(whole))
+    return PieceWriter(place, output, first, stop - first, piece.query_heads(whole))

@@ -29,7 +29,7 @@ from streamattn_cli.engine.planning.footprint import merging_bytes
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import RunRequest, SketchRequest
 from streamattn_cli.engine.saving.saver import describe, stack_heads
 from streamattn_cli.engine.saving.sources import check_same, key_sources
 from streamattn_cli.engine.watch.events import Finished, Listener, Outcome, Progress
@@ -48,7 +48,7 @@ ALIGN = 512  # rows: shards begin where tiles and groups begin
 class Shard:
     """What a worker is told: which rows of which files, and how. Small, and holds no array."""
 
-    request: AttendRequest
+    request: RunRequest
     number: int
     first: int
     stop: int
@@ -83,8 +83,8 @@ def absorb_shard(shard: Shard, stop: Stop | None = None) -> Absorbed:
     return in_worker(shard, _absorb, stop)
 
 
-def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
-    """Absorb keys and values into the sketch file `request.checkpoint` in `request.shards` shards.
+def sketch_shards(request: SketchRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
+    """Absorb keys and values into the sketch file `request.output` in `request.shards` shards.
 
     Without `shards` key heads are absorbed side by side. Raises what `sketch` does; UsageError for an unknown engine;
     CannotMeet for a pipe, which cannot be cut.
@@ -92,19 +92,21 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
         files = file_states(inputs.heads[part].tensor for part in "kv")
-        problem = keys_problem(request, inputs, None)
-        asked = _check(problem)
+        problem = keys_problem(request.run(), inputs, None)
+        asked = _check(request, problem)
         engine = find_engine(request.engine or "threads")
         rows = problem.k.count
         ranges = cut(rows, asked or 1)
         pieces = [Piece()] if asked else cut_heads(problem, PIECES)
-        facts, sources = sketch_facts(problem), key_sources(problem)
-        plan, share = _plan(narrow(problem, pieces[-1]), len(ranges) * len(pieces), engine, problem.sketch_bytes)
+        facts, sources = sketch_facts(problem), key_sources(problem, request.fingerprint)
+        plan, share = _plan(
+            narrow(problem, pieces[-1]), len(ranges) * len(pieces), engine, problem.sketch_bytes, bool(asked)
+        )
         workers = plan.threads
         few = [f"{rows} rows make only {len(ranges)} shards"] if asked and len(ranges) < asked else []
         announce(replace(plan, problem=problem), listener, few, shards=len(ranges), workers=workers, engine=engine.word)
-        writer = stack.enter_context(CheckpointWriter(request.sketch))
-        told = replace(request, inputs=absolute(request.inputs), memory=share, threads=1, checkpoint=None, resume=False)
+        writer = stack.enter_context(CheckpointWriter(request.output))
+        told = request.run(inputs=absolute(request.inputs), memory=share, threads=1)
         shards = [
             Shard(told, i, a, b, tuple(sources), version("streamattn-cli"), engine.word, piece)
             for piece in pieces
@@ -131,7 +133,7 @@ def sketch_shards(request: AttendRequest, listener: Listener, interrupts: Interr
             "dropped_keys": dropped[0],
             "clipped_keys": sum(int(head.state["counters"][3]) for head in heads),
         } | ({"shards": len(shards)} if asked else {})
-        outcome = ceremony.outcome("sketch", rows, counts, request.sketch)
+        outcome = ceremony.outcome("sketch", rows, counts, request.output)
     listener(Finished(outcome))
     return outcome
 
@@ -152,9 +154,9 @@ def _absorb(shard: Shard, interrupts: Interrupts) -> Absorbed:
         return Absorbed([sketch.state for sketch in run.sketches.heads], dropped, watch.bytes_read)
 
 
-def _check(problem: Problem) -> int | None:
+def _check(request: SketchRequest, problem: Problem) -> int | None:
     """How many shards are asked for, of an input that can be cut; None for key heads."""
-    shards = problem.request.shards
+    shards = request.shards
     if shards is not None and shards < 1:
         raise UsageError(f"--shards {shards}: must be at least 1")
     for heads in (problem.k, problem.v, problem.q):
@@ -166,17 +168,17 @@ def _check(problem: Problem) -> int | None:
     return shards
 
 
-def _plan(problem: Problem, tasks: int, engine: Engine, all_bytes: int) -> tuple[Plan, int | None]:
+def _plan(problem: Problem, tasks: int, engine: Engine, all_bytes: int, merged: bool) -> tuple[Plan, int | None]:
     """The plan of all workers together, as many as asked for whose plans fit the budget; and the budget of one.
 
-    problem: of one task, of which there are so many; all_bytes: of the sketches of all heads. Workers of a cluster see to
-    their own memory: only what waits here to be merged counts.
+    problem: of one task, of which there are so many; all_bytes: of the sketches of all heads; merged: whether tasks are shards of
+    the same heads. Workers of a cluster see to their own memory: only what waits here to be merged counts.
     """
     whole = make_plan(replace(problem, request=replace(problem.request, threads=1)))  # what not even one worker can do
 
     def held(workers: int) -> int:
         """What all become, what it is merged with, and those on their way."""
-        merging = whole.sketch_bytes + merging_bytes(problem) if problem.request.shards else 0
+        merging = whole.sketch_bytes + merging_bytes(problem) if merged else 0
         return all_bytes + 2 * workers * whole.sketch_bytes + merging
 
     def one(share: int) -> Plan:

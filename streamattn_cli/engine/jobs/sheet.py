@@ -25,7 +25,7 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import Answering, AttendRequest, QueryRequest
 from streamattn_cli.engine.saving.resume import check_saveable
 from streamattn_cli.engine.watch.events import Audit, Outcome
 from streamattn_cli.engine.watch.meter import Meter
@@ -61,7 +61,7 @@ class Sheet:
     """One layer of a job, or the whole input where there are no layers: its pieces, and what they have come to."""
 
     layer: Layer | None
-    request: AttendRequest
+    request: Answering
     problem: Problem
     pieces: list[Piece]
     sources: dict[str, dict]
@@ -71,7 +71,6 @@ class Sheet:
     done: dict[int, Answered] = field(default_factory=dict)  # by the number of the piece
     resident: list[int] | None = None  # rows of every key head, where they have numbers of their own
     failed: list[StreamattnError] = field(default_factory=list)
-    command: str = "attend"
     parts: dict[str, str] = field(
         default_factory=dict
     )  # its unfinished files that a checkpoint knows of, by "out" and "doubt"
@@ -114,6 +113,12 @@ class Sheet:
                 self.parts[name] = writer.keep()
 
     @property
+    def attended(self) -> AttendRequest:
+        """The request, of a sheet of `attend`."""
+        assert isinstance(self.request, AttendRequest), "a sheet of query"
+        return self.request
+
+    @property
     def name(self) -> str:
         """For messages; empty where there are no layers."""
         return f"layer {self.layer.number}" if self.layer else ""
@@ -121,7 +126,7 @@ class Sheet:
     def plans(self, memory: int | None) -> Iterator[Plan]:
         """The plans of its pieces in a budget, but of heads alone that of the most. A sketch that is queried is read first."""
         largest = self.at(max(self.resident)) if self.resident else self.problem
-        held = self.problem.sketch_bytes if self.command == "query" else 0
+        held = self.problem.sketch_bytes if isinstance(self.request, QueryRequest) else 0
         memory = memory and max(1, memory - held)
         problem = replace(largest, request=replace(largest.request, threads=1, memory=memory))
         for piece in self._largest():
@@ -145,13 +150,13 @@ class Sheet:
     def at(self, resident: int) -> Problem:
         """The problem with other resident rows."""
         with open_inputs(self.request.inputs, apart=True) as inputs:
-            return resolve(with_rows(self.request, resident), inputs)
+            return resolve(with_rows(self.attended, resident), inputs)
 
     def facts(self) -> dict:
         """Those of the problem; of key heads with rows of their own, these."""
         if not self.resident:
             return self.problem.facts()
-        bytes_ = resident_bytes(self.request, self.resident)
+        bytes_ = resident_bytes(self.attended, self.resident)
         mine = {"share": "adaptive", "resident_bytes": sum(bytes_), "head_rows": self.resident}
         return self.problem.facts() | {"params": mine}
 
@@ -194,16 +199,13 @@ class Sheet:
 
     def of(self, job: Job) -> Job:
         """The job of its pieces, without outputs."""
-        sketch = os.path.abspath(job.request.sketch) if self.command == "query" else None
-        request = replace(
-            job.request,
-            inputs=absolute(self.request.inputs),
-            output=self.request.output,
-            checkpoint=sketch,
-            resume=False,
-        )
+        request = replace(job.request, inputs=absolute(self.request.inputs), output=self.request.output)
+        if isinstance(request, QueryRequest):
+            request = replace(request, sketch=os.path.abspath(request.sketch))
+        else:
+            request = replace(request, checkpoint=None, resume=False)
         sources = {part: portable(one) for part, one in self.sources.items()}
-        return replace(job, request=request, sheet=self.name, sources=sources, command=self.command)
+        return replace(job, request=request, sheet=self.name, sources=sources)
 
     def tasks(self, job: Job, saving: Callable[[Sheet, int], Saving] | None) -> Iterator[PieceTask | None]:
         """The pieces that are left as tasks, and None while the keys of the next one are not done; saving: how each of them is
@@ -261,7 +263,8 @@ class Sheet:
         check_unchanged(self.files)
         audit, reason = self.audit()
         counts = self.counts()
-        if self.command == "query":
+        queried = isinstance(self.request, QueryRequest)
+        if isinstance(self.request, QueryRequest):
             written = {**self.problem.facts(), "versions": {"streamattn-cli": version("streamattn-cli")}}
             said = told(self.problem, self.request.sketch, counts, audit, reason)
         else:
@@ -274,7 +277,7 @@ class Sheet:
         if not apart:  # what other processes take, nobody measures here
             memory |= {"reserved": meter.baseline, "peak": meter.peak()}
         outcome = Outcome(
-            command=self.command,
+            command="query" if queried else "attend",
             facts=written | {"threads": plan.threads},
             rows=self.problem.q.rows or 0,
             seconds=sum(each.seconds for each in self.done.values()),

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import string
-import textwrap
 from collections.abc import Callable
 from math import inf
 from typing import TextIO
 
-from streamattn_cli.report.text.braille import Axis, Point, scatter
+from streamattn_cli.report.text.braille import SHOWN, Point, plot
 from streamattn_cli.report.text.outcome import facts_text, interval_text
-from streamattn_cli.report.text.table import plain_lines
+from streamattn_cli.report.text.table import plain_lines, table_lines
 from streamattn_cli.report.text.terminal import columns, shows
 from streamattn_cli.units import format_bytes, format_count, format_duration
 
-HEIGHT = 10
-WIDEST = 100
 COLUMNS = ("", "method", "resident", "rows kept", "error", "95% interval", "row p95", "rows/s", "peak", "not beaten in")
 DROPPED = (9, 3, 8, 6, 2, 5, 7)  # columns that a narrow terminal does without, in this order
 
 
 def render_compare(found: dict, stream: TextIO, width: int | None = None) -> None:
     """Write the comparison (the dict of Comparison.to_dict) to `stream`, at most `width` columns."""
-    lines = compare_lines(found, width or columns(stream), plots=shows(stream, "\u28ff\u2502"))
+    lines = compare_lines(found, width or columns(stream), dots=shows(stream, SHOWN))
     stream.write("\n".join(lines) + "\n")
     stream.flush()
 
 
-def compare_lines(found: dict, width: int, plots: bool = True) -> list[str]:
-    """The whole text as lines of at most `width` characters; plots are made of braille patterns."""
+def compare_lines(found: dict, width: int, dots: bool = True) -> list[str]:
+    """The whole text as lines of at most `width` characters; dots: see braille.scatter."""
     trials = found["trials"]
     letters = dict(zip(range(len(trials)), string.ascii_letters + "*" * len(trials), strict=False))
     title = f"streamattn compare: {found['input']}"
@@ -41,34 +38,22 @@ def compare_lines(found: dict, width: int, plots: bool = True) -> list[str]:
         ),
         ("trivial", f"{trivial['error']:.3g} (the error of the mean of the values)"),
     ]
-    lines = [*plain_lines(title, rows, width), "", *table_lines(trials, letters, width)]
+    lines = [*plain_lines(title, rows, width), "", *_table(trials, letters, width)]
     refused = [(t["label"], f"at {t['budget']} rows: {t['refused']}") for t in trials if not t["audit"]]
     if refused:
         lines += ["", *plain_lines("not run", refused, width)]
     if found.get("layers"):
-        lines += ["", "error by layer", *layer_lines(found["layers"], letters, width)]
+        lines += ["", "error by layer", *_layer_lines(found["layers"], letters, width)]
     ran = [(letters[i], t) for i, t in enumerate(trials) if t["audit"] and 0 < t["audit"]["method"]["error"] < inf]
-    if plots and len(ran) > 1:
-        lines += _plot("error against resident memory", ran, "memory", "resident_bytes", format_bytes, width)
-        lines += _plot("error against time", ran, "time", "seconds", format_duration, width)
+    if len(ran) > 1:
+        lines += _plot("error against resident memory", ran, "memory", "resident_bytes", format_bytes, width, dots)
+        lines += _plot("error against time", ran, "time", "seconds", format_duration, width, dots)
     return lines
 
 
-def table_lines(trials: list[dict], letters: dict[int, str], width: int) -> list[str]:
-    """The table of the trials that ran; columns of less importance go where the terminal is narrow."""
-    table = [COLUMNS] + [_cells(letters[i], t) for i, t in enumerate(trials) if t["audit"]]
-    kept = list(range(len(COLUMNS)))
-    for dropped in (*DROPPED, None):
-        wide = [max(len(row[c]) for row in table) for c in kept]
-        if sum(wide) + 2 * len(wide) <= width or dropped is None:
-            break
-        kept.remove(dropped)
-    left = {1, 9}
-    lines = []
-    for row in table:
-        cells = [row[c].ljust(w) if c in left else row[c].rjust(w) for c, w in zip(kept, wide, strict=True)]
-        lines.append(("  ".join(cells)).rstrip()[:width])
-    return lines
+def _table(trials: list[dict], letters: dict[int, str], width: int) -> list[str]:
+    rows = [COLUMNS] + [_cells(letters[i], t) for i, t in enumerate(trials) if t["audit"]]
+    return table_lines(rows, width, DROPPED, left=(1, 9))
 
 
 def by_layer(layers: list[dict], letters: dict[int, str]) -> list[tuple[str, ...]]:
@@ -83,13 +68,10 @@ def by_layer(layers: list[dict], letters: dict[int, str]) -> list[tuple[str, ...
     return [("layer", *(letters[i] for i in range(len(layers[0]["trials"])))), *errors]
 
 
-def layer_lines(layers: list[dict], letters: dict[int, str], width: int) -> list[str]:
+def _layer_lines(layers: list[dict], letters: dict[int, str], width: int) -> list[str]:
     """The same as text; the last trials are left out where the terminal is narrow."""
     rows = by_layer(layers, letters)
-    wide = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    while len(wide) > 2 and sum(wide) + 2 * len(wide) > width:
-        wide.pop()
-    return ["  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=False)) for row in rows]
+    return table_lines(rows, width, range(len(rows[0]) - 1, 1, -1), left=())
 
 
 def _cells(letter: str, trial: dict) -> tuple[str, ...]:
@@ -114,24 +96,10 @@ def _degree(trial: dict) -> str:
 
 
 def _plot(
-    title: str, ran: list[tuple[str, dict]], front: str, cost: str, text: Callable[[float], str], width: int
-) -> list[str]:
+    title: str, ran: list[tuple[str, dict]], front: str, cost: str, text: Callable[[float], str], width: int, dots: bool
+) -> list[str]:  # fmt: skip
     points = [
-        Point(max(t[cost], 1e-9), t["audit"]["method"]["error"], letter, front in t["front"]) for letter, t in ran
+        Point(max(t[cost], 1e-9), t["audit"]["method"]["error"], letter, "front" if front in t["front"] else None)
+        for letter, t in ran
     ]
-    width = min(width, WIDEST)
-    up = Axis.over([p.y for p in points], HEIGHT)
-    across = Axis.over([p.x for p in points], width)
-    ends = [f"{up.high:.2g}", f"{up.low:.2g}"]
-    margin = max(map(len, ends)) + 1
-    lines = scatter(points, max(8, width - margin - 1), HEIGHT)
-    labels = [ends[0], *[""] * (HEIGHT - 2), ends[1]]
-    body = [f"{label:>{margin - 1}} │{line}".rstrip() for label, line in zip(labels, lines, strict=True)]
-    low, high = text(across.low), text(across.high)
-    gap = max(1, width - margin - 1 - len(low) - len(high))
-    return [
-        "",
-        *textwrap.wrap(f"{title} (logarithmic; the line joins those that are not beaten)", width),
-        *body,
-        " " * (margin + 1) + low + " " * gap + high,
-    ]
+    return plot(f"{title} (logarithmic; the line joins those that are not beaten)", points, text, width, dots)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TextIO
 
 from streamattn_cli.report.text.outcome import facts_text
-from streamattn_cli.report.text.table import plain_lines
+from streamattn_cli.report.text.table import plain_lines, table_lines
 from streamattn_cli.report.text.terminal import columns
 from streamattn_cli.units import format_bytes, format_count, format_duration
 
@@ -35,7 +35,8 @@ def forecast_lines(found: dict, width: int) -> list[str]:
         rows.append(("logits", f"of a row: standard deviation {rms:.2g}; 95% of rows below {p95:.2g}"))
     best = found["recommended"]
     title = f"streamattn plan: {found['input']}"
-    lines = [*plain_lines(title, rows, width), "", *_table(found["options"], width), ""]
+    options = [COLUMNS] + [_cells(option) for option in found["options"] if not option["refused"]]
+    lines = [*plain_lines(title, rows, width), "", *table_lines(options, width, DROPPED, left=range(len(COLUMNS))), ""]
     lines += [*plain_lines(GUESS, [], width), ""]
     refused = [(o["method"], o["refused"]) for o in found["options"] if o["refused"]]
     if refused:
@@ -58,17 +59,6 @@ def _job(job: dict) -> list[tuple[str, str]]:
         both = f"{format_duration(job['workers_seconds'])}, {format_bytes(job['workers_projected'])}"
         rows.append((f"{job['workers']} at once", f"{both} (--engine processes)"))
     return rows
-
-
-def _table(options: list[dict], width: int) -> list[str]:
-    rows = [COLUMNS] + [_cells(o) for o in options if not o["refused"]]
-    kept = list(range(len(COLUMNS)))
-    for dropped in (*DROPPED, None):
-        wide = [max(len(row[c]) for row in rows) for c in kept]
-        if sum(wide) + 2 * len(wide) <= width or dropped is None:
-            break
-        kept.remove(dropped)
-    return ["  ".join(row[c].ljust(w) for c, w in zip(kept, wide, strict=True)).rstrip()[:width] for row in rows]
 
 
 def _cells(option: dict) -> tuple[str, ...]:

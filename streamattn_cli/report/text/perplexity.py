@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any, TextIO
 
+from streamattn_cli.report.text.braille import SHOWN, Point, plot
 from streamattn_cli.report.text.outcome import interval_text
-from streamattn_cli.report.text.table import plain_lines
-from streamattn_cli.report.text.terminal import columns
+from streamattn_cli.report.text.table import plain_lines, table_lines
+from streamattn_cli.report.text.terminal import columns, shows
 from streamattn_cli.units import format_bytes, format_duration
 
 HEAD = "method", "rows", "nats", "more", "95% interval", "KL", "same", "memory", "tokens/s"
+DROPPED = 8, 6, 5, 2, 4, 7  # columns that a narrow terminal does without, in this order
 
 
 def figures(found: Any) -> str:
@@ -20,12 +23,12 @@ def figures(found: Any) -> str:
 
 def render_perplexity(found: dict, stream: TextIO, width: int | None = None) -> None:
     """Write the dict of Perplexity.to_dict to `stream`."""
-    stream.write("\n".join(perplexity_lines(found, width or columns(stream))) + "\n")
+    stream.write("\n".join(perplexity_lines(found, width or columns(stream), shows(stream, SHOWN))) + "\n")
     stream.flush()
 
 
-def perplexity_lines(found: dict, width: int) -> list[str]:
-    """A table of the readings, and one of the increase by position."""
+def perplexity_lines(found: dict, width: int, dots: bool = True) -> list[str]:
+    """A table of the readings, one of the increase by position, and a plot; dots: see braille.scatter."""
     exact = found["readings"][0]
     layers = found["layers"]
     rows = [
@@ -40,14 +43,35 @@ def perplexity_lines(found: dict, width: int) -> list[str]:
     if found["reference_window"]:
         rows.append(("exact", f"looks back {found['reference_window']} rows in these layers"))
     lines = plain_lines(f"streamattn perplexity: {found['model']}", rows, width)
-    lines += ["", *_table([HEAD, *(_cells(reading) for reading in found["readings"])])]
+    lines += ["", *table_lines([HEAD, *(_cells(reading) for reading in found["readings"])], width, DROPPED)]
     parts = exact["by_position"]
     heads = ("more nats by position", *(f"to {part['last']}" for part in parts))
     later = [
         (_label(reading), *(f"{part['increase']:+.4f}" for part in reading["by_position"]))
         for reading in found["readings"][1:]
     ]
-    return lines + (["", *_table([heads, *later])] if later else [])
+    if later:
+        lines += ["", *table_lines([heads, *later], width, range(1, len(parts)))]
+    return lines + _plot(found["readings"][1:], width, dots)
+
+
+def _plot(readings: list[dict], width: int, dots: bool) -> list[str]:
+    """The increase of each method against resident rows, or against the position where there is one budget."""
+    if len({reading["resident_rows"] for reading in readings}) > 1:
+        against = "resident rows"
+        found = [(r, r["resident_rows"], r["increase"]["mean"], _label(r)) for r in readings]
+    else:
+        against = "position"
+        found = [(r, part["last"], part["increase"], f"{r['method']} to {part['last']}")
+                 for r in readings for part in r["by_position"]]  # fmt: skip
+    letters = dict(zip(dict.fromkeys(r["method"] for r in readings), string.ascii_letters, strict=False))
+    points = [Point(x, y, letters[r["method"]], r["method"]) for r, x, y, _ in found if y > 0]
+    if len({point.x for point in points}) < 2:
+        return []
+    title = f"more nats against {against} (logarithmic): {', '.join(f'{a} {name}' for name, a in letters.items())}"
+    if below := [told for _, _, y, told in found if y <= 0]:
+        title += f"; not above 0: {', '.join(below)}"
+    return plot(title, points, lambda value: f"{value:.0f}", width, dots)
 
 
 def _cells(reading: dict) -> tuple[str, ...]:
@@ -75,12 +99,3 @@ def numbers(layers: list[int]) -> str:
     if len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1)):
         return f"{layers[0]} to {layers[-1]}"
     return ", ".join(map(str, layers))
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines of cells, the first column to the left, the others to the right."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(wide[0]), *(cell.rjust(w) for cell, w in zip(row[1:], wide[1:], strict=True))]).rstrip()
-        for row in rows
-    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Collection, Sequence
 from typing import TextIO
 
 from streamattn_cli.report.text.terminal import columns, is_live
@@ -33,6 +34,21 @@ def plain_lines(title: str, rows: Rows, width: int) -> list[str]:
         else:
             lines += _wrap(label, width, "  ") + ["  " + line for line in _wrap(text, max(1, width - 2), "")]
     return lines
+
+
+def table_lines(
+    rows: Sequence[Sequence[str]], width: int, dropped: Sequence[int] = (), left: Collection[int] = (0,)
+) -> list[str]:
+    """Rows of cells (the first one is the head) as lines of at most `width` characters. dropped: columns that a narrow terminal
+    does without, in this order; left: those whose cells stand to the left."""
+    kept = list(range(len(rows[0])))
+    for column in (*dropped, None):
+        wide = {c: max(len(row[c]) for row in rows) for c in kept}
+        if column is None or sum(wide.values()) + 2 * len(wide) - 2 <= width:
+            break
+        kept.remove(column)
+    cells = [[row[c].ljust(w) if c in left else row[c].rjust(w) for c, w in wide.items()] for row in rows]
+    return ["  ".join(row).rstrip()[:width].rstrip() for row in cells]
 
 
 def _wrap(text: str, width: int, indent: str) -> list[str]:
