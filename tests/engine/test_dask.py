@@ -52,11 +52,11 @@ def test_query_and_compare_have_the_figures_of_threads(tmp_path, cluster):
     files, audits, trials = [], [], []
     for at, engine in enumerate(engines):
         out = tmp_path / f"{at}.npy"
-        request = QueryRequest(spec, sketch=sketch, output=str(out), engine=engine, audit=16)
-        audits.append(query_spread(request, silent, Interrupts()).audit)
+        asked = QueryRequest(inputs=spec, output=str(out), sketch=sketch, engine=engine, audit=16)
+        audits.append(query_spread(asked, silent, Interrupts()).audit)
         files.append(out.read_bytes())
-        words = {"methods": "nystrom,window", "budgets": (64,), "audit": 16, "threads": 1}
-        found = compare(CompareRequest(spec, causal=True, engine=engine, **words), silent, Interrupts())
+        words = {"methods": "nystrom,window", "budgets": (64,), "causal": True, "audit": 16, "threads": 1}
+        found = compare(CompareRequest(inputs=spec, engine=engine, **words), silent, Interrupts())
         trials.append([(trial.label, trial.audit, trial.refused) for trial in found.trials])
     assert files[0] == files[1] and audits[0] == audits[1] and trials[0] == trials[1]
     assert [refused for _, _, refused in trials[0]] == [None, None]
@@ -81,7 +81,7 @@ def test_a_cluster_gives_the_bytes_of_threads_also_when_a_worker_dies(tmp_path, 
 
 
 def _attend(spec, path, **words):
-    request = AttendRequest(spec, str(path), **{"causal": True, "audit": 32, "resident_rows": 64} | words)
+    request = AttendRequest(inputs=spec, output=str(path), **{"causal": True, "audit": 32, "resident_rows": 64} | words)
     attend_spread(request, silent, Interrupts())
     return path.read_bytes(), (path.parent / f"{path.name}.json").read_bytes()
 

@@ -37,7 +37,9 @@ def errors(dump, tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("whole"), {}
     for layer in (0, 3):
         for name, words in (("mine", {}), ("exact", {"method": "exact", "audit": 0, "resident_rows": None})):
-            request = AttendRequest(_spec(dump, str(layer)), str(folder / f"{name}{layer}.npy"), **WORDS | words)
+            request = AttendRequest(
+                inputs=_spec(dump, str(layer)), output=str(folder / f"{name}{layer}.npy"), **WORDS | words
+            )
             attend_layers(request, silent, Interrupts())
         mine, exact = (np.load(folder / f"{name}{layer}.npy").astype("f8") for name in ("mine", "exact"))
         for s in range(4):
@@ -50,7 +52,7 @@ def errors(dump, tmp_path_factory):
 @pytest.mark.parametrize("engine", [None, "threads"])
 def test_every_sequence_of_every_layer_has_its_error(dump, errors, tmp_path, monkeypatch, engine):
     monkeypatch.setattr("streamattn_cli.engine.jobs.pieces.LEAST_ROWS", 1)
-    request = AttendRequest(_spec(dump, "all"), str(tmp_path / "out.h5"), engine=engine, **WORDS)
+    request = AttendRequest(inputs=_spec(dump, "all"), output=str(tmp_path / "out.h5"), engine=engine, **WORDS)
     told = (attend_spread if engine else attend_layers)(request, silent, Interrupts()).to_dict()
     assert [(s["layer"], s["sequence"], s["rows"], s["audited"]) for s in told["sheets"]] == [
         (layer, at, rows, rows) for layer in (0, 3) for at, rows in enumerate(LENGTHS)
@@ -74,7 +76,7 @@ def test_every_sequence_of_every_layer_has_its_error(dump, errors, tmp_path, mon
 def test_beyond_a_number_of_streams_few_numbers_are_told(dump, tmp_path, monkeypatch):
     for module in ("streams", "summary"):
         monkeypatch.setattr(f"streamattn_cli.engine.jobs.{module}.MOST_STREAMS", 7)
-    request = AttendRequest(_spec(dump, "all"), str(tmp_path / "out.h5"), **WORDS)
+    request = AttendRequest(inputs=_spec(dump, "all"), output=str(tmp_path / "out.h5"), **WORDS)
     told = attend_layers(request, silent, Interrupts()).to_dict()
     assert "sheets" not in told and told["streams"]["count"] == 16 and len(told["streams"]["worst"]) == 10
     assert [layer["heads"] for layer in told["layers"]] == [(), ()] and told["layers"][0]["error"]

@@ -94,6 +94,21 @@ def test_every_command_of_the_readme_works(folder):
     assert (folder / "out.npy").exists()
 
 
+def test_the_tasks_of_a_slurm_array_work(folder):
+    """Its lines in the README as tasks of an array: a layer, and ranges of rows, of which one is run again; then merged."""
+    save_batch(folder)
+    shutil.copy(SAMPLE / "heads.h5", folder / "huge.h5")
+    lines = [line.strip() for line in (TOP / "README.md").read_text().splitlines() if "SLURM_ARRAY_TASK_ID" in line]
+    layers, *ranges = lines
+    assert len(ranges) == 2
+    shell(f"SLURM_ARRAY_TASK_ID=1\n{layers}", folder)
+    for task in (0, 1, 1):
+        smaller = "\n".join(ranges).replace("1048576", "2300")  # of 4096 rows
+        shell(f"SLURM_ARRAY_TASK_ID={task}\n{smaller}", folder)
+    shell("streamattn merge part-*.sattn -o all.sattn && streamattn query all.sattn huge.h5:/q -o answers.npy", folder)
+    assert len(np.load(folder / "answers.npy")) == 4096 and (folder / "out-1.npy").exists()
+
+
 def test_the_example_of_the_json_page_works(folder):
     (command,) = indented_commands(JSON.read_text())
     error, high = map(float, shell(command, folder).stdout.split())
