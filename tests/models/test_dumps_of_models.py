@@ -14,7 +14,7 @@ safetensors = pytest.importorskip("safetensors.numpy")
 from smallmodels import KINDS, SHAPES, save_model  # noqa: E402
 
 from streamattn_cli.cli.main import app  # noqa: E402
-from streamattn_cli.models.load import open_model  # noqa: E402
+from streamattn_cli.models.load import load  # noqa: E402
 from streamattn_cli.models.survey import attributes, survey  # noqa: E402
 from streamattn_cli.rows.inputs.modelconfig import read_config  # noqa: E402
 
@@ -129,7 +129,7 @@ def test_a_saved_cache_answers_the_last_query(network, captured, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_config_says_what_the_model_says_itself(tmp_path, kind):
-    model = open_model(save_model(tmp_path, kind), 1 << 30, 1)
+    model = load(save_model(tmp_path, kind), 1)
     for at, layer in survey(model, len(model.types) - 1).items():
         found, own = read_config(str(tmp_path), at), attributes(model, layer, 1)
         assert ("sink_logit" in found.unclear) == ("sink_logit" in own)
