@@ -20,7 +20,7 @@ from streamattn_cli.engine.audit.estimate import Design, Strata, estimate
 from streamattn_cli.engine.audit.sample import SizeSample
 from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.passes.output import Output
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import Answers
 from streamattn_cli.rows.inputs.open import open_inputs

@@ -17,7 +17,7 @@ from streamattn_cli.cli.main import app
 from streamattn_cli.cli.options import ENVIRONMENT
 from streamattn_cli.errors import exit_code_table
 
-SHARE = Path(__file__).resolve().parent.parent / "streamattn_cli" / "cli" / "share"
+SHARE = Path(__file__).resolve().parent.parent / "share"
 SCRIPTS = {"bash": "streamattn", "zsh": "_streamattn", "fish": "streamattn.fish"}  # the names that the shells look for
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-METHODS = ("nystrom", "window", "poly", "evict", "sample", "exact", "balance", "wildcat")
+METHODS = ("nystrom", "window", "poly", "evict", "sample", "reservoir", "exact", "balance", "wildcat")
 
 
 def program(*words: object) -> dict:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import index
-from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
+from streamattn_cli.api_inputs import array_of, check_dtype, heads_of_array, inputs_of, like, request_of, run_of
 from streamattn_cli.checkpoint.commit import save
-from streamattn_cli.engine.jobs.candidates import parse_candidates
 from streamattn_cli.engine.jobs.compare import Comparison, audit_answers, compare_on
 from streamattn_cli.engine.jobs.merge import heads_of, merge_files, packed
 from streamattn_cli.engine.jobs.query import answer, queries_problem
@@ -28,39 +27,20 @@ from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
-from streamattn_cli.engine.request.scale import scale_value
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import CompareRequest
 from streamattn_cli.engine.saving.saver import stack_heads
 from streamattn_cli.engine.saving.sources import key_sources
-from streamattn_cli.engine.watch.events import Audit
+from streamattn_cli.engine.watch.events import Audit, Event, Note
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import STEP
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
-from streamattn_cli.options import options_of
-from streamattn_cli.rows.inputs.checks import check_heads, check_rows
-from streamattn_cli.rows.inputs.open import Inputs, open_inputs
-from streamattn_cli.rows.spec import InputSpec
-from streamattn_cli.rows.tensors.heads import Heads, whole
+from streamattn_cli.rows.inputs.open import Inputs
+from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.memory import MemoryTensor
-from streamattn_cli.rows.tensors.resumed import ContinuedTensor
 from streamattn_cli.rows.writers.base import ArrayWriter, Nowhere
 
-SETTINGS = (
-    "method", "scale", "resident_rows", "effort", "bits", "score", "sinks", "window", "buffer", "atoms", "degree", "polynomial",
-    "beta", "max_error", "memory", "seed", "threads", "block_rows", "nan_policy", "first_query", "local", "sink_logit",
-    "softcap", "logit_bias",
-)  # fmt: skip
-TYPED = "first_query", "local", "sink_logit", "softcap", "logit_bias"  # numbers that the command takes as words
-DTYPES = ("<f2", "<f4", "<f8", "<u2", "|V2", "<V2")
-
-
-class WrongSetting(UsageError, ValueError):
-    """A setting that there is not, or a value that it cannot have."""
-
-
-class WrongDtype(InputMalformed, TypeError):
-    """An array of numbers that are not taken for floats."""
+LOG = logging.getLogger("streamattn")
 
 
 @dataclass(frozen=True)
@@ -86,8 +66,8 @@ def attend(
     or one file that holds q, k and v. Settings are the options of the command with underscores. Raises WrongSetting and
     the errors of the command.
     """
-    request = _request(settings, causal=causal, audit=audit)
-    with _inputs(q, k, v) as inputs:
+    request = run_of(settings, causal=causal, audit=audit)
+    with inputs_of(q, k, v) as inputs:
         plan = make_plan(resolve(request, inputs))
         problem = plan.problem
         out = np.empty((problem.q.count, len(problem.q), problem.v.dim), problem.out_dtype)
@@ -97,8 +77,8 @@ def attend(
         finally:
             run.close()
         counts = run.counts()
-        check_finite(counts, replace(request, output="the answers"))
-        return Answered(_like(q, out), found, reason, problem.facts(), counts, tuple(map(str, problem.notes)))
+        check_finite(counts, request.nan_policy, "the answers")
+        return Answered(like(q, out), found, reason, problem.facts(), counts, tuple(map(str, problem.notes)))
 
 
 def audit(
@@ -114,9 +94,9 @@ def audit(
         "scale": scale, "seed": seed, "first_query": first_query, "local": local, "sink_logit": sink_logit, "softcap": softcap,
         "logit_bias": logit_bias,
     }  # fmt: skip
-    request = _request(settings, causal=causal, audit=rows)
-    with _inputs(q, k, v) as inputs:
-        array = _array(answers)
+    request = run_of(settings, causal=causal, audit=rows)
+    with inputs_of(q, k, v) as inputs:
+        array = array_of(answers)
         return audit_answers(array if array.ndim == 3 else array[:, None], request, inputs)
 
 
@@ -129,10 +109,12 @@ def compare(
     `methods` as on the command line ("nystrom,window"), `resident_rows` one number or several. Each of the `trials` of what
     it returns has its audit; `to_dict` gives what --json prints.
     """
-    request = _request(settings, causal=causal, audit=audit)
-    budgets = [int(rows) for rows in np.atleast_1d(resident_rows)]
-    with _inputs(q, k, v) as inputs:
-        return compare_on(inputs, request, parse_candidates(methods), budgets, False, lambda event: None, Interrupts())
+    budgets = tuple(int(rows) for rows in np.atleast_1d(resident_rows))
+    request = replace(
+        request_of(CompareRequest, settings, causal=causal, audit=audit), methods=methods, budgets=budgets
+    )
+    with inputs_of(q, k, v) as inputs:
+        return compare_on(inputs, request, _log, Interrupts())
 
 
 def open_sketch(path: str | os.PathLike) -> AttentionSketch:
@@ -164,12 +146,20 @@ class AttentionSketch:
 
     def __init__(self, queries: np.ndarray | None = None, **settings: object):
         """`queries`: some typical ones, (n, query heads, dim) or (n, dim), for the methods that learn from them."""
-        self._request = _request(settings)
-        self._queries = None if queries is None else _heads(queries, "queries")
+        self._request = run_of(settings)
+        self._queries = None if queries is None else heads_of_array(queries, "queries")
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []  # the first rows, until there are enough of them
         self._run: SketchRun | None = None
         self._file: SketchFile | None = None
+        self._lost = False  # an interrupt left nobody knows what
         self._kind: list[tuple] | None = None  # shapes and dtypes of a row of k and v
+
+    def __enter__(self) -> AttentionSketch:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """End the threads of the sketch, whose rows are gone then unless they were saved."""
+        self._close()
 
     @property
     def rows(self) -> int:
@@ -185,8 +175,9 @@ class AttentionSketch:
         Raises InputMalformed where they do not fit each other or the rows before, NonFinite, and CannotMeet where the
         method cannot serve such rows; then the sketch is as it was before.
         """
-        k, v = _array(k), _array(v)
+        k, v = array_of(k), array_of(v)
         kind = self._check(k, v)
+        self._check_whole()
         if self._run is None and self._file is None and self.rows + len(k) < FIRST_ROWS:
             self._waiting.append((k.copy(), v.copy()))  # the caller may use its arrays again
         elif len(k):
@@ -202,9 +193,9 @@ class AttentionSketch:
 
         Query head h looks at key head h // (query heads / key heads).
         """
-        file, given = self._current(), _array(q)
-        inputs = Inputs(_heads(given, "q"), None, None)
-        plan = make_plan(queries_problem(replace(self._request, output="-"), file, inputs))
+        file, given = self._current(), array_of(q)
+        inputs = Inputs(heads_of_array(given, "q"), None, None)
+        plan = make_plan(queries_problem(self._request, file, inputs))
         out = np.empty((len(given), len(plan.problem.q), plan.problem.v.dim), plan.problem.out_dtype)
         answer(file, plan, _unwatched(plan), ArrayWriter(out))
         return out if given.ndim == 3 else out[:, 0]
@@ -213,8 +204,8 @@ class AttentionSketch:
         """How wrong are the answers to q? k and v are the keys and values that the sketch was made of, arrays or words of
         the command; about `rows` queries are answered exactly as well. Raises InputMalformed for other keys."""
         file = self._current()
-        with _inputs(q, k, v) as inputs:
-            request = replace(self._request, output="-", audit=rows)
+        with inputs_of(q, k, v) as inputs:
+            request = replace(self._request, audit=rows)
             plan = make_plan(queries_problem(request, file, inputs))
             found, reason = answer(file, plan, _unwatched(plan), Nowhere())[2:]
         if found is None:
@@ -237,26 +228,29 @@ class AttentionSketch:
     def _absorb(self, k: np.ndarray, v: np.ndarray) -> None:
         """Absorb rows through the pass of the command, as a pipe that begins where the last rows ended."""
         done = self._run.rows if self._run else self._file.rows if self._file else 0
-        parts = {name: _heads(array, name, done) for name, array in (("k", k), ("v", v))}
+        parts = {name: heads_of_array(array, name, done) for name, array in (("k", k), ("v", v))}
         run = self._begin(parts) if self._run is None else self._run
-        heads = run.sketches.heads
-        before = [{name: array.copy() for name, array in sketch.state.items()} for sketch in heads]
         try:
-            if not done:
+            if done:
+                items = [MemoryTensor(each, "THD" if each.ndim == 3 else "TD").items for each in (k, v)]
+                run.check(items[0], items[1], done)
+            else:
                 run.begin()
-            run.absorb_heads(parts["k"], parts["v"], done, min(self._block_rows, -(-len(k) // STEP) * STEP))
         except BaseException:
-            for sketch, saved in zip(heads, before, strict=True):
-                for name, array in saved.items():
-                    sketch.state[name][...] = array
             if not done:
                 self._close()
+            raise
+        try:
+            run.absorb_heads(parts["k"], parts["v"], done, min(self._block_rows, -(-len(k) // STEP) * STEP))
+        except BaseException:  # of the first rows, or in the middle of others
+            self._close()
+            self._lost = bool(done)
             raise
 
     def _check(self, k: np.ndarray, v: np.ndarray) -> list[tuple]:
         """Whether k and v fit each other and the rows before; returns shapes and dtypes of their rows."""
-        _check_dtype(k, "k")
-        _check_dtype(v, "v")
+        check_dtype(k, "k")
+        check_dtype(v, "v")
         if len(k) != len(v) or k.ndim != v.ndim or k.ndim not in (2, 3) or k.shape[1:-1] != v.shape[1:-1]:
             raise InputMalformed(f"absorb: k {k.shape} and v {v.shape} found, expected (n, heads, dim) and (n, heads, "
                                  "value_dim), or (n, dim) and (n, value_dim)")  # fmt: skip
@@ -264,6 +258,10 @@ class AttentionSketch:
         if self._kind not in (None, kind):
             raise InputMalformed(f"absorb: rows of k and v like {kind} found, expected {self._kind} as before")
         return kind
+
+    def _check_whole(self) -> None:
+        if self._lost:
+            raise UsageError("an absorb of this sketch was interrupted, and left it half done; begin another one")
 
     def _begin(self, parts: dict[str, Heads]) -> SketchRun:
         """Decide everything that the first rows decide, and make the empty state."""
@@ -281,6 +279,7 @@ class AttentionSketch:
 
     def _current(self) -> SketchFile:
         """The sketch as it is now, over its living arrays."""
+        self._check_whole()
         if self._waiting:
             self._absorb(*(np.concatenate(parts) for parts in zip(*self._waiting, strict=True)))
             self._waiting = []
@@ -304,105 +303,13 @@ class AttentionSketch:
             self._run = None
 
 
-def _inputs(q: object, k: object, v: object) -> Inputs:
-    """The inputs of three arrays, of three words, or of one word."""
-    words = [word for word in (q, k, v) if isinstance(word, (str, os.PathLike))]
-    if not words:
-        heads = {name: _heads(array, name) for name, array in (("q", q), ("k", k), ("v", v))}
-        check_heads(InputSpec(), heads)
-        check_rows(heads)
-        return Inputs(heads["q"], heads["k"], heads["v"])
-    given = [os.fspath(word) for word in words]
-    if len(given) == 3:
-        return open_inputs(InputSpec(q=given[0], k=given[1], v=given[2]))
-    if len(given) > 1 or k is not None or v is not None:
-        raise WrongSetting(
-            "q, k, v: some arrays and some names of files found; give three arrays, three names, or one file"
-        )
-    return open_inputs(InputSpec(given[0]))
-
-
-def _like(q: Any, out: np.ndarray) -> np.ndarray:
-    """Answers without an axis of heads to queries without one."""
-    return out[:, 0] if not isinstance(q, (str, os.PathLike)) and np.ndim(q) == 2 else out
-
-
-def _array(given: object) -> np.ndarray:
-    """An array, or a tensor of PyTorch on any device as one; of bfloat16 its bit patterns, uint16."""
-    if not hasattr(given, "detach"):
-        return np.asarray(given)
-    tensor = given.detach().cpu()
-    if str(tensor.dtype) != "torch.bfloat16":
-        return np.asarray(tensor.numpy())
-    return (np.asarray(tensor.float().numpy()).view("<u4") >> 16).astype("<u2")
-
-
-def _heads(given: object, name: str, start: int | None = None) -> Heads:
-    """Heads over an array (n, heads, dim) or (n, dim); from global row `start` on, as of a pipe, if that is given."""
-    array = _array(given)
-    _check_dtype(array, name)
-    if array.ndim not in (2, 3):
-        raise InputMalformed(f"{name}: shape {array.shape} found, expected (rows, heads, dim) or (rows, dim)")
-    tensor = MemoryTensor(array, "THD" if array.ndim == 3 else "TD", name)
-    heads = whole(tensor, tensor.extent)
-    return heads if start is None else replace(heads, tensor=ContinuedTensor(tensor, start))
-
-
-def _check_dtype(array: np.ndarray, name: str) -> None:
-    if array.dtype.str not in DTYPES:
-        raise WrongDtype(
-            f"{name}: dtype {array.dtype} found, expected float16, float32 or float64 (uint16: bfloat16 bit patterns); "
-            "convert it with array.astype('float32')"
-        )
-
-
-def _request(settings: dict[str, object], **asked: object) -> AttendRequest:
-    """The request of these settings; `asked`: causal, audit and rope. Raises WrongSetting."""
-    unknown = sorted(settings.keys() - set(SETTINGS))
-    if unknown:
-        raise WrongSetting(f"unknown setting {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
-    if settings.get("scale") is not None:
-        settings = {**settings, "scale": str(settings["scale"])}
-    typed = {name: _word(settings[name]) for name in TYPED if settings.get(name) is not None}
-    settings = {**settings, **typed}
-    hints = get_type_hints(AttendRequest)
-    reads = {name: described.read for name, _, described in options_of(AttendRequest)}
-    try:
-        read: dict[str, Any] = {}
-        for name, value in settings.items():
-            of_word = reads[name]
-            read[name] = of_word(value) if of_word and isinstance(value, str) else _typed(name, value, hints[name])
-        if read.get("scale") is not None:
-            scale_value(read["scale"], dim=1)
-        read |= {name: _typed(name, value, hints[name]) for name, value in asked.items()}
-        return AttendRequest(InputSpec(), **read)
-    except UsageError as error:
-        raise WrongSetting(str(error)) from None
-
-
-def _word(value: object) -> str:
-    """A number, or several, as the command takes them."""
-    return value if isinstance(value, str) else ",".join(map(str, np.atleast_1d(_array(value)).tolist()))
-
-
-def _typed(name: str, value: Any, hint: type) -> object:
-    """The value as one of the types of a hint such as `int | None`; UsageError where it is none of them."""
-    kinds = get_args(hint) or (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    kind = kinds[0]
-    if kind is bool and isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    try:
-        if kind is str and isinstance(value, str):
-            return value
-        if kind not in (str, bool) and not isinstance(value, (str, bool, np.bool_)):
-            return index(value) if kind is int else kind(value)
-    except (TypeError, ValueError):
-        pass
-    words = {int: "a whole number", float: "a number", str: "a word", bool: "True or False"}[kind]
-    raise UsageError(f"{name}={value!r} found, expected {words}" + (" or None" if type(None) in kinds else ""))
-
-
 def _unwatched(plan: Plan) -> Watch:
-    return Watch(lambda event: None, Interrupts(), allowed=plan.allowed)
+    for note in plan.problem.notes:
+        _log(Note(note))
+    return Watch(_log, Interrupts(), allowed=plan.allowed)
+
+
+def _log(event: Event) -> None:
+    """A listener: what was inferred goes to `logging`, as the command prints it."""
+    if isinstance(event, Note):
+        LOG.info("%s", event.text)

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from streamattn_cli.api import _array, _check_dtype, _heads, _request
+from streamattn_cli.api_inputs import array_of, check_dtype, heads_of_array, run_of
 from streamattn_cli.checkpoint.commit import save
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.jobs.sketch import sketch_facts
@@ -76,7 +76,7 @@ class CausalAttention:
     """
 
     def __init__(self, audit: Hook | None = None, rope: str | None = None, **settings: object):
-        self._request = _request(settings, causal=True, rope=rope)
+        self._request = run_of(settings, causal=True, rope=rope)
         if self._request.method in ("exact", "auto"):
             raise CannotMeet(
                 f"method {self._request.method} "
@@ -132,7 +132,7 @@ class CausalAttention:
         Raises InputMalformed where they do not fit each other or the rows before, NonFinite, MemoryBudget, and CannotMeet
         where the method cannot serve such rows; then the state is as it was before.
         """
-        given = [_array(part) for part in (q, k, v)]
+        given = [array_of(part) for part in (q, k, v)]
         self._check(given)
         blocks = [
             np.ascontiguousarray(part).view(self._held[name]).reshape(1, len(part), self._widths[name])
@@ -186,7 +186,7 @@ class CausalAttention:
     def _check(self, given: list[np.ndarray]) -> None:
         """Whether q, k and v fit each other and the rows before; at the first step, decide everything."""
         for name, array in zip("qkv", given, strict=True):
-            _check_dtype(array, name)
+            check_dtype(array, name)
         q, k, v = given
         lengths, axes = {len(part) for part in given}, {part.ndim for part in given}
         if len(lengths) > 1 or len(axes) > 1 or q.ndim not in (2, 3) or k.shape[1:-1] != v.shape[1:-1]:
@@ -203,14 +203,15 @@ class CausalAttention:
     def _begin(self, kinds: dict[str, tuple], facts: dict | None = None) -> None:
         """Decide everything that shapes and dtypes decide, or take it from the facts of a file; make the empty state."""
         none = {name: np.empty((0, *shape), np.dtype(dtype)) for name, (shape, dtype) in kinds.items()}
-        heads = {name: _heads(array, name, 0) for name, array in none.items()}
+        heads = {name: heads_of_array(array, name, 0) for name, array in none.items()}
         if facts is None:
             problem = resolve(self._request, Inputs(heads["q"], heads["k"], heads["v"]))
         else:
             held = HeadParams.from_dict(facts["head"])
             problem = Problem(
-                self._request, heads["q"], heads["k"], heads["v"], True, facts["scale"], facts["method"], facts["precision"],
-                held, (), local=held.window if held.local else None, sink_logits=tuple(facts.get("sink_logits", ())),
+                self._request, heads["q"], heads["k"], heads["v"], causal=True, scale=facts["scale"], method=facts["method"],
+                precision=facts["precision"], params=held, notes=(),
+                local=held.window if held.local else None, sink_logits=tuple(facts.get("sink_logits", ())),
                 bend=Bend.of_facts(facts),
             )  # fmt: skip
         params = problem.params

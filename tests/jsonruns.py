@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from streamattn_cli.cli.main import app
 from streamattn_cli.engine.jobs.attend import attend
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.events import Outcome, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import Interrupted
@@ -47,7 +47,7 @@ RUNS = {
     "attend, all rows resident": ("attend", TINY, "--causal", "-o", "out.npy"),
     **{
         f"attend by {method}": ("attend", *SHORT, "--causal", "--method", method, *SMALL, "-o", "out.npy")
-        for method in ("evict", "sample", "balance", "wildcat")
+        for method in ("evict", "sample", "reservoir", "balance", "wildcat")
     },
     "attend by evict of last attention": (
         "attend",
@@ -199,7 +199,7 @@ RUNS = {
     "sketch --shards": (*SKETCH, "--rows", "2048:4096", "--shards", "2", "-o", "b.sattn"),
     **{
         f"sketch by {method}": ("sketch", *SHORT, "--method", method, *SMALL, "-o", f"{method}.sattn")
-        for method in ("evict", "sample", "balance", "wildcat", "nystrom")
+        for method in ("evict", "sample", "reservoir", "balance", "wildcat", "nystrom")
     },
     "sketch of fp8 rows": ("sketch", "bytes.h5", "--dtype", "f8e4m3", *SMALL, "-o", "bytes.sattn"),
     "merge": ("merge", "a.sattn", "b.sattn", "-o", "all.sattn"),
@@ -222,7 +222,10 @@ RUNS = {
     "info of a repaired run": ("info", "repaired.sattn"),
     "info of a run over packed rows": ("info", "packed.sattn"),
     "info of a run with Phi": ("info", "phi.sattn"),
-    **{f"info of {name}": ("info", f"{name}.sattn") for name in ("evict", "sample", "balance", "wildcat", "nystrom")},
+    **{
+        f"info of {name}": ("info", f"{name}.sattn")
+        for name in ("evict", "sample", "reservoir", "balance", "wildcat", "nystrom")
+    },
     "info of fp8 rows": ("info", "bytes.sattn"),
     "info of an unfinished run": ("info", "unfinished.sattn"),
     "compare": ("compare", *SHORT, "--causal", "--methods", METHODS, "--audit", "32", *SMALL),

@@ -10,7 +10,7 @@ from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.jobs.query import query
 from streamattn_cli.engine.jobs.shards import sketch_shards
 from streamattn_cli.engine.jobs.sketch import sketch
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest, QueryRequest, SketchRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
 
@@ -20,7 +20,7 @@ METHODS = {
     "poly": POLY,
     "poly with a window": POLY | {"window": 40, "sinks": 3},
     "window": {"method": "window", **SMALL},
-    **{name: {"method": name, **SMALL} for name in ("nystrom", "sample", "evict", "balance", "wildcat")},
+    **{name: {"method": name, **SMALL} for name in ("nystrom", "sample", "reservoir", "evict", "balance", "wildcat")},
     "evict, coded": {"method": "evict", "bits": 6, "score": "expected", **SMALL},
 }
 
@@ -28,7 +28,7 @@ METHODS = {
 @pytest.fixture
 def not_warmed(monkeypatch):
     """Kernels are compiled when they are needed: these tests make many short runs, and measure no memory."""
-    for job in ("ceremony", "compare", "spread", "trial"):
+    for job in ("ceremony", "compare", "spread"):
         monkeypatch.setattr(f"streamattn_cli.engine.jobs.{job}.warm", lambda plan, listener: None)
 
 
@@ -51,10 +51,8 @@ def run(spec, **words):
 
 def make_sketch(spec, path, shards=None, append=False, **words):
     """sketch or sketch --shards into `path`, keys and values only unless nystrom needs queries; returns the outcome."""
-    request = AttendRequest(inputs=spec, checkpoint=str(path), shards=shards, **words)
-    if shards is not None:
-        return sketch_shards(request, silent, Interrupts())
-    return sketch(request, silent, Interrupts(), append=str(path) if append else None)
+    request = SketchRequest(inputs=spec, output=str(path), shards=shards, append=append, **words)
+    return (sketch if shards is None and not request.engine else sketch_shards)(request, silent, Interrupts())
 
 
 def keys_only(spec):
@@ -65,7 +63,7 @@ def keys_only(spec):
 def answers(path, spec, out):
     """The answers of a sketch file to the queries of a stream."""
     inputs = InputSpec(input=spec.q, layout="THD")
-    request = AttendRequest(inputs=inputs, output=str(out), checkpoint=str(path), force=True)
+    request = QueryRequest(inputs=inputs, output=str(out), sketch=str(path), force=True)
     query(request, silent, Interrupts())
     return np.load(out)
 
@@ -73,8 +71,8 @@ def answers(path, spec, out):
 def ask(path, spec, out, **words):
     """query the sketch file with the queries of a stream; k, v: for an audit. Returns the outcome."""
     keys = {name: words.pop(name) for name in ("k", "v") if name in words}
-    request = AttendRequest(
-        inputs=InputSpec(q=spec.q, layout="THD", **keys), output=str(out), checkpoint=str(path), force=True, **words
+    request = QueryRequest(
+        inputs=InputSpec(q=spec.q, layout="THD", **keys), output=str(out), sketch=str(path), force=True, **words
     )
     return query(request, silent, Interrupts())
 

@@ -17,7 +17,7 @@ from keptruns import METHODS, keys_only, save_stream  # noqa: E402
 from streamattn_cli.engine.jobs import attend as attending  # noqa: E402
 from streamattn_cli.engine.jobs import ceremony  # noqa: E402
 from streamattn_cli.engine.jobs import sketch as sketchfile  # noqa: E402
-from streamattn_cli.engine.request.settings import AttendRequest  # noqa: E402
+from streamattn_cli.engine.request.requests import AttendRequest, SketchRequest  # noqa: E402
 from streamattn_cli.engine.watch.signals import Interrupts  # noqa: E402
 
 ROWS = 640
@@ -40,11 +40,13 @@ def main(scene, folder, kills, seed):
     spec = keys_only(spec) if is_sketch else spec
 
     def run(where):
-        request = AttendRequest(
-            spec, str(where / ("out.h5" if "top_k" in words else "out.npy")), checkpoint=str(where / "c.sattn"),
-            checkpoint_every="64rows", resume=True, block_rows=rng.choice([32, 64, 96]), threads=1, **words,
-        )  # fmt: skip
-        (sketchfile.sketch if is_sketch else attending.attend)(request, lambda event: None, Interrupts())
+        saved, output = str(where / "c.sattn"), str(where / ("out.h5" if "top_k" in words else "out.npy"))
+        how = {"checkpoint_every": "64rows", "resume": True, "block_rows": rng.choice([32, 64, 96]), "threads": 1}
+        if is_sketch:
+            sketchfile.sketch(SketchRequest(spec, saved, **how, **words), lambda event: None, Interrupts())
+        else:
+            request = AttendRequest(spec, output, checkpoint=saved, **how, **words)
+            attending.attend(request, lambda event: None, Interrupts())
 
     whole = folder / "whole"
     whole.mkdir()

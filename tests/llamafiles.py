@@ -8,13 +8,16 @@ TYPES = {"<f4": 0, "<f2": 1, "<u2": 30}
 
 
 def save(path, layers, transposed=False, version=3, more=0, kinds=None, positions=None, streams=1, behind=b""):
-    """layers: (keys, values) of each, (T, C). more: bytes of a cell besides; kinds: other numbers of types."""
+    """layers: (keys, values) of each, (T, C). streams: 0 as before there were any. more: bytes of a cell besides; kinds: other
+    numbers of types."""
     cells = len(layers[0][0])
-    data = b"qsgg" + struct.pack("<III", version, 2, 11) + struct.pack("<iI", 12, streams)
-    for stream in range(streams):
-        data += struct.pack("<I", cells if stream == streams - 1 else 0)
+    data = b"qsgg" + struct.pack("<III", version, 2, 11) + struct.pack("<i", 12)
+    data += struct.pack("<I", streams) if streams else b""
+    for stream in range(streams or 1):
+        data += struct.pack("<I", cells if stream + 1 >= streams else 0)
     for position in positions if positions is not None else range(cells):
-        data += struct.pack("<iI", position, 1) + bytes(more) + struct.pack("<i", 0)
+        data += struct.pack("<iI", position, 1 if streams else 0)
+        data += bytes(more) + struct.pack("<i", 0) if streams else b""
     data += struct.pack("<II", transposed, len(layers))
     for keys, _ in layers:
         kind = (kinds or TYPES)[keys.dtype.str]

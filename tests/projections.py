@@ -4,12 +4,12 @@ import numpy as np
 from clirun import run
 from rowfiles import DTYPES, bits, lay_out, write_hdf5, write_npy, write_safetensors
 
-METHODS = ("nystrom", "window", "evict", "sample", "balance", "wildcat", "poly", "exact")
+METHODS = ("nystrom", "window", "evict", "sample", "reservoir", "balance", "wildcat", "poly", "exact")
 LAYOUTS = ("THD", "HTD", "BHTD")
 
 
 def draw(seed):
-    """A setting: what the input looks like, and the words of `attend`. Every method comes once in eight seeds."""
+    """A setting: what the input looks like, and the words of `attend`. Every method comes once in nine seeds."""
     rng = np.random.default_rng([6, seed])
 
     def one(*choices):

@@ -10,7 +10,7 @@ import termios
 import time
 from pathlib import Path
 
-SHARE = Path(__file__).resolve().parent.parent / "streamattn_cli" / "cli" / "share" / "completion"
+SHARE = Path(__file__).resolve().parent.parent / "share" / "completion"
 TIMEOUT = 120  # seconds: only there so that a hang fails
 SHELLS = {  # how it starts, and what it is told first
     "bash": (["bash", "--norc", "--noprofile", "-i"], [f"source {SHARE / 'streamattn'}"]),

@@ -30,11 +30,12 @@ LEAST_SQUARES_AT = ("5%",)  # the costly oracle runs at these budgets only
 CODED = (
     "evict bits=8", "evict bits=6", "evict bits=4", "evict score=last", "evict score=expected", "evict bits=6 score=last",
 )  # fmt: skip
-METHODS = ("window", "balance", "evict", *CODED, "sample", "wildcat", "nystrom effort=fast", "nystrom")
+METHODS = ("window", "balance", "evict", *CODED, "sample", "reservoir", "wildcat", "nystrom effort=fast", "nystrom")
 FAST_ONES = ("window", "evict", *CODED[:3], CODED[5], "nystrom effort=fast", "nystrom")  # on long streams
 KNOWN_QUERIES = 1024  # of full attention, shown to the methods beforehand
 SINKS = 4
-ASKED = 2048  # rows of the second half that causal streams are measured on where no oracle is
+CACHES, ORACLES = "caches", "oracles"  # beside methods: all rows in few bits, and methods that know the future
+ASKED = 2048  # rows of the second half that causal streams are measured on
 # causal: shares of SHORT rows, with the stress streams; fixed budgets and more rows; full attention: shares
 PARTS = ("short", "long", "full")
 
@@ -115,15 +116,18 @@ def measure(task: tuple) -> list[Result]:
     name, rows, part, methods, wanted = task
     head, causal = load(name, rows), part != "full"
     asked = np.arange(head.rows // 2 if causal else 0, head.rows)
-    full = Truth(head, causal) if part == "full" or part == "short" and not methods else None
-    if full is None:
+    beside = {word for word in (CACHES, ORACLES) if causal and (not methods or word in methods)}
+    known = part == "short" and ORACLES in beside
+    full = Truth(head, causal) if known or not causal else None
+    if causal:
         asked = asked[np.linspace(0, len(asked) - 1, ASKED).astype(int)]
     truth = full.out[:, asked] if full else answers_at(head, asked, head.k, head.c)
+    chosen = [m for m in methods if m not in beside] if methods else FAST_ONES if part == "long" else METHODS
     measured = Measured(head, "causal" if causal else "full", asked, truth)
     for budget, resident in budgets(head.rows, part):
         if wanted and budget not in wanted:
             continue
-        for method in methods or (FAST_ONES if part == "long" else METHODS):
+        for method in chosen:
             began = time.perf_counter()
             try:
                 params = params_of(head, method, resident, causal)
@@ -132,9 +136,9 @@ def measure(task: tuple) -> list[Result]:
             out, guarded = answers(head, params, causal)
             used = spec_bytes(params.state_spec()) / row_bytes(params)
             measured.keep(method, budget, used, out[:, asked], guarded, began)
-        if part == "short" and not methods:
+        if known:
             _oracles(measured, full, budget, resident)
-    if causal and not methods:
+    if CACHES in beside:
         for bits in BITS:
             began, (k, c, share) = time.perf_counter(), rounded_cache(head, bits)
             measured.keep(
@@ -180,7 +184,7 @@ def main() -> None:
     parser.add_argument(
         "--methods",
         default="",
-        help="measure these only, such as 'nystrom,evict bits=6', without oracles and caches, on 2,048 rows",
+        help="measure these only, such as 'nystrom,evict bits=6', on 2,048 rows; 'caches' and 'oracles' are asked for by name",
     )
     parser.add_argument("--budgets", default="", help="of these budgets only, such as 5%%,R=256")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
@@ -193,6 +197,8 @@ def main() -> None:
         tuple(word for word in words.budgets.split(",") if word),
     )
     tasks = [(*task, *chosen) for task in tasks_of(paths, words.part or list(PARTS)) if words.only in task[0]]
+    if not tasks:
+        parser.error(f"no head has {words.only!r} in its name; give the folder of the dumps")
     results, began = [], time.time()
     RESULTS.mkdir(exist_ok=True)
     with ProcessPoolExecutor(min(words.workers, len(tasks))) as pool:

@@ -200,7 +200,7 @@ def methods() -> Iterator[Line]:
     base = HeadParams(dim, dim, 0.125, "f4", sinks=4, storage="f2")
     choices = {"window": window_params(base, 512)}
     options = MethodOptions(resident_rows=512)
-    keepers = ("balance", "evict", "sample", "wildcat")
+    keepers = ("balance", "evict", "reservoir", "sample", "wildcat")
     choices |= {name: registry.find(name).settings(base, options, True, None) for name in keepers}
     choices |= {f"nystrom {effort}": nystrom_params(base, 512, effort) for effort in ("fast", "default", "best")}
     choices["poly, degree 2"] = replace(base, history=PolyParams(degree=2, max_error=np.inf))

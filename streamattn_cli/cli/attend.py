@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.cli.options import option
-from streamattn_cli.engine.request.settings import (
-    AnswerSettings,
-    AttentionSettings,
-    CheckpointSettings,
-    EngineSettings,
-    JobSettings,
-    MethodSettings,
-    OutputSettings,
-    PaperSettings,
-    RunSettings,
-    ShareSettings,
-)
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.options import SHOWN
 from streamattn_cli.rows.spec import InputSpec
 
@@ -28,20 +17,7 @@ if TYPE_CHECKING:
     from streamattn_cli.engine.watch.events import Outcome
 
 
-@takes(
-    InputSpec,
-    AttentionSettings,
-    MethodSettings,
-    PaperSettings,
-    RunSettings,
-    AnswerSettings,
-    OutputSettings,
-    CheckpointSettings,
-    EngineSettings,
-    ShareSettings,
-    JobSettings,
-    Shown,
-)
+@takes(InputSpec, AttendRequest, Shown)
 def attend(
     words: Words,
     input: options.Input = None,
@@ -53,7 +29,7 @@ def attend(
     streamattn attend heads.h5 --causal --resident-rows 512 -o out.npy --audit 64
     """
     from streamattn_cli.cli.streams import refuse_terminal
-    from streamattn_cli.cli.words import attend_request, run_and_render, show_json
+    from streamattn_cli.cli.words import request_of, run_and_render, show_json
     from streamattn_cli.errors import UsageError
     from streamattn_cli.report.text.plan import render_plan
 
@@ -62,9 +38,9 @@ def attend(
     job, planned = _job(words)
     if not dry_run:
         refuse_terminal(output, words["json"])
-        run_and_render(job, attend_request(words), words)
+        run_and_render(job, request_of(AttendRequest, words), words)
         return
-    plan = planned(attend_request(words)).to_dict()
+    plan = planned(request_of(AttendRequest, words)).to_dict()
     if words["json"]:
         show_json({"type": "plan", **plan})
     else:

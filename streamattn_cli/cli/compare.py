@@ -8,17 +8,12 @@ from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.cli.completion import methods as names_of_methods
 from streamattn_cli.cli.options import option
-from streamattn_cli.engine.request.settings import AttentionSettings, EngineSettings, MethodSettings, RunSettings
+from streamattn_cli.engine.request.requests import CompareRequest
 from streamattn_cli.options import ATTENTION, BUDGET
 from streamattn_cli.rows.spec import InputSpec
 
 
-@takes(
-    InputSpec, AttentionSettings, MethodSettings, RunSettings, EngineSettings, Shown,
-    without=(
-        "method", "query_model", "window", "buffer", "atoms", "degree", "polynomial", "beta", "max_error", "block_rows",
-    ),
-)  # fmt: skip
+@takes(InputSpec, CompareRequest, Shown)
 def compare(
     words: Words,
     input: options.Input = None,
@@ -52,8 +47,7 @@ def compare(
     import sys
 
     from streamattn_cli.cli.streams import printing
-    from streamattn_cli.cli.words import attend_request, show_json, signed
-    from streamattn_cli.engine.jobs.candidates import parse_candidates
+    from streamattn_cli.cli.words import request_of, show_json, signed
     from streamattn_cli.engine.jobs.compare import compare as run
     from streamattn_cli.engine.watch.signals import Interrupts
     from streamattn_cli.errors import UsageError
@@ -63,11 +57,11 @@ def compare(
     memory, quiet, log_json = words["memory"], words["quiet"], words["log_json"]
     if memory and "," in memory:
         raise UsageError(f"--memory {memory}: is the budget of one run; for several sizes give --resident {memory}")
-    request = attend_request(words, resident_rows=None)
     budgets = _sizes(resident) if resident else _counts(resident_rows)
+    request = request_of(CompareRequest, words, budgets=tuple(budgets), by_bytes=bool(resident))
     mode = "json" if log_json else "quiet" if quiet else "auto"
     with make_listener(mode, words["progress_every"]) as listener, Interrupts(status=listener.status) as interrupts:
-        found = signed(run(request, parse_candidates(methods), budgets, bool(resident), listener, interrupts))
+        found = signed(run(request, listener, interrupts))
     if words["json"]:
         show_json(found.to_dict())
     elif not quiet and not log_json:

@@ -7,19 +7,13 @@ from typing import Annotated
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Words, takes
 from streamattn_cli.cli.options import option
-from streamattn_cli.engine.request.settings import AttentionSettings, MethodSettings, RunSettings
+from streamattn_cli.engine.request.requests import PlanRequest
 from streamattn_cli.options import INPUT, one_of, options_of
 from streamattn_cli.rows.dtypes import WORDS
 from streamattn_cli.rows.spec import InputSpec
 
 
-@takes(
-    InputSpec, AttentionSettings, MethodSettings, RunSettings,
-    without=(
-        "method", "query_model", "rope", "sinks", "window", "buffer", "atoms", "degree", "polynomial", "beta",
-        "max_error", "seed", "block_rows", "nan_policy",
-    ),
-)  # fmt: skip
+@takes(InputSpec, PlanRequest)
 def plan(
     words: Words,
     input: options.Input = None,
@@ -45,20 +39,22 @@ def plan(
     import sys
 
     from streamattn_cli.cli.streams import printing
-    from streamattn_cli.cli.words import attend_request, show_json
+    from streamattn_cli.cli.words import request_of, show_json
     from streamattn_cli.errors import UsageError
     from streamattn_cli.units import parse_count
 
     numbers, dim = None, words["dim"]
     exists = any(words[name] is not None for name in ("input", "q", "k", "v"))
     if exists:
-        request = attend_request(words)
+        request = request_of(PlanRequest, words)
         from streamattn_cli.engine.jobs.forecast import forecast
     else:
         if rows is None or dim is None:
             raise UsageError("no input: name a file, or give numbers: --rows 1e9 --dim 128 --heads 32")
         count = parse_count(rows, "--rows")
-        request = attend_request(words, rows=None, heads=None, kv_heads=None, dim=None, value_dim=None, dtype=None)
+        request = request_of(
+            PlanRequest, words, rows=None, heads=None, kv_heads=None, dim=None, value_dim=None, dtype=None
+        )
         from streamattn_cli.engine.jobs.forecast import Numbers, forecast
         from streamattn_cli.rows.dtypes import storage_word
 

@@ -9,18 +9,17 @@ import typer
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.cli.completion import arrays
-from streamattn_cli.engine.request.settings import AnswerSettings, EngineSettings, OutputSettings, RunSettings
+from streamattn_cli.engine.request.requests import QueryRequest
 from streamattn_cli.rows.spec import InputSpec
 
 
 @takes(
-    InputSpec, RunSettings, AnswerSettings, OutputSettings, EngineSettings, Shown,
-    without=("record", "kv_heads", "dim", "value_dim", "select", "layer", "lengths", "starts", "q_lengths",
-             "q_starts", "repair", "doubt"),
+    InputSpec, QueryRequest, Shown,
+    without=("record", "kv_heads", "dim", "value_dim", "select", "layer", "lengths", "starts", "q_lengths", "q_starts"),
 )  # fmt: skip
 def query(
     words: Words,
-    checkpoint: Annotated[str, typer.Argument(metavar="SKETCH", help="A sketch, FILE.sattn.")],
+    sketch: Annotated[str, typer.Argument(metavar="SKETCH", help="A sketch, FILE.sattn.")],
     q: Annotated[
         str,
         typer.Argument(
@@ -38,9 +37,9 @@ def query(
     streamattn query heads.sattn heads.h5:/q -o out.npy
     """
     from streamattn_cli.cli.streams import refuse_terminal
-    from streamattn_cli.cli.words import attend_request, run_and_render
+    from streamattn_cli.cli.words import request_of, run_and_render
     from streamattn_cli.engine.jobs.query import query as run
     from streamattn_cli.engine.jobs.spread import query_spread
 
     refuse_terminal(output, words["json"])
-    run_and_render(query_spread if words["engine"] else run, attend_request(words), words)
+    run_and_render(query_spread if words["engine"] else run, request_of(QueryRequest, words), words)

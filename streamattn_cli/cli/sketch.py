@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,14 +10,7 @@ import typer
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.cli.completion import arrays
 from streamattn_cli.cli.options import option
-from streamattn_cli.engine.request.settings import (
-    AttentionSettings,
-    MethodSettings,
-    OutputSettings,
-    ResumeSettings,
-    RunSettings,
-    ShardSettings,
-)
+from streamattn_cli.engine.request.requests import SketchRequest
 from streamattn_cli.options import BUDGET, INPUT
 from streamattn_cli.rows.spec import InputSpec
 
@@ -26,10 +18,7 @@ if TYPE_CHECKING:
     from streamattn_cli.engine.watch.events import Outcome
 
 
-@takes(
-    InputSpec, AttentionSettings, MethodSettings, RunSettings, OutputSettings, ResumeSettings, ShardSettings, Shown,
-    without=("q_rows", "layer", "lengths", "starts", "q_lengths", "q_starts", "causal", "first_query", "buffer", "atoms"),
-)  # fmt: skip
+@takes(InputSpec, SketchRequest, Shown, without=("q_rows", "layer", "lengths", "starts", "q_lengths", "q_starts"))
 def sketch(
     words: Words,
     input: Annotated[
@@ -61,35 +50,33 @@ def sketch(
 
     streamattn sketch heads.h5 --resident-rows 256 -o heads.sattn
     """
-    from streamattn_cli.cli.words import attend_request, run_and_render
+    from streamattn_cli.cli.words import request_of, run_and_render
     from streamattn_cli.engine.jobs.sketch import learning_from_input
     from streamattn_cli.errors import UsageError
 
     shards = words["shards"]
     _check_target(output, append or resume or words["force"], append)
     run: Callable[..., Outcome]
-    if shards is None:
-        from streamattn_cli.engine.jobs.sketch import sketch as absorb
-
-        run = partial(absorb, append=output if append else None)
+    side_by_side = "--engine" if shards is None else "--shards"
+    if shards is None and words["engine"] is None:
+        from streamattn_cli.engine.jobs.sketch import sketch as run
     else:
         from streamattn_cli.engine.jobs.shards import sketch_shards as run
-    if shards is not None and append:
-        raise UsageError(
-            f"--shards with --append: make a sketch of the new rows alone, by the same settings, and merge the two: "
-            f"streamattn sketch ... --shards {shards} -o new.sattn, then "
-            f"streamattn merge {output} new.sattn -o {output} --force"
-        )
-    if shards is not None and resume:
-        raise UsageError(
-            "--shards with --resume: nothing is saved before all shards are merged, so there is nothing to go on with; "
-            "omit --resume to start again, or omit --shards: such a run is saved as it goes"
-        )
-    if words["engine"] is not None and shards is None:
-        raise UsageError("--engine says who absorbs the shards: give --shards N with it")
+
+        if append:
+            raise UsageError(
+                f"{side_by_side} with --append: make a sketch of the new rows alone, by the same settings, and merge the two: "
+                f"streamattn sketch ... {side_by_side} {shards or words['engine']} -o new.sattn, then "
+                f"streamattn merge {output} new.sattn -o {output} --force"
+            )
+        if resume:
+            raise UsageError(
+                f"{side_by_side} with --resume: nothing is saved before all workers are done, so there is nothing to go on "
+                f"with; omit --resume to start again, or omit {side_by_side}: such a run is saved as it goes"
+            )
     files = input or []
     first = files[0] if files else None
-    request = attend_request(words, output="-", checkpoint=output, input=first, more=tuple(files[1:]))
+    request = request_of(SketchRequest, words, input=first, more=tuple(files[1:]))
     if blind and q:
         raise UsageError(f"--blind with --q {q}: learn from these queries, or from none; omit one of the two")
     if not blind and not append:

@@ -7,21 +7,23 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
 from streamattn_cli.cli.arguments import Words
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import Request
 from streamattn_cli.options import options_of
 from streamattn_cli.rows.spec import InputSpec
 
+R = TypeVar("R", bound=Request)
 
-def attend_request(words: Words, **decided: Any) -> AttendRequest:
-    """The AttendRequest of a command's arguments by name; `decided` overrides them. Raises UsageError."""
+
+def request_of(kind: type[R], words: Words, **decided: Any) -> R:
+    """The request of a command's arguments by name; `decided` overrides them. Raises UsageError."""
     words = {**words, **decided}
     spec = InputSpec(**settings(InputSpec, words))
-    return AttendRequest(inputs=spec, **settings(AttendRequest, words))
+    return kind(inputs=spec, **settings(kind, words))
 
 
 def settings(group: type, words: Words) -> Words:

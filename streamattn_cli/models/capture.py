@@ -15,6 +15,7 @@ import numpy as np
 
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read as read_state
+from streamattn_cli.engine.jobs.ceremony import metering
 from streamattn_cli.engine.saving.resume import part_tag
 from streamattn_cli.engine.saving.saver import check_facts, check_sources, describe
 from streamattn_cli.engine.watch.events import Finished, Listener, Outcome, Progress
@@ -94,9 +95,8 @@ def run_capture(request: CaptureRequest, listener: Listener, interrupts: Interru
     checkpoint that does not fit, and Interrupted: then, and after any failure, a capture into files is gone on with by `resume`.
     """
     job = _prepare(request)
-    began = time.monotonic()
     with ExitStack() as stack:
-        meter = stack.enter_context(Meter())
+        work = stack.enter_context(metering(listener, interrupts))
         saved = _Saved(job, stack) if is_file(request.output) else None
         done = saved.done if saved else 0
         rows = saved.rows if saved else None
@@ -106,7 +106,7 @@ def run_capture(request: CaptureRequest, listener: Listener, interrupts: Interru
             dump = open_dump(request.output, len(job.ids), wanted, attrs, request.dtype, saved.tag if saved else "",
                              saved.parts if saved else {}, done)  # fmt: skip
         stack.callback(dump.abort)
-        tell = _Teller(listener, meter, job, done)
+        tell = _Teller(listener, work.meter, job, done)
         try:
             _pass(job, dump, rows, done, lambda reached: _reached(reached, saved, dump, tell, interrupts))
         except Interrupted as stop:
@@ -116,7 +116,10 @@ def run_capture(request: CaptureRequest, listener: Listener, interrupts: Interru
         dump.commit()
         if saved:
             saved.remove()
-        outcome = _outcome(job, meter, began, done, tell.bytes)
+        more = {"bytes_read": tell.bytes, "rows_before": done}
+        outcome = work.told(
+            "capture", {"params": _params(job)}, len(job.ids), request.output, {"projected": job.projected}, **more
+        )
     listener(Finished(outcome))
     return outcome
 
@@ -275,14 +278,9 @@ def _stamp(name: str) -> dict:
     return {"files": ",".join(f"{file} {s.st_size} {s.st_mtime_ns}" for file, s in stats)}
 
 
-def _outcome(job: _Job, meter: Meter, began: float, done: int, written: int) -> Outcome:
+def _params(job: _Job) -> dict:
     request, given = job.request, job.request.settings
-    params = {
+    return {
         "model": request.model, "texts": list(request.texts), "layers": job.wanted, "dtype": request.dtype,
         "chunk": given.chunk, "heads": list(given.heads) if given.heads else None,
     }  # fmt: skip
-    memory = {"reserved": meter.baseline, "peak": meter.peak(), "projected": job.projected}
-    return Outcome(
-        command="capture", facts={"params": params}, rows=len(job.ids), seconds=time.monotonic() - began, wait_seconds=0.0,
-        bytes_read=written, memory=memory, output=request.output, rows_before=done,
-    )  # fmt: skip

@@ -71,7 +71,7 @@ def answered_by(reading: Reading) -> Iterator[None]:
 
 def attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None,
-    sliding_window: int | None = None, softcap: float | None = None, s_aux: Any = None, **others: Any,
+    *, sliding_window: int | None = None, softcap: float | None = None, s_aux: Any = None, **others: Any,
 ) -> tuple[Any, None]:  # fmt: skip
     """What transformers calls for each layer: query (1, heads, n, dim) and so on -> (1, n, heads, value_dim).
 

@@ -150,7 +150,7 @@ def perplexity_of(
             found = Perplexity(
                 model.name, tuple(texts), b, tuple(sorted(layers)), context, _edges(b),
                 tuple(trial.finish() for trial in trials), time.monotonic() - began,
-                {"reserved": meter.baseline, "peak": meter.peak(), "projected": projected}, notes,
+                memory={"reserved": meter.baseline, "peak": meter.peak(), "projected": projected}, notes=notes,
                 reference_window=asked.reference, versions=versions("numpy", "numba", "torch", "transformers"),
             )  # fmt: skip
             tell(found)

@@ -72,10 +72,20 @@ def _digits(version: int) -> int:
     return 2 if version == 1 else 4
 
 
+def shape_and_dtype(read: Callable[[int], bytes], name: str) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, dtype and bytes of a header of an array of any dtype. InputMalformed."""
+    raw = raw_header(read, name)
+    shape, dtype, _ = _parse(_text(raw), name)
+    return shape, dtype, len(raw)
+
+
+def _text(raw: bytes) -> str:
+    return raw[8 + _digits(raw[6]) :].decode("latin1" if raw[6] < 3 else "utf-8", "replace")
+
+
 def parse_header(raw: bytes, name: str, wanted: str | None = None) -> NpyHeader:
     """What the bytes of a header say. Raises InputMalformed."""
-    text = raw[8 + _digits(raw[6]) :].decode("latin1" if raw[6] < 3 else "utf-8", "replace")
-    shape, dtype, told = _parse(text, name)
+    shape, dtype, told = _parse(_text(raw), name)
     parts, attrs = _parts(dtype), {}
     if parts and len(shape) == 1:
         attrs = _attributes(dtype)

@@ -51,6 +51,15 @@ class InputSpec:
         "Layers, one after the other: 3, 0:8, 1,5 or all; by the number in their names, or a {layer} in FILE.",
         metavar="NUMBERS",
     )
+    number: int | None = None  # of the layer, where it is known
+    config: str | None = source(
+        None,
+        "config.json of the model (transformers), or its folder: causal, scale, windows, softcap, heads; what the file or an "
+        "option says goes before.",
+        metavar="FILE",
+        arrays=True,
+        decides=True,
+    )
     layout: str | None = source(None, "Axes of a tensor.", choices=LAYOUTS, open=True, shown="of the file, or inferred")
     record: str | None = source(None, "What packed rows hold.", choices=RECORDS)
     raw: str | None = source(None, f"Rows without headers, of {one_of(WORDS)}.", choices=WORDS, open=True)
@@ -83,7 +92,7 @@ class InputSpec:
     )
     lengths: str | None = source(
         None,
-        "Rows that count of each sequence of a padded batch: 5,9,7 or FILE, FILE:DATASET.",
+        "Rows of each sequence, padded or packed: 5,9,7 or FILE, FILE:DATASET, which may be a mask of 0 and 1, too.",
         metavar="NUMBERS",
         arrays=True,
         decides=True,

@@ -6,28 +6,34 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+SLOPE = "slope"  # of --logit-bias: the standard slopes
+
 
 @dataclass(frozen=True)
 class Bend:
-    """cap: logits x become cap tanh(x / cap); 0 for none. slopes (query heads): of ALiBi; empty for none.
+    """cap: logits x become cap tanh(x / cap); 0 for none. slopes (query heads): of ALiBi; empty for none. standard: they
+    will be the standard ones, of as many query heads as ask a sketch.
 
     Only where keys are there as they are can logits be bent: in windows, among sinks, and by exact attention.
     """
 
     cap: float = 0.0
     slopes: tuple[float, ...] = ()
+    standard: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.cap or self.slopes)
+        return bool(self.cap or self.slopes or self.standard)
 
     @classmethod
     def of_facts(cls, facts: dict) -> Bend:
         """The one that `facts` describes."""
-        return cls(facts.get("softcap", 0.0), tuple(facts.get("slopes", ())))
+        slopes = facts.get("slopes", ())
+        return cls(facts.get("softcap", 0.0), () if slopes == SLOPE else tuple(slopes), slopes == SLOPE)
 
     def facts(self) -> dict:
         """JSON-able form; nothing of what there is not."""
-        return ({"softcap": self.cap} if self.cap else {}) | ({"slopes": list(self.slopes)} if self.slopes else {})
+        slopes = SLOPE if self.standard else list(self.slopes)
+        return ({"softcap": self.cap} if self.cap else {}) | ({"slopes": slopes} if slopes else {})
 
     def of(self, heads: slice) -> Bend:
         """That of some query heads."""

@@ -294,7 +294,9 @@ class HeadAttention:
                 self.history.step(self, q[:, a:], k[a:], c[a:], out[:, a:], work, doubt[:, a:])
                 return
             self._take(k[a:b], c[a:b], work)
-            self._answer(q[:, a:b], first, first + 1, 1, out[:, a:b], doubt[:, a:b], self._fallback(), work, learns)
+            self._answer(
+                q[:, a:b], first, first + 1, 1, out[:, a:b], doubt[:, a:b], self._fallback(), work, learn=learns
+            )
 
     def finish(self, work: dict) -> None:
         """The stream is over: only the window's rows stay exact, all others go into the history."""
@@ -399,7 +401,7 @@ class HeadAttention:
 
     def _answer(
         self, q: np.ndarray, first: int, high: int, slope: int, out: np.ndarray, doubt: np.ndarray, fallback: np.ndarray,
-        work: dict, learn: bool = False,
+        work: dict, *, learn: bool = False,
     ) -> None:  # fmt: skip
         """Answer queries q (heads, n, d) of one group; query i sees the rows before high + slope i, `window` its last."""
         p, n, s = self.params, q.shape[1], self.state

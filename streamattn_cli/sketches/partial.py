@@ -45,7 +45,7 @@ class Partial:
 
     def attend(
         self, q: np.ndarray, k: np.ndarray, c: np.ndarray, low: np.ndarray, high: np.ndarray, logits: np.ndarray,
-        product: np.ndarray, shift: int = 0, always: int = 0, bend: tuple | None = None,
+        product: np.ndarray, *, shift: int = 0, always: int = 0, bend: tuple | None = None,
     ) -> None:  # fmt: skip
         """Take in tokens exactly: k (n, d), c (n, dv + 1), of which query i sees low[i] <= j + shift < high[i].
 

@@ -26,6 +26,7 @@ BUILT_IN = {
     "evict": f"{HISTORIES}.evict",
     "window": f"{HISTORIES}.window",
     "sample": f"{HISTORIES}.sample",
+    "reservoir": f"{HISTORIES}.reservoir",
     "balance": f"{HISTORIES}.balance",
     "wildcat": f"{HISTORIES}.wildcat",
 }

@@ -16,7 +16,8 @@ import streamattn_cli
 from streamattn_cli import AttentionSketch, open_sketch
 from streamattn_cli.checkpoint.container import read_header
 from streamattn_cli.engine.jobs.query import query
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.passes.run import SketchRun
+from streamattn_cli.engine.request.requests import QueryRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import (
     CannotMeet,
@@ -91,7 +92,7 @@ def test_answers_are_those_of_the_command(tmp_path):
     sketch.save(tmp_path / "s.sattn")
     spec = InputSpec(input=str(tmp_path / "q.npy"), layout="THD")
     query(
-        AttendRequest(spec, str(tmp_path / "out.npy"), checkpoint=str(tmp_path / "s.sattn")),
+        QueryRequest(spec, output=str(tmp_path / "out.npy"), sketch=str(tmp_path / "s.sattn")),
         lambda e: None,
         Interrupts(),
     )
@@ -172,6 +173,30 @@ def test_a_failed_absorb_changes_nothing(tmp_path):
     sketch.save(tmp_path / "a.sattn")
     _filled(k, v, **WORDS["poly"]).save(tmp_path / "b.sattn")
     assert (tmp_path / "a.sattn").read_bytes() == (tmp_path / "b.sattn").read_bytes()
+
+
+def test_an_absorb_that_is_interrupted_halfway_is_not_gone_on_with(monkeypatch):
+    k, v = _arrays()
+    sketch = _filled(k[:2000], v[:2000], **WORDS["poly"])
+
+    def halfway(*_rows):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SketchRun, "absorb_heads", halfway)
+    with pytest.raises(KeyboardInterrupt):
+        sketch.absorb(k[2000:], v[2000:])
+    for use in (lambda: sketch.absorb(k[2000:], v[2000:]), lambda: sketch.query(k[:3])):
+        with pytest.raises(UsageError, match="interrupted, and left it half done"):
+            use()
+
+
+def test_a_context_ends_the_threads_and_notes_are_logged(caplog):
+    k, v = _arrays()
+    with caplog.at_level("INFO", "streamattn"), AttentionSketch(resident_rows=64, threads=2) as sketch:
+        sketch.absorb(k, v)
+        assert any("the default" in note for note in caplog.messages)
+        before = threading.active_count()
+    assert threading.active_count() < before and sketch.rows == 0
 
 
 def test_refusals(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from clirun import SAMPLE, run
 
 from streamattn_cli import AttentionSketch, attend, audit, compare, open_sketch
-from streamattn_cli.api import WrongSetting
+from streamattn_cli.api_inputs import WrongSetting
 from streamattn_cli.errors import InputMalformed, NonFinite, SourceChanged
 
 HEADS = SAMPLE / "heads.h5"

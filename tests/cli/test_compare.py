@@ -8,7 +8,7 @@ from keptruns import not_warmed, silent  # noqa: F401
 from streamattn_cli.engine.audit.estimate import draw_rows
 from streamattn_cli.engine.jobs.candidates import parse_candidates
 from streamattn_cli.engine.jobs.compare import compare
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import CompareRequest
 from streamattn_cli.engine.watch.events import Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
@@ -70,8 +70,9 @@ def dump(tmp_path_factory):
 
     def found(layer="all", listener=silent, **words):
         spec = InputSpec(input=str(path), layout="THD", layer=layer)
-        request = AttendRequest(spec, causal=True, **{"audit": 40, "threads": 1, **words})
-        return compare(request, parse_candidates("window,sample,poly:degree=13"), [96], False, listener, Interrupts())
+        methods = {"methods": "window,sample,poly:degree=13", "budgets": (96,)}
+        request = CompareRequest(spec, causal=True, **methods, **{"audit": 40, "threads": 1, **words})
+        return compare(request, listener, Interrupts())
 
     return found
 
@@ -93,7 +94,7 @@ def test_layers_are_compared_as_each_alone_and_together(dump):
         assert trial.audit.method.error == pytest.approx(squares**0.5, rel=1e-9)
         assert trial.rows == 1000 and trial.resident_bytes == 2 * found.layers[0].trials[at].resident_bytes
     assert found.trials[2].refused.startswith("layer 1: ") and found.audited == 80
-    text = "\n".join(compare_lines(found.to_dict(), 100, plots=False))
+    text = "\n".join(compare_lines(found.to_dict(), 100))
     assert "error by layer" in text and f"{found.layers[1].trials[0].audit.method.error:.3g}" in text
     assert "Error by layer" in comparison_page(found.to_dict())
 

@@ -4,12 +4,20 @@ import dataclasses
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from streamattn_cli.cli.arguments import Shown
 from streamattn_cli.cli.main import app
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import (
+    AttendRequest,
+    CompareRequest,
+    PlanRequest,
+    QueryRequest,
+    SketchRequest,
+)
 from streamattn_cli.engine.saving.resume import facts_of
 from streamattn_cli.errors import UsageError
 from streamattn_cli.options import options_of
@@ -38,15 +46,21 @@ OTHER = {
     "repair": (SMALL, "5%"), "doubt": (SMALL, "d.npy"),
     "checkpoint_every": (SMALL, "5s"), "resume": (SMALL, True), "skip_rows": (SMALL, 0), "fingerprint": (SMALL, True),
     "keep_going": (SMALL, True), "memory_per_layer": ({"method": "nystrom"}, 4096), "share": (SMALL, "adaptive"), "checkpoint": (SMALL, "c.sattn"), "shards": (SMALL, 2), "engine": (SMALL, "processes"), "select": (SMALL, (0,)), "missing": (SMALL, "zeros"),
-    "starts": (SMALL, "0,100,200"), "lengths": (BATCH, "150,90"),
+    "config": (SMALL, "config.json"), "starts": (SMALL, "0,100,200"), "lengths": (BATCH, "150,90"),
     "q_starts": (SMALL | {"starts": "0,100,200"}, "0,50,90"), "q_lengths": (BATCH, "150,90"),
 }  # fmt: skip
 OF_INPUT = {name for name, _, described in options_of(InputSpec) if described.decides}
-OF_ONE_PASS = {"shards"}  # sketches in shards are not resumed
+OF_SKETCH = {"shards"}  # which are not resumed
+REQUESTS = {
+    "attend": AttendRequest, "sketch": SketchRequest, "query": QueryRequest, "compare": CompareRequest, "plan": PlanRequest,
+}  # fmt: skip
+# What a command line says that its request has in another form.
+ASKED_APART = {"attend": {"dry_run"}, "sketch": {"blind"}, "compare": {"resident_rows", "resident"}}
 
 
 def _facts(folder, **words):
     batch = "batch" if "lengths" in words else ""
+    words |= {"config": str(folder / words["config"])} if "config" in words else {}
     files = {name: str(folder / f"{batch}{name}.npy") for name in "qkv"}
     layout = "BTHD" if batch else "THD"
     given = OF_INPUT | {"q_rows"}
@@ -59,6 +73,9 @@ def _facts(folder, **words):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("options")
+    (path / "config.json").write_text(
+        '{"model_type": "mistral", "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}'
+    )
     generator = np.random.default_rng(0)
     for name in "qkv":
         rows = generator.standard_normal((600, 2, 4)).astype("f4")
@@ -69,15 +86,28 @@ def folder(tmp_path_factory):
 
 def _described():
     spec = [entry for entry in options_of(InputSpec) if entry[2].decides]
-    return {name: described for name, _, described in [*options_of(AttendRequest), *spec]}
+    every = [entry for request in REQUESTS.values() for entry in options_of(request)]
+    return {name: described for name, _, described in [*every, *spec]}
 
 
 def test_every_option_has_another_value_to_try():
     assert set(_described()) == set(OTHER)
-    assert {f.name for f in dataclasses.fields(AttendRequest)} == set(OTHER) - OF_INPUT | {"inputs", "output"}
+    assert {f.name for f in dataclasses.fields(AttendRequest)} == set(OTHER) - OF_INPUT - OF_SKETCH | {
+        "inputs",
+        "output",
+    }
 
 
-@pytest.mark.parametrize("name", sorted(set(OTHER) - OF_ONE_PASS))
+@pytest.mark.parametrize("command", REQUESTS)
+def test_a_request_has_the_options_of_its_command_and_no_others(command):
+    typed = {p.name for p in typer.main.get_command(app).commands[command].params}
+    mine = {f.name for f in dataclasses.fields(REQUESTS[command])} - {"inputs", "by_bytes", "budgets"}
+    beside = {f.name for f in dataclasses.fields(InputSpec)} | {f.name for f in dataclasses.fields(Shown)}
+    assert mine <= typed
+    assert typed - mine - beside - {"help"} == ASKED_APART.get(command, set())
+
+
+@pytest.mark.parametrize("name", sorted(set(OTHER) - OF_SKETCH))
 def test_a_run_is_resumed_with_other_values_only_of_options_that_decide_nothing(folder, name):
     settings, value = OTHER[name]
     before, after = _facts(folder, **settings), _facts(folder, **settings | {name: value})

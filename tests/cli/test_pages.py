@@ -18,7 +18,7 @@ from streamattn_cli.cli.completion import arrays
 from streamattn_cli.cli.main import app
 
 TOP = Path(__file__).resolve().parents[2]
-SHARE = TOP / "streamattn_cli" / "cli" / "share"
+SHARE = TOP / "share"
 PAGES = sorted((SHARE / "man").glob("*.1"))
 
 
@@ -28,12 +28,12 @@ def test_the_pages_are_those_of_the_commands():
     assert len(PAGES) == 15
 
 
-@pytest.mark.parametrize("name", ["cli/share/man/streamattn-plan.1", "report/JSON.md"])
+@pytest.mark.parametrize("name", ["share/man/streamattn-plan.1", "streamattn_cli/report/JSON.md"])
 def test_a_page_that_is_out_of_date_is_named(tmp_path, name):
-    shutil.copytree(SHARE, tmp_path / "streamattn_cli" / "cli" / "share")
+    shutil.copytree(SHARE, tmp_path / "share")
     shutil.copytree(TOP / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("paper", "accuracy"))
     shutil.copytree(TOP / "streamattn_cli" / "report", tmp_path / "streamattn_cli" / "report")
-    page = tmp_path / "streamattn_cli" / name
+    page = tmp_path / name
     page.write_text(page.read_text().replace("dim", "din"))
     scripts = str(tmp_path / "scripts")
     code = f"""

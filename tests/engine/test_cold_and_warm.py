@@ -16,13 +16,13 @@ from streamattn_cli.kernels.jit import kernel
 PROGRAM = """
 import hashlib, sys
 from streamattn_cli.engine.jobs.attend import attend
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
 
 spec = InputSpec(**{name: f"{name}.npy" for name in "qkv"}, layout="THD")
 runs = [("nystrom", {"effort": effort}) for effort in ("fast", "default", "best")]
-runs += [(name, {}) for name in ("window", "evict", "sample", "balance", "wildcat", "exact")]
+runs += [(name, {}) for name in ("window", "evict", "sample", "reservoir", "balance", "wildcat", "exact")]
 runs += [("poly", {"degree": 3, "max_error": 9.0}), ("poly", {"sketches": "paper", "max_error": 9.0, "top_k": 4, "degree": 2})]
 for method, words in runs:
     for causal in (True, False)[len(words) > 2 :]:

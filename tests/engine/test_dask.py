@@ -11,7 +11,7 @@ from hypothesis import settings
 from keptruns import POLY, keys_only, make_sketch, not_warmed, save_stream, silent  # noqa: F401
 
 from streamattn_cli.engine.jobs.spread import attend_spread
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import InputMissing, MemoryBudget
 

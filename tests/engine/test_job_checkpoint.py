@@ -14,8 +14,8 @@ from streamattn_cli.engine.jobs.layers import attend_layers
 from streamattn_cli.engine.jobs.piece_run import answer_piece
 from streamattn_cli.engine.jobs.sketch import open_sketch_file
 from streamattn_cli.engine.jobs.spread import attend_spread
-from streamattn_cli.engine.passes.run import Run
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.passes.run import Run, SketchRun
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.engine.watch.events import Note, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -144,6 +144,66 @@ def _dies_midway(task):
     with mock.patch.object(Saver, "save", dies_at_the_second if second and not mark.exists() else save):
         with mock.patch.object(Run, "resume", noted):
             return answer_piece(task)
+
+
+@pytest.fixture
+def cut_by_rows(monkeypatch):
+    """Full attention of 300 rows has pieces of keys and of two ranges of queries: 2 + 4 of each layer."""
+    for name, size in (("LEAST_ROWS", 1), ("ALIGN", 256)):
+        monkeypatch.setattr(f"streamattn_cli.engine.jobs.pieces.{name}", size)
+
+
+FULL = {"causal": False, "block_rows": 64, "output": "out-{layer}.npy"}
+
+
+def full(dump, folder, **words):
+    return request(dump, folder, "one file", **FULL | {"output": str(folder / FULL["output"])} | words)
+
+
+@pytest.fixture
+def whole_full(dump, tmp_path_factory, cut_by_rows):
+    folder = tmp_path_factory.mktemp("full")
+    outcome = attend_spread(full(dump, folder, checkpoint=None, checkpoint_every="30s"), silent, Interrupts())
+    return made(folder), outcome
+
+
+@pytest.mark.parametrize("after, lost", [(1, False), (3, False), (5, False), (7, False), (3, True)])
+def test_full_attention_is_resumed_to_the_same_bytes(dump, whole_full, tmp_path, after, lost):
+    """After the keys of one head, all keys and queries of one, of both heads, keys of the other layer; with sketches lost."""
+    with pytest.raises(Interrupted):
+        attend_spread(full(dump, tmp_path, threads=1), stopping(after, Interrupted(2)), Interrupts())
+    for sketch in tmp_path.glob("c.sattn.piece-*") if lost else ():
+        sketch.unlink()
+    notes, again = [], full(dump, tmp_path, resume=True, engine="processes" if after == 7 else "threads")
+    outcome = attend_spread(again, notes.append, Interrupts())
+    assert made(tmp_path) == whole_full[0] and outcome.audit == whole_full[1].audit
+    assert outcome.counts == whole_full[1].counts
+    assert Note(f"going on with a job of which {after - 2 * lost} of 12 pieces are answered") in notes
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.sattn", *sorted(whole_full[0])]
+
+
+@pytest.mark.parametrize("run", [SketchRun, Run], ids=["keys", "queries"])
+def test_keys_and_queries_under_way_go_on(dump, whole_full, tmp_path, monkeypatch, run):
+    """The first piece of either kind ends after its second block, as a killed worker does."""
+    save, resume, seen = Saver.save, run.resume, []
+
+    def dies_at_the_second(saver, one):
+        save(saver, one)
+        if saver.commits == 2 and isinstance(one, run):
+            raise RuntimeError("killed")
+
+    def noted(one, saved):
+        seen.append((saved.phase, saved.done))
+        resume(one, saved)
+
+    monkeypatch.setattr(Saver, "save", dies_at_the_second)
+    with pytest.raises(RuntimeError):
+        attend_spread(full(dump, tmp_path, threads=1), silent, Interrupts())
+    monkeypatch.setattr(Saver, "save", save)
+    monkeypatch.setattr(run, "resume", noted)
+    outcome = attend_spread(full(dump, tmp_path, resume=True), silent, Interrupts())
+    assert seen == [("keys" if run is SketchRun else "queries", 128)]
+    assert made(tmp_path) == whole_full[0] and outcome.audit == whole_full[1].audit
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)

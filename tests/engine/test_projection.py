@@ -68,7 +68,7 @@ def test_the_first_run_on_a_machine_stays_within_what_is_projected(tmp_path):
         assert memory["peak"] <= memory["projected"] <= 2 * memory["peak"], (name, memory)
 
 
-@pytest.mark.parametrize("method", ["nystrom", "evict", "balance", "wildcat"])
+@pytest.mark.parametrize("method", ["nystrom", "evict", "reservoir", "balance", "wildcat"])
 def test_sketches_are_projected_with_their_merging_and_with_the_rows_that_there_are(tmp_path, method):
     rng = np.random.default_rng(0)
     for part in "kv":

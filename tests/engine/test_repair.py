@@ -10,7 +10,7 @@ from clirun import FILES, SAMPLE, listing, refused, run, save_heads
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.engine.audit.repair import Repairs
 from streamattn_cli.engine.jobs.attend import attend
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.events import Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import Answers

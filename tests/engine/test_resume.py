@@ -19,7 +19,7 @@ from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.jobs.sketch import open_sketch_file, sketch
 from streamattn_cli.engine.passes.pump import pump
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest, SketchRequest
 from streamattn_cli.engine.watch.events import Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import Lane
@@ -163,7 +163,7 @@ def test_a_sketch_resumed_at_every_row(stream, tmp_path, name):
     stopped = 0
     while not _once(
         sketch,
-        AttendRequest(spec, checkpoint=str(tmp_path / "parts" / "c.sattn"), resume=True, block_rows=1, **METHODS[name]),
+        SketchRequest(spec, str(tmp_path / "parts" / "c.sattn"), resume=True, block_rows=1, **METHODS[name]),
         STRIDE,
     ):
         stopped += 1
@@ -320,13 +320,13 @@ def test_answers_are_all_of_a_run_that_began_with_the_keys_of_another(stream, tm
 
 def test_a_sketch_tells_the_same_of_rows_that_were_there(stream, tmp_path):
     spec, path = keys_only(stream), str(tmp_path / "c.sattn")
-    request = AttendRequest(replace(spec, rows=(0, 200)), checkpoint=path, block_rows=40, resume=True, **POLY)
+    request = SketchRequest(replace(spec, rows=(0, 200)), path, block_rows=40, resume=True, **POLY)
     assert not _once(sketch, request, 2)
     told, outcome = _heard(sketch, request)
     assert [(event.rows, event.rows_before) for event in told] == [(120, 80), (160, 80), (200, 80)]
     assert (outcome.rows, outcome.rows_before) == (200, 80)
-    more = AttendRequest(replace(spec, rows=(200, None)), checkpoint=path, block_rows=40, **POLY)
-    told, outcome = _heard(sketch, more, path)
+    more = SketchRequest(replace(spec, rows=(200, None)), path, append=True, block_rows=40, **POLY)
+    told, outcome = _heard(sketch, more)
     assert [(event.rows, event.rows_before, event.total) for event in told] == [(40, 0, 57), (57, 0, 57)]
     assert (outcome.rows, outcome.rows_before) == (N, 200)
 
@@ -444,7 +444,7 @@ def test_an_unfinished_output_that_is_gone(stopped, tmp_path):
 
 def test_a_sketch_of_a_changed_source_is_refused(tmp_path):
     spec = keys_only(save_stream(tmp_path, N))
-    request = AttendRequest(spec, checkpoint=str(tmp_path / "c.sattn"), block_rows=50, resume=True, **POLY)
+    request = SketchRequest(spec, str(tmp_path / "c.sattn"), block_rows=50, resume=True, **POLY)
     assert not _once(sketch, request, 2)
     _change(tmp_path / "v.npy", 0)
     with pytest.raises(SourceChanged, match="first rows of v"):
@@ -452,7 +452,7 @@ def test_a_sketch_of_a_changed_source_is_refused(tmp_path):
 
 
 def test_an_unfinished_sketch_is_not_queried(stream, tmp_path):
-    request = AttendRequest(keys_only(stream), checkpoint=str(tmp_path / "c.sattn"), block_rows=50, **POLY)
+    request = SketchRequest(keys_only(stream), str(tmp_path / "c.sattn"), block_rows=50, **POLY)
     assert not _once(sketch, request, 2)
     with pytest.raises(CheckpointIncompatible, match="100 rows.*go on with --resume first"):
         answers(tmp_path / "c.sattn", stream, tmp_path / "x.npy")
@@ -499,9 +499,9 @@ def test_a_pipe_goes_on(tmp_path, skip):
 
     base = InputSpec(input="-", record="kv")
     path = str(tmp_path / "c.sattn")
-    assert not _once(sketch, AttendRequest(spec(), checkpoint=path, block_rows=60, **POLY), 2)
+    assert not _once(sketch, SketchRequest(spec(), path, block_rows=60, **POLY), 2)
     again = spec(0 if skip is None else 120)
-    assert _once(sketch, AttendRequest(again, checkpoint=path, resume=True, skip_rows=skip, **POLY), 99)
+    assert _once(sketch, SketchRequest(again, path, resume=True, skip_rows=skip, **POLY), 99)
     make_sketch(spec(), tmp_path / "whole.sattn", **POLY)
     assert (tmp_path / "c.sattn").read_bytes() == (tmp_path / "whole.sattn").read_bytes()
 

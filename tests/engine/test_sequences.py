@@ -15,7 +15,7 @@ from test_resume import Stops
 from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.jobs.sketch import open_sketch_file
 from streamattn_cli.engine.jobs.spread import attend_spread
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import CheckpointIncompatible, InputMalformed, Interrupted, UsageError
 from streamattn_cli.rows.inputs.open import open_inputs

@@ -96,6 +96,16 @@ def test_workers_and_blocks_change_no_byte(short, tmp_path, name):
     assert np.isfinite(answers(tmp_path / "0.sattn", short, tmp_path / "out.npy")).all()
 
 
+@pytest.mark.parametrize("name", ["nystrom", "sample", "poly"])
+def test_key_heads_side_by_side_have_the_bytes_of_one_pass(short, tmp_path, name):
+    """Also of a range of rows, whose numbers matter to `sample`."""
+    spec = replace(short, rows=(1000, 4500))
+    for engine in (None, "threads", "processes" if name == "sample" else "threads"):
+        outcome = make_sketch(spec, tmp_path / f"{engine}", engine=engine, threads=2, **METHODS[name])
+        assert (tmp_path / f"{engine}").read_bytes() == (tmp_path / "None").read_bytes()
+        assert outcome.rows == 3500 and outcome.counts["dropped_keys"] == 0 and "shards" not in outcome.counts
+
+
 def test_processes_give_the_bytes_of_threads(short, tmp_path):
     for engine in ("threads", "processes"):
         make_sketch(short, tmp_path / engine, shards=3, threads=2, engine=engine, **METHODS["sample"])
@@ -240,9 +250,17 @@ def test_the_command(short, tmp_path):
     run(*words, "-o", tmp_path / "two.sattn", "--shards", 4, "--threads", 1, "--memory", "40MiB")
     assert (tmp_path / "one.sattn").read_bytes() == (tmp_path / "two.sattn").read_bytes()
     for extra, said in (("--append", "streamattn merge"), ("--resume", "omit --resume to start again")):
-        refused(*words, "-o", tmp_path / "one.sattn", "--shards", 4, extra, code=2, words=["--shards", extra, said],
-                folder=tmp_path)  # fmt: skip
-    refused(*words, "-o", tmp_path / "x.sattn", "--engine", "threads", code=2, words=["--shards N"], folder=tmp_path)
+        for side in (("--shards", 4), ("--engine", "threads")):
+            refused(
+                *words,
+                "-o",
+                tmp_path / "one.sattn",
+                *side,
+                extra,
+                code=2,
+                words=[side[0], extra, said],
+                folder=tmp_path,
+            )
 
 
 def test_more_rows_in_shards_as_the_refusal_says(short, tmp_path):

@@ -12,7 +12,7 @@ from keptruns import not_warmed, run, silent  # noqa: F401
 
 from streamattn_cli.engine.jobs.spread import attend_spread, plan_spread
 from streamattn_cli.engine.planning.shares import Curve, divide
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.spec import InputSpec

@@ -269,7 +269,7 @@ def test_an_input_that_changes_while_it_is_read_is_9(tmp_path):
 # --- numbers beyond floats
 
 
-@pytest.mark.parametrize("method", ["exact", "window", "nystrom", "evict", "sample", "balance", "wildcat"])
+@pytest.mark.parametrize("method", ["exact", "window", "nystrom", "evict", "sample", "reservoir", "balance", "wildcat"])
 def test_answers_that_the_output_cannot_hold_are_5(tmp_path, method):
     save_parts(tmp_path)
     np.save(tmp_path / "v.npy", np.abs(rows(2)) * 1e5 + 1e5)
@@ -311,7 +311,7 @@ def test_an_audit_that_knows_no_exact_answer_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("factor", [1e38, 3e37])
-@pytest.mark.parametrize("method", ["nystrom", "window", "evict", "sample", "balance", "wildcat", "poly"])
+@pytest.mark.parametrize("method", ["nystrom", "window", "evict", "sample", "reservoir", "balance", "wildcat", "poly"])
 def test_no_warning_of_a_library_leaks(tmp_path, method, factor):
     for seed, name in enumerate("qkv"):
         np.save(tmp_path / f"{name}.npy", rows(seed) * np.float32(factor if name == "v" else 1))

@@ -13,7 +13,7 @@ from streamattn_cli.engine.jobs.pieces import Piece, narrow
 from streamattn_cli.engine.jobs.shares import tried
 from streamattn_cli.engine.planning.parameters import head_params
 from streamattn_cli.engine.planning.resolve import resolve
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, InputMissing
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec

@@ -12,7 +12,7 @@ from streamattn_cli import CausalAttention, attend, audit
 from streamattn_cli.engine.jobs.merge import merge
 from streamattn_cli.engine.jobs.pieces import Piece, narrow
 from streamattn_cli.engine.planning.resolve import resolve
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed, UsageError
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
@@ -136,9 +136,17 @@ def test_sketches_remember_it(tmp_path, shards):
         make_sketch(spec, tmp_path / "other.sattn", method="window", window=ROWS, sinks=4, force=True, **other)
         with pytest.raises(CheckpointIncompatible, match=f"other {option}"):
             merge([str(kept), str(tmp_path / "other.sattn")], str(tmp_path / "m.sattn"))
-    keys = InputSpec(k=spec.k, v=spec.v, layout="THD")
-    with pytest.raises(UsageError, match="give their slopes as numbers"):
-        make_sketch(keys, tmp_path / "k.sattn", method="window", **WORDS)
+    make_sketch(
+        InputSpec(k=spec.k, v=spec.v, layout="THD"),
+        tmp_path / "k.sattn",
+        shards,
+        method="window",
+        window=ROWS,
+        sinks=4,
+        **WORDS,
+    )
+    ask(tmp_path / "k.sattn", spec, tmp_path / "k.npy")  # which knows the slopes when it sees how many heads ask
+    assert (tmp_path / "k.npy").read_bytes() == (tmp_path / "o.npy").read_bytes()
 
 
 def test_sequences_chunks_and_pieces(tmp_path):

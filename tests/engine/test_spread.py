@@ -21,8 +21,9 @@ from streamattn_cli.engine.jobs.pieces import cut
 from streamattn_cli.engine.jobs.query import query
 from streamattn_cli.engine.jobs.spread import attend_spread, plan_spread, query_spread
 from streamattn_cli.engine.jobs.tasks import check_room
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest, QueryRequest
 from streamattn_cli.engine.watch.events import Progress
+from streamattn_cli.engine.watch.meter import trim
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import CannotMeet, MemoryBudget, NonFinite, OutputFailed, SourceChanged, UsageError
 from streamattn_cli.rows.spec import InputSpec
@@ -107,13 +108,53 @@ def test_any_method(tmp_path, method):
     assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "all.npy").read_bytes()
 
 
-@pytest.mark.parametrize("more", [{}, {"repair": "3%"}], ids=["plain", "repaired"])
+FULL = {
+    "nystrom": SMALL,
+    "window": {"method": "window", **SMALL},
+    "evict": {"method": "evict", **SMALL},
+    "poly": {"method": "poly", "degree": 2, "max_error": float("inf")},
+    "exact": {"method": "exact"},
+    "exact, causal": {"method": "exact", "causal": True},
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_queries_that_see_all_keys_are_cut_by_rows(tmp_path, monkeypatch, name):
+    """The keys of each key head, whose sketches are kept in a file meanwhile, then ranges of queries."""
+    monkeypatch.setattr("streamattn_cli.engine.jobs.pieces.ALIGN", 256)
+    spec, words, told = _save(tmp_path), {"audit": EVERY, "nan_policy": "drop", **FULL[name]}, []
+    keys = np.load(spec.k)
+    keys[5, 1, 3] = keys[9, 2, 3] = np.nan
+    np.save(spec.k, keys)
+    one, many = (
+        do(spec, output=str(tmp_path / f"{at}.npy"), doubt=str(tmp_path / f"{at}.h5"), **words, **more)
+        for at, do, more in (("one", run, {}), ("all", _spread, {"listener": told.append}))
+    )
+    assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "all.npy").read_bytes()
+    with h5py.File(tmp_path / "one.h5") as a, h5py.File(tmp_path / "all.h5") as b:
+        assert np.array_equal(a["out"], b["out"])
+    assert many.counts == one.counts and one.counts["dropped_keys"] == 2 and many.rows == one.rows == ROWS
+    assert many.audit_reason == one.audit_reason
+    if one.audit:
+        _same_audit(one.audit, many.audit, worst=lambda row: (row.row, row.head))
+    rows = [event.rows for event in told if isinstance(event, Progress)]
+    keys_first = KEY_HEADS * ("exact" not in name)
+    assert len(rows) == keys_first + KEY_HEADS * 3 and rows[-1] == ROWS + ROWS * bool(keys_first)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [
+            *(f"{part}.npy" for part in "qkv"),
+            *(f"{at}{end}" for at in ("one", "all") for end in (".npy", ".npy.json", ".h5")),
+        ]
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"repair": "3%"}, {"causal": False}], ids=["plain", "repaired", "full"])
 def test_engines_workers_and_blocks_change_no_byte(tmp_path, more):
     spec, made = _save(tmp_path), set()
     ways = [{"threads": 1}, {"threads": 3, "block_rows": 64}, {"threads": 2, "engine": "processes"}]
     for at, way in enumerate(ways):
         path = tmp_path / f"{at}.npy"
-        _spread(spec, output=str(path), causal=True, audit=32, **SMALL, **more, **way)
+        _spread(spec, output=str(path), **{"causal": True, "audit": 32, **SMALL, **more, **way})
         made.add((path.read_bytes(), (tmp_path / f"{at}.npy.json").read_bytes()))
     assert len(made) == 1
 
@@ -199,7 +240,7 @@ def queried(tmp_path, monkeypatch):
 
     def ask(name, **words):
         inputs = keys if words.get("audit") else replace(keys, k=None, v=None)
-        request = AttendRequest(inputs, str(tmp_path / name), checkpoint=str(tmp_path / "s.sattn"), **words)
+        request = QueryRequest(inputs, output=str(tmp_path / name), sketch=str(tmp_path / "s.sattn"), **words)
         return (query_spread if request.engine else query)(request, silent, Interrupts())
 
     return spec, ask
@@ -230,7 +271,7 @@ def test_a_bad_query_is_named_by_its_row_and_another_sketch_is_refused(tmp_path,
     with pytest.raises(NonFinite, match="rows 512 to 699: .*row 600, head 4"):
         ask("out.npy", engine="threads")
     make_sketch(keys_only(spec), tmp_path / "other.sattn", **SMALL)
-    job, other = spread._job, {"checkpoint": str(tmp_path / "other.sattn")}
+    job, other = spread._job, {"sketch": str(tmp_path / "other.sattn")}
     monkeypatch.setattr(spread, "_job", lambda request, *more: job(replace(request, **other), *more))
     with pytest.raises(SourceChanged, match="seal.*every worker must see the same files"):
         ask("out.npy", engine="threads")
@@ -253,6 +294,7 @@ def _same_audit(one, many, worst):
 def test_key_heads_give_the_audit_of_one_run(tmp_path):
     spec = _save(tmp_path)
     one = run(spec, output=str(tmp_path / "one.npy"), causal=True, audit=EVERY, **SMALL)
+    trim()  # what runs before have left
     many = _spread(spec, output=str(tmp_path / "all.npy"), causal=True, audit=EVERY, **SMALL)
     _same_audit(one.audit, many.audit, worst=lambda row: (row.row, row.head))
     assert many.audit.rows == ROWS and many.counts == one.counts
@@ -403,6 +445,6 @@ def test_a_cut_of_sequences_is_a_partition(lengths, most, fewer_queries):
 
 @pytest.mark.parametrize("most, expected", [(1, [None]), (2, [(0, 4), (4, 8)]), (3, [(0, 2), (2, 5), (5, 8)])])
 def test_a_cut_of_heads(most, expected):
-    problem = SimpleNamespace(k=range(8), sequences=None)
+    problem = SimpleNamespace(k=range(8), sequences=None, causal=True, params=True)
     assert [piece.heads for piece in cut(problem, most)] == expected
     assert [piece.heads for piece in cut(problem, most, each_head=True)] == [(i, i + 1) for i in range(8)]

@@ -8,7 +8,7 @@ from clirun import refused, run
 from streamattn_cli import attend
 
 ROWS, DIM = 300, 8
-METHODS = ["exact", "window", "nystrom", "evict", "sample", "balance", "wildcat", "poly"]
+METHODS = ["exact", "window", "nystrom", "evict", "sample", "reservoir", "balance", "wildcat", "poly"]
 BIG, SMALL = 6e37, 1e-37
 
 

@@ -16,7 +16,6 @@ PAGE = (PACKAGE / "ARCHITECTURE.md").read_text()
 TASKS = (
     "input format", "method", "option", "interval", "live view", "state array", "fp8", "ETA", "exit code", "effort level",
 )  # fmt: skip
-MADE = "cli/share/"  # whose files are made by a script
 
 
 def mapped(page):
@@ -31,7 +30,7 @@ def mapped(page):
 def files(package):
     """Every file of a package that somebody wrote, relative to it."""
     paths = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {name for path in paths if not (name := path.relative_to(package).as_posix()).startswith(MADE)} | {MADE}
+    return {path.relative_to(package).as_posix() for path in paths}
 
 
 def names_in(package):

@@ -62,6 +62,10 @@ def save_batch(folder):
     np.savez(folder / "packed.npz", q=packed, k=packed, v=packed)
     np.save(folder / "chunk_q.npy", packed[:129])
     np.save(folder / "cu_seqlens.npy", np.array([0, 512, 582, 883], np.int32))
+    named = {f"layers.{layer}.{part}": rows for layer in (0, 1) for part in "qkv"}
+    np.savez(folder / "model-dump.npz", **named, attention_mask=np.ones((3, 512), "i8"))
+    config = '{"model_type": "mistral", "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}'
+    (folder / "config.json").write_text(config)
     with h5py.File(folder / "dump.h5", "w") as file:
         for layer in (0, 1):
             np.savez(folder / f"dump-{layer}.npz", q=rows, k=rows, v=rows)

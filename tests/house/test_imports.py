@@ -17,7 +17,7 @@ FLOORS = {  # rooms within a room, from the ground up; files beside them may be 
     "engine": ["watch", "request", "saving", "workers", "audit", "planning", "passes", "jobs"],
     "report": ["text", "live", "html"],
 }
-DOORS = ("api", "api_causal")
+DOORS = ("api", "api_causal", "api_inputs")
 GROUND = ("errors", "options", "plugins", "units", "records", "versions")  # usable by every room but kernels
 # importlib to import the others later; contextlib where a cache cannot be written;
 # ctypes and llvmlite, which is half of numba, to find and call NumPy's BLAS

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.formats import registry as formats
 from streamattn_cli.rows.inputs.paths import find

@@ -341,8 +341,8 @@ def drawings():
     names = [f"batch {b} head {h}" for b in range(2) for h in range(16)]
     yield interval_plot("t", "d", [(name, 0.015, 0.013, 0.018) for name in names], percent)
     yield heat_map("t", "d", [[0.1, 0.2]] * 32, names, [0, 100_000, 200_000], "row", percent)
-    yield line_plot("t", "d", [0.0, 1.0, 2.0], [0.0, 1e6, 9e6], format_duration, format_bytes, "time", "memory",
-                    [(1e7, "projected 9.54 MiB")], binary=True)  # fmt: skip
+    yield line_plot("t", "d", [0.0, 1.0, 2.0], [0.0, 1e6, 9e6], format_duration, format_bytes,
+                    x_name="time", y_name="memory", marks=[(1e7, "projected 9.54 MiB")], binary=True)  # fmt: skip
     points = [(65_000.0 + 300 * i, 0.01 + i / 1e4, 0.009, 0.02, "abc"[i], i == 0) for i in range(3)]
     yield scatter_plot("t", "d", points, format_bytes, percent, "resident memory", binary=True)
 

@@ -126,7 +126,7 @@ def test_raw_rows_of_a_pipe_and_of_a_file(tmp_path, kind):
     assert expected
 
 
-@pytest.mark.parametrize("method", ["nystrom", "window", "evict", "sample", "balance", "wildcat", "poly"])
+@pytest.mark.parametrize("method", ["nystrom", "window", "evict", "sample", "reservoir", "balance", "wildcat", "poly"])
 def test_every_method_keeps_fp8_rows_exactly_and_is_audited(tmp_path, method):
     """float16 holds all fp8 numbers, and their rows are kept as it: the same bytes as of float16 rows."""
     codes = make("f8e4m3", shape=(H, 700, D))

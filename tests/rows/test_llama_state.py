@@ -49,9 +49,9 @@ def test_its_rows_obey_the_laws_of_a_source(tmp_path, law):
     law(SourceCase(lambda: stored.open(extent((ROWS, WIDTH), "TC", "v", 3)), made[0][1][None]))
 
 
-@pytest.mark.parametrize(("version", "more"), [(2, 0), (2, 8), (3, 0), (3, 12)])
-def test_what_is_known_of_cells_is_told_by_the_size_of_the_file(tmp_path, version, more):
-    path = llamafiles.save(tmp_path / "slot.bin", layers(), version=version, more=more, streams=3)
+@pytest.mark.parametrize(("version", "more", "streams"), [(2, 0, 3), (2, 8, 3), (2, 0, 0), (3, 0, 3), (3, 12, 3)])
+def test_what_is_known_of_cells_is_told_by_the_size_of_the_file(tmp_path, version, more, streams):
+    path = llamafiles.save(tmp_path / "slot.bin", layers(), version=version, more=more, streams=streams)
     with open_inputs(InputSpec(str(path), group="layers.0"), need_q=False) as inputs:
         np.testing.assert_array_equal(inputs.v.tensor.peek(ROWS)[0], layers()[0][1].view("<u2"))
 

@@ -1,4 +1,4 @@
-"""sample, evict, balance and wildcat: the conformance suite, their own laws, and what they are worth on a real head."""
+"""sample, reservoir, evict, balance and wildcat: the conformance suite, their laws, and what they are worth on a real head."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streamattn_cli.engine.jobs.attend import attend
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.kernels import coreset as kernel
@@ -19,6 +19,7 @@ from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, sp
 from streamattn_cli.sketches.histories.balance import BalanceParams
 from streamattn_cli.sketches.histories.evict import EvictParams
 from streamattn_cli.sketches.histories.levels import LEVELS, level_of, level_to_halve, segment
+from streamattn_cli.sketches.histories.reservoir import ReservoirParams
 from streamattn_cli.sketches.histories.sample import SampleParams
 from streamattn_cli.sketches.histories.wildcat import WildcatParams, halve
 from streamattn_cli.sketches.histories.window import window_params
@@ -29,7 +30,7 @@ from streamattn_cli.testing.streams import Stream, attention, make_stream
 
 HEADS = Path(__file__).parents[2] / "sample_data" / "heads.h5"
 HEAD = HeadParams(64, 64, 0.125, "f4", sinks=4, storage="f2")
-KEEPERS = ("balance", "evict", "sample", "wildcat")
+KEEPERS = ("balance", "evict", "reservoir", "sample", "wildcat")
 
 
 def within(head, method, rows, is_causal, seed):
@@ -56,6 +57,10 @@ CASES = {
 }
 LEARNING = {
     "evict": SketchCase(head(EvictParams(20, 5)), step_rows=16),
+    "reservoir": SketchCase(head(ReservoirParams(20, seed=3)), step_rows=16),
+    "reservoir of one row": SketchCase(
+        head(ReservoirParams(1, storage="f8"), "f8", sinks=2, window=9), step_rows=16, slack=1e-6
+    ),
     "evict, less than a group, f8": SketchCase(head(EvictParams(9, 9, storage="f8"), "f8", sinks=3), step_rows=16),
 }
 
@@ -97,6 +102,14 @@ def answers(sketch, stream):
     return out
 
 
+def total(sketch):
+    """z of a query of zeros: how many rows those that are kept stand for."""
+    tile = QueryTile.of(allocate(sketch.params.work_spec()), 1, sketch.params.group)
+    tile.queries[:], tile.scaled[:], part = 0, 0, tile.past
+    sketch.history.partial(tile.queries, tile.work, part)
+    return part.y[0, -1] * np.exp(part.m[0])
+
+
 # --- sample
 
 
@@ -125,6 +138,58 @@ def test_merged_samples_are_the_sample_of_all(pieces):
     rows = [s.state["history.rows"][np.argsort(s.state["history.priority"])] for s in (one, many)]
     assert rows[0].tobytes() == rows[1].tobytes()
     assert one.state["history.held"].tolist() == many.state["history.held"].tolist()
+
+
+# --- reservoir
+
+
+def weighted(rows, **words):
+    return head(ReservoirParams(rows, storage="f8", **words), "f8")
+
+
+def test_the_reservoir_is_unbiased_and_keeps_by_weight():
+    """Over many seeds the mean of z is the true one within its standard error, and long values are kept more often."""
+    stream = make_stream(60, 3, 2, "f8", heads=1)
+    stream.c[:, :2] *= np.where(np.arange(60) % 2, 9.0, 1.0)[:, None]
+    kept, z = np.zeros(60), []
+    for seed in range(300):
+        sketch = absorbed(weighted(15, seed=seed), stream)
+        rows = sketch.state["history.rows"]
+        kept += (stream.k[:, None] == rows[None, :, :3]).all(axis=2).any(axis=1)
+        z.append(float(total(sketch)))
+    assert kept.sum() == 300 * 15
+    assert abs(np.mean(z) - 60) < 4 * np.std(z) / np.sqrt(300) and np.std(z) > 5
+    assert kept[1::2].sum() > 1.5 * kept[::2].sum()
+
+
+def test_the_reservoir_is_drawn_as_its_definition_says():
+    """Beside a naive one that sorts ranks of all rows: the least are kept, each divided by the chance to be below the next."""
+    stream = make_stream(48, 3, 2, "f8", heads=1)
+    sketch, q, x = absorbed(weighted(9, seed=4), stream), stream.q[0], stream.k - stream.k[:16].mean(axis=0)
+    hashes, chance, length = np.empty(48, np.uint64), np.empty(48), np.linalg.norm(stream.v, axis=1)
+    with np.errstate(over="ignore"):
+        kernel.priorities(np.uint64(4), np.uint64(0), hashes)
+    kernel.uniform(hashes, chance)
+    expected = 0.5 * x @ q.mean(axis=0) + 0.125 * x**2 @ q.var(axis=0)
+    weight = np.exp(0.35 * expected) * (length + length[:16].mean())
+    rank = -np.log1p(-chance) / weight
+    order = np.argsort(rank)
+    held = sketch.state["history.rows"]
+    assert sorted(map(tuple, held[:, :3])) == sorted(map(tuple, stream.k[order[:9]]))
+    assert total(sketch) == pytest.approx((1 / (1 - np.exp(-weight[order[:9]] * rank[order[9]]))).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 12])
+def test_merged_reservoirs_are_a_weighted_sample_of_all(pieces):
+    """Shards that weigh alike (one model of the queries, one centre) keep the rows and the threshold of one pass."""
+    stream = make_stream(192, 3, 2, "f8", heads=1)
+    stream.k[:], stream.c[:, :2] = np.tile(stream.k[:16], (12, 1)), np.tile(stream.c[:16, :2], (12, 1))
+    one = absorbed(weighted(15, seed=5), stream)
+    many = absorbed(weighted(15, seed=5), stream, pieces, lambda sketch, row: sketch.history.begin(row))
+    for name in ("rank", "weight", "threshold"):
+        found, expected = (np.sort(s.state[f"history.{name}"]) for s in (many, one))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert one.state["history.held"].tolist() == many.state["history.held"].tolist() == [15, 1, 192]
 
 
 # --- evict
@@ -167,11 +232,7 @@ def test_levels():
 def test_weights_stand_for_all_rows(history):
     """With queries of zero, z is the number of rows."""
     stream = make_stream(240, 3, 2, "f8", heads=1)
-    sketch = absorbed(head(history, "f8"), stream)
-    tile = QueryTile.of(allocate(sketch.params.work_spec()), 1, sketch.params.group)
-    tile.queries[:], tile.scaled[:], part = 0, 0, tile.past
-    sketch.history.partial(tile.queries, tile.work, part)
-    assert part.y[0, -1] * np.exp(part.m[0]) == pytest.approx(240, rel=1e-12)
+    assert total(absorbed(head(history, "f8"), stream)) == pytest.approx(240, rel=1e-12)
 
 
 def test_balanced_halves_are_closer_than_random_ones(rng):
@@ -277,7 +338,9 @@ def run_real(params, stream):
     return out
 
 
-@pytest.mark.parametrize(("method", "share"), [("evict", 0.75), ("balance", 1.25), ("wildcat", 1.1), ("sample", 1.6)])
+@pytest.mark.parametrize(
+    ("method", "share"), [("evict", 0.75), ("balance", 1.25), ("wildcat", 1.1), ("sample", 1.6), ("reservoir", 1.5)]
+)
 def test_real_head(real, method, share):
     """Error over the window's at the same memory, R = 256: as measured, with a margin."""
     stream, exact = real

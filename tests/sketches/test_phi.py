@@ -4,7 +4,6 @@ import naive_sketches as naive
 import numpy as np
 import pytest
 
-from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.sketches.head import allocate
 from streamattn_cli.sketches.histories.poly import PolyParams
 from streamattn_cli.sketches.paper.countsketch import (
@@ -124,30 +123,3 @@ def test_queries_in_any_cut_give_the_same_bytes(rng):
         other.absorb_queries(q[:, a:b], a, work)
     for name, array in head.state.items():
         assert array.tobytes() == other.state[name].tobytes(), name
-
-
-def test_query_shards_add_up(rng):
-    whole, q, work = _filled(rng)
-    shards = [SketchedHead(PARAMS, {name: array.copy() for name, array in whole.state.items()}) for _ in range(2)]
-    whole.absorb_queries(q, 0, work)
-    shards[0].absorb_queries(q[:, :211], 0, work)
-    shards[1].absorb_queries(q[:, 211:], 211, work)
-    shards[1].merge_queries(shards[0])
-    for name in ("sk_q", "sum_q", "sk_one"):
-        scale = np.abs(whole.state[name]).max()
-        np.testing.assert_allclose(shards[1].state[name], whole.state[name], rtol=1e-12, atol=1e-12 * scale)
-    with pytest.raises(CheckpointIncompatible, match="absorbed already"):
-        shards[1].merge_queries(shards[0])
-
-
-def test_keys_after_queries_are_refused(rng):
-    head, q, work = _filled(rng)
-    more = SketchedHead(PARAMS)
-    for name in ("mu", "radius"):
-        more.state[name][:] = head.state[name]
-    more.absorb_keys(q[0], 600, work)
-    head.absorb_queries(q, 0, work)
-    with pytest.raises(CheckpointIncompatible, match="normaliser D is wrong"):
-        head.merge(more)
-    with pytest.raises(CheckpointIncompatible, match="different keys"):
-        head.merge_queries(more)

@@ -4,7 +4,7 @@ import naive_sketches as naive
 import numpy as np
 import pytest
 
-from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed
+from streamattn_cli.errors import CannotMeet, InputMalformed
 from streamattn_cli.sketches.head import allocate
 from streamattn_cli.sketches.histories.poly import PolyHistory, PolyParams
 from streamattn_cli.sketches.paper.sketched import SketchedHead, SketchParams, require_psi
@@ -91,40 +91,6 @@ def test_the_error_follows_the_formula(rng, centred):
         head.answer(q[:, :128], 0, head.moments(), out, work, False)
         errors.append(((out[0] - shares @ v) ** 2).mean())
     assert np.sqrt(np.mean(errors)) == pytest.approx(expected, rel=0.2)
-
-
-def test_shards_add_up_to_one_pass(rng):
-    k, v, q = (x.astype(np.float32) for x in _rows(rng, 1000))
-    whole, first, middle, last = (_head(SMALL, k, v, q) for _ in range(4))
-    _absorb(whole, k, v)
-    for head, a, b in ((first, 0, 333), (middle, 333, 700), (last, 700, 1000)):
-        _absorb(head, k[a:b], v[a:b], start=a)
-    last.merge(first)  # out of order: the stretches of rows are kept apart until the gap is filled
-    last.merge(middle)
-    for name in ("sk_k", "sk_v", "prod", "value_sums"):
-        scale = np.abs(whole.state[name]).max()
-        np.testing.assert_allclose(last.state[name], whole.state[name], rtol=1e-12, atol=1e-12 * scale)
-    assert last.state["key_rows"][0].tolist() == [0, 1000]
-    before = last.state["prod"].copy()
-    with pytest.raises(CheckpointIncompatible, match="rows 333 to 700 have been absorbed already"):
-        last.merge(middle)
-    assert np.array_equal(last.state["prod"], before)
-
-
-def test_keys_and_values_may_come_from_different_shards(rng):
-    k, v, q = _rows(rng, 300)
-    whole, keys, values = (_head(SMALL, k, v, q) for _ in range(3))
-    work = _absorb(whole, k, v)
-    keys.absorb_keys(k, 0, work)
-    values.absorb_values(v, 0, work)
-    keys.merge(values)
-    assert keys.moments().tobytes() == whole.moments().tobytes()
-
-
-def test_another_calibration_cannot_be_merged(rng):
-    k, v, q = _rows(rng, 300)
-    with pytest.raises(CheckpointIncompatible, match="another calibration"):
-        _head(SMALL, k, v, q).merge(_head(SMALL, k + 1, v, q))
 
 
 def test_values_that_end_early_are_noticed(rng):

@@ -10,7 +10,7 @@ from streamattn_cli.engine.jobs.sketch import keys_problem
 from streamattn_cli.engine.passes.lane_sketches import StoredRows
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.sizing import make_plan
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.workers.lanes import Lane, Part
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.spec import InputSpec

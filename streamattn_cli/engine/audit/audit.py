@@ -334,8 +334,8 @@ def compare_answers(
         tuple(edges),
         tuple(map(tuple, pieces)),
         worst,
-        mass,
-        apart,
+        history_mass=mass,
+        flagged=apart,
         norm=norm,
         norms=tuple(map(float, np.sqrt(weight @ size))),
     ), None

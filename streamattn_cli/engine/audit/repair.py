@@ -62,8 +62,6 @@ def repair_count(problem: Problem) -> int:
         raise UsageError("--repair: exact attention has nothing to repair; omit it")
     if request.top_k or problem.sketches:
         raise UsageError("--repair: rows of --top-k and --sketches are not written one by one; omit it")
-    if request.output == "-":
-        raise UsageError("--repair: standard output cannot be written twice; give -o FILE.npy or -o FILE.h5")
     for heads in (problem.q, problem.k, problem.v):
         if not heads.tensor.seekable:
             raise CannotMeet(f"{heads.tensor.name}: --repair reads its rows again, and a pipe passes once; use a file")

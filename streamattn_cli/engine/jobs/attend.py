@@ -14,7 +14,7 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.saving.resume import (
     Saved,
     check_saveable,
@@ -58,21 +58,20 @@ def attend(
             files = file_states(heads.tensor for heads in inputs.parts)
             plan = make_plan(resolve(request, inputs))
         problem = plan.problem
-        facts, sources = facts_of(problem, plan.audit_rows), sources_of(problem) if request.checkpoint else {}
+        facts = facts_of(problem, plan.audit_rows)
+        sources = sources_of(problem, request.fingerprint) if request.checkpoint else {}
         checkpoint = stack.enter_context(CheckpointWriter(request.checkpoint)) if request.checkpoint else None
         saved = find_saved(request, facts, sources)
         if saved:
-            plan = replace(plan, problem=continued(problem, saved))
+            plan = replace(plan, problem=continued(problem, saved, request.skip_rows))
         announce(plan, listener, _resumed(saved, request.output) if saved else ())
         if saved and saved.phase == Phase.DONE:
-            if checkpoint and saved.meta["phase"] != Phase.DONE:  # the last step was still to come
-                checkpoint.commit(saved.state, describe(facts, Phase.DONE, saved.done, sources, None))
-            return _already_done(plan, saved, listener)
+            _complete(checkpoint, saved, facts, sources)
+            return _already_done(plan, request.output, saved, listener)
         tag = part_tag(checkpoint) if checkpoint else None
-        writer, doubts = _open_outputs(problem, saved, tag, stack, interrupts, open_output)
-        if checkpoint:
-            check_saveable(writer)
-            check_saveable(doubts)
+        writer, doubts = _open_outputs(problem, request.output, saved, tag, stack, interrupts, open_output)
+        for output in (writer, doubts) if checkpoint else ():
+            check_saveable(output)
         with measured(plan, listener, interrupts) as ceremony:
             every = request.checkpoint_every
             saver = Saver(checkpoint, facts, sources, every, writer, doubts) if checkpoint else None
@@ -85,7 +84,7 @@ def attend(
             finally:
                 run.close()
             check_unchanged(files)
-            check_finite(run.counts(), request)
+            check_finite(run.counts(), request.nan_policy, request.output)
         written = written_of(problem)
         if request.top_k:
             written["top_k"] = writer.finish()
@@ -110,6 +109,12 @@ def written_of(problem: Problem) -> dict:
     return {**problem.facts(), "versions": versions("numpy", "numba")}
 
 
+def _complete(checkpoint: CheckpointWriter | None, saved: Saved, facts: dict, sources: dict) -> None:
+    """The last step of a run that ended before it."""
+    if checkpoint and saved.meta["phase"] != Phase.DONE:
+        checkpoint.commit(saved.state, describe(facts, Phase.DONE, saved.done, sources, None))
+
+
 def _resumed(saved: Saved, output: str) -> list[str]:
     """What to know of a run that is resumed."""
     notes = [f"going on after row {saved.done} ({saved.phase})"]
@@ -121,6 +126,7 @@ def _resumed(saved: Saved, output: str) -> list[str]:
 
 def _open_outputs(
     problem: Problem,
+    output: str,
     saved: Saved | None,
     tag: str | None,
     stack: ExitStack,
@@ -134,10 +140,10 @@ def _open_outputs(
         stack.callback(interrupts.on_abort(writer.abort))
         return writer
 
-    r, q = problem.request, problem.q
-    with interrupts.at_once(waits(r.output)):
-        writer = guarded(open_sparse(problem, r.top_k, tag) if r.top_k else open_output(
-            r.output, q.rows, len(q), problem.v.dim, problem.out_dtype, q.layout, q.batch,
+    top_k, q = problem.request.top_k, problem.q
+    with interrupts.at_once(waits(output)):
+        writer = guarded(open_sparse(problem, output, top_k, tag) if top_k else open_output(
+            output, q.rows, len(q), problem.v.dim, problem.out_dtype, q.layout, q.batch,
             going_on=saved.part if saved else None, tag=tag, sequences=q.sequences,
         ))  # fmt: skip
     complete = saved and not saved.doubt  # or not asked for
@@ -159,7 +165,7 @@ def saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None
     return result
 
 
-def _already_done(plan: Plan, saved: Saved, listener: Listener) -> Outcome:
+def _already_done(plan: Plan, output: str, saved: Saved, listener: Listener) -> Outcome:
     """The outcome of a run that had come to its end before: nothing is done again."""
     outcome = Outcome(
         command="attend",
@@ -171,7 +177,7 @@ def _already_done(plan: Plan, saved: Saved, listener: Listener) -> Outcome:
         memory={"allowed": plan.allowed, "projected": plan.projected},
         audit_reason="this run was complete already",
         rows_before=saved.done,
-        output=plan.problem.request.output,
+        output=output,
     )
     listener(Finished(outcome))
     return outcome

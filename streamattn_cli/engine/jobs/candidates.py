@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from streamattn_cli.engine.planning.parameters import poly_bytes
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import CompareRequest, RunRequest
 from streamattn_cli.errors import UsageError
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
@@ -59,29 +59,25 @@ def _candidate(word: str) -> Candidate:
 
 
 def requests(
-    request: AttendRequest, candidates: list[Candidate], budgets: list[int], by_bytes: bool, problem: Problem
-) -> Iterator[tuple[str, int, AttendRequest | str]]:
+    request: CompareRequest, candidates: list[Candidate], problem: Problem
+) -> Iterator[tuple[str, int, RunRequest | str]]:
     """(label, resident rows, request) of every run; a reason in place of the request where there can be none.
 
     poly takes the largest degree that fits; one of a degree that was asked for runs once, whatever the budget.
     """
     head = HeadParams(problem.k.dim, problem.v.dim, problem.scale, problem.precision, storage=_stored(problem))
     one = row_bytes(head)
-    for budget in budgets:
-        rows = budget // (one * len(problem.k)) if by_bytes else budget
+    for budget in request.budgets:
+        rows = budget // (one * len(problem.k)) if request.by_bytes else budget
         for candidate in candidates:
-            changed = replace(
-                request,
-                method=candidate.method,
-                resident_rows=rows,
-                audit=0,
-                max_error=float("inf"),
-                **candidate.settings,
+            changed = request.run(
+                **{"method": candidate.method, "resident_rows": rows, "audit": 0, "max_error": float("inf")}
+                | candidate.settings
             )
             if candidate.method != "poly":
                 yield candidate.label, rows, changed
             elif "degree" in candidate.settings:
-                if budget == budgets[0]:
+                if budget == request.budgets[0]:
                     yield candidate.label, rows, replace(changed, resident_rows=None)
             else:
                 degree = _largest_degree(changed, head, rows * one)
@@ -92,7 +88,7 @@ def requests(
                 )  # fmt: skip
 
 
-def _largest_degree(request: AttendRequest, head: HeadParams, allowed: int) -> int:
+def _largest_degree(request: RunRequest, head: HeadParams, allowed: int) -> int:
     degree = 0
     while degree < MAX_DEGREE and feature_count(head.dim, degree + 1) * (head.value_dim + 1) * 8 <= allowed:
         degree += 1

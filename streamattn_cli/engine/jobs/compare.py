@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -14,9 +14,10 @@ from streamattn_cli.engine.audit.audit import compare_answers
 from streamattn_cli.engine.audit.estimate import Design, draw_rows
 from streamattn_cli.engine.audit.exactrows import exact_rows, read_queries
 from streamattn_cli.engine.audit.together import of_layers
-from streamattn_cli.engine.jobs.candidates import Candidate, requests
+from streamattn_cli.engine.jobs.candidates import parse_candidates, requests
+from streamattn_cli.engine.jobs.ceremony import measured
 from streamattn_cli.engine.jobs.executors import Engine, Opened, find_engine
-from streamattn_cli.engine.jobs.sheets import sheets_of
+from streamattn_cli.engine.jobs.sheets import by_layer
 from streamattn_cli.engine.jobs.tasks import check_room, identities, in_order
 from streamattn_cli.engine.jobs.trial import (
     Trial,
@@ -29,14 +30,13 @@ from streamattn_cli.engine.jobs.trial import (
     try_in_worker,
 )
 from streamattn_cli.engine.passes.driver import Driver
-from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.passes.run import lanes_of
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import CompareRequest, RunRequest
 from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Finished, Listener, Note, Progress
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -49,7 +49,7 @@ from streamattn_cli.versions import OURS, versions
 ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
 
 
-Wanted = tuple[str, int, "AttendRequest | str"]  # label, resident rows, and the request or why there is none
+Wanted = tuple[str, int, "RunRequest | str"]  # label, resident rows, and the request or why there is none
 
 
 @dataclass(frozen=True)
@@ -93,20 +93,12 @@ class Truth:
     seconds: float
 
 
-def compare(
-    request: AttendRequest,
-    candidates: list[Candidate],
-    budgets: list[int],
-    by_bytes: bool,
-    listener: Listener,
-    interrupts: Interrupts,
-) -> Comparison:
-    """Run every candidate within every budget of resident rows (by_bytes: bytes of all key heads together), for every layer that
-    the request asks for, on its engine if it names one.
+def compare(request: CompareRequest, listener: Listener, interrupts: Interrupts) -> Comparison:
+    """Run every method within every budget, for every layer that the request asks for, on its engine if it names one.
 
     `request.audit` rows are sampled. Raises the errors of errors.py; what one method cannot do is in its trial.
     """
-    sheets = sheets_of(request) if request.inputs.layer else [(None, request)]
+    sheets = by_layer(request) if request.inputs.layer else [(None, request)]
     engine = find_engine(request.engine) if request.engine else None
     found = []
     with ExitStack() as stack:
@@ -117,7 +109,7 @@ def compare(
             if layer:
                 listener(Note(f"layer {layer.number} ({layer.group}), {at + 1} of {len(sheets)}"))
             with open_inputs(each.inputs, apart=True) as inputs:
-                found.append(compare_on(inputs, each, candidates, budgets, by_bytes, listener, interrupts, many))
+                found.append(compare_on(inputs, each, listener, interrupts, many))
     layers = [layer for layer, _ in sheets if layer]
     comparison = _of_layers(layers, found) if layers else found[0]
     listener(Finished(comparison))
@@ -126,22 +118,19 @@ def compare(
 
 def compare_on(
     inputs: Inputs,
-    request: AttendRequest,
-    candidates: list[Candidate],
-    budgets: list[int],
-    by_bytes: bool,
+    request: CompareRequest,
     listener: Listener,
     interrupts: Interrupts,
     many: Callable[..., Iterator[Tried]] | None = None,
 ) -> Comparison:
     """`compare` of inputs that are open. many: what makes all trials elsewhere, as `_on_engine`."""
     files = file_states(heads.tensor for heads in inputs.parts)
-    problem = _exact_problem(request, inputs)
+    problem = _exact_problem(request.run(), inputs)
     for note in problem.notes:
         listener(Note(note))
     plan = make_plan(problem)
     truth = _truth(plan, min(request.audit, problem.q.count), listener, interrupts)
-    wanted = list(requests(request, candidates, budgets, by_bytes, problem))
+    wanted = list(requests(request, parse_candidates(request.methods), problem))
 
     def one_by_one() -> Iterator[Tried]:
         for label, budget, settings in wanted:
@@ -199,7 +188,7 @@ def _on_engine(
         yield tried
 
 
-def audit_answers(answers: np.ndarray, request: AttendRequest, inputs: Inputs) -> Audit:
+def audit_answers(answers: np.ndarray, request: RunRequest, inputs: Inputs) -> Audit:
     """How wrong are answers (rows, heads, dv) of anybody to all queries of the inputs? `request.audit` rows are sampled.
 
     Raises what `compare` does, and InputMalformed for answers of another shape.
@@ -218,7 +207,7 @@ def audit_answers(answers: np.ndarray, request: AttendRequest, inputs: Inputs) -
     return found
 
 
-def _exact_problem(request: AttendRequest, inputs: Inputs) -> Problem:
+def _exact_problem(request: RunRequest, inputs: Inputs) -> Problem:
     for heads in inputs.parts:
         if not heads.tensor.seekable:
             raise CannotMeet(
@@ -232,18 +221,13 @@ def _exact_problem(request: AttendRequest, inputs: Inputs) -> Problem:
 
 def _truth(plan: Plan, rows: int, listener: Listener, interrupts: Interrupts) -> Truth:
     """The truth of `rows` sampled rows: a pass over the keys that only they see."""
-    warm(plan, listener)
     problem, lanes = plan.problem, lanes_of(plan)
-    driver = Driver(plan, Watch(listener, interrupts), lanes)
-    try:
-        began = time.monotonic()
+    with measured(plan, listener, interrupts) as ceremony, closing(Driver(plan, ceremony.watch, lanes)) as driver:
         design = draw_rows(problem.q.count, rows, problem.request.seed)
         held = exact_rows(problem, lanes, design.rows, read_queries(problem, lanes, design.rows))
         driver.keys(held.see, Phase.TRUTH, problem.keys_of(int(design.rows[-1])))
         exact, trivial, _ = held.answers(driver.workers.works[0])
-        return Truth(design, exact, trivial, time.monotonic() - began)
-    finally:
-        driver.close()
+        return Truth(design, exact, trivial, ceremony.seconds)
 
 
 def _judged(trial: Trial, approx: np.ndarray | None, truth: Truth) -> Trial:

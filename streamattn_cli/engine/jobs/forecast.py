@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from streamattn_cli.engine.jobs.sheets import sheets_of
+from streamattn_cli.engine.jobs.sheets import by_layer
 from streamattn_cli.engine.planning.adviser import predicted_poly_error
 from streamattn_cli.engine.planning.choose import choose, poly_degree, spread_of
 from streamattn_cli.engine.planning.plan import Plan
@@ -16,7 +16,7 @@ from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.planning.speed import calibrate, expected_seconds
 from streamattn_cli.engine.request.problem import Problem, larger_than_data
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import PlanRequest, RunRequest
 from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
@@ -57,25 +57,25 @@ class Numbers:
     dtype: str = "f2"
 
 
-def forecast(request: AttendRequest, numbers: Numbers | None, words: list[str]) -> dict:
+def forecast(request: PlanRequest, numbers: Numbers | None, words: list[str]) -> dict:
     """A JSON-able plan with `options` and `recommended`; `words` are the input's on the recommended command line."""
     if numbers:
-        return _forecast(request, _imagined(numbers), words or ["dump.h5"])
+        return _forecast(request.run(), _imagined(numbers), words or ["dump.h5"])
     if request.inputs.layer:
         return _of_layers(request, words)
     with open_inputs(request.inputs, apart=True) as inputs:
-        return _forecast(request, inputs, words)
+        return _forecast(request.run(), inputs, words)
 
 
-def _of_layers(request: AttendRequest, words: list[str]) -> dict:
+def _of_layers(request: PlanRequest, words: list[str]) -> dict:
     """The forecast of the layer with most rows, and under `job` what its recommendation comes to over all of them."""
-    sheets, rows = sheets_of(request), []
+    sheets, rows = by_layer(request), []
     for _, each in sheets:
         with open_inputs(each.inputs, apart=True) as inputs:
             rows.append(inputs.parts[1].count)
     largest = sheets[rows.index(max(rows))][1]
     with open_inputs(largest.inputs, apart=True) as inputs:
-        found = _forecast(largest, inputs, words)
+        found = _forecast(largest.run(), inputs, words)
     best, factor = found["recommended"], found["speed_factor"]
     wanted: dict[str, Any] = {
         "method": best["method"],
@@ -88,8 +88,7 @@ def _of_layers(request: AttendRequest, words: list[str]) -> dict:
     for (layer, each), count in zip(sheets, rows, strict=True):
         with open_inputs(each.inputs, apart=True) as inputs:
             plan, one = (
-                make_plan(resolve(replace(each, **{**wanted, "threads": threads}), inputs))
-                for threads in (each.threads, 1)
+                make_plan(resolve(each.run(**{**wanted, "threads": threads}), inputs)) for threads in (each.threads, 1)
             )
         alone = max(alone, one.projected)
         times.append(expected_seconds(one, factor) or 0.0)
@@ -122,7 +121,7 @@ def _imagined(n: Numbers) -> Inputs:
     return Inputs(q, k, v)
 
 
-def _forecast(request: AttendRequest, inputs: Inputs, words: list[str]) -> dict:
+def _forecast(request: RunRequest, inputs: Inputs, words: list[str]) -> dict:
     problem = resolve(replace(request, method="window"), inputs)  # for mode, scale and shapes, the same for all
     request = replace(request, resident_rows=problem.request.resident_rows)
     head = replace(problem.head, sinks=0, window=0, group=256, local=False)
@@ -147,7 +146,7 @@ def _forecast(request: AttendRequest, inputs: Inputs, words: list[str]) -> dict:
 
 
 def _choice(
-    request: AttendRequest, problem: Problem, head: HeadParams, spread: dict | None, options: list[Option]
+    request: RunRequest, problem: Problem, head: HeadParams, spread: dict | None, options: list[Option]
 ) -> dict:  # fmt: skip
     seekable = all(h.tensor.seekable for h in (problem.q, problem.k, problem.v))
     found = choose(request, head, problem.k.rows, seekable, spread, bool(problem.bend))
@@ -166,7 +165,7 @@ def _choice(
 
 
 def _option(
-    method: str, request: AttendRequest, inputs: Inputs, spread: dict | None, degree: int | None, factor: float
+    method: str, request: RunRequest, inputs: Inputs, spread: dict | None, degree: int | None, factor: float
 ) -> Option:  # fmt: skip
     """The setting of a method for the budget: the largest on the ladder, or the usual one where no budget was given."""
     tried: str | None = None
@@ -185,7 +184,7 @@ def _option(
     return Option(method, {}, refused=tried)
 
 
-def _settings(method: str, request: AttendRequest, degree: int | None) -> list[dict]:
+def _settings(method: str, request: RunRequest, degree: int | None) -> list[dict]:
     """What to try, the most wanted first."""
     if method == "exact":
         return [{}]
@@ -213,7 +212,7 @@ def _error_class(method: str, plan: Plan, spread: dict | None) -> str:
     return next(words for limit, words in CLASSES if error < limit)
 
 
-def _command(request: AttendRequest, problem: Problem, chosen: dict, words: list[str]) -> str:
+def _command(request: RunRequest, problem: Problem, chosen: dict, words: list[str]) -> str:
     """The command line to paste."""
     line = ["streamattn", "attend", *words]
     line += ["--causal" if problem.causal else "--full", "--method", chosen["method"]]

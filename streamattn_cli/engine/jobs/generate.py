@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 
-from streamattn_cli.engine.passes.pump import Teller, Watch, pump
+from streamattn_cli.engine.jobs.ceremony import metering
+from streamattn_cli.engine.passes.pump import Teller, pump
 from streamattn_cli.engine.watch.events import Finished, Listener, Outcome
-from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
@@ -44,33 +43,22 @@ def run_generate(request: GenerateRequest, listener: Listener, interrupts: Inter
     if request.block_rows is not None and request.block_rows < 1:
         raise UsageError(f"--block-rows is {request.block_rows}: it must be at least 1")
     refuse_existing(names_of(request.emit, request.target, request.raw), request.force)
-    began = time.monotonic()
     with interrupts.at_once(waits(request.target)):
         sink = open_sink(request.spec, request.emit, request.target, request.raw)
     withdraw = interrupts.on_abort(sink.abort)
     try:
         for tensor in sink.tensors:
             tensor.peek(1)  # loads the kernels, so that they count as the process and not as the work
-        with Meter() as meter:
-            watch = Watch(listener, interrupts, meter)
+        with metering(listener, interrupts) as work:
             block_rows = request.block_rows or _block_rows(sink.tensors)
             blocks = ReadAhead(sink.tensors, 0, request.spec.rows, block_rows, check=interrupts.check)
-            rows = pump(blocks, sink.take, watch, Teller(watch, blocks, Phase.GENERATE, request.spec.rows))
+            rows = pump(blocks, sink.take, work.watch, Teller(work.watch, blocks, Phase.GENERATE, request.spec.rows))
             sink.commit(_meta(request))
         held = OVERHEAD_BYTES + blocks.bytes_held + sum(tensor.held_bytes for tensor in sink.tensors)
     finally:
         sink.abort()
         withdraw()
-    outcome = Outcome(
-        command="generate",
-        facts={"params": _meta(request)},
-        rows=rows,
-        seconds=time.monotonic() - began,
-        wait_seconds=watch.wait_seconds,
-        bytes_read=watch.bytes_read,
-        memory={"reserved": meter.baseline, "projected": held, "peak": meter.peak()},
-        output=request.target,
-    )
+    outcome = work.told("generate", {"params": _meta(request)}, rows, request.target, {"projected": held})
     listener(Finished(outcome))
     return outcome
 

@@ -12,8 +12,8 @@ from streamattn_cli.engine.passes.pump import Teller, Watch, pump
 from streamattn_cli.engine.planning.adviser import logit_spread, predicted_poly_error, sample_rows
 from streamattn_cli.engine.planning.choose import choose
 from streamattn_cli.engine.planning.resolve import head_of
+from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.engine.request.scale import scale_value
-from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -77,7 +77,10 @@ def _arrays(spec: InputSpec) -> list[dict]:
             try:
                 stored = single(Place(place.path, inside or None, place.kind), word, None, spec.dtype)
             except InputMalformed as error:
-                found.append({"name": f"{place.path}:{inside}", "error": str(error)})
+                integers = place.held.integers
+                whole = integers(place.path, inside, PIECE) if integers and inside else None
+                told = str(error) if whole is None else f"{whole.dtype} of shape {whole.shape}: no rows"
+                found.append({"name": f"{place.path}:{inside}", "error": told})
             else:
                 found.append({"name": stored.name, "shape": list(stored.shape), "dtype": stored.dtype})
     return found
@@ -160,7 +163,7 @@ def _methods(spec: InputSpec, logits: dict, inputs: Inputs, rows: int) -> dict:
         if size <= data:  # a larger one would be no sketch
             error = predicted_poly_error(degree, logits["row_std_rms"])
             table.append({"method": "poly", "degree": degree, "state_bytes": size, "predicted_error": error})
-    request, seekable = AttendRequest(inputs=spec, method="auto"), all(h.tensor.seekable for h in (q, k, v))
+    request, seekable = RunRequest(inputs=spec, method="auto"), all(h.tensor.seekable for h in (q, k, v))
     found = choose(request, head_of(q, k, v, logits["scale"]), rows, seekable, logits, bent(inputs))
     more = f" --degree {found.degree}" if found.degree else ""
     return {"methods": table, "advice": f"--method {found.method}{more}: {found.reason}"}

@@ -23,7 +23,7 @@ from streamattn_cli.checkpoint.header import canonical_json
 from streamattn_cli.engine.jobs.piece_run import Answered, Saving
 from streamattn_cli.engine.jobs.sheet import Sheet
 from streamattn_cli.engine.jobs.sheets import Joint
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.saving.resume import beside, checkpoint_there, facts_of, is_there, part_tag
 from streamattn_cli.engine.saving.saver import check_facts, check_sources, describe, parse_every
 from streamattn_cli.engine.watch.meter import available_memory
@@ -48,7 +48,7 @@ class JobCheckpoint:
         self.tag = part_tag(self._writer)
         self._saved_at, self._saved_row = time.monotonic(), 0.0
         try:
-            if checkpoint_there(request):
+            if checkpoint_there(name, request):
                 self._load(name)
             for sheet in sheets:
                 for at in range(len(sheet.pieces) if not sheet.parts else 0):  # of outputs that are gone
@@ -100,9 +100,10 @@ class JobCheckpoint:
         self._writer.commit(state, describe(self.facts, phase, rows, self._sheets[0].sources, None))
         self._saved_at = time.monotonic()
         for sheet in self._sheets:
-            for at in sheet.done.keys() - sheet.cleared:
+            over = {at for at in sheet.done if not (sheet.left and sheet.pieces[at].keys)} - sheet.cleared
+            for at in over:
                 self._clear(sheet, at)
-            sheet.cleared |= sheet.done.keys()
+            sheet.cleared |= over
 
     def _load(self, name: str) -> None:
         state, meta = read(name, self._request.memory or available_memory())
@@ -115,7 +116,7 @@ class JobCheckpoint:
 
     def _take_up(self, name: str, sheet: Sheet, parts: dict[str, str], done: dict[int, Answered]) -> None:
         """Where a sheet is: not begun, under way, or finished."""
-        targets = {"out": sheet.request.output, "doubt": sheet.request.doubt or ""}
+        targets = {"out": sheet.request.output, "doubt": sheet.attended.doubt or ""}
         there = {key: part for key, part in parts.items() if beside(targets[key], part)}
         complete = len(done) == len(sheet.pieces)
         gone = [key for key in parts if key not in there]
@@ -128,7 +129,9 @@ class JobCheckpoint:
             )
         for key in gone:  # the run ended after it had its name
             recover(targets[key] + ".json", parts[key].split(".")[-2])
-        sheet.done, sheet.parts, sheet.finished = done, there, complete and not there
+        lost = {at for at in done if sheet.pieces[at].keys and not os.path.exists(self.of_piece(sheet, at).path)}
+        sheet.done = {at: each for at, each in done.items() if complete or at not in lost}
+        sheet.parts, sheet.finished = there, complete and not there
         sheet.before = sheet.rows_done
 
 

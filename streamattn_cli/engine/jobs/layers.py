@@ -9,7 +9,7 @@ from streamattn_cli.engine.jobs.sheets import dataset_of, into, is_joint, joint_
 from streamattn_cli.engine.jobs.spread import attend_spread
 from streamattn_cli.engine.jobs.summary import together
 from streamattn_cli.engine.planning.plan import Plan
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.events import Event, Finished, Listener, Note, Outcome, Progress
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import StreamattnError, UsageError
@@ -50,7 +50,7 @@ def attend_layers(request: AttendRequest, listener: Listener, interrupts: Interr
                 results[at] = error
                 if joint:
                     joint.remove(dataset_of(layer))
-        outcome = together(request, layers, [results[at] for at in range(len(layers))])
+        outcome = together(request.output, layers, [results[at] for at in range(len(layers))])
         if joint:
             joint.commit()
     finally:

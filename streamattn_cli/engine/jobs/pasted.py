@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from streamattn_cli.options import options_of, spelling
 from streamattn_cli.rows.formats.names import layer_groups
+from streamattn_cli.rows.inputs.modelconfig import config_beside
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.inputs.packedcache import cache_groups
 from streamattn_cli.rows.inputs.paths import find
@@ -42,7 +43,9 @@ def bent(inputs: Inputs) -> bool:
 
 def command(spec: InputSpec, inputs: Inputs, layered: bool) -> str:
     """The command to paste: `attend`, of all layers where that can be, or `sketch` where there are no queries."""
+    config = config_beside(spec) if "causal" not in inputs.attrs else None
     shown = replace(spec, group=None, layer="all") if layered and inputs.q is not None else spec
+    shown = replace(shown, config=config or spec.config)
     words = [shown.input] if shown.input is not None else []
     for name, default, described in options_of(InputSpec):
         value = getattr(shown, name)

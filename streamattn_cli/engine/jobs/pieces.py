@@ -1,5 +1,8 @@
 """A sheet, which is one layer, cut into pieces that are answered apart: some of its sequences, its key heads or its queries.
 
+Full attention of one sequence has two kinds of them: the keys of some key heads, whose sketches are kept for the pieces of
+their queries. The sums of a method are rounded in the order of its rows, so that keys themselves are not cut.
+
 Cuts follow from the input alone, so that neither the engine nor the number of workers changes a byte.
 """
 
@@ -23,12 +26,13 @@ Range = tuple[int, int]
 @dataclass(frozen=True)
 class Piece:
     """Key heads [first, stop), sequences [first, stop), queries [first, stop) and the first rows of a sheet; all of them where
-    there is none."""
+    there is none. keys: the sketches of the keys alone, without answers."""
 
     heads: Range | None = None
     sequences: Range | None = None
     first: int | None = None
     queries: Range | None = None
+    keys: bool = False
 
     @property
     def name(self) -> str:
@@ -38,7 +42,8 @@ class Piece:
             if chosen:
                 first, last = chosen[0], chosen[1] - 1
                 found.append(f"{word} {first}" if first == last else f"{word}s {first} to {last}")
-        return ", ".join(found + [f"first {self.first} rows"] * (self.first is not None))
+        found += [f"first {self.first} rows"] * (self.first is not None)
+        return ", ".join(found + ["keys"] * self.keys)
 
     def query_heads(self, problem: Problem) -> Range:
         """Of the whole sheet, those that it answers."""
@@ -58,23 +63,34 @@ class Piece:
 
 
 def cut(problem: Problem, most: int, each_head: bool = False) -> list[Piece]:
-    """At most about `most` pieces: of several sequences, else of key heads. each_head: one for every key head."""
+    """At most about `most` pieces: of several sequences, else of key heads, and of queries where these are answered after all
+    keys that they see. each_head: one for every key head."""
     heads = len(problem.k)
     if problem.sequences and len(problem.sequences) > 1 and not each_head:
         return [Piece(sequences=each) for each in _by_rows(problem, most)]
-    if heads == 1 or (most == 1 and not each_head):
-        return [Piece()]
-    count = heads if each_head else min(heads, most)
+    chosen = [piece.heads for piece in cut_heads(problem, heads if each_head else most)]
+    alone = each_head or problem.sequences or (problem.causal and problem.params)
+    queries = [None] if alone else query_ranges(problem, most // len(chosen))
+    if len(queries) == 1:
+        return [Piece(heads=each) for each in chosen]
+    keys = [Piece(heads=each, keys=True) for each in chosen if problem.params]
+    return keys + [Piece(heads=each, queries=rows) for each in chosen for rows in queries]
+
+
+def cut_heads(problem: Problem, most: int) -> list[Piece]:
+    """At most `most` pieces of all rows of some key heads, the last of them the largest; one of all heads has no name."""
+    heads = len(problem.k)
+    count = min(heads, most)
     borders = [heads * i // count for i in range(count + 1)]
-    return [Piece(heads=each) for each in zip(borders, borders[1:], strict=False)]
+    return [Piece(heads=each) for each in zip(borders, borders[1:], strict=False)] if count > 1 else [Piece()]
 
 
-def cut_queries(problem: Problem, most: int) -> list[Piece]:
-    """At most `most` pieces of the queries of a sketch that is there; fewer where each has to read keys for an audit."""
+def query_ranges(problem: Problem, most: int) -> list[Range]:
+    """At most `most` ranges of queries; fewer where each has to read keys for an audit."""
     rows, audit = problem.q.count, problem.request.audit
     count = max(1, min(most, ceil(rows / LEAST_ROWS), max(1, audit // LEAST_AUDIT) if audit else most))
     borders = sorted({min(rows, ceil(rows * i / (count * ALIGN)) * ALIGN) for i in range(count + 1)})
-    return [Piece(queries=each) for each in zip(borders, borders[1:], strict=False)]
+    return list(zip(borders, borders[1:], strict=False))
 
 
 def _by_rows(problem: Problem, most: int) -> list[Range]:
@@ -96,11 +112,14 @@ def _by_rows(problem: Problem, most: int) -> list[Range]:
 
 def narrow(problem: Problem, piece: Piece) -> Problem:
     """The problem of a piece, with its share of the rows that are audited or repaired."""
+    if piece.keys:
+        problem = replace(problem, request=replace(problem.request, audit=0, repair=None, doubt=None))
     if piece.queries:
         q = replace(
             problem.q, tensor=RangeTensor(problem.q.tensor, *piece.queries), first=problem.q.first + piece.queries[0]
         )
-        problem = _with_share(replace(problem, q=q), problem.q.count)
+        first_query = problem.first_query + piece.queries[0] if problem.causal else 0
+        problem = _with_share(replace(problem, q=q, first_query=first_query), problem.q.count)
     if piece.sequences:
         problem = _of_some(problem, piece.sequences)
     if piece.first is not None:

@@ -18,7 +18,8 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.planning.variants import of_heads
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import QueryRequest, RunRequest
+from streamattn_cli.engine.saving.saver import Saver, State
 from streamattn_cli.engine.saving.sources import check_same
 from streamattn_cli.engine.watch.events import Audit, Finished, Listener, Outcome
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -32,7 +33,7 @@ from streamattn_cli.rows.tensors.placeholder import absent
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
 from streamattn_cli.rows.writers.writer import open_writer
-from streamattn_cli.sketches.bend import Bend
+from streamattn_cli.sketches.bend import Bend, standard_slopes
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Asked:
 
 
 @contextmanager
-def asked(request: AttendRequest) -> Iterator[Asked]:
+def asked(request: QueryRequest) -> Iterator[Asked]:
     """Open the sketch file, the queries, and for an audit the keys and values that it was made of. Raises the errors of
     reading, and InputMalformed and SourceChanged where keys are other ones."""
     keys_given = _keys_given(request)
@@ -62,16 +63,16 @@ def asked(request: AttendRequest) -> Iterator[Asked]:
         q, known = inputs.heads["q"], imagined(file.params.stored, file.rows, file.heads, file.params.dim, file.name)
         check_layout(request.inputs, q, replace(known, batch=q.batch), alone=True)
         files = file_states(heads.tensor for heads in inputs.heads.values())
-        yield Asked(file, queries_problem(request, file, inputs), files)
+        yield Asked(file, queries_problem(request.run(), file, inputs), files)
 
 
-def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
-    """Answer the queries of `request.inputs` from the sketch file `request.checkpoint`.
+def query(request: QueryRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
+    """Answer the queries of `request.inputs` from the file `request.sketch`.
 
     With `request.audit` and the keys and values that the sketch was made of, tell how wrong the answers are. Raises
     InputMalformed and SourceChanged where they are other ones.
     """
-    check_output(request, request.sketch)
+    check_output(request)
     with ExitStack() as stack:
         found = stack.enter_context(asked(request))
         problem = found.problem
@@ -86,7 +87,7 @@ def query(request: AttendRequest, listener: Listener, interrupts: Interrupts) ->
         stack.callback(interrupts.on_abort(writer.abort))
         with measured(plan, listener, interrupts) as ceremony:
             rows, counts, audit, reason = answer(found.file, plan, ceremony.watch, writer)
-        check_finite(counts, request)
+        check_finite(counts, request.nan_policy, request.output)
         check_unchanged(found.files)
         writer.commit(told(problem, request.sketch, counts, audit, reason))
         outcome = ceremony.outcome("query", rows, counts, request.output, audit=audit, audit_reason=reason)
@@ -109,7 +110,7 @@ def _layout_of_keys(file: SketchFile) -> str | None:
 def answer(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> tuple[int, dict, Audit | None, str | None]:
     """Answer the queries of a plan made by `queries_problem` into `writer`; returns their number, the counts, the audit,
     and why there is none."""
-    run = answering(file, plan, watch, writer)
+    run = answering(file.state, file.name, plan, watch, writer, finish=not file.complete)
     try:
         rows, audit, reason = run.go()
         return rows, run.counts(), audit, reason
@@ -117,13 +118,16 @@ def answer(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> tuple[
         run.close()
 
 
-def answering(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> Run:
-    """The run that answers them."""
+def answering(
+    state: State, name: str, plan: Plan, watch: Watch, writer: Writer, doubts: Writer | None = None,
+    saver: Saver | None = None, finish: bool = False,
+) -> Run:  # fmt: skip
+    """The run that answers them from the state of sketches, those of the file `name`. finish: the sketches take more rows."""
     lanes = lanes_of(plan)  # the keys passed long ago, and only an audit reads them again
-    run = Run(plan, watch, Queries, writer, None, lanes, auditor_of(plan, lanes, postponed=True))
+    run = Run(plan, watch, Queries, writer, doubts, lanes, auditor_of(plan, lanes, postponed=True), saver)
     try:
-        run.sketches.load(file.state, file.name)
-        if not file.complete:
+        run.sketches.load(state, name)
+        if finish:
             run.sketches.finish()
     except BaseException:
         run.close()
@@ -131,18 +135,18 @@ def answering(file: SketchFile, plan: Plan, watch: Watch, writer: Writer) -> Run
     return run
 
 
-def _keys_given(request: AttendRequest) -> bool:
+def _keys_given(request: QueryRequest) -> bool:
     """Whether there are keys and values for an audit. Raises UsageError for the one without the other."""
     given = [name for name in ("k", "v") if getattr(request.inputs, name)]
     if request.audit and len(given) < 2:
-        raise UsageError(f"--audit {request.audit}: exact answers need the keys and values that {request.checkpoint} was made "
+        raise UsageError(f"--audit {request.audit}: exact answers need the keys and values that {request.sketch} was made "
                          "of: give --k FILE --v FILE with it")  # fmt: skip
     if given and not request.audit:
         raise UsageError(f"--{given[0]}: only an audit reads keys and values again; give --audit N with it, or omit it")
     return bool(request.audit)
 
 
-def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) -> Problem:
+def queries_problem(request: RunRequest, file: SketchFile, inputs: Inputs) -> Problem:
     """The problem of a query: keys and values are those of the sketch."""
     p, q = file.params, inputs.heads["q"]
     if q.dim != p.dim or len(q) % file.heads:
@@ -159,11 +163,13 @@ def queries_problem(request: AttendRequest, file: SketchFile, inputs: Inputs) ->
         _check_keys(file, k, v)
     v = replace(v, units=units_of(file.facts))
     sinks, bend, group = tuple(file.facts.get("sink_logits", ())), Bend.of_facts(file.facts), len(q) // file.heads
-    slopes = bend.slopes and of_heads(bend.slopes, q, group, None, file.name)
+    slopes = standard_slopes(len(q) // q.batch) if bend.standard else bend.slopes
+    slopes = slopes and of_heads(slopes, q, group, None, file.name)
     return Problem(
-        request, q, k, v, False, p.scale, file.facts["method"], p.dtype, p, inputs.notes,
+        request, q, k, v, causal=False, scale=p.scale, method=file.facts["method"], precision=p.dtype, params=p,
+        notes=inputs.notes,
         local=p.window if p.local else None, sink_logits=sinks and of_heads(sinks, q, group, None, file.name),
-        bend=replace(bend, slopes=slopes),
+        bend=Bend(bend.cap, slopes),
     )  # fmt: skip
 
 

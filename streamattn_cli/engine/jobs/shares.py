@@ -16,7 +16,7 @@ from streamattn_cli.engine.jobs.pieces import Piece
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.shares import Curve, divide
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.events import Audit
 from streamattn_cli.errors import CannotMeet, UsageError
 from streamattn_cli.options import spelling
@@ -76,6 +76,7 @@ def tried(request: AttendRequest, problem: Problem) -> Tried:
 
 def tasks(sheet: Tried, job: Job) -> Iterator[PieceTask]:
     """The trials of a sheet, head by head; job: what they share."""
+    assert isinstance(job.request, AttendRequest), "memory of a sketch that is there is not divided"
     job = replace(job, request=replace(job.request, audit=AUDITED, repair=None, doubt=None), out=None, doubts=None)
     for head in range(len(sheet.problem.k)):
         for rows in sheet.sizes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 from streamattn_cli.engine.audit.together import numbered, of_heads, of_sequences
@@ -21,7 +21,7 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import Answering, AttendRequest, QueryRequest
 from streamattn_cli.engine.saving.resume import check_saveable
 from streamattn_cli.engine.watch.events import Audit, Outcome
 from streamattn_cli.engine.watch.meter import Meter
@@ -58,7 +58,7 @@ class Sheet:
     """One layer of a job, or the whole input where there are no layers: its pieces, and what they have come to."""
 
     layer: Layer | None
-    request: AttendRequest
+    request: Answering
     problem: Problem
     pieces: list[Piece]
     sources: dict[str, dict]
@@ -68,13 +68,15 @@ class Sheet:
     done: dict[int, Answered] = field(default_factory=dict)  # by the number of the piece
     resident: list[int] | None = None  # rows of every key head, where they have numbers of their own
     failed: list[StreamattnError] = field(default_factory=list)
-    command: str = "attend"
     parts: dict[str, str] = field(
         default_factory=dict
     )  # its unfinished files that a checkpoint knows of, by "out" and "doubt"
     finished: bool = False  # by an earlier run, whose outputs have their names
     before: float = 0.0  # rows that an earlier run has answered
     cleared: set[int] = field(default_factory=set)  # pieces of which nothing is saved apart any more
+    sketches: dict[int, str] = field(
+        default_factory=dict
+    )  # files of a job that is not saved, by the piece of their keys
 
     @property
     def left(self) -> list[int]:
@@ -84,18 +86,34 @@ class Sheet:
     @property
     def rows_done(self) -> float:
         """Rows that are answered; some heads of a row are a share of it."""
-        return sum(self.rows_of(at) for at in self.done)
+        return sum(self.rows_of(at) for at in self.done if not self.pieces[at].keys)
+
+    @property
+    def rows(self) -> int:
+        """Of queries, and of keys where these are pieces of their own."""
+        return (self.problem.q.rows or 0) + (self.problem.k.count if self.pieces[0].keys else 0)
 
     def rows_of(self, at: int) -> float:
-        """The same of one piece."""
+        """Those of one piece that is done."""
         first, stop = self.pieces[at].query_heads(self.problem)
         return self.done[at].rows * (stop - first) / len(self.problem.q)
+
+    def keys_of(self, at: int) -> int | None:
+        """The piece with the keys of a piece of queries, or of the same one if it is that; None where there is none."""
+        alike = (n for n, piece in enumerate(self.pieces) if piece.keys and piece.heads == self.pieces[at].heads)
+        return next(alike, None)
 
     def keep(self) -> None:
         """Make the outputs durable as they are, and let them outlive a failure."""
         for name, writer in (("out", self.writer), ("doubt", self.doubts)):
             if writer:
                 self.parts[name] = writer.keep()
+
+    @property
+    def attended(self) -> AttendRequest:
+        """The request, of a sheet of `attend`."""
+        assert isinstance(self.request, AttendRequest), "a sheet of query"
+        return self.request
 
     @property
     def name(self) -> str:
@@ -105,24 +123,37 @@ class Sheet:
     def plans(self, memory: int | None) -> Iterator[Plan]:
         """The plans of its pieces in a budget, but of heads alone that of the most. A sketch that is queried is read first."""
         largest = self.at(max(self.resident)) if self.resident else self.problem
-        held = self.problem.sketch_bytes if self.command == "query" else 0
+        held = self.problem.sketch_bytes if isinstance(self.request, QueryRequest) else 0
         memory = memory and max(1, memory - held)
         problem = replace(largest, request=replace(largest.request, threads=1, memory=memory))
-        widest = max(self.pieces, key=lambda piece: piece.query_heads(problem)[1] - piece.query_heads(problem)[0])
-        for piece in [widest] if self.pieces[0].heads else self.pieces:
-            plan = make_plan(narrow(problem, piece))
-            yield replace(plan, parts=plan.parts | {"held_by_inputs": plan.parts["held_by_inputs"] + held})
+        for piece in self._largest():
+            narrowed = narrow(problem, piece)
+            plan, read = make_plan(narrowed), held or narrowed.sketch_bytes * self.pieces[0].keys
+            yield replace(plan, parts=plan.parts | {"held_by_inputs": plan.parts["held_by_inputs"] + read})
+
+    def _largest(self) -> list[Piece]:
+        """The pieces of which one takes most memory: of those of heads, the ones of most heads and rows. The first does all
+        that any of them does."""
+        if not self.pieces[0].heads and not self.pieces[0].keys:
+            return self.pieces
+        kinds = [[piece for piece in self.pieces if piece.keys == keys] for keys in (False, True)]
+        return [max(kind, key=self._size) for kind in kinds if kind]
+
+    def _size(self, piece: Piece) -> tuple[int, int]:
+        """Heads and rows of a piece."""
+        heads, rows = piece.query_heads(self.problem), piece.rows(self.problem)
+        return heads[1] - heads[0], rows[1] - rows[0]
 
     def at(self, resident: int) -> Problem:
         """The problem with other resident rows."""
         with open_inputs(self.request.inputs, apart=True) as inputs:
-            return resolve(with_rows(self.request, resident), inputs)
+            return resolve(with_rows(self.attended, resident), inputs)
 
     def facts(self) -> dict:
         """Those of the problem; of key heads with rows of their own, these."""
         if not self.resident:
             return self.problem.facts()
-        bytes_ = resident_bytes(self.request, self.resident)
+        bytes_ = resident_bytes(self.attended, self.resident)
         mine = {"share": "adaptive", "resident_bytes": sum(bytes_), "head_rows": self.resident}
         return self.problem.facts() | {"params": mine}
 
@@ -146,49 +177,70 @@ class Sheet:
             made.stack.callback(each.abort)
             made.stack.callback(made.interrupts.on_abort(each.abort))
         place = _by_head(self.doubts.share(), len(q)) if self.doubts else None
-        return replace(self.of(made.job), out=writer.share(), doubts=place)
+        out, own = writer.share(), f"keys-{self.layer.number}" if self.layer else "keys"
+        self.sketches = {at: f"{out.path}.{own}-{at}" for at, piece in enumerate(self.pieces) if piece.keys}
+        made.stack.callback(self.forget)
+        made.stack.callback(made.interrupts.on_abort(self.forget))
+        return replace(self.of(made.job), out=out, doubts=place)
+
+    def forget(self) -> None:
+        """Remove the sketches of its keys."""
+        for path in self.sketches.values():
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
     def of(self, job: Job) -> Job:
         """The job of its pieces, without outputs."""
-        sketch = os.path.abspath(job.request.sketch) if self.command == "query" else None
-        request = replace(
-            job.request,
-            inputs=absolute(self.request.inputs),
-            output=self.request.output,
-            checkpoint=sketch,
-            resume=False,
-        )
+        request = replace(job.request, inputs=absolute(self.request.inputs), output=self.request.output)
+        if isinstance(request, QueryRequest):
+            request = replace(request, sketch=os.path.abspath(request.sketch))
+        else:
+            request = replace(request, checkpoint=None, resume=False)
         sources = {part: portable(one) for part, one in self.sources.items()}
-        return replace(job, request=request, sheet=self.name, sources=sources, command=self.command)
+        return replace(job, request=request, sheet=self.name, sources=sources)
 
-    def tasks(self, job: Job, saving: Callable[[Sheet, int], Saving] | None) -> Iterator[PieceTask]:
-        """The pieces that are left as tasks; saving: how each of them is saved."""
+    def tasks(self, job: Job, saving: Callable[[Sheet, int], Saving] | None) -> Iterator[PieceTask | None]:
+        """The pieces that are left as tasks, and None while the keys of the next one are not done; saving: how each of them is
+        saved."""
         for at in self.left:
+            keys = self.keys_of(at)
+            while keys not in (None, at) and keys not in self.done and not self.failed:
+                yield None
             own = saving(self, at) if saving else None
-            yield PieceTask(job, self.pieces[at], self.resident[at] if self.resident else None, own)
+            sketch = "" if keys is None else saving(self, keys).path if saving else self.sketches[keys]
+            yield PieceTask(job, self.pieces[at], self.resident[at] if self.resident else None, own, sketch)
 
     def audit(self) -> tuple[Audit | None, str | None]:
         """The audits of its pieces as one, or why there is none."""
-        answered = [self.done[at] for at in sorted(self.done)]
-        found = [each.audit for each in answered if each.audit]
-        if len(found) < len(answered):
-            return None, next(each.audit_reason for each in answered if not each.audit)
-        if self.pieces[0].heads:
-            return of_heads(found), None
-        ranges = [piece.rows(self.problem) for piece in self.pieces]
-        if self.pieces[0].queries:  # rows of a sequence are told with its number
+        answered = [at for at in sorted(self.done) if not self.pieces[at].keys]
+        if not all(self.done[at].audit for at in answered):
+            return None, next(self.done[at].audit_reason for at in answered if not self.done[at].audit)
+        groups: dict[object, list[int]] = {}
+        for at in answered:
+            groups.setdefault(self.pieces[at].heads, []).append(at)
+        return of_heads([self._audit_of(group) for group in groups.values()]), None
+
+    def _audit_of(self, group: list[int]) -> Audit:
+        """The audit of all rows of some heads, which these pieces have answered."""
+        ranges = [self.pieces[at].rows(self.problem) for at in group]
+        found = [audit for at in group if (audit := self.done[at].audit)]
+        if self.pieces[group[0]].queries:  # rows of a sequence are told with its number
             found = [numbered(audit, first) for audit, (first, _) in zip(found, ranges, strict=True)]
-        return of_sequences(found, [0, *(stop for _, stop in ranges)]), None
+        return of_sequences(found, [0, *(stop for _, stop in ranges)])
 
     def counts(self) -> dict[str, int]:
-        """Those of its pieces together; what all queries see is counted once."""
-        found = summed([each.counts for each in self.done.values()])
-        if self.pieces[0].queries:
-            found |= {name: count for name, count in self.done[0].counts.items() if name in OF_KEYS}
-        return found
+        """Those of its pieces together; of keys that several pieces of queries have seen, those of the first."""
+        seen, found = set(), []
+        for at, each in sorted(self.done.items()):
+            piece = self.pieces[at]
+            again = bool(piece.queries) and piece.heads in seen
+            seen.add(piece.heads)
+            found.append({name: n for name, n in each.counts.items() if not (again and name in OF_KEYS)})
+        return summed(found)
 
     def end(self, plan: Plan, meter: Meter, joint: Joint | None, apart: bool) -> Outcome | StreamattnError:
         """All pieces are answered, or one of them failed, and the job goes on without them."""
+        self.forget()
         if not self.failed:
             return self.finish(plan, meter, apart)
         for writer in filter(None, (self.writer, self.doubts)):
@@ -203,7 +255,8 @@ class Sheet:
         check_unchanged(self.files)
         audit, reason = self.audit()
         counts = self.counts()
-        if self.command == "query":
+        queried = isinstance(self.request, QueryRequest)
+        if isinstance(self.request, QueryRequest):
             written = {**self.problem.facts(), "versions": versions()}
             said = told(self.problem, self.request.sketch, counts, audit, reason)
         else:
@@ -216,7 +269,7 @@ class Sheet:
         if not apart:  # what other processes take, nobody measures here
             memory |= {"reserved": meter.baseline, "peak": meter.peak()}
         return Outcome(
-            command=self.command,
+            command="query" if queried else "attend",
             facts=written | {"threads": plan.threads},
             rows=self.problem.q.rows or 0,
             seconds=sum(each.seconds for each in self.done.values()),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from streamattn_cli.engine.planning.plan import Plan
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest, CompareRequest, PlanRequest
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.inputs.layers import PLACE, Layer, layers_of, wanted
 from streamattn_cli.rows.targets import split_target
@@ -36,13 +36,24 @@ class Joint(Protocol):
         """Leave nothing behind; does nothing after `commit`."""
 
 
+R = TypeVar("R", AttendRequest, CompareRequest, PlanRequest)
+
+
+def by_layer(request: R) -> list[tuple[Layer, R]]:
+    """The layers that a request asks for, and the request of each."""
+    return [
+        (layer, replace(request, inputs=layer.spec, local=_local(request.local, layer)))
+        for layer in layers_of(request.inputs)
+    ]
+
+
 def sheets_of(request: AttendRequest) -> list[tuple[Layer, AttendRequest]]:
-    """The layers that a request asks for, and the request of each, {layer} in the names of its files replaced."""
-    layers = layers_of(request.inputs)
-    return [(layer, _of_layer(request, layer, len(layers))) for layer in layers]
+    """The same of `attend`, {layer} in the names of its files replaced."""
+    found = by_layer(request)
+    return [(layer, _with_names(each, layer, len(found))) for layer, each in found]
 
 
-def _of_layer(request: AttendRequest, layer: Layer, count: int) -> AttendRequest:
+def _with_names(request: AttendRequest, layer: Layer, count: int) -> AttendRequest:
     names = {name: getattr(request, name) for name in ("output", "doubt", "checkpoint")}
     for name, word in names.items():
         single = word in (None, "-") or name == "checkpoint" or (name == "output" and is_joint(word))
@@ -53,7 +64,7 @@ def _of_layer(request: AttendRequest, layer: Layer, count: int) -> AttendRequest
     if count > 1 and request.top_k and PLACE not in request.output:
         raise UsageError(f"--top-k: {count} layers need a file each: -o top-{PLACE}.h5")
     filled = {name: word and word.replace(PLACE, str(layer.number)) for name, word in names.items()}
-    return replace(request, inputs=layer.spec, local=_local(request.local, layer), **filled)
+    return replace(request, **filled)
 
 
 def _local(word: str | None, layer: Layer) -> str | None:

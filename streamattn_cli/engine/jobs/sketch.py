@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.jobs.ceremony import announce, measured
-from streamattn_cli.engine.passes.open_run import check_output
+from streamattn_cli.engine.passes.open_run import files_of_request
 from streamattn_cli.engine.passes.run import SketchRun
 from streamattn_cli.engine.planning.footprint import FIRST_ROWS
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem, larger_than_data
-from streamattn_cli.engine.request.settings import AttendRequest
-from streamattn_cli.engine.saving.resume import Saved, continued, find_saved
+from streamattn_cli.engine.request.requests import RunRequest, SketchRequest
+from streamattn_cli.engine.saving.resume import Saved, checkpoint_there, continued, read_saved
 from streamattn_cli.engine.saving.saver import Saver, State, check_schema, describe
 from streamattn_cli.engine.saving.sources import absorbed, check_disjoint, check_same, key_sources
 from streamattn_cli.engine.watch.events import Finished, Listener, Outcome
@@ -30,7 +30,7 @@ from streamattn_cli.errors import (
     Interrupted,
     UsageError,
 )
-from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
+from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states, refuse_inputs
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.inputs.several_files import open_stream, wants_queries, with_own_queries
 from streamattn_cli.rows.tensors.placeholder import absent
@@ -99,22 +99,24 @@ def open_sketch_file(name: str, memory: int | None = None) -> SketchFile:
     return SketchFile(name, params, len(counters), dict(state), meta["phase"], rows, facts, absorbed(meta))
 
 
-def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, append: str | None = None) -> Outcome:
-    """Absorb keys and values into the sketch file `request.checkpoint`, after those of `append` if it is given."""
-    check_output(request, *([append] if append else []))
+def sketch(request: SketchRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
+    """Absorb keys and values into the sketch file `request.output`, after those that it holds if they are to be appended."""
+    append = request.output if request.append else None
+    if not append:
+        refuse_inputs([request.output], files_of_request(request))
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
         files = file_states(inputs.heads[part].tensor for part in "kv")
         before = open_sketch_file(append, request.memory) if append else None
-        problem = keys_problem(request, inputs, before)
-        facts, sources = sketch_facts(problem), key_sources(problem)
+        problem = keys_problem(request.run(), inputs, before)
+        facts, sources = sketch_facts(problem), key_sources(problem, request.fingerprint)
         if before:
             check_disjoint([(before.name, before.sources), (problem.k.tensor.name, sources)])
             sources = [*before.sources, *sources]
-        writer = stack.enter_context(CheckpointWriter(request.sketch))
+        writer = stack.enter_context(CheckpointWriter(request.output))
         saved = None if append else _saved(request, facts, sources)
         if saved:
-            problem = continued(problem, saved)
+            problem = continued(problem, saved, request.skip_rows)
         plan = make_plan(problem)
         announce(plan, listener, [f"going on after row {saved.done}"] if saved else [])
         with measured(plan, listener, interrupts) as ceremony:
@@ -129,7 +131,7 @@ def sketch(request: AttendRequest, listener: Listener, interrupts: Interrupts, a
             check_unchanged(files)
             writer.commit(run.sketches.save(), describe(facts, Phase.SKETCH, rows, {"absorbed": sources}, None))
         rows_before = before.rows if before else saved.done if saved else 0
-        outcome = ceremony.outcome("sketch", rows, run.counts(), request.sketch, rows_before=rows_before)
+        outcome = ceremony.outcome("sketch", rows, run.counts(), request.output, rows_before=rows_before)
     listener(Finished(outcome))
     return outcome
 
@@ -142,7 +144,7 @@ def check_sketch_name(name: str) -> None:
         )
 
 
-def learning_from_input(request: AttendRequest) -> AttendRequest:
+def learning_from_input(request: SketchRequest) -> SketchRequest:
     """The request with the queries that its input holds beside k and v, if its method learns from queries."""
     method = registry.find(request.method or "nystrom") if request.method != "auto" else None
     learns = method is None or (method.history is not None and method.history.learns)
@@ -151,11 +153,12 @@ def learning_from_input(request: AttendRequest) -> AttendRequest:
     return replace(request, inputs=with_own_queries(request.inputs))
 
 
-def _saved(request: AttendRequest, facts: dict, sources: list[dict]) -> Saved | None:
+def _saved(request: SketchRequest, facts: dict, sources: list[dict]) -> Saved | None:
     """The unfinished sketch to go on with, None to begin. Raises SourceChanged where the input is another one."""
-    saved = find_saved(request, facts, {})
-    if saved:
-        check_same(saved.name, absorbed(saved.meta), sources, "go on with the original input, or make another sketch")
+    if not checkpoint_there(request.output, request):
+        return None
+    saved = read_saved(request.output, request.memory, facts, {})
+    check_same(saved.name, absorbed(saved.meta), sources, "go on with the original input, or make another sketch")
     return saved
 
 
@@ -182,7 +185,7 @@ def _absorb(run: SketchRun, before: SketchFile | None, saved: Saved | None, save
     return run.rows
 
 
-def keys_problem(request: AttendRequest, inputs: Inputs, before: SketchFile | None) -> Problem:
+def keys_problem(request: RunRequest, inputs: Inputs, before: SketchFile | None) -> Problem:
     """The problem of a sketch: full attention whose queries are unknown, or known only as a sample."""
     if request.method == "auto":  # which takes exact attention only where no budget was given
         request = replace(request, resident_rows=request.budget)

@@ -17,7 +17,7 @@ from streamattn_cli.engine.jobs.ceremony import announce, measured
 from streamattn_cli.engine.jobs.executors import Engine, find_engine
 from streamattn_cli.engine.jobs.job_checkpoint import JobCheckpoint
 from streamattn_cli.engine.jobs.piece_run import Job, PieceTask, answer_piece, opened
-from streamattn_cli.engine.jobs.pieces import PIECES, cut, cut_queries
+from streamattn_cli.engine.jobs.pieces import PIECES, Piece, cut, query_ranges
 from streamattn_cli.engine.jobs.shares import shares, tried
 from streamattn_cli.engine.jobs.shares import tasks as trial_tasks
 from streamattn_cli.engine.jobs.sheet import Outputs, Sheet
@@ -27,7 +27,7 @@ from streamattn_cli.engine.jobs.tasks import check_room, divided, in_order
 from streamattn_cli.engine.passes.open_run import check_output
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import Answering, AttendRequest, QueryRequest
 from streamattn_cli.engine.saving.resume import checkpoint_there
 from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome, Progress
 from streamattn_cli.engine.watch.meter import Meter
@@ -56,26 +56,27 @@ def attend_spread(request: AttendRequest, listener: Listener, interrupts: Interr
     return _run(request, engine, sheets, results, listener, interrupts, began)
 
 
-def query_spread(request: AttendRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
+def query_spread(request: QueryRequest, listener: Listener, interrupts: Interrupts) -> Outcome:
     """Answer queries from a sketch file on an engine, some rows of them in each piece. Raises what `query` does."""
     began = time.monotonic()
     engine = find_engine(request.engine or "threads")
-    sheet = _sheet(None, request, PIECES, "query")
+    sheet = _sheet(None, request, PIECES)
     return _run(request, engine, [sheet], {None: None}, listener, interrupts, began)
 
 
 def _run(
-    request: AttendRequest, engine: Engine, sheets: list[Sheet], results: Results, listener: Listener, interrupts: Interrupts,
+    request: Answering, engine: Engine, sheets: list[Sheet], results: Results, listener: Listener, interrupts: Interrupts,
     began: float,
 ) -> Outcome:  # fmt: skip
     """All pieces of the sheets, into their outputs, as one outcome."""
     with ExitStack() as stack:
+        attended = request if isinstance(request, AttendRequest) else None
         saved = None
-        if request.checkpoint and sheets[0].command != "query":
-            saved = stack.enter_context(JobCheckpoint(request, sheets))
+        if attended and attended.checkpoint:
+            saved = stack.enter_context(JobCheckpoint(attended, sheets))
         plan, workers, share = _planned(sheets, engine)
         announce(plan, listener, _resumed(sheets), **_counts(sheets, workers, engine))
-        joint = _joint(request, sheets, len(results), saved)
+        joint = _joint(attended, sheets, len(results), saved) if attended else None
         if joint:
             stack.callback(joint.abort)
         first = next(sheets[0].plans(share))
@@ -89,7 +90,7 @@ def _run(
             places = [(sheet, at) for sheet in sheets for at in sheet.left]
             ongoing.end_those_without_pieces()
             progress = _Told(sheets, plan, ceremony.meter, began)
-            found = in_order(workforce, do, ongoing.tasks(), interrupts, request.keep_going)
+            found = in_order(workforce, do, ongoing.tasks(), interrupts, bool(attended and attended.keep_going))
             with _saving(saved, joint):
                 for (sheet, at), answered in zip(places, stack.enter_context(closing(found)), strict=True):
                     if isinstance(answered, StreamattnError):
@@ -100,7 +101,7 @@ def _run(
                     ongoing.reached(sheet, progress.rows)
             layers, ended = _known(results)
             one = ended[0]
-            outcome = one if isinstance(one, Outcome) and not layers else together(request, layers, ended)
+            outcome = one if isinstance(one, Outcome) and not layers else together(request.output, layers, ended)
             if joint:
                 joint.commit()
             if saved:
@@ -128,7 +129,7 @@ class _Ongoing:
                     sheet.open(self.outputs)
                 self._end(sheet)
 
-    def tasks(self) -> Iterator[PieceTask]:
+    def tasks(self) -> Iterator[PieceTask | None]:
         """The pieces that are left; the outputs of a sheet are made when it is its turn."""
         for sheet in self.sheets:
             if sheet.left:
@@ -185,7 +186,7 @@ def plan_spread(request: AttendRequest) -> Plan:
     return _planned(sheets, engine)[0]
 
 
-def _job(request: AttendRequest, share: int | None, engine: Engine) -> Job:
+def _job(request: Answering, share: int | None, engine: Engine) -> Job:
     """What all pieces of a run share."""
     told = replace(request, memory=share, threads=1)
     return Job(told, "", {}, None, None, OURS, engine.word)
@@ -195,7 +196,7 @@ def _give_shares(
     request: AttendRequest, sheets: list[Sheet], engine: Engine, listener: Listener, interrupts: Interrupts
 ) -> None:
     """Try every key head, and give each its resident rows."""
-    trials = [tried(sheet.request, sheet.problem) for sheet in sheets]
+    trials = [tried(sheet.attended, sheet.problem) for sheet in sheets]
     for sheet, trial in zip(sheets, trials, strict=True):
         sheet.resident = [trial.sizes[-1]] * len(sheet.problem.k)  # what memory must suffice for meanwhile
     plan, workers, share = _planned(sheets, engine)
@@ -224,7 +225,9 @@ def _sheets(request: AttendRequest) -> tuple[list[Sheet], Results]:
         if getattr(request, name):
             raise UsageError(f"--engine: {spelling(name)} is for runs that are not cut into pieces; omit one of them")
     requests = sheets_of(request) if request.inputs.layer else [(None, request)]
-    refuse_existing([each.output for _, each in requests], request.force or checkpoint_there(request))
+    refuse_existing(
+        [each.output for _, each in requests], request.force or checkpoint_there(request.checkpoint, request)
+    )
     most = ceil(PIECES / len(requests))
     sheets: list[Sheet] = []
     results: Results = {layer: None for layer, _ in requests}
@@ -236,7 +239,7 @@ def _sheets(request: AttendRequest) -> tuple[list[Sheet], Results]:
                 raise
             results[layer] = error
     if not sheets:
-        together(request, *_known(results))  # raises the worst
+        together(request.output, *_known(results))  # raises the worst
     return sheets, results
 
 
@@ -245,19 +248,22 @@ def _known(results: Results) -> tuple[list[Layer], list[Outcome | StreamattnErro
     return [layer for layer in results if layer], [result for result in results.values() if result]
 
 
-def _sheet(layer: Layer | None, request: AttendRequest, most: int, command: str = "attend") -> Sheet:
+def _sheet(layer: Layer | None, request: Answering, most: int) -> Sheet:
     if request.output == "-" or check_target(request.output) == "special":
         raise UsageError(f"-o {request.output}: --engine writes to files; give -o FILE.npy or FILE.h5")
-    check_output(request, *([request.sketch] if command == "query" else []))
-    with opened(request, command) as (problem, sources, files, _):
+    check_output(request)
+    with opened(request) as (problem, sources, files, _):
         for heads in (problem.q, problem.k, problem.v):
             if not heads.tensor.seekable:
                 raise CannotMeet(
                     f"{heads.tensor.name}: a pipe passes once and cannot be cut into pieces; omit --engine, or write the rows "
                     "to a file first"
                 )
-        pieces = cut_queries(problem, most) if command == "query" else cut(problem, most, request.share == "adaptive")
-        return Sheet(layer, request, problem, pieces, sources, files, command=command)
+        if isinstance(request, QueryRequest):
+            pieces = [Piece(queries=each) for each in query_ranges(problem, most)]
+        else:
+            pieces = cut(problem, most, request.share == "adaptive")
+        return Sheet(layer, request, problem, pieces, sources, files)
 
 
 def _plans(sheets: list[Sheet], memory: int | None) -> Iterator[Plan]:
@@ -272,7 +278,7 @@ def _planned(sheets: list[Sheet], engine: Engine) -> tuple[Plan, int, int | None
         return max(_plans(sheets, share), key=lambda plan: plan.projected)
 
     whole = one(sheets[0].request.memory)
-    asked = replace(whole, problem=replace(whole.problem, request=sheets[0].request))  # --threads as typed
+    asked = replace(whole, problem=replace(whole.problem, request=sheets[0].request.run()))  # --threads as typed
     found, workers, share = divided(asked, engine, sum(len(s.pieces) for s in sheets), lambda _workers: 0, one)
     parts = {name: size * (1 if engine.remote else workers) for name, size in found.parts.items()}
     problem = replace(sheets[0].problem, notes=tuple(dict.fromkeys(n for s in sheets for n in s.problem.notes)))
@@ -281,7 +287,7 @@ def _planned(sheets: list[Sheet], engine: Engine) -> tuple[Plan, int, int | None
 
 def _whole(sheet: Sheet) -> Plan:
     """Of a sheet, for the shape of its output alone."""
-    return Plan(sheet.problem, 1, 0, 0, 0, (), 0, None, 0, {}, None)
+    return Plan(sheet.problem, threads=1)
 
 
 def _counts(sheets: list[Sheet], workers: int, engine: Engine) -> dict:
@@ -290,12 +296,12 @@ def _counts(sheets: list[Sheet], workers: int, engine: Engine) -> dict:
 
 
 class _Told:
-    """Makes the progress of a job: rows of all sheets, of which a piece answers a share."""
+    """Makes the progress of a job: rows of all sheets, of which a piece reads a share."""
 
     def __init__(self, sheets: list[Sheet], plan: Plan, meter: Meter, began: float):
-        self._total = sum(sheet.problem.q.rows or 0 for sheet in sheets)
+        self._total = sum(sheet.rows for sheet in sheets)
         self._plan, self._meter, self._began = plan, meter, began
-        self._before = sum(sheet.before for sheet in sheets)
+        self._before = sum(sheet.rows_of(at) for sheet in sheets for at in sheet.done)
         self.rows, self._bytes, self._sheets = self._before, 0, sheets
 
     def __call__(self, sheet: Sheet, at: int) -> Progress:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from streamattn_cli.engine.audit.together import of_layers
-from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Failed, LayerResult, Outcome
 from streamattn_cli.errors import StreamattnError
 from streamattn_cli.rows.inputs.layers import Layer
 
 
-def together(request: AttendRequest, layers: list[Layer], results: list[Outcome | StreamattnError]) -> Outcome:
+def together(output: str, layers: list[Layer], results: list[Outcome | StreamattnError]) -> Outcome:
     """One outcome for all layers: sums, the largest peak, and the error over all rows and heads that were audited.
 
     results: of each layer its outcome, or why it failed. Raises the worst of the failures where there is nothing else.
@@ -39,7 +38,7 @@ def together(request: AttendRequest, layers: list[Layer], results: list[Outcome 
         memory=last.memory | {key: max(sizes) for key in ("projected", "peak") if (sizes := _sizes(outcomes, key))},
         counts=summed([o.counts for o in outcomes]),
         audit=of_layers(audits) if len(audits) == len(outcomes) else None,
-        output=request.output,
+        output=output,
         notes=tuple(dict.fromkeys(note for o in outcomes for note in o.notes)),
         series={},
         layers=parts,
@@ -57,8 +56,9 @@ def _part(layer: Layer, result: Outcome | StreamattnError) -> LayerResult:
     audit = result.audit
     return LayerResult(
         layer.number, layer.group, result.rows, result.seconds, result.memory.get("peak"), result.output,
-        audit.method if audit else None,
-        tuple(head.error for head in audit.heads) if audit else (), tuple(result.facts["params"].get("head_rows", ())),
+        error=audit.method if audit else None,
+        heads=tuple(head.error for head in audit.heads) if audit else (),
+        head_rows=tuple(result.facts["params"].get("head_rows", ())),
     )  # fmt: skip
 
 

@@ -56,20 +56,25 @@ def in_worker(task: T, work: Callable[[T, Interrupts], R], stop: Stop | None = N
 
 @overload
 def in_order(
-    opened: Opened, do: Callable[[T], R], tasks: Iterable[T], interrupts: Interrupts, keep_going: Literal[False] = False
+    opened: Opened,
+    do: Callable[[T], R],
+    tasks: Iterable[T | None],
+    interrupts: Interrupts,
+    keep_going: Literal[False] = False,
 ) -> Generator[R, None, None]: ...
 @overload
 def in_order(
-    opened: Opened, do: Callable[[T], R], tasks: Iterable[T], interrupts: Interrupts, keep_going: bool
+    opened: Opened, do: Callable[[T], R], tasks: Iterable[T | None], interrupts: Interrupts, keep_going: bool
 ) -> Generator[R | StreamattnError, None, None]: ...
 def in_order(
     opened: Opened,
     do: Callable[[T], R],
-    tasks: Iterable[T],
+    tasks: Iterable[T | None],
     interrupts: Interrupts,
     keep_going: bool = False,
 ) -> Generator[R | StreamattnError, None, None]:
-    """The results of all tasks in their order, at most `opened.width` of them under way or waiting.
+    """The results of all tasks in their order, at most `opened.width` of them under way or waiting. None among the tasks: the
+    next one needs a result that is not there yet.
 
     When one fails, or a signal asks for an end, the others are told to stop. keep_going: the error of a task is handed back in
     place of its result, and the others go on. What a lost process had under way is done again.
@@ -98,10 +103,11 @@ def in_order(
 
     try:
         for task in tasks:
-            if len(waiting) == opened.width:
+            if task is None or len(waiting) == opened.width:
                 yield next_result()
                 waiting.popleft()
-            waiting.append((task, opened.executor.submit(do, task)))
+            if task is not None:
+                waiting.append((task, opened.executor.submit(do, task)))
         while waiting:
             yield next_result()
             waiting.popleft()

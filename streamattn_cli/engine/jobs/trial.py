@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from streamattn_cli.engine.audit.audit import Auditing
 from streamattn_cli.engine.audit.estimate import Design
+from streamattn_cli.engine.jobs.ceremony import measured
 from streamattn_cli.engine.jobs.executors import Stop
 from streamattn_cli.engine.jobs.tasks import SEEN, identities, in_worker
 from streamattn_cli.engine.passes.open_run import pass_of
-from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.passes.run import Run
-from streamattn_cli.engine.passes.warm import give_back, warm
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.engine.saving.sources import check_same
 from streamattn_cli.engine.watch.events import Audit, Listener, Started
-from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.lanes import Answers
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
@@ -63,7 +60,7 @@ class TrialTask:
 
     label: str
     budget: int
-    settings: AttendRequest | str
+    settings: RunRequest | str
     design: Design
     sources: dict[str, dict]
     version: str
@@ -109,14 +106,14 @@ def _try(task: TrialTask, interrupts: Interrupts) -> Tried:
         )
 
 
-def for_worker(settings: AttendRequest | str) -> AttendRequest | str:
+def for_worker(settings: RunRequest | str) -> RunRequest | str:
     """The request of a trial as a worker gets it."""
     if isinstance(settings, str):
         return settings
     return replace(settings, inputs=absolute(settings.inputs), threads=1)
 
 
-def planned(settings: AttendRequest | str, inputs: Inputs) -> Plan | None:
+def planned(settings: RunRequest | str, inputs: Inputs) -> Plan | None:
     """The plan of a trial, None where it cannot run."""
     if isinstance(settings, str):
         return None
@@ -134,7 +131,7 @@ def refused(label: str, budget: int, why: str) -> Trial:
 def attempt(
     label: str,
     budget: int,
-    settings: AttendRequest,
+    settings: RunRequest,
     inputs: Inputs,
     design: Design,
     listener: Listener,
@@ -145,18 +142,14 @@ def attempt(
     try:
         plan = make_plan(resolve(settings, inputs))
         listener(Started(plan.to_dict()))
-        warm(plan, lambda event: None)
-        give_back()
         heard = _Listening(design, len(plan.problem.q), plan.problem.v.dim)
-        with Meter() as meter:
-            began = time.monotonic()
-            watch = Watch(listener, interrupts, meter, plan.allowed, plan.sketch_bytes)
-            run = Run(plan, watch, pass_of(plan), Nowhere(), auditor=heard)
+        with measured(plan, listener, interrupts, again=True) as ceremony:
+            run = Run(plan, ceremony.watch, pass_of(plan), Nowhere(), auditor=heard)
             try:
                 rows = run.go()[0]
             finally:
                 run.close()
-            seconds = time.monotonic() - began
+            seconds = ceremony.seconds
     except REFUSED as error:
         return refused(label, budget, str(error)), None
     trial = Trial(
@@ -164,19 +157,19 @@ def attempt(
         label.partition(":")[0],
         budget,
         _changed(settings),
-        plan.problem.facts()["params"],
-        plan.sketch_bytes,
-        rows,
-        seconds,
-        plan.projected,
-        meter.peak() if alone else None,
+        params=plan.problem.facts()["params"],
+        resident_bytes=plan.sketch_bytes,
+        rows=rows,
+        seconds=seconds,
+        projected=plan.projected,
+        peak=ceremony.meter.peak() if alone else None,
     )
     return trial, heard.approx
 
 
-def _changed(request: AttendRequest) -> dict:
+def _changed(request: RunRequest) -> dict:
     """What of a request decides its method, as options of `attend`."""
-    plain = AttendRequest(request.inputs)
+    plain = RunRequest(request.inputs)
     names = (
         "method", "resident_rows", "effort", "bits", "score", "sinks", "window", "buffer", "atoms", "degree", "polynomial",
         "beta",

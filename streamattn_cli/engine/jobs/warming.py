@@ -10,7 +10,7 @@ import numpy as np
 from streamattn_cli.engine.passes.warm import COMPILING, warm
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.kernels import jit
@@ -35,13 +35,11 @@ def warm_all(listener: Listener, interrupts: Interrupts) -> dict:
     return {"methods": [method.name for method in registry.usable()], "kernels": count.kernels}
 
 
-def _requests() -> list[tuple[str, AttendRequest]]:
+def _requests() -> list[tuple[str, RunRequest]]:
     """Every method, dtype and mode, and the settings that have kernels of their own."""
     found = []
     for dtype, method, causal in product(HELD.values(), (m.name for m in registry.usable()), (True, False)):
-        plain = AttendRequest(
-            method=method, causal=causal, resident_rows=256, audit=8, degree=2, max_error=float("inf")
-        )
+        plain = RunRequest(method=method, causal=causal, resident_rows=256, audit=8, degree=2, max_error=float("inf"))
         if method == "exact" or method == "poly":
             plain = replace(plain, resident_rows=None)
         found.append((dtype, plain))

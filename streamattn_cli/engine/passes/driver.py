@@ -78,7 +78,15 @@ class Driver:
             assert stop is not None, "sequences are of known rows"
             size, total = min(size, stop - start), tensors[0].rows
         self._blocks = ReadAhead(
-            tensors, start, stop, size, SLOTS, self.watch.interrupts.check, IN_WORK, ends, self.reading
+            tensors,
+            start,
+            stop,
+            size,
+            SLOTS,
+            self.watch.interrupts.check,
+            lent=IN_WORK,
+            ends=ends,
+            reading=self.reading,
         )
         self._teller = Teller(self.watch, self._blocks, phase, total, start, self._error)
         rows = pump(self._blocks, take, self.watch, self._teller, self._reached if resumable else None)

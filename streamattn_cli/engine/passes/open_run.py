@@ -13,7 +13,7 @@ from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.passes.run import Run, auditor_of, lanes_of
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest, QueryRequest, Request
 from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.errors import NonFinite, UsageError
 from streamattn_cli.options import files_of
@@ -45,25 +45,41 @@ def pass_of(plan: Plan) -> type[Pass]:
     return Full
 
 
-def check_output(request: AttendRequest, *sketches: str) -> None:
+def check_output(request: AttendRequest | QueryRequest) -> None:
     """Refuse an output that cannot be opened, or that is an input, without touching anything. Raises UsageError and
-    OutputFailed. sketches: inputs beside those of the request."""
+    OutputFailed."""
+    written = [request.output, side_of(request.output)]
+    if isinstance(request, QueryRequest):
+        refuse_inputs((*written, *numbered(request.output)), (*files_of_request(request), request.sketch))
+        goes_on = False
+    else:
+        written += [request.doubt, side_of(request.doubt)]
+        refuse_inputs((*written, *numbered(request.output), request.checkpoint), files_of_request(request))
+        names = "-o", "-o", "--doubt", "--doubt", "--checkpoint"
+        refuse_same(zip(names, (*written, request.checkpoint), strict=True))
+        _check_kind(request)
+        goes_on = request.resume and request.checkpoint is not None and os.path.exists(request.checkpoint)
+    if request.output != "-":
+        check_target(request.output)
+    refuse_existing(written, request.force or goes_on)
+
+
+def files_of_request(request: Request) -> list[str | None]:
+    """The words of a request that may name a file that is read."""
     spec = request.inputs
-    written = request.output, side_of(request.output), request.doubt, side_of(request.doubt)
-    checkpoint = request.checkpoint if request.checkpoint not in sketches else None
-    inputs = spec.input, *spec.more, *files_of(spec), *files_of(request), *sketches
-    refuse_inputs((*written, *numbered(request.output), checkpoint), inputs)
-    refuse_same(zip(("-o", "-o", "--doubt", "--doubt", "--checkpoint"), (*written, checkpoint), strict=True))
+    return [spec.input, *spec.more, *files_of(spec), *files_of(request)]
+
+
+def _check_kind(request: AttendRequest) -> None:
+    """Refuse (UsageError) outputs that cannot be what is asked for."""
     if request.doubt:
         _check_doubt(request, request.doubt)
     if request.top_k:
         from streamattn_cli.rows.writers.hdf5sparse import check_sparse
 
         check_sparse(request.output)
-    if request.output != "-":
-        check_target(request.output)
-    goes_on = request.resume and request.checkpoint is not None and os.path.exists(request.checkpoint)
-    refuse_existing(written, request.force or goes_on)
+    if request.repair and request.output == "-":
+        raise UsageError("--repair: standard output cannot be written twice; give -o FILE.npy or -o FILE.h5")
 
 
 def _check_doubt(request: AttendRequest, doubt: str) -> None:
@@ -83,26 +99,24 @@ def open_doubt(problem: Problem, going_on: tuple[str, int] | None, tag: str | No
     return open_writer(name, problem.q.rows, 1, len(problem.q), "f2", "TD", going_on=going_on, tag=tag)
 
 
-def check_finite(counts: dict[str, int], request: AttendRequest) -> None:
+def check_finite(counts: dict[str, int], nan_policy: str, output: str) -> None:
     """Refuse (NonFinite) to write answers that are not finite, unless --nan-policy drop allows it."""
     count = counts.get("not_finite_answers", 0)
     if not counts.get("dropped_keys"):  # a query that saw no token, and was not guarded, had no finite logit
         count += max(0, counts.get("unanswered_queries", 0) - counts.get("guarded_queries", 0))
-    if count and request.nan_policy != "drop":
-        piped = request.output == "-"
+    if count and nan_policy != "drop":
+        piped = output == "-"
         written = "those before the end were written already" if piped else "nothing was written"
         raise NonFinite(
-            f"{'standard output' if piped else request.output}: {count} answers are not finite in the output: sums of values, "
+            f"{'standard output' if piped else output}: {count} answers are not finite in the output: sums of values, "
             f"logits or --out-dtype go beyond the range of the dtype; {written}. Use a wider --out-dtype, scale values or "
             "logits down, or write them with --nan-policy drop"
         )
 
 
-def open_sparse(problem: Problem, k: int, tag: str | None) -> Writer:
+def open_sparse(problem: Problem, output: str, k: int, tag: str | None) -> Writer:
     """The writer of --top-k; tag: see open_writer."""
     from streamattn_cli.rows.writers.hdf5sparse import TopKWriter
 
-    r = problem.request
-    check_output(r)
     heaps = problem.sketches is None or problem.sketches.heaps
-    return TopKWriter(r.output, k, len(problem.q), problem.v.dim, r.deviation, heaps, tag)
+    return TopKWriter(output, k, len(problem.q), problem.v.dim, problem.request.deviation, heaps, tag)

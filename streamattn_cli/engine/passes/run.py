@@ -185,6 +185,13 @@ class SketchRun:
         """Absorb all rows of other tensors like those of the problem, from this row on."""
         self._keys.absorb(None, start, (k, v), block_rows)
 
+    def check(self, k: np.ndarray, v: np.ndarray, row: int) -> None:
+        """Refuse (NonFinite) what absorbing these rows, blocks of (O, n, I), would refuse, before a sketch has seen any of them.
+        row: the number of the first."""
+        if self.problem.request.nan_policy != "drop":
+            for lane in self.driver.lanes:
+                lane.pass_over(k, v, k.shape[1], row, self.driver.workers.works[0])
+
     def resume(self, saved: Saved) -> None:
         """Take up the state of a checkpoint."""
         self.sketches.load(saved.state, saved.name)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from streamattn_cli.engine.planning.adviser import SHORT, logit_spread, predicted_poly_error, sample_rows
 from streamattn_cli.engine.planning.parameters import poly_bytes
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.tensor import RowTensor
 from streamattn_cli.sketches.budget import row_bytes
@@ -50,7 +50,7 @@ def _unreadable(tensor: RowTensor) -> bool:
 
 
 def choose(
-    request: AttendRequest, head: HeadParams, rows: int | None, seekable: bool, spread: dict | None, bent: bool = False
+    request: RunRequest, head: HeadParams, rows: int | None, seekable: bool, spread: dict | None, bent: bool = False
 ) -> Choice:
     """The method for key heads like `head` over `rows` rows (None: unknown) and logits of that spread, bent or not."""
     if bent:
@@ -69,7 +69,7 @@ def choose(
     return Choice("nystrom", f"{told}, too far apart for a polynomial of the same size")
 
 
-def poly_degree(request: AttendRequest, head: HeadParams, budget: int, std: float) -> int | None:
+def poly_degree(request: RunRequest, head: HeadParams, budget: int, std: float) -> int | None:
     """The degree that is worth its memory: the largest within `budget` bytes, but no larger than FINE needs."""
     found = None
     for degree in DEGREES:
@@ -82,8 +82,8 @@ def poly_degree(request: AttendRequest, head: HeadParams, budget: int, std: floa
 
 
 def decided(
-    request: AttendRequest, inputs: Inputs, head: HeadParams, causal: bool, first_query: int, bent: bool
-) -> tuple[AttendRequest, str]:
+    request: RunRequest, inputs: Inputs, head: HeadParams, causal: bool, first_query: int, bent: bool
+) -> tuple[RunRequest, str]:
     """A request of `--method auto` with its method, and a note that says why."""
     parts = inputs.parts
     seekable = all(h.tensor.seekable for h in parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.errors import UsageError
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.head import HeadParams, spec_bytes
@@ -12,7 +12,7 @@ from streamattn_cli.sketches.method import OPTIONS, MethodOptions
 
 
 def head_params(
-    request: AttendRequest, method: str, head: HeadParams, causal: bool, stream: int | None
+    request: RunRequest, method: str, head: HeadParams, causal: bool, stream: int | None
 ) -> HeadParams | None:  # fmt: skip
     """The parameters of one head for a method, from those that the input decides; None for `exact`. UsageError where they
     make no sense."""
@@ -23,11 +23,11 @@ def head_params(
     return found
 
 
-def unused(request: AttendRequest, method: str) -> list[str]:
+def unused(request: RunRequest, method: str) -> list[str]:
     """A note for every option that was given and has no meaning for this method."""
     if method == "auto":
         return []
-    plain, known = {f.name: f.default for f in fields(AttendRequest)}, registry.find(method).options
+    plain, known = {f.name: f.default for f in fields(RunRequest)}, registry.find(method).options
     return [
         f"--{name.replace('_', '-')} has no meaning for --method {method}"
         for name in OPTIONS
@@ -35,7 +35,7 @@ def unused(request: AttendRequest, method: str) -> list[str]:
     ]
 
 
-def poly_bytes(request: AttendRequest, head: HeadParams, degree: int) -> int:
+def poly_bytes(request: RunRequest, head: HeadParams, degree: int) -> int:
     """Bytes of the state of poly of this degree for one key head."""
     params = head_params(replace(request, degree=degree), "poly", head, False, None)
     return spec_bytes(params.state_spec()) if params else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streamattn_cli.engine.planning.sketch_memory import sketch_account
 from streamattn_cli.engine.request.problem import Problem
@@ -14,15 +14,15 @@ class Plan:
 
     problem: Problem
     threads: int
-    block_rows: int
-    query_block_rows: int  # blocks of the pass over queries, where that is a pass of its own
-    query_rows: int  # queries that `exact` holds at a time, 0 for other methods
-    passes: tuple[str, ...]
-    audit_rows: int
-    audit_reason: str | None
-    repair_rows: int
-    parts: dict[str, int]
-    allowed: int | None
+    block_rows: int = 0
+    query_block_rows: int = 0  # blocks of the pass over queries, where that is a pass of its own
+    query_rows: int = 0  # queries that `exact` holds at a time, 0 for other methods
+    passes: tuple[str, ...] = ()
+    audit_rows: int = 0
+    audit_reason: str | None = None
+    repair_rows: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
+    allowed: int | None = None
 
     @property
     def whole_sequences(self) -> bool:

@@ -13,17 +13,19 @@ from streamattn_cli.engine.planning.value_units import in_units
 from streamattn_cli.engine.planning.variants import (
     answered_by_window,
     bend,
+    beside_config,
     cannot_bend,
     local_params,
     local_window,
     sink_logits,
 )
 from streamattn_cli.engine.request.problem import Problem
+from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.engine.request.scale import scale_value
-from streamattn_cli.engine.request.settings import AttendRequest
 from streamattn_cli.engine.watch.events import Decision
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.inputs.checks import range_notes
+from streamattn_cli.rows.inputs.modelconfig import config_beside
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads, group_size
 from streamattn_cli.rows.tensors.ranges import RangeTensor
@@ -32,8 +34,10 @@ from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
+UNITS = "{}: values as far from 1 as 2^60 in the first rows: they are counted in powers of two"
 
-def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Problem:
+
+def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Problem:
     """Decide mode, method, scale and parameters. Raises UsageError (2), InputMalformed (4) or CannotMeet (11).
 
     `growing`: more rows may follow, or be merged in, so that a few rows are not simply kept whole.
@@ -48,10 +52,7 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
     request, shares = _of_layer(request, len(k), head_of(q, k, v, 1.0)) if of_layer else in_rows(request, inputs)
     notes = [*inputs.notes, *shares]
     causal = _causal(request, inputs, notes)
-    if v.units:
-        notes.append(
-            f"{v.tensor.name}: values as far from 1 as 2^60 in the first rows: they are counted in powers of two"
-        )
+    notes += [UNITS.format(v.tensor.name)] if v.units else []
     scale = _scale(request.scale, inputs, k.dim, notes)
     local = local_window(request, inputs, notes)
     if local and not (causal or growing):
@@ -60,6 +61,11 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
         )
     sinks = sink_logits(request, inputs, growing, notes)
     bent = bend(request, inputs, causal, growing, notes)
+    notes += beside_config(
+        request,
+        inputs,
+        {"scale": scale, "local": local, "softcap": bent.cap or None} | ({} if growing else {"causal": causal}),
+    )
     method = request.method or ("poly" if request.sketches or request.eps else "nystrom")
     if local and method != "exact":
         request, why = answered_by_window(request, method, local)
@@ -93,13 +99,13 @@ def resolve(request: AttendRequest, inputs: Inputs, growing: bool = False) -> Pr
     if bent and params and params.history:
         raise cannot_bend(bent, method, k.tensor.name)
     return Problem(
-        request, q, k, v, causal, scale, method, head.dtype, params, tuple(notes), local=local, sink_logits=sinks,
+        request, q, k, v, causal, scale, method, head.dtype, params=params, notes=tuple(notes), local=local, sink_logits=sinks,
         bend=bent, first_query=first_query, shorter=shorter,
     )  # fmt: skip
 
 
 def _parameters(
-    request: AttendRequest,
+    request: RunRequest,
     method: str,
     head: HeadParams,
     causal: bool,
@@ -144,7 +150,7 @@ def _as_many(q: Heads, k: Heads) -> bool:
     return q.tensor is not k.tensor and (q.rows is None or keys is None or q.rows >= keys)
 
 
-def _check_sequences(request: AttendRequest, method: str, causal: bool, q: Heads, k: Heads) -> list[str]:
+def _check_sequences(request: RunRequest, method: str, causal: bool, q: Heads, k: Heads) -> list[str]:
     """Refuse what several sequences cannot be asked; a note that says how many there are."""
     name, count = k.tensor.name, len(k.several)
     for option, given in (("--top-k", request.top_k), ("--sketches", request.sketches)):
@@ -167,7 +173,7 @@ def _check_sequences(request: AttendRequest, method: str, causal: bool, q: Heads
     return [f"{name}: {count} sequences of {rows} each; attention stays within them"]
 
 
-def in_rows(request: AttendRequest, inputs: Inputs) -> tuple[AttendRequest, list[str]]:
+def in_rows(request: RunRequest, inputs: Inputs) -> tuple[RunRequest, list[str]]:
     """The request with --resident-rows as a number where it is a share of the keys, and a note that says how many."""
     word = request.resident_rows
     if not isinstance(word, str):
@@ -180,7 +186,7 @@ def in_rows(request: AttendRequest, inputs: Inputs) -> tuple[AttendRequest, list
     return replace(request, resident_rows=rows), [f"--resident-rows {word} of {keys} keys: {rows}"]
 
 
-def _of_layer(request: AttendRequest, heads: int, head: HeadParams) -> tuple[AttendRequest, list[str]]:
+def _of_layer(request: RunRequest, heads: int, head: HeadParams) -> tuple[RunRequest, list[str]]:
     """The request with the resident rows of one key head that --memory-per-layer has room for, and a note that says so."""
     bytes_, one = request.memory_per_layer or 0, heads * row_bytes(head)
     if request.resident_rows is not None:
@@ -192,21 +198,29 @@ def _of_layer(request: AttendRequest, heads: int, head: HeadParams) -> tuple[Att
     return replace(request, resident_rows=rows), [told]
 
 
-def _all_fit(request: AttendRequest, rows: int) -> bool:
+def _all_fit(request: RunRequest, rows: int) -> bool:
     """Whether the budget holds every row, and no part of it was chosen by hand."""
     by_hand = (request.window, request.atoms, request.buffer)
     return by_hand == (None, None, None) and rows <= request.budget
 
 
-def _causal(request: AttendRequest, inputs: Inputs, notes: list[str]) -> bool:
+def _causal(request: RunRequest, inputs: Inputs, notes: list[str]) -> bool:
     if request.causal is not None:
         return request.causal
     said = inputs.attrs.get("causal")
     q, k, _ = inputs.parts
     interleaved = not q.tensor.seekable and q.tensor is k.tensor
     causal = bool(said) if said is not None else interleaved
-    why = "the file says so" if said is not None else "q, k and v come row by row" if causal else "the default"
+    why = (
+        f"{inputs.source('causal')} says so"
+        if said is not None
+        else "q, k and v come row by row"
+        if causal
+        else "the default"
+    )
     text = f"attention is {'causal' if causal else 'full'} ({why}; --causal or --full decides)"
+    beside = config_beside(request.inputs) if why == "the default" else None
+    text += f"; {beside} says more of it: --config {beside}" if beside else ""
     notes.append(Decision(text) if why == "the default" else text)
     return causal
 
@@ -214,14 +228,14 @@ def _causal(request: AttendRequest, inputs: Inputs, notes: list[str]) -> bool:
 def _scale(word: str | None, inputs: Inputs, dim: int, notes: list[str]) -> float:
     if word is None:
         if "scale" in inputs.attrs:
-            notes.append(f"scale {inputs.attrs['scale']:g} is taken from the file")
+            notes.append(f"scale {inputs.attrs['scale']:g} is taken from {inputs.source('scale')}")
             word = str(inputs.attrs["scale"])
         else:
             word = "sqrt"
     return scale_value(word, dim)
 
 
-def _rope(request: AttendRequest, inputs: Inputs, method: str, causal: bool, notes: list[str]) -> str | None:
+def _rope(request: RunRequest, inputs: Inputs, method: str, causal: bool, notes: list[str]) -> str | None:
     """Rotary positions as one word (see rope_word), None where there are none or they are of no use."""
     word = None
     if request.rope is not None:
@@ -249,8 +263,8 @@ def _rope_of_file(inputs: Inputs, notes: list[str]) -> str | None:
         return None
     if pairs is None:
         notes.append(
-            f"the file says rope_theta, but not rope_pairs: with --rope {theta}:half or :interleaved, whichever is "
-            "true of it, nystrom errs by less"
+            f"{inputs.source('rope_theta')} says rope_theta, but not rope_pairs: with --rope {theta}:half or :interleaved, "
+            "whichever is true of it, nystrom errs by less"
         )
         return None
     try:
@@ -260,7 +274,7 @@ def _rope_of_file(inputs: Inputs, notes: list[str]) -> str | None:
             f"{inputs.parts[1].tensor.name}: attributes rope_theta {theta!r} and rope_pairs {pairs!r} are no rotation; expected "
             f"a number above 1 and {' or '.join(PAIRS)}; correct them, or say --rope"
         ) from None
-    notes.append(f"rope {float(theta):g}:{pairs} is taken from the file")
+    notes.append(f"rope {float(theta):g}:{pairs} is taken from {inputs.source('rope_theta')}")
     return word
 
 

@@ -44,15 +44,11 @@ def make_plan(problem: Problem) -> Plan:
     plan = Plan(
         problem,
         threads,
-        0,
-        0,
-        query_rows,
-        (),
-        audit_rows,
-        reason,
-        repair_count(problem),
-        {},
-        request.memory or available_memory(),
+        query_rows=query_rows,
+        audit_rows=audit_rows,
+        audit_reason=reason,
+        repair_rows=repair_count(problem),
+        allowed=request.memory or available_memory(),
     )
     plan = _sized(plan, _whole_groups(problem, request.block_rows or _default_block_rows(problem)))
     while not _fits(plan):

@@ -8,20 +8,39 @@ from dataclasses import replace
 
 import numpy as np
 
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.numbers import decimals, said
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads
-from streamattn_cli.sketches.bend import Bend, standard_slopes
+from streamattn_cli.sketches.bend import SLOPE, Bend, standard_slopes
 from streamattn_cli.sketches.head import HeadParams
 
 GROUPS = 3, 8  # of 8 to 256 rows
-SLOPE = "slope"  # of --logit-bias: the standard slopes
 
 
-def local_window(request: AttendRequest, inputs: Inputs, notes: list[str]) -> int | None:
+def beside_config(request: RunRequest, inputs: Inputs, facts: dict) -> list[str]:
+    """Notes where options say something else than --config. facts: what was decided, by the options' names. Raises CannotMeet for
+    what the model has, and neither its config nor an option says."""
+    config = inputs.config
+    if config is None:
+        return []
+    for name, why in config.unclear.items():
+        if getattr(request, name) is None and name not in inputs.attrs:
+            raise CannotMeet(why)
+    usual = {"scale": 1 / math.sqrt(inputs.parts[1].dim)}
+    notes = []
+    for name, value in facts.items():
+        said = config.attrs.get(name, usual.get(name))
+        if getattr(request, name) is not None and said != value and name not in config.unclear:
+            notes.append(
+                f"{config.name} says {name} {said or 'none'}, and {spelling(name)} {value or 'none'}, which is taken"
+            )
+    return notes
+
+
+def local_window(request: RunRequest, inputs: Inputs, notes: list[str]) -> int | None:
     """How many keys a row sees, itself included; None for all. From --local, or what the file says. Raises UsageError and
     InputMalformed."""
     word = request.local
@@ -32,7 +51,7 @@ def local_window(request: AttendRequest, inputs: Inputs, notes: list[str]) -> in
             raise InputMalformed(
                 f"{name}: attribute local is {said!r}, expected a number of rows, 1 or more; correct it"
             )
-        notes.append(f"local {said} is taken from the file")
+        notes.append(f"local {said} is taken from {inputs.source('local')}")
         return int(said)
     if word is None or word == "none":
         return None
@@ -59,7 +78,7 @@ def local_params(head: HeadParams, window: int, stream: int | None) -> HeadParam
     return replace(head, sinks=0, window=reach, group=group, local=True)
 
 
-def answered_by_window(request: AttendRequest, method: str, window: int) -> tuple[AttendRequest, str]:
+def answered_by_window(request: RunRequest, method: str, window: int) -> tuple[RunRequest, str]:
     """The request of a local layer, whatever its method, and a note that says so."""
     told = "" if method == "window" else f", not by {method}"
     plain = replace(request, method="window", sinks=None, window=None)
@@ -69,13 +88,15 @@ def answered_by_window(request: AttendRequest, method: str, window: int) -> tupl
     )
 
 
-def sink_logits(request: AttendRequest, inputs: Inputs, growing: bool, notes: list[str]) -> tuple[float, ...]:
+def sink_logits(request: RunRequest, inputs: Inputs, growing: bool, notes: list[str]) -> tuple[float, ...]:
     """A logit for each query head, from --sink-logit or what the file says; empty for none. See `_of_each_head`."""
     return _of_each_head("sink_logit", request, inputs, growing, notes)
 
 
-def bend(request: AttendRequest, inputs: Inputs, causal: bool, growing: bool, notes: list[str]) -> Bend:
+def bend(request: RunRequest, inputs: Inputs, causal: bool, growing: bool, notes: list[str]) -> Bend:
     """Softcapping and ALiBi, from --softcap and --logit-bias or what the file says. See `_of_each_head`."""
+    if growing and not inputs.parts[0].tensor.width and (request.logit_bias or inputs.attrs.get("logit_bias")) == SLOPE:
+        return Bend(_softcap(request, inputs, notes), standard=True)
     slopes = _of_each_head("logit_bias", request, inputs, growing, notes)
     if slopes and not (causal or growing):
         raise UsageError(
@@ -94,14 +115,14 @@ def cannot_bend(bend: Bend, method: str, name: str) -> CannotMeet:
     )
 
 
-def _softcap(request: AttendRequest, inputs: Inputs, notes: list[str]) -> float:
+def _softcap(request: RunRequest, inputs: Inputs, notes: list[str]) -> float:
     """0 for none."""
     word, name = request.softcap, "--softcap"
     if word is None:
         if "softcap" not in inputs.attrs:
             return 0.0
         word, name = str(inputs.attrs["softcap"]), f"{inputs.parts[1].tensor.name}: attribute softcap"
-        notes.append(f"softcap {word} is taken from the file")
+        notes.append(f"softcap {word} is taken from {inputs.source('softcap')}")
     try:
         cap = 0.0 if word == "none" else float(word)
     except ValueError:
@@ -113,7 +134,7 @@ def _softcap(request: AttendRequest, inputs: Inputs, notes: list[str]) -> float:
 
 
 def _of_each_head(
-    field: str, request: AttendRequest, inputs: Inputs, growing: bool, notes: list[str]
+    field: str, request: RunRequest, inputs: Inputs, growing: bool, notes: list[str]
 ) -> tuple[float, ...]:
     """A number for each query head, from the option of that name or what the file says; empty for none.
 
@@ -127,12 +148,8 @@ def _of_each_head(
     if word is None:
         name, option, beside = f"{k.tensor.name}: attribute {field}", f"attribute {field}", None
         word = SLOPE if inputs.attrs[field] == SLOPE else said(inputs.attrs[field], name)
-        notes.append(f"{field} is taken from the file")
+        notes.append(f"{field} is taken from {inputs.source(field)}")
     if field == "logit_bias" and word == SLOPE:
-        if not q.tensor.width:
-            raise UsageError(
-                f"{name}: without queries nobody knows how many heads they have; give their slopes as numbers"
-            )
         found = np.array(standard_slopes(q.of or len(q) // q.batch))
     else:
         found = decimals(word, option, beside)

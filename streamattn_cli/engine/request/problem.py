@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.sequences import Sequences
 from streamattn_cli.sketches.bend import STRAIGHT, Bend
@@ -39,7 +39,7 @@ def larger_than_data(problem: Problem) -> str | None:
 class Problem:
     """A request with everything decided that the headers of the input decide."""
 
-    request: AttendRequest
+    request: RunRequest
     q: Heads
     k: Heads
     v: Heads

@@ -5,12 +5,11 @@ None means: decide for me. `decides=True` marks what outputs or checkpoints depe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.options import ATTENTION, BUDGET, SKETCHES, check_choices, option
-from streamattn_cli.rows.spec import InputSpec
+from streamattn_cli.options import ATTENTION, BUDGET, SKETCHES, option
 from streamattn_cli.sketches import registry
 from streamattn_cli.units import parse_size
 
@@ -46,8 +45,8 @@ sketching = partial(option, panel=SKETCHES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionSettings:
-    """Which attention it is."""
+class DirectionSettings:
+    """Which keys a query sees."""
 
     causal: bool | None = attention(None, "Row i sees rows up to i, or all rows.", "--causal/--full", decides=True)
     first_query: str | None = attention(
@@ -59,6 +58,12 @@ class AttentionSettings:
         metavar="ROW",
         decides=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitSettings:
+    """What is done to logits, and which keys have any."""
+
     local: str | None = attention(
         None,
         "Sliding window: a row sees itself and the W - 1 before it (transformers' sliding_window; flash-attention's W - 1, 0); "
@@ -111,27 +116,23 @@ class AttentionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionSettings(LogitSettings, DirectionSettings):
+    """Which attention it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodSettings:
     """Which method answers, and what it is given."""
 
     method: str | None = attention(
         None,
-        "nystrom, poly, exact, or auto to decide by the input; to compare: window, evict, sample, balance, wildcat.",
+        "nystrom, poly, exact, or auto to decide by the input; to compare: window, evict, sample, reservoir, balance, wildcat.",
         shown="nystrom",
         choices=(*METHODS, "auto"),
         others=registry.names,
         metavar="METHOD",
         decides=True,
     )
-    resident_rows: int | str | None = attention(
-        None,
-        "All but poly, exact: memory of one key head, in rows of k and v, or 10% of the keys; everything counts.",
-        shown="1024",
-        read=read_rows,
-        metavar="ROWS",
-        decides=True,
-    )
-    effort: str = attention("default", "nystrom: time against error.", choices=EFFORTS, decides=True)
     query_model: str | None = attention(
         None,
         "nystrom: queries that stand for those to come, FILE or FILE:DATASET.",
@@ -140,15 +141,34 @@ class MethodSettings:
         shown="learnt on the way; full attention: of --q",
         decides=True,
     )
-    rope: str | None = attention(
+    window: int | None = attention(
+        None, "Recent rows that stay exact.", shown="by --resident-rows, poly 0", decides=True
+    )
+    degree: int = attention(4, "poly: degree of the polynomial, 1 to 12.", decides=True)
+    polynomial: str = attention("hermite", "poly: which polynomial.", choices=("hermite", "taylor"), decides=True)
+    beta: float | None = attention(None, "poly: bound on |logit|; longer queries are shortened.", decides=True)
+    max_error: float = attention(0.25, "poly: refuse when a larger error is predicted.", decides=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSettings:
+    """How much a key head may keep."""
+
+    resident_rows: int | str | None = attention(
         None,
-        "nystrom, causal: rotary positions of q and k, THETA:half, THETA:interleaved (THETA alone: half) or none.",
-        metavar="WORD",
-        choices=("none",),
-        open=True,
-        shown="of the file",
+        "All but poly, exact: memory of one key head, in rows of k and v, or 10% of the keys; everything counts.",
+        shown="1024",
+        read=read_rows,
+        metavar="ROWS",
         decides=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningSettings:
+    """How a method uses its memory."""
+
+    effort: str = attention("default", "nystrom: time against error.", choices=EFFORTS, decides=True)
     bits: int | None = attention(
         None,
         "evict: 4, 6 or 8 bits for each number of a row that is no longer recent.",
@@ -161,16 +181,30 @@ class MethodSettings:
         choices=("mass", "last", "expected"),
         decides=True,
     )
-    sinks: int | None = attention(None, "First rows that stay exact.", shown="4, poly 0", decides=True)
-    window: int | None = attention(
-        None, "Recent rows that stay exact.", shown="by --resident-rows, poly 0", decides=True
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """What is known of the rows of a stream."""
+
+    rope: str | None = attention(
+        None,
+        "nystrom, causal: rotary positions of q and k, THETA:half, THETA:interleaved (THETA alone: half) or none.",
+        metavar="WORD",
+        choices=("none",),
+        open=True,
+        shown="of the file",
+        decides=True,
     )
+    sinks: int | None = attention(None, "First rows that stay exact.", shown="4, poly 0", decides=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeSettings:
+    """The sizes of parts of a method."""
+
     buffer: int | None = attention(None, "Rows between two compressions.", shown="by --resident-rows", decides=True)
     atoms: int | None = attention(None, "Atoms, or rows, of the history.", shown="by --resident-rows", decides=True)
-    degree: int = attention(4, "poly: degree of the polynomial, 1 to 12.", decides=True)
-    polynomial: str = attention("hermite", "poly: which polynomial.", choices=("hermite", "taylor"), decides=True)
-    beta: float | None = attention(None, "poly: bound on |logit|; longer queries are shortened.", decides=True)
-    max_error: float = attention(0.25, "poly: refuse when a larger error is predicted.", decides=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,40 +231,39 @@ class PaperSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """Memory, speed and chance."""
+class MachineSettings:
+    """Memory and threads."""
 
     memory: int | None = budget(
         None, "Budget above the program itself, such as 512MiB.", read=parse_size, shown="what is free"
     )
-    seed: int = budget(
-        0, "Of every random choice: the audit's sample, rows that sample and balance keep.", decides=True
-    )
     threads: int | None = budget(None, "Threads.", shown="all")
-    block_rows: int | None = budget(None, "Rows read at a time.", shown="about 4 MiB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChanceSettings:
+    """Random choices, and rows that are not finite."""
+
+    seed: int = budget(
+        0, "Of every random choice: the audit's sample, rows that sample, reservoir and balance keep.", decides=True
+    )
     nan_policy: str = budget(
         "error", "What to do with rows that are not finite.", choices=("error", "drop"), decides=True
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputSettings:
-    """What happens to outputs that are there already."""
+class RunSettings(ChanceSettings, MachineSettings):
+    """Memory, speed and chance."""
 
-    force: bool = budget(False, "Replace outputs that are there already.")
+    block_rows: int | None = budget(None, "Rows read at a time.", shown="about 4 MiB")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings:
-    """What is written, and how it is checked."""
+    """How answers are written and checked."""
 
     audit: int = budget(0, "Rows that are also answered exactly, to measure the error.", decides=True)
-    repair: str | None = budget(
-        None, "Answer the N (or P%) most doubtful rows exactly, in passes over the keys afterwards.", decides=True
-    )
-    doubt: str | None = budget(
-        None, "FILE.npy or .h5 for the doubt of every answer, rows x heads in float16.", decides=True
-    )
     out_dtype: str | None = budget(
         None,
         "f16, f32 or f64.",
@@ -243,7 +276,26 @@ class AnswerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeSettings:
+class DoubtSettings:
+    """What is done about doubtful answers."""
+
+    repair: str | None = budget(
+        None, "Answer the N (or P%) most doubtful rows exactly, in passes over the keys afterwards.", decides=True
+    )
+    doubt: str | None = budget(
+        None, "FILE.npy or .h5 for the doubt of every answer, rows x heads in float16.", decides=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """What happens to outputs that are there already."""
+
+    force: bool = budget(False, "Replace outputs that are there already.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeSettings(OutputSettings):
     """How a run is saved while it goes on, and resumed."""
 
     checkpoint_every: str = budget("30s", "30s, 5min or 1e6rows.")
@@ -304,39 +356,3 @@ class JobSettings:
     """How several layers are run."""
 
     keep_going: bool = budget(False, "Of --layer: report layers that fail, and finish the others.")
-
-
-@dataclass(frozen=True)
-class AttendRequest(
-    JobSettings,
-    ShareSettings,
-    ShardSettings,
-    CheckpointSettings,
-    AnswerSettings,
-    OutputSettings,
-    RunSettings,
-    PaperSettings,
-    MethodSettings,
-    AttentionSettings,
-):
-    """The words of `streamattn attend`, and of the commands that run a part of it."""
-
-    inputs: InputSpec = field(default_factory=InputSpec)
-    output: str = "-"
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-
-    @property
-    def sketch(self) -> str:
-        """The sketch file, of a command that writes or reads one."""
-        assert self.checkpoint is not None, "a command without a sketch file"
-        return self.checkpoint
-
-    @property
-    def budget(self) -> int:
-        """Resident rows of a key head, when `in_rows` (engine/planning/resolve.py) has turned a share of the keys into rows."""
-        from streamattn_cli.sketches.budget import DEFAULT_ROWS  # which imports NumPy
-
-        assert not isinstance(self.resident_rows, str), "a share of unknown keys"
-        return self.resident_rows or DEFAULT_ROWS

@@ -14,7 +14,8 @@ import numpy as np
 from streamattn_cli.checkpoint.commit import CheckpointWriter
 from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.request.problem import Problem
-from streamattn_cli.engine.request.settings import AttendRequest
+from streamattn_cli.engine.request.requests import AttendRequest
+from streamattn_cli.engine.request.settings import ResumeSettings
 from streamattn_cli.engine.saving.saver import check_facts, check_sources
 from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.watch.phase import Phase
@@ -70,30 +71,28 @@ def facts_of(problem: Problem, audit_rows: int) -> dict:
 
 def _borders(problem: Problem) -> list[str]:
     """Digests of where the sequences of queries and keys begin."""
-    edges = [h.several.edges.tobytes() for h in (problem.q, problem.k)]
+    several = [h.several for h in (problem.q, problem.k)]
+    edges = [s.edges.tobytes() + (b"" if s.skipped is None else s.skipped.tobytes()) for s in several]
     return [hashlib.sha256(each).hexdigest()[:32] for each in edges]
 
 
-def sources_of(problem: Problem) -> dict[str, dict]:
-    """Identities of the inputs that there are."""
+def sources_of(problem: Problem, whole: bool = False) -> dict[str, dict]:
+    """Identities of the inputs that there are; whole: by all of their bytes (--fingerprint)."""
     parts = {"q": problem.q, "k": problem.k, "v": problem.v}
-    return {
-        name: identity_of(heads, problem.request.fingerprint) for name, heads in parts.items() if heads.tensor.width
-    }
+    return {name: identity_of(heads, whole) for name, heads in parts.items() if heads.tensor.width}
 
 
-def checkpoint_there(request: AttendRequest) -> bool:
-    """Whether there is a checkpoint to go on with. Raises UsageError where nobody said whether to."""
-    name = request.checkpoint
+def checkpoint_there(name: str | None, settings: ResumeSettings) -> bool:
+    """Whether there is a checkpoint of this name to go on with. Raises UsageError where nobody said whether to."""
     if name is None:
-        if request.resume:
+        if settings.resume:
             raise UsageError("--resume needs --checkpoint FILE")
-        if request.checkpoint_every != AttendRequest.checkpoint_every:
-            raise UsageError(f"--checkpoint-every {request.checkpoint_every} needs --checkpoint FILE")
+        if settings.checkpoint_every != ResumeSettings.checkpoint_every:
+            raise UsageError(f"--checkpoint-every {settings.checkpoint_every} needs --checkpoint FILE")
         return False
-    if not os.path.exists(name) or (request.force and not request.resume):
+    if not os.path.exists(name) or (settings.force and not settings.resume):
         return False
-    if not request.resume:
+    if not settings.resume:
         raise UsageError(f"{name}: there is a checkpoint already; continue with --resume, or start again with --force")
     return True
 
@@ -101,14 +100,12 @@ def checkpoint_there(request: AttendRequest) -> bool:
 def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dict]) -> Saved | None:
     """The checkpoint to go on with, None to begin. Raises UsageError, and the errors of a checkpoint that does not fit."""
     name = request.checkpoint
-    if not checkpoint_there(request) or name is None:
+    if not checkpoint_there(name, request) or name is None:
         return None
-    state, meta = read(name, request.memory or available_memory())
-    check_facts(name, meta, facts)
-    check_sources(name, meta, sources)
+    found = read_saved(name, request.memory, facts, sources)
+    meta, done = found.meta, found.done
     output = json.loads(meta["output"]) if "output" in meta else {}
     part, doubt = ((output[key], output["rows"]) if key in output else None for key in ("part", "doubt"))
-    phase, done = _phase(name, meta), int(meta["rows"])
     if doubt and request.doubt and not beside(request.doubt, doubt[0]):
         if not os.path.exists(request.doubt) or done != sources_rows(sources):
             raise CheckpointIncompatible(
@@ -119,12 +116,21 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
     if part and not beside(request.output, part[0]):
         if is_there(request.output) and done == sources_rows(sources):
             recover(request.output + ".json", part[0].split(".")[-2])
-            return Saved(name, dict(state), Phase.DONE, done, None, None, meta)  # it ended between its last two steps
+            return replace(found, phase=Phase.DONE)  # it ended between its last two steps
         raise CheckpointIncompatible(
             f"{name}: the unfinished output {part[0]} beside {request.output} is gone; put it back, or start again "
             "without --resume"
         )
-    return Saved(name, dict(state), phase, done, part, doubt, meta)
+    return replace(found, part=part, doubt=doubt)
+
+
+def read_saved(name: str, memory: int | None, facts: Mapping, sources: Mapping[str, dict]) -> Saved:
+    """A checkpoint of a run with these facts and sources, but for its unfinished outputs. Raises the errors of a checkpoint
+    that does not fit."""
+    state, meta = read(name, memory or available_memory())
+    check_facts(name, meta, facts)
+    check_sources(name, meta, sources)
+    return Saved(name, dict(state), _phase(name, meta), int(meta["rows"]), None, None, meta)
 
 
 def _phase(name: str, meta: Mapping[str, str]) -> Phase:
@@ -160,7 +166,7 @@ def sources_rows(sources: Mapping[str, dict]) -> int | None:
     return None if rows is None else int(rows)
 
 
-def continued(problem: Problem, saved: Saved) -> Problem:
+def continued(problem: Problem, saved: Saved, skip_rows: int | None) -> Problem:
     """The problem with its pipes taken up where the checkpoint left them.
 
     A pipe is expected to begin again with its first row, and what has been done is dropped, unless --skip-rows says
@@ -175,7 +181,7 @@ def continued(problem: Problem, saved: Saved) -> Problem:
         tensor = heads.tensor
         if tensor.seekable:
             return heads
-        skip = saved.done if problem.request.skip_rows is None else problem.request.skip_rows
+        skip = saved.done if skip_rows is None else skip_rows
         if id(tensor) not in wrapped:
             wrapped[id(tensor)] = ContinuedTensor(RangeTensor(tensor, skip, None) if skip else tensor, saved.done)
         return replace(heads, tensor=wrapped[id(tensor)])

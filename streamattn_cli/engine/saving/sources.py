@@ -13,12 +13,12 @@ from streamattn_cli.rows.tensors.concat import files_of
 from streamattn_cli.sketches.registry import history_of
 
 
-def key_sources(problem: Problem) -> list[dict]:
+def key_sources(problem: Problem, whole: bool = False) -> list[dict]:
     """Identities {"k": ..., "v": ...} of what the keys and values are read from, one entry for each file in order.
 
-    The keys' layout is with them. Of a method that learns from queries "q" is where they came from.
+    The keys' layout is with them. Of a method that learns from queries "q" is where they came from. whole: by all of their
+    bytes (--fingerprint).
     """
-    whole = problem.request.fingerprint
     keys, values = problem.k, problem.v
     parts = [[identity_of(heads, whole, tensor) for tensor in files_of(heads.tensor)] for heads in (keys, values)]
     if len(parts[0]) != len(parts[1]):

@@ -99,17 +99,6 @@ class Meter:
                 self._clear = None
 
 
-def anonymous_memory() -> int:
-    """Anonymous resident bytes of this process now (off Linux: its peak resident size)."""
-    status = _open("/proc/self/status", os.O_RDONLY)
-    if status is None:
-        return _peak_resident()
-    try:
-        return _sizes(os.pread(status, 4096, 0))["RssAnon"]
-    finally:
-        os.close(status)
-
-
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes that could still be taken: the least of the machine's MemAvailable and of every cgroup limit above this
     process less what the group holds and cannot give back. None where nothing says (off Linux)."""

@@ -206,9 +206,9 @@ def _time_section(found: dict) -> list[str]:
                 [0.0, *map(float, memory)],
                 format_duration,
                 format_bytes,
-                "time since the pass began",
-                "memory",
-                marks,
+                x_name="time since the pass began",
+                y_name="memory",
+                marks=marks,
                 binary=True,
             ),
         )
@@ -225,8 +225,8 @@ def _time_section(found: dict) -> list[str]:
                     rates,
                     format_duration,
                     format_count,
-                    "time since the pass began",
-                    "rows per second",
+                    x_name="time since the pass began",
+                    y_name="rows per second",
                 ),
             )
         )

@@ -111,7 +111,7 @@ def _apart(labels: list[tuple[float, str]]) -> list[tuple[float, str]]:
 
 def line_plot(
     title: str, description: str, xs: Sequence[float], ys: Sequence[float], x_words: Callable, y_words: Callable,
-    x_name: str, y_name: str, marks: Sequence[tuple[float, str]] = (), binary: bool = False,
+    *, x_name: str, y_name: str, marks: Sequence[tuple[float, str]] = (), binary: bool = False,
 ) -> str:  # fmt: skip
     """ys over xs, from 0; `marks` are horizontal lines with words; `binary`: ys are bytes."""
     y = Scale([*ys, *(m for m, _ in marks)], HIGH - BOTTOM, TOP + 16, zero=True, binary=binary)

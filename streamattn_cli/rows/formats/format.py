@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from streamattn_cli.rows.tensors.stored import Stored
 
 
@@ -15,7 +17,8 @@ class Format:
     `sniff`(path, first bytes): whether a file is of this format; 16 bytes, fewer of a shorter file. `names`(path): its
     arrays, sorted. `arrays`(path, names by key, what 16-bit integers are): those arrays. `parts`(path, letters of q, k, v,
     group or None): the names of these. All raise InputMalformed (4) for a damaged file and InputMissing (3) for what is not
-    in it. `unnamed`: a file is one array without a name. `folder`(path): whether a folder is of this format.
+    in it. `unnamed`: a file is one array without a name. `folder`(path): whether a folder is of this format. `integers`(path,
+    name, most): the array of that name where its items are whole numbers or bool, at most so many; None where they are not.
     """
 
     name: str
@@ -26,3 +29,4 @@ class Format:
     parts: Callable[[str, tuple[str, ...], str | None], dict[str, str]]
     unnamed: bool = False
     folder: Callable[[str], bool] | None = None
+    integers: Callable[[str, str, int], np.ndarray | None] | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+
 from streamattn_cli.errors import InputMissing
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.names import find_parts
@@ -50,6 +52,17 @@ def _parts(path: str, parts: tuple[str, ...], group: str | None) -> dict[str, st
         return plain
 
 
+def _integers(path: str, name: str, most: int) -> np.ndarray | None:
+    from streamattn_cli.rows.formats.hdf5arrays import opened
+
+    with opened(path) as file:
+        found = file.get(name)
+        if not hasattr(found, "shape") or found.dtype.kind not in "iub" or found.size > most:
+            return None
+        numbers: np.ndarray = found[()]
+        return numbers
+
+
 FORMAT = Format(
-    name="hdf5", extensions=(".h5", ".hdf5"), sniff=_sniff, names=_names, arrays=_arrays, parts=_parts
+    name="hdf5", extensions=(".h5", ".hdf5"), sniff=_sniff, names=_names, arrays=_arrays, parts=_parts, integers=_integers
 )  # fmt: skip

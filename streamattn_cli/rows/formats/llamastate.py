@@ -29,7 +29,11 @@ from streamattn_cli.rows.tensors.stored import Stored
 from streamattn_cli.rows.tensors.tensor import RowTensor
 
 MAGIC = b"qsgg"
-VERSIONS = {2: (0, 8), 3: (0, 12)}  # bytes that a cell may have besides: places in a picture, and the token
+VERSIONS = {
+    2: (0, 8, None),
+    3: (0, 12),
+}  # bytes that a cell may have besides: places in a picture, and the token; None: before
+# there were streams (July 2025) a cell had no sequence either
 TYPES = {0: "f4", 1: "f2", 30: "bf16"}
 QUANTISED = {2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 20: "iq4_nl"}  # of those that caches are kept in
 LAYERS = 1 << 14  # at most
@@ -89,9 +93,9 @@ def _blocks(path: str, _key: tuple[int, ...]) -> dict[str, Block]:
     raise InputMalformed(f"{path}: a damaged llama.cpp sequence state: {failed}; save it again") from failed
 
 
-def _cache(path: str, reader: _Reader, more: int) -> Iterator[tuple[str, Block]]:
+def _cache(path: str, reader: _Reader, more: int | None) -> Iterator[tuple[str, Block]]:
     """The blocks of the one stream that holds cells."""
-    (streams,) = reader.numbers("I")
+    (streams,) = reader.numbers("I") if more is not None else (1,)
     found = False
     for _ in range(streams):
         (cells,) = reader.numbers("I")
@@ -110,15 +114,15 @@ def _cache(path: str, reader: _Reader, more: int) -> Iterator[tuple[str, Block]]
         )
 
 
-def _check_cells(path: str, reader: _Reader, cells: int, more: int) -> None:
+def _check_cells(path: str, reader: _Reader, cells: int, more: int | None) -> None:
     """Each cell is of one sequence, and they are in the order of their positions."""
-    size, last = 12 + more, -1
+    size, last = (8 if more is None else 12 + more), -1
     start = reader.skip(cells * size)
     for first in range(0, cells, CELLS):
         count = min(CELLS, cells - first)
         data = os.pread(reader.file, count * size, start + first * size)
         table = np.frombuffer(data, "<i4").reshape(count, size // 4)
-        if (table[:, 1] != 1).any():
+        if (table[:, 1] != (more is not None)).any():
             raise ValueError("a cell that is not of one sequence")
         positions = np.concatenate([[last], table[:, 0]])
         if (np.diff(positions) < 0).any():

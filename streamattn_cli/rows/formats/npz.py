@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from math import prod
+
+import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.inflate import InflatedTensor, Member, members
 from streamattn_cli.rows.formats.names import SHOWN, find_parts
-from streamattn_cli.rows.npyheader import read_header
+from streamattn_cli.rows.npyheader import read_header, shape_and_dtype
 from streamattn_cli.rows.tensors.file import FileTensor
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
@@ -57,8 +60,20 @@ def _stored(path: str, name: str, member: Member, wanted: str | None) -> Stored:
     return Stored(label, header.shape, header.dtype, open_, notes=tuple(notes))
 
 
+def _integers(path: str, name: str, most: int) -> np.ndarray | None:
+    member = members(path).get(f"{name}.npy")
+    if member is None or member.size > most * 8 + HEADER:
+        return None
+    data = member.read(member.size)
+    shape, dtype, at = shape_and_dtype(io.BytesIO(data).read, f"{path}:{name}")
+    if dtype.kind not in "iub" or prod(shape) * dtype.itemsize != len(data) - at:
+        return None
+    return np.frombuffer(data, dtype, offset=at).reshape(shape)
+
+
 FORMAT = Format(
     name="npz",
+    integers=_integers,
     extensions=(".npz",),
     sniff=lambda path, start: start.startswith(MAGIC),
     names=npz_names,

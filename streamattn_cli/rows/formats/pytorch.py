@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
+import numpy as np
+
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.dtypes import DTYPES, EXPECTED
 from streamattn_cli.rows.formats.format import Format
@@ -30,6 +32,8 @@ NAMED = 1 << 24  # and characters of their names in all,
 NAME = 1000  # and of one
 AXES = 16
 STORAGES = {word: name for name, found in DTYPES.items() for word in found.torch}
+WHOLE = {"LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1",
+         "BoolStorage": "?"}  # fmt: skip
 ALONE = "tensor"  # the name of a tensor that was saved without a container
 
 
@@ -211,8 +215,23 @@ def _stored(path: str, name: str, tensor: Tensor, found: dict[str, Member], pref
     return Stored(label, tensor.shape, dtype, open_, turned=plain if swapped and in_order(*swapped) else None)
 
 
+def _integers(path: str, name: str, most: int) -> np.ndarray | None:
+    tensors, found, prefix = _read(path)
+    tensor = tensors.get(name)
+    dtype = np.dtype(WHOLE.get(tensor.storage.kind, "V1") if tensor else "V1")
+    if tensor is None or dtype.kind == "V" or prod(tensor.shape) > most:
+        return None
+    member = found.get(f"{prefix}data/{tensor.storage.key}")
+    last = tensor.offset + 1 + sum(max(n - 1, 0) * by for n, by in zip(tensor.shape, tensor.strides, strict=True))
+    if member is None or member.deflated or last * dtype.itemsize > member.size or last > most:
+        raise InputMalformed(f"{path}:{name}: its data are not there, or compressed; save it again")
+    flat = np.fromfile(path, dtype, last - tensor.offset, offset=member.offset + tensor.offset * dtype.itemsize)
+    return np.lib.stride_tricks.as_strided(flat, tensor.shape, [by * dtype.itemsize for by in tensor.strides]).copy()
+
+
 FORMAT = Format(
     name="pytorch",
+    integers=_integers,
     extensions=(".pt", ".pth"),
     sniff=_sniff,
     names=lambda path: sorted(_read(path)[0]),

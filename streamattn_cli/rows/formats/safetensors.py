@@ -19,6 +19,7 @@ from streamattn_cli.rows.tensors.stored import Stored
 
 _DTYPES = {found.safetensors: name for name, found in DTYPES.items()}
 _INTEGERS = {"U16": "<u2", "I16": "<i2", "U8": "|u1", "I8": "|i1"}  # of which --dtype may say what they are
+_WHOLE = {"I64": "<i8", "U64": "<u8", "I32": "<i4", "U32": "<u4", "BOOL": "?", **_INTEGERS}
 _SIZES = {word: DTYPES[name].itemsize for word, name in _DTYPES.items()}
 _SIZES |= {word: np.dtype(name).itemsize for word, name in _INTEGERS.items()}
 _LONGEST = 100_000_000  # bytes of header; the format's own limit
@@ -115,8 +116,22 @@ def _stored(path: str, name: str, entry: dict, metadata: dict[str, str], base: i
     return Stored(label, tuple(entry["shape"]), dtype, open_, dict(metadata), (note,) if note else ())
 
 
+def _integers(path: str, name: str, most: int) -> np.ndarray | None:
+    tensors, _, base = read_safetensors_header(path)
+    entry = tensors.get(name, {"dtype": ""})
+    if entry["dtype"] not in _WHOLE or (count := prod(entry["shape"])) > most:
+        return None
+    dtype, (begin, end) = np.dtype(_WHOLE[entry["dtype"]]), entry["data_offsets"]
+    if count * dtype.itemsize != end - begin:
+        raise InputMalformed(
+            f"{path}: tensor {name}: {end - begin} bytes for {count} {entry['dtype']}; the header is damaged"
+        )
+    return np.fromfile(path, dtype, count, offset=base + begin).reshape(entry["shape"])
+
+
 FORMAT = Format(
     name="safetensors",
+    integers=_integers,
     extensions=(".safetensors",),
     sniff=lambda path, start: start[8:9] == b"{",
     names=lambda path: sorted(read_safetensors_header(path)[0]),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, UsageError
-from streamattn_cli.rows.inputs.numbers import integers, said
+from streamattn_cli.rows.inputs.numbers import integers, rows_that_count, said
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.ranges import RangeTensor
@@ -40,7 +40,8 @@ class SequenceTensor:
         for piece in self.sequences.pieces(start, start + count):
             into = buf[:, piece.first - start : piece.last - start]
             whole = into if into.flags.c_contiguous else np.empty(into.shape, into.dtype)
-            self.base.read_into(whole, piece.row, piece.number * self.outer + (segment or 0))
+            row = self.sequences.place(piece.number, piece.row)
+            self.base.read_into(whole, row, piece.number * self.outer + (segment or 0))
             if whole is not into:
                 into[...] = whole
         return count
@@ -69,9 +70,10 @@ def said_of_sequences(spec: InputSpec, attrs: dict, apart: bool, notes: list[str
     return replace(spec, lengths=word) if name == "lengths" else replace(spec, starts=word)
 
 
-def in_sequences(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
+def in_sequences(spec: InputSpec, heads: dict[str, Heads], notes: list[str]) -> dict[str, Heads]:
     """The heads of every part with their sequences, if there are several: as many heads as one batch has, over a
-    SequenceTensor; or those of packed rows, cut where --starts says. Raises UsageError and InputMalformed."""
+    SequenceTensor; or those of packed rows, cut where --starts says, or --lengths that come to all rows.
+    Raises UsageError and InputMalformed."""
     if spec.lengths and spec.starts:
         raise UsageError("--lengths is for padded batches, --starts for packed rows; give one of them")
     given = {
@@ -83,7 +85,14 @@ def in_sequences(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
         of_keys = option.replace("q-", "")
         if word and not given[of_keys]:
             raise UsageError(f"{option} {word}: it says of queries what {of_keys} says of keys; give that, too")
-    numbers = {option: word and integers(word, option, spec.input) for option, word in given.items()}
+    counted = {
+        option: rows_that_count(word, option, spec.input)
+        for option, word in given.items()
+        if word and "lengths" in option
+    }
+    numbers = {
+        option: word and integers(word, option, spec.input) for option, word in given.items() if option not in counted
+    }
     made: dict[tuple, RowTensor] = {}
     found = {}
     for part, one in heads.items():
@@ -93,27 +102,37 @@ def in_sequences(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
             found[part] = _packed(one, f"{option} {given[option]}", numbers[option], made)
         else:
             option = "--q-lengths" if part == "q" and (spec.q_lengths or fewer) else "--lengths"
-            lengths = numbers[option]
+            lengths, skipped = counted.get(option, (None, None))
             if spec.lengths and lengths is None:
                 lengths = np.full(one.batch, one.count)
-            found[part] = _apart(one, f"{option} {given[option]}", lengths, made)
+            found[part] = _apart(one, f"{option} {given[option]}", lengths, skipped, made)
+            if lengths is not None and not found[part].several.padded:
+                notes.append(
+                    f"{one.tensor.name}: {len(lengths)} lengths that come to its {one.rows} rows: those of packed sequences"
+                )
     return found
 
 
-def _apart(heads: Heads, word: str, lengths: np.ndarray | None, made: dict[tuple, RowTensor]) -> Heads:
+def _apart(
+    heads: Heads, word: str, lengths: np.ndarray | None, skipped: np.ndarray | None, made: dict[tuple, RowTensor]
+) -> Heads:
+    """The sequences of a batch, of each of which `lengths` rows count, after the skipped ones; or of packed rows, where the
+    lengths come to all of them."""
     if "B" not in heads.layout:
-        if lengths is not None:
+        if lengths is None:
+            return heads
+        if skipped is not None or (heads.rows is not None and lengths.sum() != heads.rows):
             raise UsageError(
-                f"{heads.tensor.name}: {word}: it has no axis of batches (layout {heads.layout}); give --layout BHTD "
-                "or BTHD, or --starts for packed rows"
+                f"{heads.tensor.name}: {word}: it has no axis of batches (layout {heads.layout}), and its {heads.rows} rows are "
+                f"not those of packed sequences, which were {lengths.sum()}; give --layout BHTD or BTHD, --starts, or --rows"
             )
-        return heads
+        return _packed(heads, word, np.concatenate([[0], np.cumsum(lengths)]), made)
     if heads.batch == 1 and lengths is None:
         return heads
     if lengths is not None:
         if len(lengths) != heads.batch:
             raise InputMalformed(f"{heads.tensor.name}: {heads.batch} batches, and {len(lengths)} numbers in {word}")
-        wrong = np.flatnonzero((lengths < 0) | (lengths > heads.rows))
+        wrong = np.flatnonzero((lengths < 0) | (lengths + (0 if skipped is None else skipped) > heads.rows))
         if len(wrong) or not lengths.any():
             one = int(wrong[0]) if len(wrong) else 0
             raise InputMalformed(
@@ -121,8 +140,9 @@ def _apart(heads: Heads, word: str, lengths: np.ndarray | None, made: dict[tuple
                 f"expected 0 to {heads.rows}, not all of them 0"
             )
     count = len(heads) // heads.batch
-    sequences = Sequences.of_batch(heads.batch, heads.count, lengths)
-    tensor = made.setdefault((id(heads.tensor), sequences.edges.tobytes()), SequenceTensor(heads.tensor, sequences))
+    sequences = Sequences.of_batch(heads.batch, heads.count, lengths, skipped)
+    key = id(heads.tensor), sequences.edges.tobytes(), None if skipped is None else skipped.tobytes()
+    tensor = made.setdefault(key, SequenceTensor(heads.tensor, sequences))
     outer, column = heads.outer[:count], heads.column[:count]
     return replace(heads, tensor=tensor, outer=outer, column=column, batch=1, sequences=sequences)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,15 @@ def layers_of(spec: InputSpec) -> list[Layer]:
     return [there[number] for number in chosen]
 
 
+def number_of(spec: InputSpec) -> int | None:
+    """The number of the layer that is read, by --layer, --group or FILE:DATASET; None where none of them says it."""
+    if spec.number is not None or spec.layer:
+        return spec.number
+    words = [spec.group or "", *(w for w in (spec.input, spec.k, spec.q) if w and ":" in w and not os.path.lexists(w))]
+    numbers = re.findall(r"\d+", next(filter(None, words), "").rpartition(":")[2])
+    return int(numbers[-1]) if numbers else None
+
+
 def wanted(word: str, number: int, option: str) -> bool:
     """Whether a word such as 3, 0:8 or 1,5 or all asks for a layer; option: what was typed, for messages."""
     if word == "all":
@@ -67,7 +77,10 @@ def _by_groups(spec: InputSpec) -> dict[int, Layer]:
                          f"safetensors, or by {PLACE} in the name of a file")  # fmt: skip
     parts = tuple(part for part in "qkv" if getattr(spec, part) is None)
     groups = layer_groups(place.held.names(place.path), parts)
-    return {number: Layer(number, group, replace(spec, group=group, layer=None)) for number, group in groups.items()}
+    layers = {}
+    for number, group in groups.items():
+        layers[number] = Layer(number, group, replace(spec, group=group, layer=None, number=number))
+    return layers
 
 
 def _by_files(spec: InputSpec, patterns: dict[str, str]) -> dict[int, Layer]:
@@ -79,5 +92,5 @@ def _by_files(spec: InputSpec, patterns: dict[str, str]) -> dict[int, Layer]:
     layers = {}
     for number, typed in sorted(numbers.items()):
         words: dict[str, Any] = {name: word.replace(PLACE, typed) for name, word in patterns.items()}
-        layers[number] = Layer(number, str(number), replace(spec, layer=None, **words))
+        layers[number] = Layer(number, str(number), replace(spec, layer=None, number=number, **words))
     return layers

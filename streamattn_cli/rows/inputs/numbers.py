@@ -9,18 +9,46 @@ from collections.abc import Callable
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.rows.formats.names import SHOWN
 from streamattn_cli.rows.inputs.paths import find
+from streamattn_cli.rows.inputs.scales import small
 
 MOST = 1 << 27  # numbers in a file
-NAMED = ("hdf5", "npz")  # formats in which an array beside q, k and v is found by its name
 
 
 def integers(word: str, option: str, beside: str | None = None) -> np.ndarray:
-    """The numbers (n,) int64 of a word: `5,9,7`; FILE or FILE:DATASET of .npy, .npz, HDF5 or plain text; or the name of a
-    dataset in the file `beside`. Raises UsageError, InputMissing and InputMalformed."""
+    """The numbers (n,) int64 of a word: `5,9,7`; FILE or FILE:DATASET of any format, or plain text; or the name of a dataset in
+    the file `beside`. Raises UsageError, InputMissing and InputMalformed."""
     if re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", word):
         return _checked(np.array([int(part) for part in word.split(",")], np.object_), word, option)
     return _checked(_found(word, option, beside, int), word, option)
+
+
+def rows_that_count(word: str, option: str, beside: str | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The same of --lengths, which may also be a mask (sequences, rows) of 0 and 1: how many rows of each sequence count, and how
+    many are before them (None for none)."""
+    if re.fullmatch(r"[\d\s,]+", word):
+        return integers(word, option, beside), None
+    found = _found(word, option, beside, int)
+    return (_checked(found, word, option), None) if found.ndim < 2 else of_mask(found, f"{option} {word}")
+
+
+def of_mask(mask: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The rows that count, and those before them, of a mask (sequences, rows) whose ones are side by side. InputMalformed."""
+    ones = np.asarray(mask).astype(bool)
+    if mask.ndim != 2 or mask.size > MOST or mask.dtype.kind not in "iub" or not np.array_equal(ones, mask):
+        raise InputMalformed(f"{name}: {mask.dtype} of shape {mask.shape} found, expected (sequences, rows) of 0 and 1")
+    lengths = ones.sum(axis=1, dtype=np.int64)
+    before = np.where(lengths > 0, ones.argmax(axis=1), 0).astype(np.int64)
+    at = np.arange(mask.shape[1])
+    whole = (at >= before[:, None]) & (at < (before + lengths)[:, None])
+    wrong = np.flatnonzero((whole != ones).any(axis=1))
+    if len(wrong):
+        raise InputMalformed(
+            f"{name}: the ones of sequence {wrong[0]} are not side by side; rows between others cannot be left out: save the "
+            "rows that count, or say which ones do (--lengths)"
+        )
+    return lengths, before if before.any() else None
 
 
 def decimals(word: str, option: str, beside: str | None = None) -> np.ndarray:
@@ -48,7 +76,7 @@ def _found(word: str, option: str, beside: str | None, kind: Callable[[str], int
     path, colon, inside = word.rpartition(":")
     if os.path.lexists(word) or not (colon and os.path.lexists(path)):
         path, inside = word, ""
-    if os.path.lexists(path) or beside is None or not os.path.isfile(beside) or find(beside).kind not in NAMED:
+    if os.path.lexists(path) or beside is None or not os.path.lexists(beside) or not find(beside).names_arrays:
         return _read(path, inside, option, kind)
     try:
         return _read(beside, word, option, kind)
@@ -68,39 +96,22 @@ def _read(path: str, inside: str, option: str, kind: Callable[[str], int | float
             raise InputMalformed(
                 f"{path}: expected {'whole ' if kind is int else ''}numbers with commas or line breaks between them: {error}"
             ) from error
-    form = find(path).kind
-    if form == "hdf5":
-        return _of_hdf5(path, inside, option)
-    if form not in ("npy", "npz"):
-        raise UsageError(f"{option} {path}: numbers are read from .npy, .npz, .h5 and .txt; save them so, or type them")
-    try:
-        found = np.load(path, allow_pickle=False, mmap_mode="r" if form == "npy" else None)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            if inside not in found:
-                raise InputMissing(
-                    f"{path}: no array {inside or '(name it: FILE:NAME)'}; there are: {', '.join(found)}"
-                )
-            member: np.ndarray = found[inside]
-            return member
-    except (OSError, ValueError, EOFError) as error:
-        raise InputMalformed(f"{path}: unreadable: {error}") from error
-
-
-def _of_hdf5(path: str, inside: str, option: str) -> np.ndarray:
-    from streamattn_cli.rows.formats.hdf5arrays import dataset_names, opened
-
-    with opened(path) as file:
-        if not inside or inside not in file or not hasattr(file[inside], "shape"):
-            listed = ", ".join(dataset_names(path))
-            raise InputMissing(
-                f"{path}: no dataset {inside or '(name it: FILE:DATASET)'} for {option}; there are: {listed}"
-            )
-        if file[inside].size > MOST:
-            raise InputMalformed(f"{path}:{inside}: {file[inside].size} numbers for {option}, expected at most {MOST}")
-        numbers: np.ndarray = file[inside][()]
-        return numbers
+    place = find(path)
+    if place.kind == "pipe":
+        raise UsageError(f"{option} {path}: numbers are read from a file; save them, or type them")
+    if not place.names_arrays:
+        try:
+            plain: np.ndarray = np.load(path, allow_pickle=False, mmap_mode="r")
+            return plain
+        except (OSError, ValueError, EOFError) as error:
+            raise InputMalformed(f"{path}: unreadable: {error}") from error
+    held, names = place.held, [name.lstrip("/") for name in place.held.names(path)]
+    if inside.lstrip("/") not in names:
+        raise InputMissing(
+            f"{path}: no array {inside or '(name it: FILE:NAME)'} for {option}; there are: {', '.join(names[:SHOWN])}"
+        )
+    whole = held.integers(path, inside, MOST) if held.integers else None
+    return small(held.arrays(path, {"one": inside}, None)["one"], MOST) if whole is None else whole
 
 
 def _checked(found: np.ndarray, word: str, option: str) -> np.ndarray:

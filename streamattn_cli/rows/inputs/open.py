@@ -13,7 +13,10 @@ from streamattn_cli.rows.dtypes import DTYPES, PATTERNS, storage_word
 from streamattn_cli.rows.inputs import arrays
 from streamattn_cli.rows.inputs.checks import check_heads, check_layout, check_rows, range_notes, with_ranges
 from streamattn_cli.rows.inputs.divide import in_sequences, said_of_sequences
+from streamattn_cli.rows.inputs.layers import number_of
+from streamattn_cli.rows.inputs.modelconfig import ModelConfig, read_config
 from streamattn_cli.rows.inputs.packedcache import halves, packed_cache
+from streamattn_cli.rows.inputs.padding import said_beside
 from streamattn_cli.rows.inputs.paths import Place, find
 from streamattn_cli.rows.inputs.scales import scaled
 from streamattn_cli.rows.spec import InputSpec
@@ -44,6 +47,7 @@ class Inputs:
     v: Heads | None
     attrs: dict = field(default_factory=dict)  # scale (float), causal (bool) and others where a file says so
     notes: tuple[str, ...] = ()  # what was inferred, one line each
+    config: ModelConfig | None = None  # of --config, whose facts are among `attrs` where the file says nothing
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
@@ -56,6 +60,10 @@ class Inputs:
     def heads(self) -> dict[str, Heads]:
         """Those that were asked for, by their letters."""
         return {part: heads for part, heads in (("q", self.q), ("k", self.k), ("v", self.v)) if heads is not None}
+
+    def source(self, name: str) -> str:
+        """Where an attribute is from, for notes."""
+        return self.config.name if self.config and name in self.config.taken else "the file"
 
     def close(self) -> None:
         """Close all files."""
@@ -75,29 +83,37 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True, apar
     a pipe the first row is read and kept. Raises InputMissing (3), InputMalformed (4) and UsageError (2).
     """
     with ExitStack() as stack:
-        opening = _Opening(spec, ("q",) * need_q + ("k", "v") * need_kv, stack, apart)
+        config = read_config(spec.config, number_of(spec)) if spec.config else None
+        opening = _Opening(spec, ("q",) * need_q + ("k", "v") * need_kv, stack, apart, config)
         heads = opening.heads()
         check_heads(spec, heads)
+        if config:
+            config = config.beside(heads, opening.attrs, spec, opening.notes)
+            opening.attrs |= config.taken
         if need_q and need_kv:
             check_layout(spec, heads["q"], heads["k"], opening.decides_of_q_alone)
         heads = with_ranges(spec, heads)
         check_rows(heads)
         said = said_of_sequences(spec, opening.attrs, apart, opening.notes)
+        said = said_beside(said, heads, apart, opening.notes)
         if apart:
-            heads = in_sequences(said, heads)
+            heads = in_sequences(said, heads, opening.notes)
         q, k, v = (heads.get(part) for part in ("q", "k", "v"))
         if spec.select is not None and k is not None and v is not None:
             q, k, v = select(q, k, v, spec.select)
         notes = dict.fromkeys([*opening.notes, *range_notes(heads.values())])
-        return Inputs(q, k, v, opening.attrs, tuple(notes), stack.pop_all())
+        return Inputs(q, k, v, opening.attrs, tuple(notes), config, stack.pop_all())
 
 
 class _Opening:
     """The steps of opening: words -> stored arrays -> layouts -> tensors -> heads."""
 
-    def __init__(self, spec: InputSpec, parts: tuple[str, ...], stack: ExitStack, apart: bool):
+    def __init__(
+        self, spec: InputSpec, parts: tuple[str, ...], stack: ExitStack, apart: bool, config: ModelConfig | None
+    ):
         self.attrs: dict = {}
         self.notes: list[str] = []
+        self._config = config
         self._spec = spec
         self._parts = parts
         self._stack = stack
@@ -265,7 +281,11 @@ class _Opening:
 
     def _split(self, width: int | None, record: str, name: str, one_head: bool = False) -> dict[str, Part]:
         """Places of the parts in a row, or (one_head) in the items of one head."""
-        spec = self._spec
+        spec, config = self._spec, self._config
+        if config and not one_head and (spec.heads, spec.kv_heads, spec.dim, spec.value_dim) == (None,) * 4:
+            parts = [(part, *config.sizes_of(part)) for part in record]
+            if sum(heads * dim for _, heads, dim in parts) == (width or 0):
+                return told_parts(parts)
         heads = (1, 1) if one_head else (spec.heads, spec.kv_heads)
         return split_record(width, record, name, *heads, spec.dim, spec.value_dim)
 
@@ -349,7 +369,9 @@ class _Opening:
         if packed is not None:
             return len(packed), packed.dim
         heads, dim = self._spec.kv_heads, self._spec.dim
-        return None if heads is None or dim is None else (heads, dim)
+        if heads is not None and dim is not None:
+            return heads, dim
+        return self._config.sizes_of("k") if self._config else None
 
     def _infer(self, unclear: dict[str, Stored], keys: tuple[int, int] | None) -> str:
         """The layout of these arrays; where it is not clear, key heads of known number and dim (`keys`) tell it, or queries
@@ -372,17 +394,21 @@ class _Opening:
 
     def _fused(self, stored: Stored, part: str) -> str:
         """An array of two axes is TC if the user gives more than one head, or a dim shorter than a row."""
-        heads, dim = self._expected(part)
+        heads, dim = self._expected(part, stored)
         return "TC" if (heads or 1) > 1 or (dim is not None and dim < stored.sizes[1]) else "TD"
 
-    def _expected(self, part: str) -> tuple[int | None, int | None]:
-        """(heads, dim) of a part as the user gave them."""
+    def _expected(self, part: str, stored: Stored) -> tuple[int | None, int | None]:
+        """(heads, dim) of a part as the user gave them, or as the model has them where that is the length of a row."""
         spec = self._spec
         heads = spec.heads if part == "q" else spec.kv_heads or spec.heads
-        return heads, (spec.value_dim or spec.dim) if part == "v" else spec.dim
+        dim = (spec.value_dim or spec.dim) if part == "v" else spec.dim
+        if self._config and heads is None and dim is None:
+            told = self._config.sizes_of(part)
+            return told if told[0] * told[1] == stored.shape[-1] else (None, None)
+        return heads, dim
 
     def _extent(self, stored: Stored, layout: str, part: str) -> Extent:
-        heads, dim = self._expected(part) if layout == "TC" else (None, None)
+        heads, dim = self._expected(part, stored) if layout == "TC" else (None, None)
         try:
             return extent(stored.shape, layout, stored.name, heads, dim)
         except InputMalformed as error:

@@ -40,7 +40,7 @@ def with_scale(stored: Stored, held: Format, path: str, name: str, part: str | N
         )
     if found:
         array = held.arrays(path, {"scale": found[0]}, None)["scale"]
-        return replace(stored, scale=Scale(array.name, array.sizes, _checked(array.name, _read(array), stored.dtype)))
+        return replace(stored, scale=Scale(array.name, array.sizes, _checked(array.name, small(array), stored.dtype)))
     if told:
         try:
             values = np.atleast_1d(np.asarray(stored.attrs[told[0]], np.float64))
@@ -52,12 +52,12 @@ def with_scale(stored: Stored, held: Format, path: str, name: str, part: str | N
     return stored
 
 
-def _read(array: Stored) -> np.ndarray:
-    """All numbers of a small array."""
+def small(array: Stored, most: int = MOST) -> np.ndarray:
+    """All numbers of a small array, flat."""
     shape = array.sizes
-    if prod(shape) > MOST:
+    if prod(shape) > most:
         raise InputMalformed(
-            f"{array.name}: a scale of shape {show(shape)} found, expected one number or one for each head"
+            f"{array.name}: numbers of shape {show(shape)} found, expected one number or one for each head"
         )
     first, rest = (shape or (1,))[0], prod(shape[1:])
     items = np.empty((1, first, rest), DTYPES[array.dtype].holder)

@@ -41,7 +41,7 @@ def open_stream(spec: InputSpec, need_q: bool = False) -> Inputs:
         check_rows(heads)
         order = f"{len(specs)} files are one stream, in this order: {_named(specs)}"
         notes = dict.fromkeys([*opened[0].notes, order, *range_notes(heads.values())])
-        return Inputs(heads.get("q"), heads["k"], heads["v"], attrs, tuple(notes), stack.pop_all())
+        return Inputs(heads.get("q"), heads["k"], heads["v"], attrs, tuple(notes), opened[0].config, stack.pop_all())
 
 
 def wants_queries(spec: InputSpec) -> bool:
@@ -115,7 +115,7 @@ def absolute(spec: InputSpec) -> InputSpec:
     }
     named |= {
         part: there(word)
-        for part in ("lengths", "starts", "q_lengths", "q_starts")
+        for part in ("lengths", "starts", "q_lengths", "q_starts", "config")
         if (word := getattr(spec, part)) is not None
     }
     return replace(spec, more=tuple(map(full, spec.more)), **named)

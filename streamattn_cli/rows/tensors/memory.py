@@ -22,14 +22,15 @@ class MemoryTensor:
         self.dtype, _ = storage_of(array.dtype, name)
         self.extent = extent(array.shape, layout, name, heads)
         self.outer, self.rows, self.width = self.extent.outer, self.extent.count, self.extent.width
+        # as they are stored: (outer, rows, width)
         contiguous = np.ascontiguousarray(array)
-        self._array = contiguous.view(DTYPES[self.dtype].holder).reshape(self.outer, self.rows, self.width)
+        self.items = contiguous.view(DTYPES[self.dtype].holder).reshape(self.outer, self.rows, self.width)
 
     @classmethod
     def of(cls, values: np.ndarray, dtype: str) -> MemoryTensor:
         """Made-up numbers, float32 (n, dim), as rows of a storage dtype."""
         tensor = cls(values, name="made up")
-        tensor.dtype, tensor._array = dtype, items_of(values, dtype)[None]
+        tensor.dtype, tensor.items = dtype, items_of(values, dtype)[None]
         return tensor
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
@@ -37,7 +38,7 @@ class MemoryTensor:
         check_buffer(self, buf, segment)
         count: int = max(0, min(buf.shape[1], self.rows - start))
         first = segment or 0
-        buf[:, :count] = self._array[first : first + len(buf), start : start + count]
+        buf[:, :count] = self.items[first : first + len(buf), start : start + count]
         return count
 
     def peek(self, n: int) -> np.ndarray:

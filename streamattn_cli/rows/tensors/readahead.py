@@ -58,6 +58,7 @@ class ReadAhead:
         block_rows: int = 1024,
         slots: int = 3,
         check: Callable[[], None] | None = None,
+        *,
         lent: int = 1,
         ends: Callable[[int, int], int] | None = None,
         reading: threading.Lock | None = None,

@@ -27,18 +27,25 @@ class Sequences:
     """Sequence s is rows [edges[s], edges[s + 1]) of the stream; edges (sequences + 1,) int64 do not fall.
 
     padded: rows of every sequence in the array that they come from, the batch; 0 for packed rows. before: sequences of the
-    input before these, for messages.
+    input before these, for messages. skipped: rows of each in that array before its first one (sequences,), None for 0.
     """
 
     edges: np.ndarray
     padded: int = 0
     before: int = 0
+    skipped: np.ndarray | None = None
 
     @classmethod
-    def of_batch(cls, batch: int, rows: int, lengths: np.ndarray | None = None) -> Sequences:
-        """`batch` sequences of `rows` rows, of which the first `lengths` (batch,) count."""
+    def of_batch(
+        cls, batch: int, rows: int, lengths: np.ndarray | None = None, skipped: np.ndarray | None = None
+    ) -> Sequences:
+        """`batch` sequences of `rows` rows, of which `lengths` (batch,) count, after the skipped ones (batch,)."""
         lengths = np.full(batch, rows, np.int64) if lengths is None else lengths
-        return cls(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), rows)
+        return cls(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), rows, skipped=skipped)
+
+    def place(self, number: int, row: int) -> int:
+        """Where a row of a sequence is in its part of the batch."""
+        return row if self.skipped is None else row + int(self.skipped[number])
 
     def __len__(self) -> int:
         return len(self.edges) - 1
@@ -64,7 +71,8 @@ class Sequences:
     def only(self, first: int, stop: int) -> Sequences:
         """Sequences [first, stop) as those of a stream of their own."""
         edges = self.edges[first : stop + 1]
-        return Sequences(edges - edges[0], self.padded, self.before + first)
+        skipped = None if self.skipped is None else self.skipped[first:stop]
+        return Sequences(edges - edges[0], self.padded, self.before + first, skipped)
 
     def number(self, row: int) -> int:
         """The sequence of a row of the stream."""

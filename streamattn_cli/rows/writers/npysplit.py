@@ -60,7 +60,7 @@ class SplitFormat:
         before = number * shape.segments * length if shape.sequences else first
         width, at = shape.row_bytes // shape.segments, HEADER_BYTES
         for segment in range(shape.segments):
-            begin = (before + segment * length) * width
+            begin = (before + segment * length + (shape.sequences.place(number, 0) if shape.sequences else 0)) * width
             end = begin + count * width
             for a in range(begin, end, STEP):
                 b = min(end, a + STEP)

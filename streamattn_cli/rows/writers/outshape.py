@@ -58,7 +58,7 @@ class OutShape:
         else:
             for number, first, last, row in self.sequences.pieces(start, start + len(block)):
                 for s, part in enumerate(self.cut(block[first - start : last - start])):
-                    yield (number * self.segments + s) * self.sequences.padded + row, part
+                    yield (number * self.segments + s) * self.sequences.padded + self.sequences.place(number, row), part
 
     def places_of_heads(
         self, start: int, rows: int, block: np.ndarray, first: int
@@ -70,6 +70,7 @@ class OutShape:
             pieces = list(self.sequences.pieces(start, start + len(block)))
         length = self.sequences.padded if self.sequences else rows
         for number, a, b, row in pieces:
+            row = self.sequences.place(number, row) if self.sequences else row
             part = block[a - start : b - start]
             if self.segments == 1:
                 yield number * length + row, first, self._stored(part)

@@ -28,6 +28,7 @@ def open_writer(
     dtype: str = "f4",
     layout: str = "THD",
     batch: int = 1,
+    *,
     stdout: BinaryIO | None = None,
     going_on: tuple[str, int] | None = None,
     tag: str | None = None,

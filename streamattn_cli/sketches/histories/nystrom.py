@@ -285,7 +285,7 @@ class NystromHistory(History):
 
 def nystrom_params(
     params: HeadParams, rows: int, effort: str, window: int | None = None, buffer: int | None = None,
-    atoms: int | None = None, causal: bool = True, stream: int | None = None, rope: str = "",
+    atoms: int | None = None, *, causal: bool = True, stream: int | None = None, rope: str = "",
 ) -> HeadParams:  # fmt: skip
     """The `nystrom` method within `rows` rows: sinks, window and buffer exact, atoms and statistics in the rest.
 
@@ -324,7 +324,8 @@ def nystrom_params(
 
 def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
     rows, by_hand = options.resident_rows or DEFAULT_ROWS, (options.window, options.buffer, options.atoms)
-    return nystrom_params(with_sinks(head, options), rows, options.effort, *by_hand, causal, stream, options.rope or "")
+    params, rope = with_sinks(head, options), options.rope or ""
+    return nystrom_params(params, rows, options.effort, *by_hand, causal=causal, stream=stream, rope=rope)
 
 
 def _micros(load: Load) -> float:

@@ -1,4 +1,4 @@
-"""Which global rows a linear sketch has absorbed: shards may be added once, and only once."""
+"""Which global rows a linear sketch has absorbed: a row counts once, and only once."""
 
 from __future__ import annotations
 
@@ -33,26 +33,18 @@ def extend(ranges: np.ndarray, start: int, stop: int, what: str) -> None:
     _store(ranges, [*found, (start, stop)], what)
 
 
-def unite(ranges: np.ndarray, other: np.ndarray, what: str) -> None:
-    """Note the rows of another shard. Raises CheckpointIncompatible where the two overlap."""
-    _store(ranges, stretches(ranges) + stretches(other), what)
-
-
 def _store(ranges: np.ndarray, found: list[tuple[int, int]], what: str) -> None:
     joined: list[tuple[int, int]] = []
     for a, b in sorted(found):
         if joined and a < joined[-1][1]:
             raise CheckpointIncompatible(
-                f"{what}: rows {a} to {min(b, joined[-1][1])} have been absorbed already; a row counts once, so give "
-                "every shard rows of its own"
+                f"{what}: rows {a} to {min(b, joined[-1][1])} have been absorbed already; a row counts once"
             )
         if joined and a == joined[-1][1]:
             joined[-1] = (joined[-1][0], b)
         else:
             joined.append((a, b))
     if len(joined) > CAPACITY:
-        raise CheckpointIncompatible(
-            f"{what}: more than {CAPACITY} separate stretches of rows; merge neighbouring shards first"
-        )
+        raise CheckpointIncompatible(f"{what}: more than {CAPACITY} separate stretches of rows")
     ranges[:] = 0
     ranges[: len(joined)] = joined

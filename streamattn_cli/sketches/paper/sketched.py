@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalformed
+from streamattn_cli.errors import CannotMeet, InputMalformed
 from streamattn_cli.kernels import blas
 from streamattn_cli.kernels import countsketch as hashing
 from streamattn_cli.kernels import poly as kernel
 from streamattn_cli.sketches.histories.monomials import feature_count, low_count, table
 from streamattn_cli.sketches.histories.poly import SPARE, PolyHistory, PolyParams, key_limit, query_limit
 from streamattn_cli.sketches.paper.countsketch import PeelSketch, ScanSketch
-from streamattn_cli.sketches.paper.ranges import extend, ranges_spec, row_count, stretches, unite
+from streamattn_cli.sketches.paper.ranges import extend, ranges_spec, row_count, stretches
 from streamattn_cli.sketches.partial import Partial
 
 TILE = 128  # rows whose monomials are made at a time
@@ -293,50 +293,6 @@ class SketchedHead:
         kernel.reaches(work["sk.x"], self.state["radius"][0], work["sk.factor"][-3])
         kernel.blend(work["sk.sums"], taylor, work["sk.factor"], work["sk.spare"], work["sk.m"], work["sk.y"])
         return work["sk.m"][at : at + len(q)], work["sk.y"][at : at + len(q)]
-
-    # --- shards
-
-    def merge(self, other: SketchedHead) -> None:
-        """Add the keys and values of another shard, made with the same parameters and calibration; either may hold only
-        one of the two. Raises CheckpointIncompatible, changing nothing, where they do not fit or rows overlap."""
-        self._check_alike(other)
-        for shard, more in ((self, other), (other, self)):
-            if self.params.phi and len(stretches(shard.state["query_rows"])) and len(stretches(more.state["key_rows"])):
-                raise CheckpointIncompatible(
-                    "queries were sketched before all keys were known, so their normaliser D is wrong: merge the "
-                    "shards of the keys first, and sketch the queries with the result"
-                )
-        self._add(other, ("key_rows", "value_rows"), ("sk_k", "prod", "sk_v", "value_sums"))
-        s, o = self.state, other.state
-        s["clipped"] += o["clipped"]
-        np.maximum(s["radius"], o["radius"], out=s["radius"])
-        np.minimum(s["value_range"][0], o["value_range"][0], out=s["value_range"][0])
-        np.maximum(s["value_range"][1], o["value_range"][1], out=s["value_range"][1])
-
-    def merge_queries(self, other: SketchedHead) -> None:
-        """Add the queries of another shard, sketched with the same keys. Raises as `merge` does."""
-        self._check_alike(other)
-        if not np.array_equal(self.state["prod"], other.state["prod"]):
-            raise CheckpointIncompatible(
-                "the shards sketched their queries with different keys; start both from the merged keys"
-            )
-        self._add(other, ("query_rows",), ("sk_q", "sum_q", "sk_one"))
-
-    def _check_alike(self, other: SketchedHead) -> None:
-        if self.params != other.params or not np.array_equal(self.state["mu"], other.state["mu"]):
-            raise CheckpointIncompatible(
-                "the shards were made with other settings or another calibration; make them alike"
-            )
-
-    def _add(self, other: SketchedHead, ranges: tuple[str, ...], sums: tuple[str, ...]) -> None:
-        united = {name: self.state[name].copy() for name in ranges}
-        for name, rows in united.items():
-            unite(rows, other.state[name], name.replace("_", " "))
-        for name, rows in united.items():
-            self.state[name][:] = rows
-        for name in sums:
-            if name in self.state:
-                self.state[name] += other.state[name]
 
 
 def _tiles(start: int, n: int) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,50 @@
+"""Functions fit a screen, and nobody counts commas: no long function, no long list of positional arguments."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "streamattn_cli"
+LINES, ARGUMENTS = 60, 8
+LONG_KERNELS = {"compress", "eliminate", "step"}  # loops that Numba compiles as one
+KERNEL_MODULES = {"dense", "atoms", "compress", "kernel", "nystrom", "coded", "countsketch", "coreset"}
+
+
+def faults(source, kernel=False, command=False):
+    """What is too long in a module. kernel: arrays come by position; command: the signature of a function is made of options."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[0].lineno if command else node.lineno
+            if node.end_lineno - first >= LINES:
+                found.append(f"{node.name} is long")
+            taken = [a.arg for a in node.args.posonlyargs + node.args.args if a.arg not in ("self", "cls")]
+            if len(taken) > ARGUMENTS and not (kernel or command):
+                found.append(f"{node.name} takes {len(taken)}")
+        elif isinstance(node, ast.Call) and len(node.args) > ARGUMENTS and not kernel:
+            called = node.func
+            if not (isinstance(called, ast.Attribute) and getattr(called.value, "id", None) in KERNEL_MODULES):
+                found.append(f"{ast.unparse(called)} is given {len(node.args)}")
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()))
+def test_functions_are_short_and_take_few_arguments_by_position(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        found = faults(path.read_text(), room == "kernels", room == "cli")
+        assert [fault for fault in found if fault.split()[0] not in LONG_KERNELS] == [], path
+
+
+def test_the_files_above_the_rooms():
+    assert [fault for path in PACKAGE.glob("*.py") for fault in faults(path.read_text())] == []
+
+
+@pytest.mark.parametrize(("source", "fault"), [
+    ("def f():\n" + "    x = 1\n" * 60, "f is long"),
+    ("def f(a, b, c, d, e, g, h, i, j): ...", "f takes 9"),
+    ("f(1, 2, 3, 4, 5, 6, 7, 8, 9)", "f is given 9"),
+])  # fmt: skip
+def test_what_is_too_long_is_found(source, fault):
+    assert faults(source) == [fault]
+    assert faults("def f(self, a, b, c, d, e, g, h, i, *, j): ...") == []
