@@ -59,8 +59,10 @@ def shapes_of(config: Any, types: Sequence[str]) -> Shapes:
     plain = dim == value_dim and told("attn_logit_softcapping") is None and told("num_local_experts") is None
     copies = 2 if any(told(name) for name in SCALED_LOGITS) else 1
     windows = tuple(told("sliding_window") if kind == "sliding_attention" else None for kind in types)
-    more = {"wide": wide, "vocabulary": told("vocab_size"), "plain": plain, "logit_copies": copies}
-    return Shapes(windows, heads, key_heads, dim, value_dim, hidden, **more)
+    return Shapes(
+        windows=windows, heads=heads, key_heads=key_heads, dim=dim, value_dim=value_dim, hidden=hidden, wide=wide,
+        vocabulary=told("vocab_size"), plain=plain, logit_copies=copies,
+    )  # fmt: skip
 
 
 def chunk_bytes(shapes: Shapes, chunk: int, tokens: int) -> int:

@@ -151,8 +151,7 @@ def perplexity_of(
                 model.name, tuple(texts), b, tuple(sorted(layers)), context, _edges(b),
                 tuple(trial.finish() for trial in trials), time.monotonic() - began,
                 memory={"reserved": meter.baseline, "peak": meter.peak(), "projected": projected}, notes=notes,
-                reference_window=asked.reference,
-                versions=versions("numpy", "numba", "torch", "transformers"),
+                reference_window=asked.reference, versions=versions("numpy", "numba", "torch", "transformers"),
             )  # fmt: skip
             tell(found)
     return found

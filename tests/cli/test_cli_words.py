@@ -108,7 +108,7 @@ def test_options_come_from_the_environment_and_the_command_line_wins(folder, tmp
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (("--window", "1x"), "--window"), (("--progress-every", "soon"), "--progress-every"), (("--window", "-5"), "--window -5"),
+    (("--window", "1x"), "--window"), (("--progress-every", "soon"), "--progress-every"), (("--window", "-x"), "--window"),
     (("--window", ""), "--window"), (("--progress-every", "1e1", "--window", "zwölf"), "--window"), (("--dry-run=1",), "dry-run"),
 ])  # fmt: skip
 def test_words_that_are_no_numbers_are_refused_as_ever(words, said):
