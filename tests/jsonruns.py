@@ -295,7 +295,7 @@ def perplexity():
         "model.gguf", ("a.txt",), 300, (0, 1), 512, (1, 256, 300), (exact, window), 3.0,
         {"reserved": 9, "peak": 1, "projected": 2},
         ("a note",), "streamattn perplexity model.gguf a.txt", "2026-11-30T00:00:00+00:00", 256,
-        versions("numpy"),
+        versions("numpy") | {"torch": "2.0", "transformers": "5.0"},
     )  # fmt: skip
     return found.to_dict()
 
