@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
 def test_cold_and_warm_and_all_but_one(folder):
     cache = folder / "cache"
     cold = digests(folder, cache)
-    assert len(cold) == 21 and len(kernels(cache)) > 40
+    assert len(cold) == 23 and len(kernels(cache)) > 40
     assert digests(folder, cache) == cold
     # every kernel in the nightly run; else some, and those that call most others
     some = kernels(cache) if PROFILE == "nightly" else [*kernels(cache)[3::20], "nystrom.step", "compress.compress"]

@@ -107,7 +107,7 @@ def test_resumed_at_every_row(stream, tmp_path, name, mode):
 def _stops(folder, name, passes=1):
     """How often a pass is stopped: a method that learns from queries gets whole groups of rows."""
     head = json.loads(read(str(folder / "c.sattn"))[1]["params"])["head"]
-    blocks = -(-N // head["group"]) if name.startswith(("nystrom", "evict")) else N
+    blocks = -(-N // head["group"]) if name.startswith(("nystrom", "evict", "reservoir")) else N
     return passes * blocks // STRIDE
 
 
@@ -158,7 +158,7 @@ def test_exact_goes_on_with_the_next_queries(tmp_path, mode, monkeypatch):
 def test_a_sketch_resumed_at_every_row(stream, tmp_path, name):
     for path in ("whole", "parts"):
         (tmp_path / path).mkdir()
-    spec = stream if name.startswith(("nystrom", "evict")) else keys_only(stream)
+    spec = stream if name.startswith(("nystrom", "evict", "reservoir")) else keys_only(stream)
     make_sketch(spec, tmp_path / "whole" / "c.sattn", **METHODS[name])
     stopped = 0
     while not _once(
@@ -466,7 +466,7 @@ def test_an_unfinished_sketch_is_not_queried(stream, tmp_path):
 def test_appended_rows_are_as_if_they_had_been_there(tmp_path, name, first):
     """Once the first part has the 1024 rows by which settings are chosen."""
     spec, words = save_stream(tmp_path, 2400), METHODS[name] | {"block_rows": 500}
-    if not name.startswith(("nystrom", "evict")):
+    if not name.startswith(("nystrom", "evict", "reservoir")):
         spec = keys_only(spec)
     make_sketch(spec, tmp_path / "whole.sattn", **words)
     make_sketch(replace(spec, rows=(0, first)), tmp_path / "parts.sattn", **words)

@@ -159,7 +159,8 @@ def test_where_they_come_from(tmp_path):
         file.attrs["sink_logit"] = np.array(SINKS)
     assert "sink_logit is taken from the file" in run(dump, **out).notes
     with pytest.raises(
-        InputMissing, match=r"gone\.npy: there is no such file; and as a name in the input, .*dump\.h5: no dataset"
+        InputMissing,
+        match=r"gone\.npy: there is no such file; and as a name in the input, .*dump\.h5: no array gone\.npy",
     ):
         run(dump, sink_logit="gone.npy", **out)
     with pytest.raises(InputMissing, match="gone.txt: no such file|gone.txt: No such file"):

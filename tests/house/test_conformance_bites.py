@@ -222,7 +222,7 @@ class PeekConsumes(OnlyForward):
 
 class PeekIsAView(MemoryTensor):
     def peek(self, n):
-        return self._array[:, :n]
+        return self.items[:, :n]
 
 
 class PeeksAhead(MemoryTensor):
@@ -235,12 +235,12 @@ class PeeksAhead(MemoryTensor):
         return super().read_into(buf, start)
 
     def peek(self, n):
-        return self._array[:, self.at : self.at + n].copy()
+        return self.items[:, self.at : self.at + n].copy()
 
 
 class Hoards(MemoryTensor):
     def read_into(self, buf, start):
-        self.copy = self._array.copy()
+        self.copy = self.items.copy()
         return super().read_into(buf, start)
 
 
@@ -251,7 +251,7 @@ class TakesAnything(MemoryTensor):
 
 class ClosesOnce(MemoryTensor):
     def close(self):
-        del self._array
+        del self.items
 
 
 SOURCE_FAULTS = {

@@ -584,10 +584,11 @@ def test_real_head_is_answered_well(real):
         assert ours < 0.3 * error(window_params(HEAD, rows), real)
 
 
-def test_fast_compresses_half_as_often_for_an_eighth_more_error(real):
+def test_fast_compresses_half_as_often_for_a_seventh_more_error(real):
     """In slices of the same size. A row of the buffer is two and a half atoms, where it was 1.3 of sixteen bits.
 
-    Before (N25) it was a tenth: that took 3% off the error of compressing more often and nothing off that of `fast`.
+    Before (N25) it was a tenth: that took 3% off the error of compressing more often and nothing off that of `fast`. (N26)
+    takes 5% off that of `fast` with 128 and 256 rows, and 8% off the other.
     """
     ratios = []
     for rows in (128, 256, 512, 1024):
@@ -595,7 +596,7 @@ def test_fast_compresses_half_as_often_for_an_eighth_more_error(real):
         often = nystrom_params(HEAD, rows, "fast", buffer=ours.group // 2)
         often = replace(often, history=replace(often.history, active=ours.history.active))
         ratios.append(error(ours, real) / error(often, real))
-    assert np.prod(ratios) ** 0.25 <= 1.14 and max(ratios) <= 1.28
+    assert np.prod(ratios) ** 0.25 <= 1.15 and max(ratios) <= 1.28
 
 
 @pytest.mark.parametrize("rope", ["", "1e5:interleaved"])
