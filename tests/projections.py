@@ -61,8 +61,9 @@ def save(folder, shape):
 
 
 def measure(folder, seed):
-    """Run the setting of a seed in `folder`: (description, the outcome's JSON)."""
+    """Run the setting of a seed in `folder`: (description, the outcome's JSON). In a process of its own: pages of a fork
+    count as its memory when it touches them, also those that it got from a process that has compiled."""
     shape, words = draw(seed)
     return f"seed {seed}: {shape} {' '.join(words)}", run(
-        "attend", *save(folder, shape), *words, "--json", "--quiet", cwd=folder
+        "attend", *save(folder, shape), *words, "--json", "--quiet", cwd=folder, fresh=True
     ).document

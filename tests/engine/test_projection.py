@@ -64,7 +64,7 @@ def test_the_first_run_on_a_machine_stays_within_what_is_projected(tmp_path):
     job = ("attend", SAMPLE / "heads.h5", "--causal", "--method", "window", "--resident-rows", "256", "--audit", "64")
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "NUMBA_CACHE_DIR": ""}
     for name in ("cold.npy", "warm.npy"):
-        memory = run(*job, "--quiet", "--json", "-o", tmp_path / name, env=env).document["memory"]
+        memory = run(*job, "--quiet", "--json", "-o", tmp_path / name, env=env, fresh=True).document["memory"]
         assert memory["peak"] <= memory["projected"] <= 2 * memory["peak"], (name, memory)
 
 
@@ -79,12 +79,12 @@ def test_sketches_are_projected_with_their_merging_and_with_the_rows_that_there_
         "roomy": ["--resident-rows", "6144", "--rows", "0:3000"],
         "appended": ["--resident-rows", "600", "--rows", "0:1500"],
     }.items():
-        memory = run(*job, *words, "-o", f"{name}.sattn", cwd=tmp_path).document["memory"]
+        memory = run(*job, *words, "-o", f"{name}.sattn", cwd=tmp_path, fresh=True).document["memory"]
         assert memory["peak"] <= memory["projected"], (name, memory)
         if name == "sharded" or (name == "roomy" and method != "evict"):  # evict counts queries, which may not come
             assert memory["projected"] <= 2 * memory["peak"], (name, memory)
     words = ("--resident-rows", "600", "--rows", "1500:2000", "--append")
-    memory = run(*job, *words, "-o", "appended.sattn", cwd=tmp_path).document["memory"]
+    memory = run(*job, *words, "-o", "appended.sattn", cwd=tmp_path, fresh=True).document["memory"]
     assert memory["peak"] <= memory["projected"], memory
 
 
@@ -94,5 +94,5 @@ def test_a_large_sketch_is_projected_as_closely(tmp_path, words):
     for part in "qkv":
         np.save(tmp_path / f"{part}.npy", rng.standard_normal((12000, 32)).astype(np.float32))
     job = ("attend", *FILES, "--resident-rows", "6144", *words, "--quiet", "--json", "-o", "out.npy")
-    memory = run(*job, cwd=tmp_path).document["memory"]
+    memory = run(*job, cwd=tmp_path, fresh=True).document["memory"]
     assert memory["peak"] <= memory["projected"] <= 2 * memory["peak"], memory
