@@ -83,6 +83,7 @@ def heads_of_array(given: object, name: str, start: int | None = None) -> Heads:
 
 
 def check_dtype(array: np.ndarray, name: str) -> None:
+    """Raise WrongDtype for arrays of what no row is stored in."""
     if array.dtype.str not in DTYPES:
         raise WrongDtype(
             f"{name}: dtype {array.dtype} found, expected float16, float32 or float64 (uint16: bfloat16 bit patterns); "
