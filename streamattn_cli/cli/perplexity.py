@@ -34,7 +34,10 @@ def perplexity(
     ] = "nystrom,evict,window",
     resident_rows: Annotated[
         str,
-        option("--resident-rows", help="Memory of one key head in rows of k and v: N or N,M,...", rich_help_panel=ATTENTION),
+        option(
+            "--resident-rows", help="Memory of one key head in rows of k and v, or share of the tokens: N, P% or N,M,...",
+            rich_help_panel=ATTENTION,
+        ),
     ] = "512",
     effort: Annotated[
         str, option("--effort", help="Of nystrom: fast, default or best.", rich_help_panel=ATTENTION)
@@ -61,9 +64,10 @@ def perplexity(
     """
     import sys
 
-    from streamattn_cli.cli.compare import _counts
     from streamattn_cli.cli.streams import printing
     from streamattn_cli.cli.words import settings, show_json, signed
+    from streamattn_cli.engine.planning.resolve import budgets_in_rows
+    from streamattn_cli.engine.request.settings import read_budgets
     from streamattn_cli.engine.watch.events import Note
     from streamattn_cli.engine.watch.signals import Interrupts
     from streamattn_cli.errors import UsageError
@@ -76,12 +80,15 @@ def perplexity(
 
     if reference_window is not None and reference_window < 1:
         raise UsageError(f"--reference-window {reference_window}: must be at least 1")
-    given, budgets = TextSettings(**settings(TextSettings, words)), _counts(resident_rows)
+    given, words_of_budgets = TextSettings(**settings(TextSettings, words)), read_budgets(resident_rows)
     names = check_methods(methods)
     mode = "json" if words["log_json"] else "quiet" if words["quiet"] else "auto"
     with make_listener(mode, words["progress_every"]) as listener, Interrupts(status=listener.status) as interrupts:
         known = find_model(model, given.threads)
         ids = token_ids(known.tokenizer, text, given.tokens, least=2)
+        budgets, shares = budgets_in_rows(words_of_budgets, len(ids))
+        for note in shares:
+            listener(Note(note))
         layers = chosen_layers(given.layer, model, known.global_layers, len(known.types))
         beside = {"effort": effort, "threads": given.threads, "memory": given.memory}
         asked = Asked(names, budgets, layers, given.chunk, samples, beside, seed, reference_window)

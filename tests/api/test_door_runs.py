@@ -74,7 +74,7 @@ def test_an_audit_of_answers_by_any_method(arrays):
 def test_compare_finds_what_the_command_finds(arrays):
     words = ("--rows", f"0:{ROWS}", "--q-rows", f"0:{ROWS}", "--causal", "--methods", "nystrom,window")
     done = run("compare", HEADS, *words, "--resident-rows", "96,128", "--audit", "64", "--json").document
-    found = compare(*arrays, methods="nystrom,window", resident_rows=[96, 128], causal=True, audit=64)
+    found = compare(*arrays, methods="nystrom,window", resident_rows=["10.667%", 128], causal=True, audit=64)
     errors = [(t.label, t.budget, t.audit.method.error) for t in found.trials]
     assert [(label, budget) for label, budget, _ in errors] == [(t["label"], t["budget"]) for t in done["trials"]]
     assert [error for *_, error in errors] == pytest.approx([t["audit"]["method"]["error"] for t in done["trials"]])

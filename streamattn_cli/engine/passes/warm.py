@@ -45,7 +45,7 @@ def warm(plan: Plan, listener: Listener) -> None:
         finally:
             gc.unfreeze()
     if count.kernels:
-        listener(Note(f"compiled {count.kernels} kernels"))
+        listener(Note(count.told))
 
 
 def _run_small(plan: Plan) -> None:
@@ -127,9 +127,10 @@ def _made_up(heads: Heads, last: float = 0.0, rows: int = ROWS) -> Heads:
 
 
 def _compiled() -> bool:
-    """Whether kernels of this version have been compiled here before."""
-    folder = os.environ.get("NUMBA_CACHE_DIR", "")
-    if not os.path.isdir(folder):
-        return False
-    with os.scandir(folder) as entries:
-        return any(entries)
+    """Whether kernels of this version have been compiled here before, or those of another process would not be found."""
+    folder = os.environ["NUMBA_CACHE_DIR"]
+    try:
+        os.makedirs(folder, exist_ok=True)
+        return bool(os.listdir(folder)) or not os.access(folder, os.W_OK)
+    except OSError:
+        return True
