@@ -53,6 +53,8 @@ def test_one_head_has_no_axis_of_heads():
     q, k, v = (np.random.default_rng(seed).standard_normal((700, 8)).astype("f4") for seed in range(3))
     found = attend(q, k, v, method="window", window=32, causal=True)
     assert found.out.shape == (700, 8)
+    with pytest.raises(InputMalformed, match=r"give one sequence, array\[0\].swapaxes\(0, 1\)"):
+        attend(*(np.zeros((1, 2, 700, 8), "f4") for _ in "qkv"), method="window")
     assert audit(found.out, q, k, v, causal=True, rows=700).method.error == pytest.approx(
         attend(q, k, v, method="window", window=32, causal=True, audit=700).audit.method.error, rel=1e-3
     )

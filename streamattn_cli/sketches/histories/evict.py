@@ -216,12 +216,10 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 def _micros(load: Load) -> float:
     held = load.params.history.rows
-    coded = 0.0005 * (load.dim + load.value_dim) * held if load.params.history.bits else 0.0  # of a group: read twice
-    known = 0 if load.causal else 0.4 * held
-    if load.params.history.score == "expected":
-        known = held * (0.5 + 2e-4 * load.dim * load.dim)
-    of_groups = load.full_groups(held) * (150 + known)
-    return float(load.answering(held) + of_groups + coded * load.rows / load.params.group)
+    coded = 0.0005 * load.width * held if load.params.history.bits else 0.0  # of a group: read twice
+    expected = held * (0.5 + 2e-4 * load.dim * load.dim) if load.params.history.score == "expected" else 0.0
+    more = coded * load.rows / load.params.group + expected * load.full_groups(held)
+    return float(load.keeping(held, 1.8, 78, 0.0, 2.7e-5) + more)
 
 
 METHOD = Method(

@@ -232,8 +232,9 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 
 def _micros(load: Load) -> float:
-    products = feature_count(load.dim, load.params.history.degree) * (load.value_dim + 1)
-    return load.answering() + (load.rows + load.queries * load.group) * (0.06 + 2.2e-5 * products)
+    features = feature_count(load.dim, load.params.history.degree)
+    answer = 5.8e-5 * features * (load.value_dim + 1)
+    return 0.72 * load.answering() + load.rows * 1.5e-3 * features + load.queries * load.group * answer
 
 
 def _miniature(params: HeadParams) -> HeadParams:
