@@ -9,7 +9,7 @@ from typing import TextIO
 
 from streamattn_cli.report.text.braille import SHOWN, Point, plot
 from streamattn_cli.report.text.outcome import facts_text, interval_text
-from streamattn_cli.report.text.table import plain_lines, table_lines
+from streamattn_cli.report.text.table import plain_lines, print_lines, table_lines
 from streamattn_cli.report.text.terminal import columns, shows
 from streamattn_cli.units import format_bytes, format_count, format_duration
 
@@ -17,11 +17,9 @@ COLUMNS = ("", "method", "resident", "rows kept", "error", "95% interval", "row 
 DROPPED = (9, 3, 8, 6, 2, 5, 7)  # columns that a narrow terminal does without, in this order
 
 
-def render_compare(found: dict, stream: TextIO, width: int | None = None) -> None:
-    """Write the comparison (the dict of Comparison.to_dict) to `stream`, at most `width` columns."""
-    lines = compare_lines(found, width or columns(stream), dots=shows(stream, SHOWN))
-    stream.write("\n".join(lines) + "\n")
-    stream.flush()
+def render_compare(found: dict, stream: TextIO) -> None:
+    """Write the comparison (the dict of Comparison.to_dict) to `stream`."""
+    print_lines(compare_lines(found, columns(stream), dots=shows(stream, SHOWN)), stream)
 
 
 def compare_lines(found: dict, width: int, dots: bool = True) -> list[str]:

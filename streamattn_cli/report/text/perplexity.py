@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from streamattn_cli.report.text.braille import SHOWN, Point, plot
 from streamattn_cli.report.text.outcome import interval_text
-from streamattn_cli.report.text.table import plain_lines, table_lines
+from streamattn_cli.report.text.table import plain_lines, print_lines, table_lines
 from streamattn_cli.report.text.terminal import columns, shows
 from streamattn_cli.units import format_bytes, format_duration
 
@@ -21,10 +21,9 @@ def figures(found: Any) -> str:
     return f"{found.tokens} tokens, nats per token: {nats}"
 
 
-def render_perplexity(found: dict, stream: TextIO, width: int | None = None) -> None:
+def render_perplexity(found: dict, stream: TextIO) -> None:
     """Write the dict of Perplexity.to_dict to `stream`."""
-    stream.write("\n".join(perplexity_lines(found, width or columns(stream), shows(stream, SHOWN))) + "\n")
-    stream.flush()
+    print_lines(perplexity_lines(found, columns(stream), shows(stream, SHOWN)), stream)
 
 
 def perplexity_lines(found: dict, width: int, dots: bool = True) -> list[str]:
