@@ -76,7 +76,7 @@ def _cells(letter: str, trial: dict) -> tuple[str, ...]:
     e = trial["audit"]["method"]
     return (
         letter,
-        trial["label"] + _degree(trial),
+        label_of(trial),
         format_bytes(trial["resident_bytes"]),
         f"{trial['params'].get('resident_rows', 0):.0f}",
         f"{e['error']:.3g}",
@@ -88,9 +88,10 @@ def _cells(letter: str, trial: dict) -> tuple[str, ...]:
     )
 
 
-def _degree(trial: dict) -> str:
+def label_of(trial: dict) -> str:
+    """What a trial is called in a table."""
     degree = trial["params"].get("degree")
-    return f" degree {degree}" if degree and "degree" not in trial["label"] else ""
+    return f"{trial['label']} degree {degree}" if degree and "degree" not in trial["label"] else str(trial["label"])
 
 
 def _plot(

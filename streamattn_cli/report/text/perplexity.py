@@ -46,7 +46,7 @@ def perplexity_lines(found: dict, width: int, dots: bool = True) -> list[str]:
     parts = exact["by_position"]
     heads = ("more nats by position", *(f"to {part['last']}" for part in parts))
     later = [
-        (_label(reading), *(f"{part['increase']:+.4f}" for part in reading["by_position"]))
+        (label_of(reading), *(f"{part['increase']:+.4f}" for part in reading["by_position"]))
         for reading in found["readings"][1:]
     ]
     if later:
@@ -58,7 +58,7 @@ def _plot(readings: list[dict], width: int, dots: bool) -> list[str]:
     """The increase of each method against resident rows, or against the position where there is one budget."""
     if len({reading["resident_rows"] for reading in readings}) > 1:
         against = "resident rows"
-        found = [(r, r["resident_rows"], r["increase"]["mean"], _label(r)) for r in readings]
+        found = [(r, r["resident_rows"], r["increase"]["mean"], label_of(r)) for r in readings]
     else:
         against = "position"
         found = [(r, part["last"], part["increase"], f"{r['method']} to {part['last']}")
@@ -89,7 +89,8 @@ def _cells(reading: dict) -> tuple[str, ...]:
     )
 
 
-def _label(reading: dict) -> str:
+def label_of(reading: dict) -> str:
+    """'window 512': method and resident rows."""
     return f"{reading['method']} {reading['resident_rows']}"
 
 
