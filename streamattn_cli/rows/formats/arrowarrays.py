@@ -160,7 +160,6 @@ class ArrowTensor(OpenFileTensor):
         self._kept: tuple[int, memoryview] | None = None
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         count = self.there(buf, start, segment)
         if not count * self._row:
             return count

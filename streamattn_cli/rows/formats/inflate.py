@@ -167,7 +167,6 @@ class InflatedTensor(OpenFileTensor):
         self._here: dict[int, Inflater] = {}
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         count = self.there(buf, start, segment)
         for number, rows in enumerate(buf if count * self._row else (), segment or 0):
             view = memoryview(rows).cast("B")[: count * self._row]

@@ -66,7 +66,6 @@ class ParquetTensor(SeekableTensor):
         self._rows, self._first = np.empty((0, extent.width), DTYPES[dtype].holder), 0  # decoded, and the first of them
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         count = self.there(buf, start, segment)
         at = start
         while at < start + count:

@@ -28,7 +28,6 @@ class SequenceTensor(SeekableTensor):
         self.held_bytes = base.held_bytes + sequences.edges.nbytes
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         count = self.there(buf, start, segment)
         for piece in self.sequences.pieces(start, start + count):
             into = buf[:, piece.first - start : piece.last - start]

@@ -66,11 +66,9 @@ class OnDemand(SeekableTensor):
         self.held_bytes = int(tensor.held_bytes * share) + 1
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         return self._again().read_into(buf, start, segment)
 
     def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
         return self._again().peek(n)
 
     def _again(self) -> RowTensor:

@@ -25,7 +25,6 @@ class HalfTensor(SeekableTensor):
         self._base, self._first = base, half * (base.outer // 2)
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         check_buffer(self, buf, segment)
         return self._base.read_into(buf, start, self._first + (segment or 0))
 

@@ -121,7 +121,6 @@ class SyntheticTensor(SeekableTensor):
         self.held_bytes = scratch + (12 * max(NARROW_ENTRIES, self.width) if self._narrow else 0)
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         rows = self.there(buf, start, segment)
         out = buf[0, :rows]
         if not self._narrow:

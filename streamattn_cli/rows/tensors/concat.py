@@ -36,7 +36,6 @@ class ConcatTensor(SeekableTensor):
         self.held_bytes = sum(part.held_bytes for part in self.parts)
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         want = self.there(buf, start, segment)
         done = 0
         while done < want:

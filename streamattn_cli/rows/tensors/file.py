@@ -71,7 +71,6 @@ class FileTensor(OpenFileTensor):
             )
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         count = self.there(buf, start, segment)
         if count * self._row:
             for at, rows in enumerate(buf, segment or 0):

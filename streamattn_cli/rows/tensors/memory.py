@@ -30,7 +30,6 @@ class MemoryTensor(SeekableTensor):
         return tensor
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         count = self.there(buf, start, segment)
         first = segment or 0
         buf[:, :count] = self.items[first : first + len(buf), start : start + count]

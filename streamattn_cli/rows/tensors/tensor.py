@@ -86,11 +86,9 @@ class SeekableTensor:
         return count
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         raise NotImplementedError
 
     def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
         return peek_seekable(self, n)
 
     def close(self) -> None:

@@ -81,7 +81,6 @@ class PlacedWriter(Unfinished, Writer):
             os.ftruncate(fd, end)
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See base.Writer."""
         self._shape.check(block, start, self.rows_written)
         row = self._shape.row_bytes // self._shape.segments
         with or_abort(self):
@@ -92,7 +91,6 @@ class PlacedWriter(Unfinished, Writer):
         self.rows_written += len(block)
 
     def patch(self, row: int, head: int, answer: np.ndarray) -> None:
-        """See Writer."""
         if row >= self.rows_written:
             raise ValueError(f"row {row}, and {self.rows_written} are written")
         assert self._rows is not None, "rows of a pipe are not written again"
@@ -108,7 +106,6 @@ class PlacedWriter(Unfinished, Writer):
         return Place(self._temporary.path, self._offset, self.rows_written, self._shape)
 
     def commit(self, meta: dict) -> None:
-        """See base.Writer."""
         with or_abort(self):
             if self._rows not in (None, self.rows_written):
                 raise StreamattnError(f"{self.name}: {self.rows_written} rows written, {self._rows} promised")

@@ -265,7 +265,6 @@ class GrowingHdf5Writer(Unfinished, Writer):
                 self._patient.check()  # the cause of whatever else went wrong
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See base.Writer."""
         self._shape.check(block, start, self.rows_written)
         stop = start + len(block)
         with self._or_abort():
@@ -275,7 +274,6 @@ class GrowingHdf5Writer(Unfinished, Writer):
         self.rows_written = stop
 
     def commit(self, meta: dict) -> None:
-        """See base.Writer."""
         with self._or_abort():
             set_attributes(self._dataset if self._added else self._file, meta)
             self._file.close()
@@ -285,7 +283,6 @@ class GrowingHdf5Writer(Unfinished, Writer):
             self._temporary.commit()
 
     def abort(self) -> None:
-        """See base.Writer."""
         try:
             if self._file is not None:
                 self._file.close()  # before its descriptor

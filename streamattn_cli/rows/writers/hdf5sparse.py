@@ -46,13 +46,11 @@ class TopKWriter(Unfinished, Writer):
             self._temporary = Temporary(path, tag=tag)
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See base.Writer."""
         assert self.best is not None, "rows are written where there are heaps"
         self.best.offer(start, block)
         self.rows_written += len(block)
 
     def recover(self, results: list[Sparse], by: str, joint: bool, rows: int, measured: bool) -> None:
-        """See base.Writer."""
         self.results, self.by, self.joint, self.rows_written, self.measured = results, by, joint, rows, measured
 
     def finish(self) -> dict:
@@ -79,7 +77,6 @@ class TopKWriter(Unfinished, Writer):
         }
 
     def commit(self, meta: dict) -> None:
-        """See base.Writer."""
         with or_abort(self):
             patient = PatientFile(self._temporary.fd)
             with h5py.File(patient, "w", driver="fileobj") as file:

@@ -61,7 +61,6 @@ class RecordWriter(Writer):
         self.abort()
 
     def abort(self) -> None:
-        """See base.Writer."""
         if self._owned:
             self._file.close()
 

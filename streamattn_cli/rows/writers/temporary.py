@@ -110,7 +110,7 @@ class Unfinished:
     _lasting = False
 
     def keep(self) -> str:
-        """See rows.writers.base.Writer."""
+        """Make the bytes so far durable, and let the file outlive a failure; returns its name in the folder. OutputFailed."""
         with failing_as_output(self.name):
             os.fdatasync(self._temporary.fd)
         self._lasting = True
