@@ -210,11 +210,12 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 
 def _micros(load: Load) -> float:
-    held = load.params.history.rows
-    coded = 0.0005 * load.width * held if load.params.history.bits else 0.0  # of a group: read twice
-    expected = held * (0.5 + 2e-4 * load.dim * load.dim) if load.params.history.score == "expected" else 0.0
-    more = coded * load.rows / load.params.group + expected * load.full_groups(held)
-    return float(load.keeping(held, 1.8, 78, 0.0, 2.7e-5) + more)
+    history, group = load.params.history, load.params.group
+    found = load.keeping(history.rows, 1.8, 78, 0.0, 2.7e-5)
+    if history.score == "expected":
+        found = load.keeping(history.rows, 3.3, 70 + 1e-3 * group * load.dim * load.dim, 0.0, 0.0)
+    coded = 0.0041 * load.width * history.rows if history.bits else 0.0  # of a group, which reads them
+    return float(found + coded * load.rows / group)
 
 
 METHOD = Method(

@@ -229,8 +229,9 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 def _micros(load: Load) -> float:
     features = feature_count(load.dim, load.params.history.degree)
-    answer = 5.8e-5 * features * (load.value_dim + 1)
-    return 0.72 * load.answering() + load.rows * 1.5e-3 * features + load.queries * load.group * answer
+    products = features * (load.value_dim + 1)
+    absorbing = load.rows * (1.4e-3 * features + 2.4e-5 * products)
+    return 0.64 * load.answering() + absorbing + load.queries * load.group * 3.3e-5 * products
 
 
 def _miniature(params: HeadParams) -> HeadParams:
