@@ -1,6 +1,7 @@
 """What commands can be told, group by group; the options of the command line are made from these fields.
 
-None means: decide for me. `decides=True` marks what outputs or checkpoints depend on: all about attention and sketches, some of the rest.
+None means: decide for me. `decides=True` marks what outputs or checkpoints depend on: all of attention and sketches, some of the
+rest.
 """
 
 from __future__ import annotations

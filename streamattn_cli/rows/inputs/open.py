@@ -304,11 +304,8 @@ class _Opening:
         else:
             parts = self._split(shape.dim, record, stored.name, one_head=not fused)
             self._check_record(stored, record)
-        heads = (
-            packed_fused(self._open(stored, shape), parts)
-            if fused
-            else packed_heads(self._open(stored, shape), shape, parts)
-        )
+        tensor = self._open(stored, shape)
+        heads = packed_fused(tensor, parts) if fused else packed_heads(tensor, shape, parts)
         listed = _listed([(part, len(heads[part]), heads[part].dim) for part in record])
         self.notes.append(f"{stored.name}: {show(stored.shape)} rows are {listed}")
         return {part: scaled(heads[part], stored, part, self.notes) for part in record}
@@ -316,13 +313,8 @@ class _Opening:
     def _check_record(self, stored: Stored, record: str) -> None:
         """Refuse one array of a file for several parts where nothing says that its rows are packed: it may be one of them."""
         spec = self._spec
-        if (
-            not stored.packed
-            and stored.shape[0] is not None
-            and len(record) > 1
-            and spec.record is None
-            and spec.dim is None
-        ):
+        told = stored.packed or spec.record is not None or spec.dim is not None
+        if len(record) > 1 and stored.shape[0] is not None and not told:
             raise UsageError(
                 f"{stored.name}: one array {show(stored.shape)} for {', '.join(record)}; give --record {record} if every row "
                 f"of it holds them side by side, or a file for each: {' '.join(f'--{part} FILE' for part in record)}"
