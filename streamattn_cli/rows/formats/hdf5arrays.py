@@ -14,7 +14,7 @@ from math import ceil, prod
 import h5py
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.errors import InputMalformed, InputMissing, damaged
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.hdf5holes import holes
@@ -56,7 +56,7 @@ def readable(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise InputMalformed(f"{name}: damaged or truncated HDF5 file: {error}; write or copy it again") from error
+        raise damaged(name, f"damaged or truncated HDF5 file: {error}") from error
 
 
 def hdf5_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> dict[str, Stored]:
