@@ -72,6 +72,10 @@ class PartlyStored:
     missing: list[tuple[int, int]]  # rows [first, last) that no file stores, sorted
     missing_allowed = False  # they are zeros, or what the file says
 
+    def allow_missing(self) -> None:
+        """Read them as what the file says of them."""
+        self.missing_allowed = True
+
     def refuse_missing(self, first: int, count: int) -> None:
         """Raise InputMalformed for `count` such rows, `first` before others, unless they are allowed."""
         raise NotImplementedError

@@ -14,7 +14,7 @@ import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.bank import RowHistory, bank_spec
 from streamattn_cli.sketches.histories.querymodel import FORGET, LOOKBACK
 from streamattn_cli.sketches.method import Load, Method, MethodOptions

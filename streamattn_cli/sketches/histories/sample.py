@@ -12,7 +12,7 @@ import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.bank import RowHistory, bank_spec
 from streamattn_cli.sketches.method import Load, Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial

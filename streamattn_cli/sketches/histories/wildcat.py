@@ -12,7 +12,7 @@ import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.bank import bank_spec, live
 from streamattn_cli.sketches.histories.levels import LEVELS, LevelHistory, level_to_halve, merge_levels, segment
 from streamattn_cli.sketches.method import Load, Method, MethodOptions
