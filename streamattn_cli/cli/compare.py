@@ -44,29 +44,19 @@ def compare(
 
     With --json > FILE the same as one document, of which `streamattn report FILE -o FILE.html` makes a page.
     """
-    import sys
-
-    from streamattn_cli.cli.streams import printing
-    from streamattn_cli.cli.words import request_of, show_json, signed
+    from streamattn_cli.cli.words import request_of, show, signed, watching
     from streamattn_cli.engine.jobs.compare import compare as run
-    from streamattn_cli.engine.watch.signals import Interrupts
     from streamattn_cli.errors import UsageError
-    from streamattn_cli.report.live.progress import make_listener
     from streamattn_cli.report.text.compare import render_compare
 
-    memory, quiet, log_json = words["memory"], words["quiet"], words["log_json"]
+    memory = words["memory"]
     if memory and "," in memory:
         raise UsageError(f"--memory {memory}: is the budget of one run; for several sizes give --resident {memory}")
     budgets = _sizes(resident) if resident else _counts(resident_rows)
     request = request_of(CompareRequest, words, budgets=tuple(budgets), by_bytes=bool(resident))
-    mode = "json" if log_json else "quiet" if quiet else "auto"
-    with make_listener(mode, words["progress_every"]) as listener, Interrupts(status=listener.status) as interrupts:
+    with watching(words) as (listener, interrupts):
         found = signed(run(request, listener, interrupts))
-    if words["json"]:
-        show_json(found.to_dict())
-    elif not quiet and not log_json:
-        with printing():
-            render_compare(found.to_dict(), sys.stdout)
+    show(found.to_dict(), words, render_compare)
 
 
 def _sizes(text: str) -> list[int]:

@@ -178,7 +178,6 @@ class _Capturing:
         self._layer, self._other, self._dump, self._start = layer, other, dump, start
 
     def answer(self, facts: LayerFacts, q: Any, k: Any, v: Any) -> Any:
-        """See Answerer."""
         if self._layer:
             keys = list(self._layer.chosen)
             self._dump.write(facts.index, self._start, q[self._layer.query_heads], k[keys], v[keys])

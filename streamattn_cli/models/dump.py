@@ -82,19 +82,15 @@ class Hdf5Layers:
         self._file = Hdf5Dump(path, rows, named, dtype, groups, tag, parts.get(path))
 
     def write(self, layer: int, start: int, q: Any, k: Any, v: Any) -> None:
-        """See Dump."""
         self._file.write(start, stored(layer, self._dtype, q, k, v), self._first[layer])
 
     def keep(self) -> dict[str, str]:
-        """See Dump."""
         return {self._path: self._file.keep()}
 
     def commit(self) -> None:
-        """See Dump."""
         self._file.commit({})
 
     def abort(self) -> None:
-        """See Dump."""
         self._file.abort()
 
 
@@ -105,21 +101,17 @@ class PackedLayers:
         self._writers, self._dtype = writers, dtype
 
     def write(self, layer: int, start: int, q: Any, k: Any, v: Any) -> None:
-        """See Dump."""
         if layer in self._writers:  # else it was complete when an earlier run ended
             self._writers[layer].write(start, np.concatenate(stored(layer, self._dtype, q, k, v), axis=1)[:, None])
 
     def keep(self) -> dict[str, str]:
-        """See Dump."""
         return {writer.name: writer.keep() for writer in self._writers.values() if writer.placed}
 
     def commit(self) -> None:
-        """See Dump."""
         for writer in self._writers.values():
             writer.commit({})
 
     def abort(self) -> None:
-        """See Dump."""
         for writer in self._writers.values():
             writer.abort()
 

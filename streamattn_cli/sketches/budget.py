@@ -65,6 +65,21 @@ def keeper_params(
     return with_history(int(kept))
 
 
+def keeping(
+    name: str, share: float, params: Callable[..., HistoryParams], seeded: bool = True
+) -> Callable[[HeadParams, MethodOptions, bool, int | None], HeadParams]:
+    """The `settings` of a Method (see method.py) that keeps as many rows as fit, chosen by `--seed` if it is seeded; share: see
+    keeper_params."""
+
+    def settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
+        seed = {"seed": options.seed} if seeded else {}
+        return keeper_params(
+            name, head, options, causal, share, lambda rows, window, storage: params(rows, storage=storage, **seed)
+        )
+
+    return settings
+
+
 def check_buffer(group: int) -> None:
     """Refuse (UsageError) a group that is no power of two up to 512."""
     if group not in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):

@@ -6,7 +6,7 @@ A method is one file with a `Params` class, a `History` and a `METHOD`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -29,6 +29,14 @@ class HistoryParams(Protocol):
     def to_dict(self) -> dict:
         """JSON-able form."""
         ...
+
+
+class PlainParams:
+    """The base of settings that are stored field by field."""
+
+    def to_dict(self) -> dict:
+        """JSON-able form."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
 class History:
@@ -114,7 +122,7 @@ class History:
 
     def mean_value(self) -> np.ndarray:
         """What a query is answered that no token answers (dv,)."""
-        raise NotImplementedError
+        return np.zeros(self.value_dim)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
-from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.errors import InputMalformed
+from streamattn_cli.rows.tensors.file import OpenFileTensor
 from streamattn_cli.rows.tensors.layout import Extent
-from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
 
 CHUNK = 1 << 14
 WINDOW = 3 << 14  # bytes that one decompressor holds, at most
@@ -152,7 +151,7 @@ class Inflater:
         return found
 
 
-class InflatedTensor:
+class InflatedTensor(OpenFileTensor):
     """A RowTensor over a compressed member: rows are inflated as they are read, and again for every further pass.
 
     Each of the O segments has a decompressor at its beginning and one that goes on from there, so that reading segments side
@@ -160,25 +159,15 @@ class InflatedTensor:
     the present one are kept.
     """
 
-    seekable = True
-
     def __init__(self, member: Member, offset: int, extent: Extent, dtype: str):
-        self.name, self.path, self.dtype = member.label, member.path, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
+        super().__init__(member.label, member.path, extent, dtype)
         self.held_bytes = 2 * (extent.side_by_side + extent.apart) * (WINDOW + CHUNK)
-        self._offset, self._row = offset, extent.width * DTYPES[dtype].itemsize
-        try:
-            self._file = os.open(member.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise InputMissing(f"{self.name}: cannot be opened: {error.strerror}") from error
-        self._most = extent.side_by_side
-        self._begin = {0: Inflater(member, self._file)}
+        self._offset, self._most = offset, extent.side_by_side
+        self._begin = {0: Inflater(member, self.fd)}
         self._here: dict[int, Inflater] = {}
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf, segment)
-        count: int = max(0, min(buf.shape[1], self.rows - start))
+        count = self.there(buf, start, segment)
         for number, rows in enumerate(buf if count * self._row else (), segment or 0):
             view = memoryview(rows).cast("B")[: count * self._row]
             at = self._offset + (number * self.rows + start) * self._row
@@ -202,13 +191,7 @@ class InflatedTensor:
             self._here[segment] = self._begin[segment].copy()
         return self._here[segment]
 
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
-
     def close(self) -> None:
         """Close the file, and forget the decompressors."""
         self._begin, self._here = {}, {}
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        super().close()

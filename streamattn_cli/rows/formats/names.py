@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 
@@ -11,21 +11,10 @@ from streamattn_cli.errors import InputMalformed, InputMissing
 # transformers' modules. A number behind it (q_3, keys3) or before it (layer3_q) is that of a layer.
 SYNONYMS = {
     "q": ("q", "query", "queries", "query_states", "query_layer", "q_proj", "xq", "hook_rot_q", "hook_q"),
-    "k": (
-        "k",
-        "key",
-        "keys",
-        "key_states",
-        "key_layer",
-        "k_proj",
-        "k_cache",
-        "key_cache",
-        "xk",
-        "hook_rot_k",
-        "hook_k",
-    ),
+    "k": ("k", "key", "keys", "key_states", "key_layer", "k_proj", "k_cache", "key_cache", "xk", "hook_rot_k",
+          "hook_k"),
     "v": ("v", "value", "values", "value_states", "value_layer", "v_proj", "v_cache", "value_cache", "xv", "hook_v"),
-}
+}  # fmt: skip
 CACHES = {"k": "key_cache", "v": "value_cache"}  # of which the last component is the layer
 PAIRS = {"k": "0", "v": "1"}
 FUSED = ("qkv", "c_attn", "qkv_proj", "wqkv", "query_key_value", "in_proj")  # last components, in small letters
@@ -55,6 +44,14 @@ def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: s
             )
         found[part] = fitting[0]
     return found
+
+
+def check_there(path: str, wanted: Iterable[str], there: Collection[str], kind: str = "array") -> None:
+    """Refuse (InputMissing, which lists what is there) names that a file does not have."""
+    for name in wanted:
+        if name not in there:
+            listed = ", ".join(sorted(there)[:SHOWN]) or "none at all"
+            raise InputMissing(f"{path}: no {kind} {name}; there are: {listed}")
 
 
 def layer_groups(names: Iterable[str], parts: tuple[str, ...]) -> dict[int, str]:

@@ -16,7 +16,7 @@ from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.arrowtypes import stored_columns
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import SeekableTensor
 
 BATCH = 1 << 18  # bytes of rows that the library decodes at a time
 PAGES = (
@@ -53,26 +53,20 @@ def _opened(path: str) -> pq.ParquetFile:
         raise InputMalformed(f"{path}: unreadable as a Parquet file: {error}; write or copy it again") from error
 
 
-class ParquetTensor:
+class ParquetTensor(SeekableTensor):
     """A RowTensor over one column. It is decoded forward; reading from a row before that begins its row group again."""
 
-    seekable = True
-
     def __init__(self, path: str, column: str, groups: list[int], extent: Extent, dtype: str, name: str):
-        self.path, self.name, self.dtype = path, name, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
-        row = extent.width * DTYPES[dtype].itemsize
+        super().__init__(name, path, extent, dtype)
         self._column, self._groups = column, groups
-        self._batch = max(1, BATCH // row)
-        self.held_bytes = PAGES + 12 * self._batch * row
+        self._batch = max(1, BATCH // self._row)
+        self.held_bytes = PAGES + 12 * self._batch * self._row
         self._file: pq.ParquetFile | None = _opened(path)
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rows, self._first = np.empty((0, extent.width), DTYPES[dtype].holder), 0  # decoded, and the first of them
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf, segment)
-        count: int = max(0, min(buf.shape[1], self.rows - start))
+        count = self.there(buf, start, segment)
         at = start
         while at < start + count:
             if not self._first <= at < self._first + len(self._rows):
@@ -125,10 +119,6 @@ class ParquetTensor:
             raise InputMalformed(f"{self.name}: has nulls, expected a number everywhere; omit or fill these rows")
         numbers: np.ndarray = found.to_numpy(zero_copy_only=True)
         return numbers.view(DTYPES[self.dtype].holder).reshape(rows, self.width)
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
 
     def close(self) -> None:
         """Close the file."""

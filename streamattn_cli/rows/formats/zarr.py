@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.formats.format import Format
-from streamattn_cli.rows.formats.names import SHOWN, find_parts
+from streamattn_cli.rows.formats.names import SHOWN
 from streamattn_cli.rows.tensors.stored import Stored
 
 if TYPE_CHECKING:
@@ -113,5 +113,4 @@ FORMAT = Format(
     folder=is_zarr,
     names=zarr_names,
     arrays=_arrays,
-    parts=lambda path, parts, group: find_parts(path, zarr_names(path), parts, group),
 )

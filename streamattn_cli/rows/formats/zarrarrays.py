@@ -16,11 +16,10 @@ from zarr.storage import LocalStore
 
 from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.dtypes import DTYPES, storage_of
-from streamattn_cli.rows.formats.missing import not_stored, within
+from streamattn_cli.rows.formats.missing import PartlyStored, within
 from streamattn_cli.rows.formats.zarrchunks import SPARE, Chunks, codecs_of
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import PartlyStored, check_buffer, peek_seekable
 
 LARGEST = 1 << 31  # bytes of a chunk
 PATTERNS = {DTYPES[name].torch[1]: name for name in ("bf16", "f8e4m3", "f8e5m2")}  # without a NumPy dtype
@@ -81,11 +80,10 @@ class ZarrTensor(PartlyStored):
     """A RowTensor over an array in chunks. Reads are cut at the borders of chunks, and a band (all chunks that share rows)
     that is not read at once is kept, so that each chunk is decoded once per pass."""
 
-    seekable = True
+    mend = "write them (zarr leaves out chunks of zeros unless write_empty_chunks is true)"
 
     def __init__(self, array: zarr.Array, chunks: Chunks, extent: Extent, dtype: str, path: str, name: str):
-        self.name, self.path, self.dtype = name, path, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
+        super().__init__(name, path, extent, dtype)
         self._array, self._chunks, self._axis = array, chunks, extent.layout.index("T")
         self._each = extent.outer // extent.batch  # segments of one batch
         self._size = min(chunks.chunk[self._axis], max(1, extent.count))  # rows of a band
@@ -98,9 +96,8 @@ class ZarrTensor(PartlyStored):
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor; `segment` is the first of a batch, and buf has the segments of that batch."""
-        check_buffer(self, buf, segment)
+        count = self.there(buf, start, segment)
         batch = None if segment is None else segment // self._each
-        count: int = max(0, min(buf.shape[1], self.rows - start))
         if lost := within(self.missing, start, start + count):
             self.refuse_missing(*lost)
         shape = self._chunks.shape
@@ -154,16 +151,6 @@ class ZarrTensor(PartlyStored):
             raise InputMalformed(
                 f"{self.name}: chunk {'.'.join(map(str, at))} cannot be read ({error}); write or copy it again"
             ) from error
-
-    def refuse_missing(self, first: int, count: int) -> None:
-        """InputMalformed for rows that are not stored, unless they are allowed."""
-        if not self.missing_allowed:
-            mend = "write them (zarr leaves out chunks of zeros unless write_empty_chunks is true)"
-            raise not_stored(self.name, first, count, mend)
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
 
     def close(self) -> None:
         """Give the kept band back."""

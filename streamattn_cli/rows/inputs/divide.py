@@ -12,31 +12,23 @@ from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.rows.tensors.sequences import Sequences
-from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import RowTensor, SeekableTensor
 
 
-class SequenceTensor:
+class SequenceTensor(SeekableTensor):
     """A RowTensor over a batch: the rows of its first sequence, then those of the second, and so on.
 
     The base has `batch` times as many segments (O), those of each sequence side by side.
     """
 
-    seekable = True
-
     def __init__(self, base: RowTensor, sequences: Sequences):
         self.base, self.sequences = base, sequences
         self.name, self.path, self.dtype, self.width = base.name, base.path, base.dtype, base.width
         self.outer, self.rows = base.outer // len(sequences), sequences.rows
-
-    @property
-    def held_bytes(self) -> int:
-        """Buffers of the tensor underneath, and the borders of the sequences."""
-        return self.base.held_bytes + self.sequences.edges.nbytes
+        self.held_bytes = base.held_bytes + sequences.edges.nbytes
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf, segment)
-        count: int = max(0, min(buf.shape[1], self.rows - start))
+        count = self.there(buf, start, segment)
         for piece in self.sequences.pieces(start, start + count):
             into = buf[:, piece.first - start : piece.last - start]
             whole = into if into.flags.c_contiguous else np.empty(into.shape, into.dtype)
@@ -45,10 +37,6 @@ class SequenceTensor:
             if whole is not into:
                 into[...] = whole
         return count
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
 
     def close(self) -> None:
         """Close the tensor underneath."""

@@ -10,6 +10,7 @@ from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.options import one_of
 from streamattn_cli.rows.attributes import clean
 from streamattn_cli.rows.dtypes import DTYPES, PATTERNS, storage_word
+from streamattn_cli.rows.formats.missing import PartlyStored
 from streamattn_cli.rows.inputs import arrays
 from streamattn_cli.rows.inputs.checks import check_heads, check_layout, check_rows, range_notes, with_ranges
 from streamattn_cli.rows.inputs.divide import in_sequences, said_of_sequences
@@ -34,7 +35,7 @@ from streamattn_cli.rows.tensors.heads import (
 )
 from streamattn_cli.rows.tensors.layout import LAYOUTS, Extent, extent, layout_word, show
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import PartlyStored, RowTensor
+from streamattn_cli.rows.tensors.tensor import RowTensor
 
 
 @dataclass

@@ -64,7 +64,6 @@ class Nowhere(Writer):
         self.best = best
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See Writer."""
         if self.best:
             self.best.offer(start, block)
 
@@ -82,9 +81,7 @@ class ArrayWriter(Writer):
         self.out = out
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See Writer."""
         self.out[start : start + len(block)] = block
 
     def patch(self, row: int, head: int, answer: np.ndarray) -> None:
-        """See Writer."""
         self.out[row, head] = answer

@@ -64,7 +64,6 @@ class EvictHistory(RowHistory):
 
     @staticmethod
     def state_spec(params: EvictParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name -> (shape, dtype) of every state array."""
         plain = min(params.recent, params.rows) if params.bits else params.rows
         expects = params.score == "expected"
         spec = {
@@ -146,10 +145,6 @@ class EvictHistory(RowHistory):
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
         self.held.partial(work, out)
         return 0
-
-    def mean_value(self) -> np.ndarray:
-        """What to answer when nothing else can (dv,): 0."""
-        return np.zeros(self.value_dim)
 
     def _keep(self, stay: np.ndarray) -> None:
         """Drop the rows that are not to stay (n,)."""

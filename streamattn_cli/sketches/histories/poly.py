@@ -10,7 +10,7 @@ nearest to e^x for them (a Hermite expansion). Moments are linear in the tokens,
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from sys import float_info
 
 import numpy as np
@@ -19,7 +19,7 @@ from streamattn_cli.errors import CannotMeet, UsageError
 from streamattn_cli.kernels import blas, monomials, poly
 from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.monomials import feature_count, low_count, recentre, table
-from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
+from streamattn_cli.sketches.method import History, Load, Method, MethodOptions, PlainParams
 from streamattn_cli.sketches.partial import Partial
 
 MAX_DEGREE = 12  # beyond it the powers outgrow what float64 sums can hold apart
@@ -31,7 +31,7 @@ SAMPLE = 64  # queries used to predict the error
 
 
 @dataclass(frozen=True)
-class PolyParams:
+class PolyParams(PlainParams):
     """Settings of `poly`.
 
     degree g, 1..12; `polynomial` "hermite" (per query) or "taylor"; beta: queries are shortened so that no |logit| is larger;
@@ -42,10 +42,6 @@ class PolyParams:
     polynomial: str = "hermite"
     beta: float | None = None
     max_error: float = 0.25
-
-    def to_dict(self) -> dict:
-        """JSON-able form."""
-        return asdict(self)
 
 
 class PolyHistory(History):
