@@ -9,13 +9,16 @@ A kernel that does not say how it is compiled takes that from the kernel that ca
 it so. Hence `kernel` says it for all of them: arithmetic in the order in which it is written, unless `fastmath` says more.
 """
 
+import hashlib
+import os
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 from llvmlite.binding import Linkage, add_symbol
 from numba import njit
 from numba.core import event
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
 from numba.core.codegen import JITCodeLibrary, JitEngine
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
@@ -57,9 +60,38 @@ class _Compiler(CompilerBase):
         return [passes]
 
 
+@cache
+def folder():
+    """Where compiled kernels are kept: a folder that is named by the kernels' sources.
+
+    Numba looks only at the file of the function itself, so a change in an inlined callee of another module would go unseen; a
+    folder for each state of the sources cannot be stale. It lies in the user's NUMBA_CACHE_DIR, if there is one.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    home = os.environ.get("NUMBA_CACHE_DIR")
+    if not home:
+        home = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "streamattn")
+    return os.path.join(home, "kernels-" + digest.hexdigest()[:16])
+
+
+class _Locator(InTreeCacheLocator):
+    """Finds the folder of kernels without Numba's settings, which are those of the program that imports this package."""
+
+    def get_cache_path(self):
+        return os.path.join(folder(), self.get_suitable_cache_subpath(self._py_file))
+
+
+class _CacheImpl(CompileResultCacheImpl):
+    _locator_classes = [_Locator, *CompileResultCacheImpl._locator_classes[1:]]
+
+
 class _Cache(FunctionCache):
     """Loads a kernel without what Numba imports, and registers, to compile one: that took longer than the kernels themselves. Where
     files of the cache are damaged, or no disk space is left for them, kernels are compiled, and kept for this process."""
+
+    _impl_class = _CacheImpl
 
     def load_overload(self, sig, target_context):
         _allocation_symbols()
@@ -96,7 +128,7 @@ def _allocation_symbols():
         add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
-def kernel(**options):
+def kernel(cache=False, **options):
     """A decorator as `numba.njit` with what every kernel has: no interpreter lock, no exceptions of arithmetic, no allocation.
 
     That nothing is allocated lets Numba leave out the count of references, atomic operations for every row that is cut out
@@ -107,8 +139,8 @@ def kernel(**options):
 
     def decorate(function):
         found = compiled(function)
-        if isinstance(getattr(found, "_cache", None), FunctionCache):
-            found._cache.__class__ = _Cache
+        if cache and found is not function:  # Numba compiles nothing with NUMBA_DISABLE_JIT
+            found._cache = _Cache(function)
         return found
 
     return decorate

@@ -25,7 +25,9 @@ from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.rows.writers.base import Nowhere
 from streamattn_cli.rows.writers.topk import BestRows
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.sketches.arrays import allocate
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.nystrom import NystromHistory, NystromParams, insert_size
 from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.rope import rotation
@@ -128,8 +130,5 @@ def _made_up(heads: Heads, last: float = 0.0, rows: int = ROWS) -> Heads:
 
 def _compiled() -> bool:
     """Whether kernels of this version have been compiled here before."""
-    folder = os.environ.get("NUMBA_CACHE_DIR", "")
-    if not os.path.isdir(folder):
-        return False
-    with os.scandir(folder) as entries:
-        return any(entries)
+    folder = jit.folder()
+    return os.path.isdir(folder) and bool(os.listdir(folder))
