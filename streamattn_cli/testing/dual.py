@@ -47,7 +47,7 @@ def answers(case: DualCase, stream: Stream, sizes: Iterable[int] = (1000,)) -> t
     """Answers (heads, n, dv) to the held queries, and their holder at the end."""
     at = case.positions
     held = case.make(stream.q[:, at], at if case.causal else None, case.value_dim, case.scale)
-    work = allocate(held.work_spec(case.value_dim, case.dtype))
+    work = allocate(held.work_spec(case.value_dim))
     for a, b in edges(stream.rows, sizes):
         held.absorb(stream.k[a:b], stream.c[a:b], work)
     held.finish(work)

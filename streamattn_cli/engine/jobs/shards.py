@@ -93,7 +93,7 @@ def sketch_shards(request: SketchRequest, listener: Listener, interrupts: Interr
     """
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
-        files = file_states(inputs.heads[part].tensor for part in "kv")
+        files = file_states((heads.tensor for heads in inputs.heads.values()), request.query_model)
         problem = keys_problem(request.run(), inputs, None)
         asked = _check(request, problem)
         engine = find_engine(request.engine or "threads")

@@ -95,8 +95,8 @@ def _run(
             ongoing.end_those_without_pieces()
             progress = _Told(sheets, plan, ceremony.meter, began)
             found = in_order(workforce, do, ongoing.tasks(), interrupts, bool(attended and attended.keep_going))
-            with _saving(saved, joint):
-                for (sheet, at), answered in zip(places, stack.enter_context(closing(found)), strict=True):
+            with _saving(saved, joint), closing(found):  # while there are workers to be told
+                for (sheet, at), answered in zip(places, found, strict=True):
                     if isinstance(answered, StreamattnError):
                         sheet.failed.append(answered)
                     else:

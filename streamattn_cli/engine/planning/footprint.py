@@ -50,7 +50,7 @@ def _slack(plan: Plan) -> int:
 
 def work_spec(problem: Problem) -> dict:
     """Scratch arrays of one thread for this problem."""
-    spec = lane_work_spec(problem) | ExactQueries.work_spec(problem.v.dim, problem.precision)
+    spec = lane_work_spec(problem) | ExactQueries.work_spec(problem.v.dim)
     spec |= problem.sketches.params.work_spec() if problem.sketches else {}
     for params in problem.kinds:
         spec |= widest(spec, params.work_spec())
