@@ -47,7 +47,7 @@ def warm(plan: Plan, listener: Listener) -> None:
         finally:
             gc.unfreeze()
     if count.kernels:
-        listener(Note(f"compiled {count.kernels} kernels"))
+        listener(Note(count.told))
 
 
 def _run_small(plan: Plan) -> None:
@@ -129,6 +129,10 @@ def _made_up(heads: Heads, last: float = 0.0, rows: int = ROWS) -> Heads:
 
 
 def _compiled() -> bool:
-    """Whether kernels of this version have been compiled here before."""
+    """Whether kernels of this version have been compiled here before, or those of another process would not be found."""
     folder = jit.folder()
-    return os.path.isdir(folder) and bool(os.listdir(folder))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        return bool(os.listdir(folder)) or not os.access(folder, os.W_OK)
+    except OSError:
+        return True

@@ -233,8 +233,10 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 
 def _micros(load: Load) -> float:
-    products = feature_count(load.dim, load.params.history.degree) * (load.value_dim + 1)
-    return load.answering() + (load.rows + load.queries * load.group) * (0.06 + 2.2e-5 * products)
+    features = feature_count(load.dim, load.params.history.degree)
+    products = features * (load.value_dim + 1)
+    absorbing = load.rows * (1.4e-3 * features + 2.4e-5 * products)
+    return 0.64 * load.answering() + absorbing + load.queries * load.group * 3.3e-5 * products
 
 
 def _miniature(params: HeadParams) -> HeadParams:
