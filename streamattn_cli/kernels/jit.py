@@ -9,13 +9,16 @@ A kernel that does not say how it is compiled takes that from the kernel that ca
 it so. Hence `kernel` says it for all of them: arithmetic in the order in which it is written, unless `fastmath` says more.
 """
 
+import hashlib
+import os
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 from llvmlite.binding import Linkage, add_symbol, parse_bitcode
 from numba import njit
 from numba.core import event
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
 from numba.core.codegen import JITCodeLibrary, JitEngine
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
@@ -77,12 +80,32 @@ class _Loaded(JITCodeLibrary):
         return self._shared_module
 
 
-class _Locator(UserProvidedCacheLocator):
-    """Finds the folder of the cache also where it cannot be written: it may hold kernels all the same, those of an image."""
+@cache
+def folder():
+    """Where compiled kernels are kept: a folder that is named by the kernels' sources.
+
+    Numba looks only at the file of the function itself, so a change in an inlined callee of another module would go unseen; a
+    folder for each state of the sources cannot be stale. It lies in the user's NUMBA_CACHE_DIR, if there is one.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    home = os.environ.get("NUMBA_CACHE_DIR")
+    if not home:
+        home = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "streamattn")
+    return os.path.join(home, "kernels-" + digest.hexdigest()[:16])
+
+
+class _Locator(InTreeCacheLocator):
+    """Finds the folder of kernels without Numba's settings, which are those of the program that imports this package; also where it cannot be
+    written: it may hold kernels all the same, those of an image."""
 
     @classmethod
     def from_function(cls, py_func, py_file):
         return cls(py_func, py_file)
+
+    def get_cache_path(self):
+        return os.path.join(folder(), self.get_suitable_cache_subpath(self._py_file))
 
 
 class _CacheImpl(CompileResultCacheImpl):
@@ -141,7 +164,7 @@ def kernel(cache=False, **options):
 
     def decorate(function):
         found = compiled(function)
-        if cache and found is not function:  # which it is with NUMBA_DISABLE_JIT
+        if cache and found is not function:  # Numba compiles nothing with NUMBA_DISABLE_JIT
             found._cache = _Cache(function)
         return found
 

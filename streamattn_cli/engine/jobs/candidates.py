@@ -11,7 +11,7 @@ from streamattn_cli.engine.request.requests import CompareRequest, RunRequest
 from streamattn_cli.errors import UsageError
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.monomials import feature_count
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
 from streamattn_cli.units import format_bytes

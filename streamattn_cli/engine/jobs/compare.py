@@ -44,6 +44,7 @@ from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.layers import Layer
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
+from streamattn_cli.rows.tensors.heads import refuse_pipes
 from streamattn_cli.versions import OURS, versions
 
 ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
@@ -217,12 +218,7 @@ def audit_answers(answers: np.ndarray, request: RunRequest, inputs: Inputs) -> A
 
 
 def _exact_problem(request: RunRequest, inputs: Inputs) -> Problem:
-    for heads in inputs.parts:
-        if not heads.tensor.seekable:
-            raise CannotMeet(
-                f"{heads.tensor.name}: compare reads its input once per method, and a pipe passes once; write "
-                "the rows to a file first"
-            )
+    refuse_pipes(inputs.parts, "compare reads its input once per method")
     if request.audit < 1:
         raise UsageError(f"--audit {request.audit}: compare needs rows to measure errors on, 1 or more")
     return resolve(replace(request, method="exact", audit=0), inputs)

@@ -25,7 +25,9 @@ from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.rows.writers.base import Nowhere
 from streamattn_cli.rows.writers.topk import BestRows
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.sketches.arrays import allocate
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.nystrom import NystromHistory, NystromParams, insert_size
 from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.rope import rotation
@@ -128,7 +130,7 @@ def _made_up(heads: Heads, last: float = 0.0, rows: int = ROWS) -> Heads:
 
 def _compiled() -> bool:
     """Whether kernels of this version have been compiled here before, or those of another process would not be found."""
-    folder = os.environ["NUMBA_CACHE_DIR"]
+    folder = jit.folder()
     try:
         os.makedirs(folder, exist_ok=True)
         return bool(os.listdir(folder)) or not os.access(folder, os.W_OK)

@@ -16,7 +16,7 @@ from streamattn_cli.errors import UsageError
 from streamattn_cli.options import one_of
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
 from streamattn_cli.sketches.coding.codedrows import BITS, CodedRows
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.bank import RowHistory, bank_spec, live
 from streamattn_cli.sketches.histories.keptrows import KeptRows
 from streamattn_cli.sketches.histories.querymodel import QueryModel
