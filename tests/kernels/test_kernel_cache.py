@@ -47,7 +47,7 @@ def between(x): return x + 2
 rows = np.random.default_rng(0).standard_normal((300, 4)).astype("f4")
 done = api.attend(rows, rows, rows, method="exact", causal=True)
 from streamattn_cli.kernels import dense, jit
-assert kept() == before and jit.folder() in dense.exact.stats.cache_path and dense.exact.stats.cache_hits
+assert kept() == before and jit.folder() in dense.see.stats.cache_path and dense.see.stats.cache_hits
 @numba.njit(cache=True)
 def late(x): return x + 3
 assert (early(1), between(1), late(1)) == (2, 3, 4)
