@@ -114,10 +114,10 @@ class _CacheImpl(CompileResultCacheImpl):
 
 class _Cache(FunctionCache):
     """Loads a kernel without what Numba imports, and registers, to compile one: that took longer than the kernels themselves. Where
-    files of the cache are damaged, or cannot be written, kernels are compiled, and kept for this process. `unkept`: why."""
+    files of the cache are damaged, or cannot be written, kernels are compiled, and kept for this process. `unkept`: why, of all caches."""
 
     _impl_class = _CacheImpl
-    unkept = None
+    unkept = []
 
     def load_overload(self, sig, target_context):
         _allocation_symbols()
@@ -135,7 +135,7 @@ class _Cache(FunctionCache):
         try:
             super().save_overload(sig, data)
         except OSError as error:
-            _Cache.unkept = error
+            self.unkept.append(error)
 
 
 class _Engine(JitEngine):
@@ -195,7 +195,7 @@ class compilation(event.Listener):
 
     @property
     def unkept(self):
-        return _Cache.unkept
+        return _Cache.unkept[-1] if _Cache.unkept else None
 
     @property
     def told(self):

@@ -68,7 +68,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_not_to_compute(tmp_path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(jit._Cache, "unkept", None)
+    monkeypatch.setattr(jit._Cache, "unkept", [])
     told = []
     for number in (1, 2, 0.5):
         with jit.compilation(lambda: None) as count:
@@ -82,7 +82,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_not_to_compute(tmp_path, mo
 
 
 def test_warm_fails_where_nothing_is_kept(monkeypatch):
-    monkeypatch.setattr(jit._Cache, "unkept", OSError(30, "Read-only file system"))
+    monkeypatch.setattr(jit._Cache, "unkept", [OSError(30, "Read-only file system")])
     monkeypatch.setattr(warming, "warm", lambda plan, listener: None)
     with pytest.raises(OutputFailed, match="Read-only file system.*XDG_CACHE_HOME"):
         warming.warm_all(print, Interrupts())
