@@ -78,6 +78,10 @@ class Interrupted(BaseException):
         self.signum = signum
         self.consequence = "no file was left half-written"
 
+    def saved(self, what: str) -> None:
+        """Say that what has been done is kept in this file."""
+        self.consequence = f"{what} was saved; continue with --resume"
+
 
 def damaged(name: str, what: str) -> InputMalformed:
     """The error for a file whose bytes are not what its format promises."""

@@ -111,7 +111,7 @@ def run_capture(request: CaptureRequest, listener: Listener, interrupts: Interru
             _pass(job, dump, rows, done, lambda reached: _reached(reached, saved, dump, tell, interrupts))
         except Interrupted as stop:
             if saved and saved.commits:
-                stop.consequence = f"{saved.name} was saved; continue with --resume"
+                stop.saved(saved.name)
             raise
         dump.commit()
         if saved:

@@ -72,7 +72,7 @@ class Found:
             less = "a smaller --chunk, fewer --tokens or fewer methods"
             raise MemoryBudget(
                 f"{self.name}: its weights take {format_bytes(weights)} in float32{beside}; {format_bytes(allowed)} are "
-                f"{'allowed by --memory' if memory else 'free on this machine'}. "
+                f"{'allowed by --memory' if memory else 'free here (machine, ulimit -v)'}. "
                 f"Take {less if weights < allowed else 'a smaller model, or a machine with more'}"
             )
         try:

@@ -33,7 +33,7 @@ from streamattn_cli.engine.passes.driver import Driver
 from streamattn_cli.engine.passes.run import lanes_of
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
-from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.planning.resolve import budgets_in_rows, resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.requests import CompareRequest, RunRequest
@@ -133,11 +133,14 @@ def compare_on(
     """`compare` of inputs that are open. many: what makes all trials elsewhere, as `_on_engine`."""
     files = file_states(heads.tensor for heads in inputs.parts)
     problem = _exact_problem(request.run(), inputs)
-    for note in problem.notes:
+    keys = problem.k.sequences.longest if problem.k.sequences else problem.k.count
+    budgets, shares = budgets_in_rows(request.budgets, keys)
+    notes = (*problem.notes, *shares)
+    for note in notes:
         listener(Note(note))
     plan = make_plan(problem)
     truth = _truth(plan, min(request.audit, problem.q.count), listener, interrupts)
-    wanted = list(requests(request, parse_candidates(request.methods), problem))
+    wanted = list(requests(request, budgets, parse_candidates(request.methods), problem))
 
     def one_by_one() -> Iterator[Tried]:
         for label, budget, settings in wanted:
@@ -155,7 +158,7 @@ def compare_on(
     facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params")}
     facts["versions"] = versions()
     facts["threads"], audited = plan.threads, len(truth.design.rows)
-    return Comparison(problem.k.tensor.name, facts, audited, truth.seconds, trivial, _fronts(trials), problem.notes)
+    return Comparison(problem.k.tensor.name, facts, audited, truth.seconds, trivial, _fronts(trials), notes)
 
 
 def _on_engine(

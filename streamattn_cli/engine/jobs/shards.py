@@ -39,7 +39,8 @@ from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.several_files import absolute, open_stream, wants_queries
 from streamattn_cli.rows.tensors.heads import refuse_pipes
 from streamattn_cli.rows.tensors.ranges import first_row
-from streamattn_cli.sketches.head import HeadAttention, allocate
+from streamattn_cli.sketches.arrays import allocate
+from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.versions import OURS
 
 ALIGN = 512  # rows: shards begin where tiles and groups begin
@@ -92,7 +93,7 @@ def sketch_shards(request: SketchRequest, listener: Listener, interrupts: Interr
     """
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
-        files = file_states(inputs.heads[part].tensor for part in "kv")
+        files = file_states((heads.tensor for heads in inputs.heads.values()), request.query_model)
         problem = keys_problem(request.run(), inputs, None)
         asked = _check(request, problem)
         engine = find_engine(request.engine or "threads")
@@ -121,7 +122,7 @@ def sketch_shards(request: SketchRequest, listener: Listener, interrupts: Interr
             def states() -> Iterator[list[HeadAttention]]:
                 for shard, done in zip(shards, in_order(opened, task, shards, interrupts), strict=True):
                     dropped[0] += done.dropped
-                    ceremony.watch.bytes_read += done.bytes_read
+                    ceremony.watch.count(bytes_read=done.bytes_read)
                     listener(_progress(shard, pieces, problem, ceremony))
                     yield [HeadAttention(problem.head, state) for state in done.states]
 

@@ -95,8 +95,8 @@ def _run(
             ongoing.end_those_without_pieces()
             progress = _Told(sheets, plan, ceremony.meter, began)
             found = in_order(workforce, do, ongoing.tasks(), interrupts, bool(attended and attended.keep_going))
-            with _saving(saved, joint):
-                for (sheet, at), answered in zip(places, stack.enter_context(closing(found)), strict=True):
+            with _saving(saved, joint), closing(found):  # while there are workers to be told
+                for (sheet, at), answered in zip(places, found, strict=True):
                     if isinstance(answered, StreamattnError):
                         sheet.failed.append(answered)
                     else:
@@ -174,7 +174,7 @@ def _saving(saved: JobCheckpoint | None, joint: Joint | None) -> Iterator[None]:
     except Interrupted as stop:
         if saved:
             saved.save(joint)
-            stop.consequence = f"the checkpoint {saved.path} was saved; continue with --resume"
+            stop.saved(f"the checkpoint {saved.path}")
         raise
 
 
@@ -204,7 +204,7 @@ def _give_shares(
     """Try every key head, and give each its resident rows."""
     trials = [tried(sheet.attended, sheet.problem) for sheet in sheets]
     for sheet, trial in zip(sheets, trials, strict=True):
-        sheet.resident = [trial.sizes[-1]] * len(sheet.problem.k)  # what memory must suffice for meanwhile
+        sheet.give([trial.sizes[-1]] * len(sheet.problem.k))  # what memory must suffice for meanwhile
     plan, workers, share = _planned(sheets, engine)
     listener(Note(f"--share adaptive: {sum(map(len, (s.pieces for s in sheets)))} key heads answer their first rows"))
     warm(next(sheets[0].plans(share)), listener)
@@ -215,9 +215,8 @@ def _give_shares(
         do = answer_piece if engine.apart else partial(answer_piece, stop=workforce.stop)
         audits = [answered.audit for answered in in_order(workforce, do, tasks, interrupts)]
     for sheet, rows in zip(sheets, shares(trials, audits), strict=True):
-        sheet.resident = rows
         told = f"{sheet.name + ': ' if sheet.name else ''}key heads have {', '.join(map(str, rows))} resident rows"
-        sheet.problem = replace(sheet.problem, notes=(*sheet.problem.notes, told))
+        sheet.give(rows, told)
 
 
 def _sheets(request: AttendRequest) -> tuple[list[Sheet], Results]:

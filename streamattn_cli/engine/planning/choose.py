@@ -16,7 +16,7 @@ from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.tensor import RowTensor
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
 
 GOOD = 0.05  # predicted error of poly; nystrom of the same size errs by about as much where poly just reaches this

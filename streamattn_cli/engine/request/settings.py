@@ -41,6 +41,14 @@ def read_rows(word: str) -> int | str:
     raise UsageError(f"--resident-rows {word}: give a number of rows such as 512, or a share of the keys such as 10%")
 
 
+def read_budgets(words: str) -> tuple[int | str, ...]:
+    """The --resident-rows of several runs: N or P%, with commas between them."""
+    found = tuple(map(read_rows, words.split(",")))
+    if any(isinstance(rows, int) and rows < 1 for rows in found):
+        raise UsageError(f"--resident-rows {words}: give numbers above 0 with commas between them, such as 256,1024")
+    return found
+
+
 attention = partial(option, panel=ATTENTION, decides=True)
 said_by_file = partial(attention, shown="of the file, or none", choices=("none",), open=True)
 budget = partial(option, panel=BUDGET)

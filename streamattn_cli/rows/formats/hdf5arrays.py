@@ -17,7 +17,7 @@ import numpy as np
 from streamattn_cli.errors import InputMalformed, InputMissing, damaged
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.formats.hdf5holes import holes
+from streamattn_cli.rows.formats.hdf5holes import holes, other_files
 from streamattn_cli.rows.formats.hdf5types import file_storage
 from streamattn_cli.rows.formats.missing import PartlyStored, within
 from streamattn_cli.rows.formats.names import advice, fused_advice
@@ -174,6 +174,7 @@ class ChunkedTensor(PartlyStored):
         try:
             with readable(self.name):
                 self.missing = holes(self._file[dataset], self._axis)
+                self.others = other_files(self._file[dataset])
                 self._open(dataset)
         except BaseException:
             self.close()

@@ -32,6 +32,11 @@ class PartlyStored(SeekableTensor):
 
     missing: Intervals
     missing_allowed = False  # they are zeros, or what the file says
+
+    def allow_missing(self) -> None:
+        """Read them as what the file says of them."""
+        self.missing_allowed = True
+
     mend: str  # how to complete the file
 
     def refuse_missing(self, first: int, count: int) -> None:

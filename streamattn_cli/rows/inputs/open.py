@@ -89,12 +89,12 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True, apar
         check_heads(spec, heads)
         if config:
             config = config.beside(heads, opening.attrs, spec, opening.notes)
-            opening.attrs |= config.taken
+        attrs = opening.attrs | (config.taken if config else {})
         if need_q and need_kv:
             check_layout(spec, heads["q"], heads["k"], opening.decides_of_q_alone)
         heads = with_ranges(spec, heads)
         check_rows(heads)
-        said = said_of_sequences(spec, opening.attrs, apart, opening.notes)
+        said = said_of_sequences(spec, attrs, apart, opening.notes)
         said = said_beside(said, heads, apart, opening.notes)
         if apart:
             heads = in_sequences(said, heads, opening.notes)
@@ -102,7 +102,7 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True, apar
         if spec.select is not None and k is not None and v is not None:
             q, k, v = select(q, k, v, spec.select)
         notes = dict.fromkeys([*opening.notes, *range_notes(heads.values())])
-        return Inputs(q, k, v, opening.attrs, tuple(notes), config, stack.pop_all())
+        return Inputs(q, k, v, attrs, tuple(notes), config, stack.pop_all())
 
 
 class _Opening:
@@ -262,8 +262,8 @@ class _Opening:
         self._stack.callback(tensor.close)
         if isinstance(tensor, PartlyStored) and tensor.missing:
             count = sum(last - first for first, last in tensor.missing)
-            tensor.missing_allowed = self._spec.missing == "zeros"
-            if tensor.missing_allowed:
+            if self._spec.missing == "zeros":
+                tensor.allow_missing()
                 self.notes.append(
                     f"{stored.name}: {count} rows are not stored and are zeros or the file's fill value (--missing zeros)"
                 )

@@ -27,6 +27,10 @@ class Writer:
         """
         raise NotImplementedError
 
+    def resume(self, rows: int) -> None:
+        """Expect the rows after the first `rows`, which an earlier run has written."""
+        self.rows_written = rows
+
     def commit(self, meta: dict) -> None:
         """All rows are there: make them durable, then visible under the final name, with `meta` (JSON-able) as
         attributes (.h5) or NAME.json (.npy). Raises OutputFailed."""
