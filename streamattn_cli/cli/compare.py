@@ -48,11 +48,12 @@ def compare(
     from streamattn_cli.engine.jobs.compare import compare as run
     from streamattn_cli.errors import UsageError
     from streamattn_cli.report.text.compare import render_compare
+    from streamattn_cli.units import parse_counts
 
     memory = words["memory"]
     if memory and "," in memory:
         raise UsageError(f"--memory {memory}: is the budget of one run; for several sizes give --resident {memory}")
-    budgets = _sizes(resident) if resident else _counts(resident_rows)
+    budgets = _sizes(resident) if resident else parse_counts(resident_rows)
     request = request_of(CompareRequest, words, budgets=tuple(budgets), by_bytes=bool(resident))
     with watching(words) as (listener, interrupts):
         found = signed(run(request, listener, interrupts))
@@ -63,15 +64,3 @@ def _sizes(text: str) -> list[int]:
     from streamattn_cli.units import parse_size
 
     return [parse_size(word) for word in text.split(",")]
-
-
-def _counts(text: str) -> list[int]:
-    from streamattn_cli.errors import UsageError
-
-    try:
-        counts = [int(word) for word in text.split(",")]
-    except ValueError:
-        counts = [0]
-    if min(counts) < 1:
-        raise UsageError(f"--resident-rows {text}: give numbers above 0 with commas between them, such as 256,1024")
-    return counts

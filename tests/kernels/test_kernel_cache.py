@@ -46,8 +46,10 @@ assert kept() == before
 def between(x): return x + 2
 rows = np.random.default_rng(0).standard_normal((300, 4)).astype("f4")
 done = api.attend(rows, rows, rows, method="exact", causal=True)
-from streamattn_cli.kernels import dense, jit
-assert kept() == before and jit.folder() in dense.exact.stats.cache_path and dense.exact.stats.cache_hits
+import streamattn_cli.kernels.dense as dense
+from streamattn_cli.kernels import jit
+stats = [kernel.stats for kernel in vars(dense).values() if isinstance(kernel, numba.core.dispatcher.Dispatcher)]
+assert kept() == before and any(one.cache_hits and jit.folder() in one.cache_path for one in stats)
 @numba.njit(cache=True)
 def late(x): return x + 3
 assert (early(1), between(1), late(1)) == (2, 3, 4)
