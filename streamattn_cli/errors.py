@@ -83,6 +83,11 @@ class Interrupted(BaseException):
         self.consequence = f"{what} was saved; continue with --resume"
 
 
+def damaged(name: str, what: str) -> InputMalformed:
+    """The error for a file whose bytes are not what its format promises."""
+    return InputMalformed(f"{name}: {what}; write or copy it again")
+
+
 def exit_code_table() -> str:
     """The exit codes as a Markdown table, in order."""
     rows = ["| code | meaning |", "| --- | --- |", "| 0 | Done. |"]

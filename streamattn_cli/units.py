@@ -93,14 +93,3 @@ def _three_digits(value: float) -> str:
     """Three significant digits of a number below 1000 (1023 for bytes)."""
     size = abs(value)
     return f"{value:.2f}" if size < 9.995 else f"{value:.1f}" if size < 99.95 else f"{value:.0f}"
-
-
-def parse_counts(text: str) -> tuple[int, ...]:
-    """The numbers of `--resident-rows N,M,...`. Raises UsageError."""
-    try:
-        counts = tuple(int(word) for word in text.split(","))
-    except ValueError:
-        counts = (0,)
-    if min(counts) < 1:
-        raise UsageError(f"--resident-rows {text}: give numbers above 0 with commas between them, such as 256,1024")
-    return counts

@@ -26,7 +26,10 @@ def compare(
     ] = "",
     resident_rows: Annotated[
         str,
-        option("--resident-rows", help="Memory of one key head in rows of k and v: N or N,M,...", rich_help_panel=ATTENTION),
+        option(
+            "--resident-rows", help="Memory of one key head in rows of k and v, or share of the keys: N, P% or N,M,...",
+            rich_help_panel=ATTENTION,
+        ),
     ] = "1024",
     resident: Annotated[
         str | None,
@@ -46,21 +49,21 @@ def compare(
     """
     from streamattn_cli.cli.words import request_of, show, signed, watching
     from streamattn_cli.engine.jobs.compare import compare as run
+    from streamattn_cli.engine.request.settings import read_budgets
     from streamattn_cli.errors import UsageError
     from streamattn_cli.report.text.compare import render_compare
-    from streamattn_cli.units import parse_counts
 
     memory = words["memory"]
     if memory and "," in memory:
         raise UsageError(f"--memory {memory}: is the budget of one run; for several sizes give --resident {memory}")
-    budgets = _sizes(resident) if resident else parse_counts(resident_rows)
-    request = request_of(CompareRequest, words, budgets=tuple(budgets), by_bytes=bool(resident))
+    budgets = _sizes(resident) if resident else read_budgets(resident_rows)
+    request = request_of(CompareRequest, words, budgets=budgets, by_bytes=bool(resident))
     with watching(words) as (listener, interrupts):
         found = signed(run(request, listener, interrupts))
     show(found.to_dict(), words, render_compare)
 
 
-def _sizes(text: str) -> list[int]:
+def _sizes(text: str) -> tuple[int, ...]:
     from streamattn_cli.units import parse_size
 
-    return [parse_size(word) for word in text.split(",")]
+    return tuple(map(parse_size, text.split(",")))

@@ -14,10 +14,10 @@ from streamattn_cli.rows.spec import InputSpec
 @takes(
     InputSpec, AttentionSettings, Shown,
     without=(
-        "select", "rows", "q_rows", "layer", "lengths", "starts", "q_lengths", "q_starts", "causal",
+        "select", "rows", "q_rows", "lengths", "starts", "q_lengths", "q_starts", "causal",
         "first_query", "local", "sink_logit", "softcap", "logit_bias", "log_json", "progress_every",
     ),
-)  # fmt: skip  # fmt: skip
+)  # fmt: skip
 def inspect(
     words: Words,
     input: options.Input = None,

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from streamattn_cli.engine.jobs.ceremony import metering
-from streamattn_cli.engine.watch.events import Listener
+from streamattn_cli.engine.planning.resolve import budgets_in_rows
+from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.models.footprint import (
@@ -140,9 +141,10 @@ def run_perplexity(
     ids = token_ids(known.tokenizer, texts, given.tokens, least=2)
     layers = chosen_layers(given.layer, name, known.global_layers, len(known.types))
     beside = {"effort": given.effort, "threads": given.threads, "memory": given.memory}
-    asked = Asked(
-        methods, given.resident_rows, layers, given.chunk, given.samples, beside, given.seed, given.reference_window
-    )
+    budgets, notes = budgets_in_rows(given.resident_rows, len(ids))
+    for note in notes:
+        listener(Note(note))
+    asked = Asked(methods, budgets, layers, given.chunk, given.samples, beside, given.seed, given.reference_window)
     model = known.load(given.memory, text_bytes(known, len(ids), asked), f"reading {len(ids)} tokens")
     return perplexity_of(model, ids, asked, texts, tell, listener, interrupts)
 

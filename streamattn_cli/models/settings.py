@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from streamattn_cli.engine.request.settings import EFFORTS
+from streamattn_cli.engine.request.settings import EFFORTS, read_budgets
 from streamattn_cli.errors import UsageError
 from streamattn_cli.options import ATTENTION, BUDGET, INPUT, check_choices, one_of, option
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.spec import read_numbers
-from streamattn_cli.units import parse_counts, parse_size
+from streamattn_cli.units import parse_size
 
 KINDS = tuple(DTYPES[name].words[0] for name in ("f2", "bf16", "f4"))
 
@@ -41,9 +41,10 @@ class ReadingSettings(TextSettings):
     """The methods that answer attention while it reads, and what is measured."""
 
     methods: str = option("nystrom,evict,window", "Names, such as nystrom,evict,window.", panel=ATTENTION, methods=True)
-    resident_rows: tuple[int, ...] = option(
-        "512", "Memory of one key head in rows of k and v: N or N,M,...", panel=ATTENTION, read=parse_counts
-    )
+    resident_rows: tuple[int | str, ...] = option(
+        "512", "Memory of one key head in rows of k and v, or share of the tokens: N, P% or N,M,...", panel=ATTENTION,
+        read=read_budgets,
+    )  # fmt: skip
     effort: str = option("default", "nystrom: time against error.", panel=ATTENTION, choices=EFFORTS)
     reference_window: int | None = option(
         None,

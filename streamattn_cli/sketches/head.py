@@ -17,10 +17,9 @@ import numpy as np
 from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import blas, dense
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.arrays import allocate
 from streamattn_cli.sketches.bend import STRAIGHT, Bend
 from streamattn_cli.sketches.coding.rowstore import get, kind, put
-from streamattn_cli.sketches.headparams import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.method import History
 from streamattn_cli.sketches.tiles import ALL, QueryTile
 

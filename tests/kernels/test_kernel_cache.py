@@ -109,7 +109,7 @@ import numpy as np
 from dataclasses import replace
 from streamattn_cli.engine.passes.warm import compile_compression, compile_others
 from streamattn_cli.kernels import atoms, compress, dense, queries, rowstore
-from streamattn_cli.sketches.arrays import allocate
+from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.nystrom import NystromParams

@@ -21,7 +21,14 @@ from streamattn_cli.engine.audit.estimate import (
     estimate_bytes,
     worst_rows,
 )
-from streamattn_cli.engine.audit.exactrows import ExactRows, ExactSequences, exact_rows, read_queries, wide_queries
+from streamattn_cli.engine.audit.exactrows import (
+    TRUTH,
+    ExactRows,
+    ExactSequences,
+    exact_rows,
+    read_queries,
+    wide_queries,
+)
 from streamattn_cli.engine.audit.sample import SizeSample
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.saving.saver import State
@@ -265,7 +272,7 @@ class Auditor(Auditing):
 
     def _held(self, rows: np.ndarray) -> np.ndarray:
         held = {int(row): q for s in self.samples.values() for row, q in zip(s.rows, s.queries, strict=True)}
-        return np.array([held[int(row)] for row in rows]).transpose(1, 0, 2).copy()
+        return np.array([held[int(row)] for row in rows], TRUTH).transpose(1, 0, 2).copy()
 
     def _chances(self, rows: np.ndarray, facts: np.ndarray) -> np.ndarray:
         """How likely each row was to be in the sample, by any of the ways into it."""

@@ -56,7 +56,7 @@ def attend(
     with ExitStack() as stack:
         with interrupts.at_once():
             inputs = stack.enter_context(open_inputs(request.inputs, apart=not (request.top_k or request.sketches)))
-            files = file_states(heads.tensor for heads in inputs.parts)
+            files = file_states((heads.tensor for heads in inputs.parts), request.query_model)
             plan = make_plan(resolve(request, inputs))
         problem = plan.problem
         facts = facts_of(problem, plan.audit_rows)

@@ -136,7 +136,7 @@ def opened(request: Answering) -> Iterator[Whole]:
         yield Whole(
             problem,
             sources_of(problem, request.fingerprint),
-            file_states(heads.tensor for heads in inputs.parts),
+            file_states((heads.tensor for heads in inputs.parts), request.query_model),
             make_run,
         )
 

@@ -106,7 +106,7 @@ def sketch(request: SketchRequest, listener: Listener, interrupts: Interrupts) -
         refuse_inputs([request.output], files_of_request(request))
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
-        files = file_states(inputs.heads[part].tensor for part in "kv")
+        files = file_states((heads.tensor for heads in inputs.heads.values()), request.query_model)
         before = open_sketch_file(append, request.memory) if append else None
         problem = keys_problem(request.run(), inputs, before)
         facts, sources = sketch_facts(problem), key_sources(problem, request.fingerprint)

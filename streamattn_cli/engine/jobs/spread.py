@@ -33,10 +33,11 @@ from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CannotMeet, Interrupted, StreamattnError, UsageError
+from streamattn_cli.errors import Interrupted, StreamattnError, UsageError
 from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.layers import Layer
 from streamattn_cli.rows.targets import refuse_existing
+from streamattn_cli.rows.tensors.heads import refuse_pipes
 from streamattn_cli.rows.writers.writer import check_target
 from streamattn_cli.versions import OURS
 
@@ -94,8 +95,8 @@ def _run(
             ongoing.end_those_without_pieces()
             progress = _Told(sheets, plan, ceremony.meter, began)
             found = in_order(workforce, do, ongoing.tasks(), interrupts, bool(attended and attended.keep_going))
-            with _saving(saved, joint):
-                for (sheet, at), answered in zip(places, stack.enter_context(closing(found)), strict=True):
+            with _saving(saved, joint), closing(found):  # while there are workers to be told
+                for (sheet, at), answered in zip(places, found, strict=True):
                     if isinstance(answered, StreamattnError):
                         sheet.failed.append(answered)
                     else:
@@ -257,12 +258,7 @@ def _sheet(layer: Layer | None, request: Answering, most: int) -> Sheet:
         raise UsageError(f"-o {request.output}: --engine writes to files; give -o FILE.npy or FILE.h5")
     check_output(request)
     with opened(request) as (problem, sources, files, _):
-        for heads in (problem.q, problem.k, problem.v):
-            if not heads.tensor.seekable:
-                raise CannotMeet(
-                    f"{heads.tensor.name}: a pipe passes once and cannot be cut into pieces; omit --engine, or write the rows "
-                    "to a file first"
-                )
+        refuse_pipes((problem.q, problem.k, problem.v), "--engine cuts rows into pieces (omit it)")
         if isinstance(request, QueryRequest):
             pieces = [Piece(queries=each) for each in query_ranges(problem, most)]
         else:

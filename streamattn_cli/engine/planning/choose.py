@@ -45,7 +45,7 @@ def spread_of(inputs: Inputs, scale: float, causal: bool, first_query: int = 0) 
 
 
 def _unreadable(tensor: RowTensor) -> bool:
-    """Whether there is nothing behind it: no rows, or numbers alone (hypothetical.py and placeholder.py of rows/tensors)."""
+    """Whether there is nothing behind it: no rows, or numbers alone (rows/tensors/placeholder.py)."""
     return tensor.width == 0 or tensor.rows == 0 or (tensor.path is None and tensor.seekable)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +26,6 @@ from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.watch.events import Decision
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.inputs.checks import range_notes
-from streamattn_cli.rows.inputs.modelconfig import config_beside
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads, group_size
 from streamattn_cli.rows.tensors.ranges import RangeTensor
@@ -179,10 +179,17 @@ def in_rows(request: RunRequest, inputs: Inputs) -> tuple[RunRequest, list[str]]
     keys = k.sequences.longest if k.sequences else k.rows
     if keys is None:
         raise UsageError(f"--resident-rows {word}: {k.tensor.name} does not say how many keys will come; give a number")
-    rows = max(1, round(float(word.removesuffix("%")) / 100 * keys))
     uneven = k.sequences and (np.diff(k.sequences.edges) != keys).any()
     whose = ", those of the longest sequence, for every sequence" if uneven else ""  # one memory serves them all
-    return replace(request, resident_rows=rows), [f"--resident-rows {word} of {keys} keys{whose}: {rows}"]
+    (rows,), told = budgets_in_rows([word], keys, whose)
+    return replace(request, resident_rows=rows), told
+
+
+def budgets_in_rows(budgets: Sequence[int | str], keys: int, whose: str = "") -> tuple[tuple[int, ...], list[str]]:
+    """Budgets, of which some are shares of so many keys, in rows; and what to say of those."""
+    rows = {word: max(1, round(float(word[:-1]) / 100 * keys)) for word in budgets if isinstance(word, str)}
+    told = [f"--resident-rows {word} of {keys} keys{whose}: {count}" for word, count in rows.items()]
+    return tuple(rows[word] if isinstance(word, str) else word for word in budgets), told
 
 
 def _of_layer(request: RunRequest, heads: int, head: HeadParams) -> tuple[RunRequest, list[str]]:
@@ -206,6 +213,8 @@ def _all_fit(request: RunRequest, rows: int) -> bool:
 def _causal(request: RunRequest, inputs: Inputs, notes: list[str]) -> bool:
     if request.causal is not None:
         return request.causal
+    from streamattn_cli.rows.inputs.modelconfig import config_beside  # most runs say what they are
+
     said = inputs.attrs.get("causal")
     q, k, _ = inputs.parts
     interleaved = not q.tensor.seekable and q.tensor is k.tensor

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli.errors import InputMalformed, damaged
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.arrowtypes import stored_columns
 from streamattn_cli.rows.formats.flatbuffer import LONGEST, MAGIC, Table
@@ -77,7 +77,7 @@ def _schema(path: str) -> pa.Schema:
             schema.names  # noqa: B018 - which may not be text
             return schema
     except Exception as error:  # of a damaged schema the library raises whatever it meets
-        raise InputMalformed(f"{path}: unreadable as an Arrow file: {error}; write or copy it again") from error
+        raise damaged(path, f"unreadable as an Arrow file: {error}") from error
 
 
 def _batches(path: str) -> list[Message]:
@@ -101,9 +101,9 @@ def _batches(path: str) -> list[Message]:
                     found.append(Message(batch.number(0, "q"), batch, body, size))
                 at = body + size
         except (struct.error, ValueError) as error:
-            raise InputMalformed(f"{path}: truncated or damaged: {error}; write or copy it again") from error
+            raise damaged(path, f"truncated or damaged: {error}") from error
         if at >= whole or (mark, length) != (0xFFFFFFFF, 0):
-            raise InputMalformed(f"{path}: truncated: it ends without the mark of its end; write or copy it again")
+            raise damaged(path, "truncated: it ends without the mark of its end")
     return found
 
 
@@ -123,13 +123,11 @@ def _piece(message: Message, schema: pa.Schema, column: str, row: int, label: st
         where, stored = message.batch.struct(2, buffers + depth)
         codec = message.batch.table(3).number(0, "b") if message.batch.has(3) else None
     except (struct.error, ValueError) as error:
-        raise InputMalformed(f"{label}: truncated or damaged: {error}; write or copy it again") from error
+        raise damaged(label, f"truncated or damaged: {error}") from error
     needed = message.rows * row
     fits = 0 <= where and 0 <= stored and where + stored <= message.size and message.rows >= 0
     if not fits or (codec is None and stored < needed) or codec not in (None, 0, 1):
-        raise InputMalformed(
-            f"{label}: {message.rows} rows need {needed} bytes, a batch has {stored}; write or copy it again"
-        )
+        raise damaged(label, f"{message.rows} rows need {needed} bytes, a batch has {stored}")
     return Piece(message.rows, message.body + where, stored, None if codec is None or not needed else CODECS[codec])
 
 
@@ -185,12 +183,12 @@ class ArrowTensor(OpenFileTensor):
             self.fill(memoryview(data), piece.offset)
             needed, said = piece.rows * self._row, int.from_bytes(data[:8], "little", signed=True)
             if not needed <= (len(data) - 8 if said == -1 else said) <= 2 * needed + 1024:
-                raise InputMalformed(f"{self.name}: a batch of {said} bytes, expected {needed}; write or copy it again")
+                raise damaged(self.name, f"a batch of {said} bytes, expected {needed}")
             rest = memoryview(data)[8:]
             try:
                 found = rest if said == -1 else memoryview(pa.decompress(rest, said, piece.codec)).cast("B")
             except Exception as error:  # of damaged bytes the codecs raise whatever they meet
-                raise InputMalformed(f"{self.name}: a damaged batch: {error}; write or copy it again") from error
+                raise damaged(self.name, f"a damaged batch: {error}") from error
             self._kept = number, found
         return self._kept[1]
 

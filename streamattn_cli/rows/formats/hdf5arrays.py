@@ -14,10 +14,10 @@ from math import ceil, prod
 import h5py
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.errors import InputMalformed, InputMissing, damaged
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.formats.hdf5holes import holes
+from streamattn_cli.rows.formats.hdf5holes import holes, other_files
 from streamattn_cli.rows.formats.hdf5types import file_storage
 from streamattn_cli.rows.formats.missing import PartlyStored, within
 from streamattn_cli.rows.formats.names import advice, fused_advice
@@ -56,7 +56,7 @@ def readable(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise InputMalformed(f"{name}: damaged or truncated HDF5 file: {error}; write or copy it again") from error
+        raise damaged(name, f"damaged or truncated HDF5 file: {error}") from error
 
 
 def hdf5_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> dict[str, Stored]:
@@ -174,6 +174,7 @@ class ChunkedTensor(PartlyStored):
         try:
             with readable(self.name):
                 self.missing = holes(self._file[dataset], self._axis)
+                self.others = other_files(self._file[dataset])
                 self._open(dataset)
         except BaseException:
             self.close()

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli.errors import InputMalformed, damaged
 from streamattn_cli.rows.tensors.file import OpenFileTensor
 from streamattn_cli.rows.tensors.layout import Extent
 
@@ -69,7 +69,7 @@ def _members(path: str, _key: tuple[int, ...]) -> dict[str, Member]:
     except InputMalformed:
         raise
     except Exception as error:  # of a damaged archive zipfile raises whatever its parsing meets
-        raise InputMalformed(f"{path}: unreadable zip archive: {error}; write or copy it again") from error
+        raise damaged(path, f"unreadable zip archive: {error}") from error
 
 
 class _InPieces:
@@ -92,12 +92,12 @@ def _member(path: str, file: int, info: zipfile.ZipInfo) -> Member:
         raise InputMalformed(f"{name}: encrypted, or compressed by method {info.compress_type}; save it without that")
     header = os.pread(file, 30, info.header_offset)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise InputMalformed(f"{name}: there is no member where the archive's directory says; write or copy it again")
+        raise damaged(name, "there is no member where the archive's directory says")
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     offset = info.header_offset + 30 + lengths
     deflated = info.compress_type == zipfile.ZIP_DEFLATED
     if offset + info.compress_size > os.fstat(file).st_size or (not deflated and info.compress_size != info.file_size):
-        raise InputMalformed(f"{name}: truncated, or its sizes disagree; write or copy it again")
+        raise damaged(name, "truncated, or its sizes disagree")
     return Member(path, info.filename, offset, info.compress_size, info.file_size, deflated)
 
 
@@ -143,7 +143,7 @@ class Inflater:
             try:
                 found = self._inflate.decompress(self._waiting, size)
             except zlib.error as error:
-                raise InputMalformed(f"{m.label}: damaged: {error}; write or copy it again") from error
+                raise damaged(m.label, f"damaged: {error}") from error
             self._waiting = self._inflate.unconsumed_tail
         self.at += len(found)
         if self.at > m.size:
@@ -173,9 +173,7 @@ class InflatedTensor(OpenFileTensor):
             at = self._offset + (number * self.rows + start) * self._row
             got = self._inflater(number, at).read_at(view, at)
             if got < len(view):
-                raise InputMalformed(
-                    f"{self.name}: truncated: its data ends at byte {at + got}; write or copy it again"
-                )
+                raise damaged(self.name, f"truncated: its data ends at byte {at + got}")
         return count
 
     def _inflater(self, segment: int, at: int) -> Inflater:

@@ -29,11 +29,9 @@ from streamattn_cli.rows.tensors.stored import Stored
 from streamattn_cli.rows.tensors.tensor import RowTensor
 
 MAGIC = b"qsgg"
-VERSIONS = {
-    2: (0, 8, None),
-    3: (0, 12),
-}  # bytes that a cell may have besides: places in a picture, and the token; None: before
-# there were streams (July 2025) a cell had no sequence either
+# bytes that a cell may have besides: places in a picture, and the token; None: before there were streams (July 2025) a cell
+# had no sequence either
+VERSIONS = {2: (0, 8, None), 3: (0, 12)}
 TYPES = {0: "f4", 1: "f2", 30: "bf16"}
 QUANTISED = {2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 20: "iq4_nl"}  # of those that caches are kept in
 LAYERS = 1 << 14  # at most

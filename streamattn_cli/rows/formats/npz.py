@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli.errors import InputMalformed, damaged
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.inflate import InflatedTensor, Member, members
 from streamattn_cli.rows.formats.names import check_there
@@ -41,11 +41,10 @@ def npz_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> d
 def _stored(path: str, name: str, member: Member, wanted: str | None) -> Stored:
     label = f"{path}:{name}"
     header = read_header(io.BytesIO(member.read(HEADER)).read, label, wanted)
-    if header.size + header.payload != member.size:
-        raise InputMalformed(
-            f"{label}: shape {header.shape} of {header.dtype} needs {header.size + header.payload} bytes, the member has "
-            f"{member.size}; write or copy it again"
-        )
+    needed = header.size + header.payload
+    if needed != member.size:
+        told = f"shape {header.shape} of {header.dtype} needs {needed} bytes, the member has {member.size}"
+        raise damaged(label, told)
 
     def open_(extent: Extent) -> RowTensor:
         if member.deflated:

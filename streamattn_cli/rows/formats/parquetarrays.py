@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli.errors import InputMalformed, damaged
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.arrowtypes import stored_columns
 from streamattn_cli.rows.tensors.layout import Extent
@@ -36,7 +36,7 @@ def parquet_arrays(path: str, names: dict[str, str], wanted: str | None) -> dict
     with _opened(path) as file:
         schema, groups = file.schema_arrow, [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     if min(groups, default=0) < 0:
-        raise InputMalformed(f"{path}: a group of {min(groups)} rows; write or copy it again")
+        raise damaged(path, f"a group of {min(groups)} rows")
 
     def make(column: str, extent: Extent, dtype: str, label: str) -> ParquetTensor:
         return ParquetTensor(path, column, groups, extent, dtype, label)
@@ -50,7 +50,7 @@ def _opened(path: str) -> pq.ParquetFile:
         file.schema_arrow.names  # noqa: B018 - which may not be text
         return file
     except Exception as error:  # of a damaged file the library raises whatever it meets
-        raise InputMalformed(f"{path}: unreadable as a Parquet file: {error}; write or copy it again") from error
+        raise damaged(path, f"unreadable as a Parquet file: {error}") from error
 
 
 class ParquetTensor(SeekableTensor):
@@ -91,14 +91,10 @@ class ParquetTensor(SeekableTensor):
                 self._rows = self._numbers(next(self._batches).column(0))
             except StopIteration:
                 self._first = reached
-                raise InputMalformed(
-                    f"{self.name}: truncated: it ends at row {reached}; write or copy it again"
-                ) from None
+                raise damaged(self.name, f"truncated: it ends at row {reached}") from None
             except (pa.ArrowException, OSError, ValueError) as error:
                 self._first = -1
-                raise InputMalformed(
-                    f"{self.name}: row {reached} cannot be read: {error}; write or copy it again"
-                ) from error
+                raise damaged(self.name, f"row {reached} cannot be read: {error}") from error
             self._first, reached = reached, reached + len(self._rows)
 
     def _from(self, group: int) -> Iterator[pa.RecordBatch]:

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli.errors import InputMalformed, damaged
 from streamattn_cli.rows.dtypes import DTYPES, storage_of
 from streamattn_cli.rows.formats.missing import PartlyStored, within
 from streamattn_cli.rows.formats.zarrchunks import SPARE, Chunks, codecs_of
@@ -34,7 +34,7 @@ def zarr_array(path: str, name: str, label: str, described: dict, attrs: dict, w
     if len(chunk) != len(shape) or not all(chunk) or not 0 < prod(chunk) * DTYPES[dtype].itemsize <= LARGEST:
         raise InputMalformed(f"{label}: chunks of shape {chunk} found; save it in chunks of less than {LARGEST} bytes")
     if shard and any(s % c for s, c in zip(shard, chunk, strict=True)):
-        raise InputMalformed(f"{label}: shards {shard} of chunks {chunk} that do not fill them; write or copy it again")
+        raise damaged(label, f"shards {shard} of chunks {chunk} that do not fill them")
     places = os.path.join(path, name)
     flat = (shape or (1,), chunk or (1,), shard if shard is None else shard or (1,))
     chunks = Chunks(places, described, codecs, *flat, DTYPES[dtype].itemsize, label)
@@ -54,7 +54,7 @@ def zarr_integers(path: str, name: str, label: str, described: dict, most: int) 
     try:
         return np.asarray(array[...])
     except Exception as error:  # of damaged chunks, too
-        raise InputMalformed(f"{label}: unreadable: {error}; write or copy it again") from error
+        raise damaged(label, f"unreadable: {error}") from error
 
 
 def _opened(path: str, name: str, label: str, described: dict) -> tuple[zarr.Array, str | None]:
@@ -73,7 +73,7 @@ def _opened(path: str, name: str, label: str, described: dict) -> tuple[zarr.Arr
             array = zarr.Array.from_dict(place, described)
             return array, (array.chunks, array.shards) and told
     except Exception as error:  # of damaged metadata the library raises whatever its parsing meets
-        raise InputMalformed(f"{label}: unreadable as a Zarr array: {error}; write or copy it again") from error
+        raise damaged(label, f"unreadable as a Zarr array: {error}") from error
 
 
 class ZarrTensor(PartlyStored):
@@ -148,9 +148,7 @@ class ZarrTensor(PartlyStored):
         try:
             return np.asarray(self._array[items if self._array.ndim else ()]).reshape([s.stop - s.start for s in items])
         except Exception as error:  # of a damaged chunk the codecs raise whatever they meet
-            raise InputMalformed(
-                f"{self.name}: chunk {'.'.join(map(str, at))} cannot be read ({error}); write or copy it again"
-            ) from error
+            raise damaged(self.name, f"chunk {'.'.join(map(str, at))} cannot be read ({error})") from error
 
     def close(self) -> None:
         """Give the kept band back."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, UsageError
+from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.numbers import integers, rows_that_count, said
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads
@@ -64,23 +65,16 @@ def in_sequences(spec: InputSpec, heads: dict[str, Heads], notes: list[str]) -> 
     Raises UsageError and InputMalformed."""
     if spec.lengths and spec.starts:
         raise UsageError("--lengths is for padded batches, --starts for packed rows; give one of them")
-    given = {
-        f"--{name.replace('_', '-')}": getattr(spec, name) for name in ("lengths", "starts", "q_lengths", "q_starts")
-    }
+    given = {spelling(name): getattr(spec, name) for name in ("lengths", "starts", "q_lengths", "q_starts")}
     for option, word in given.items():
         if word and (spec.rows or spec.q_rows):
             raise UsageError(f"{option}: its rows are those of whole sequences; omit --rows and --q-rows")
         of_keys = option.replace("q-", "")
         if word and not given[of_keys]:
             raise UsageError(f"{option} {word}: it says of queries what {of_keys} says of keys; give that, too")
-    counted = {
-        option: rows_that_count(word, option, spec.input)
-        for option, word in given.items()
-        if word and "lengths" in option
-    }
-    numbers = {
-        option: word and integers(word, option, spec.input) for option, word in given.items() if option not in counted
-    }
+    words = {option: word for option, word in given.items() if word}
+    counted = {o: rows_that_count(word, o, spec.input) for o, word in words.items() if "lengths" in o}
+    numbers = {o: integers(word, o, spec.input) for o, word in words.items() if "starts" in o}
     made: dict[tuple, RowTensor] = {}
     found = {}
     for part, one in heads.items():

@@ -147,17 +147,7 @@ class _Reading:
         notes = () if types.is_among(self._kind, types.TRIED) else (
             f"{self._path}: model type {self._kind} is not a known one; its attention is taken as that of most models: causal, "
             "its fields as they are usually meant (--scale, --local and --softcap decide)",)  # fmt: skip
-        return ModelConfig(
-            self._path,
-            told,
-            attrs,
-            unclear,
-            heads=heads,
-            key_heads=key_heads,
-            dims=dims,
-            value_dim=value_dim,
-            notes=notes,
-        )
+        return ModelConfig(self._path, told, attrs, unclear, heads, key_heads, dims, value_dim=value_dim, notes=notes)
 
     def _refuse(self) -> None:
         """Raise CannotMeet for models whose attention is another one."""
@@ -169,11 +159,8 @@ class _Reading:
             why = "it is an encoder, whose rows see all others"
         names = found.get("architectures")
         names = names if isinstance(names, list) else []
-        if (
-            not why
-            and not types.is_among(kind, types.TRIED)
-            and not any("CausalLM" in str(n) or "ConditionalGeneration" in str(n) for n in names)
-        ):
+        causal = any("CausalLM" in str(n) or "ConditionalGeneration" in str(n) for n in names)
+        if not why and not causal and not types.is_among(kind, types.TRIED):
             why = "it is not known to be a causal language model"
         if why:
             raise CannotMeet(f"{self._path}: model type {kind}: {why}; omit --config, and say what the attention is by options "
@@ -182,12 +169,9 @@ class _Reading:
     def _key_heads(self, heads: int) -> int:
         if self._found.get("multi_query") and not self._found.get("new_decoder_architecture"):
             return 1
-        inner = self._inner.get("kv_n_heads")
-        found = (
-            inner
-            if type(inner) is int
-            else self._fields.whole("num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
-        )
+        found = self._inner.get("kv_n_heads")
+        if type(found) is not int:
+            found = self._fields.whole("num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
         if not found or heads % found:
             raise InputMalformed(f"{self._path}: {heads} query heads and {found} key heads, expected a multiple")
         return found
@@ -216,18 +200,8 @@ class _Reading:
 
     def _unsaid(self, heads: int) -> Iterator[tuple[str, str]]:
         if self._kind in types.SINKS:
-            yield (
-                "sink_logit",
-                (
-                    f"{self._path}: {self._kind} has learned sinks, which are weights (self_attn.sinks) and not in its "
-                    f"config.json; give the {heads} of this layer: --sink-logit FILE"
-                ),
-            )
+            told = "has learned sinks, which are weights (self_attn.sinks) and not in its config.json"
+            yield "sink_logit", f"{self._path}: {self._kind} {told}; give the {heads} of this layer: --sink-logit FILE"
         if self._kind in types.SCALED_QUERIES:
-            yield (
-                "scale",
-                (
-                    f"{self._path}: {self._kind} multiplies q by 1/sqrt(dim) before its attention; say whether these were: "
-                    "--scale 1, or --scale sqrt if not"
-                ),
-            )
+            told = "multiplies q by 1/sqrt(dim) before its attention; say whether these were: --scale 1, or --scale sqrt if not"
+            yield "scale", f"{self._path}: {self._kind} {told}"

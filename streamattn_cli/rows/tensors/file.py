@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.errors import InputMalformed, InputMissing, damaged
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.tensor import SeekableTensor
 
@@ -65,10 +65,7 @@ class FileTensor(OpenFileTensor):
         needed = self._offset + self.outer * self.rows * self._row
         there = os.fstat(self.fd).st_size
         if there < needed:
-            raise InputMalformed(
-                f"{self.name}: truncated: its header promises {needed} bytes, the file has {there}; "
-                f"write or copy it again"
-            )
+            raise damaged(self.name, f"truncated: its header promises {needed} bytes, the file has {there}")
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         count = self.there(buf, start, segment)

@@ -91,8 +91,7 @@ class BalanceHistory(LevelHistory):
 
 
 def _micros(load: Load) -> float:
-    held = load.params.history.rows
-    return load.answering(held) + load.full_groups(held) * 150
+    return load.keeping(load.params.history.rows, 1.27, 72, 0.008, 4.8e-5)
 
 
 METHOD = Method(

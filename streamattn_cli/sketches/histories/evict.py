@@ -210,13 +210,12 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 
 def _micros(load: Load) -> float:
-    held = load.params.history.rows
-    coded = 0.0005 * (load.dim + load.value_dim) * held if load.params.history.bits else 0.0  # of a group: read twice
-    known = 0 if load.causal else 0.4 * held
-    if load.params.history.score == "expected":
-        known = held * (0.5 + 2e-4 * load.dim * load.dim)
-    of_groups = load.full_groups(held) * (150 + known)
-    return float(load.answering(held) + of_groups + coded * load.rows / load.params.group)
+    history, group = load.params.history, load.params.group
+    found = load.keeping(history.rows, 1.8, 78, 0.0, 2.7e-5)
+    if history.score == "expected":
+        found = load.keeping(history.rows, 3.3, 70 + 1e-3 * group * load.dim * load.dim, 0.0, 0.0)
+    coded = 0.0041 * load.width * history.rows if history.bits else 0.0  # of a group, which reads them
+    return float(found + coded * load.rows / group)
 
 
 METHOD = Method(

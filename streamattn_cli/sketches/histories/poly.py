@@ -100,11 +100,17 @@ class PolyHistory(History):
         u = root * q[np.linspace(0, len(q) - 1, min(len(q), SAMPLE)).astype(int)].astype(np.float64)
         error, largest = self._predict(u, x, c)
         if not error <= p.max_error:
+            known = np.isfinite(error)
+            allowed = f"more than the allowed {p.max_error:g}"
+            wrong = (
+                f"would err by about {error:.2g} (relative) on this input, {allowed}"
+                if known
+                else "overflows on this input"
+            )
+            accept = ", or accept the error with --max-error" if known else ""
             raise CannotMeet(
-                f"poly of degree {p.degree} would err by about {error:.2g} (relative) on this input, more than the "
-                f"allowed {p.max_error:g}: its logits reach {largest:.1f} in the first rows, too far for a polynomial. "
-                "Use --method nystrom or exact, a smaller --scale, a higher even --degree (dim at most 16), "
-                "or accept the error with --max-error."
+                f"poly of degree {p.degree} {wrong}: its logits reach {largest:.1f} in the first rows, too far for a polynomial. "
+                f"Use --method nystrom or exact, a smaller --scale, a higher even --degree (dim at most 16){accept}."
             )
         return error
 
@@ -227,8 +233,10 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 
 def _micros(load: Load) -> float:
-    products = feature_count(load.dim, load.params.history.degree) * (load.value_dim + 1)
-    return load.answering() + (load.rows + load.queries * load.group) * (0.06 + 2.2e-5 * products)
+    features = feature_count(load.dim, load.params.history.degree)
+    products = features * (load.value_dim + 1)
+    absorbing = load.rows * (1.4e-3 * features + 2.4e-5 * products)
+    return 0.64 * load.answering() + absorbing + load.queries * load.group * 3.3e-5 * products
 
 
 def _miniature(params: HeadParams) -> HeadParams:

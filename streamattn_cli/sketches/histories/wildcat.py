@@ -110,8 +110,7 @@ def _share(w: np.ndarray) -> np.ndarray:
 
 
 def _micros(load: Load) -> float:
-    held = load.params.history.rows
-    return float(load.answering(held) + load.full_groups(held) * (150 + 0.7 * held))
+    return load.keeping(load.params.history.rows, 1.7, 80, 0.015, 1.8e-5)
 
 
 METHOD = Method(
