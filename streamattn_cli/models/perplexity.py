@@ -95,7 +95,7 @@ class _Trial:
         self._seconds += time.monotonic() - began
         return logits
 
-    def hear(self, logits: Any, following: Any) -> None:
+    def observe(self, logits: Any, following: Any) -> None:
         """Take down the nats of the tokens that did follow."""
         for a in range(0, len(following), SLICE):
             next_ones = following[a : a + SLICE, None]
@@ -185,7 +185,7 @@ def _read_chunk(model: Model, trials: Sequence[_Trial], tokens: Any, a: int, b: 
     truth = None
     for trial in trials:
         logits = trial.read(model.network, tokens[a:b], a)
-        trial.hear(logits, tokens[a + 1 : b + 1])
+        trial.observe(logits, tokens[a + 1 : b + 1])
         if truth is None:
             truth = _logs(logits[sampled])
         else:

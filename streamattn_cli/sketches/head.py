@@ -113,10 +113,10 @@ class HeadAttention:
     def keep(self, k: np.ndarray, v: np.ndarray) -> None:
         """`absorb` without a history: the next rows as they are stored, k (n, d) and v (n, dv), all finite."""
         s, both = self.state, (k, v)
-        _lay(s["sinks"][self.rows : self.rows + len(k)], both)
+        _fill(s["sinks"][self.rows : self.rows + len(k)], both)
         idle = self._leave(len(k))
         left, at = len(k) - idle, self.rows - int(s["counters"][1])
-        _lay(s["recent"][at : at + left], [part[idle:] for part in both])
+        _fill(s["recent"][at : at + left], [part[idle:] for part in both])
         s["counters"][0] += left
 
     def _leave(self, rows: int) -> int:
@@ -329,7 +329,7 @@ class HeadAttention:
         return base + -(-(self.rows - base) // self.params.group) * self.params.group
 
 
-def _lay(rows: np.ndarray, parts: Iterable[np.ndarray]) -> None:
+def _fill(rows: np.ndarray, parts: Iterable[np.ndarray]) -> None:
     """Fill rows (n, d + dv) with the first n rows of the parts, (>= n, d) and (>= n, dv)."""
     k, v = parts
     rows[:, : k.shape[1]], rows[:, k.shape[1] :] = k[: len(rows)], v[: len(rows)]

@@ -19,7 +19,7 @@ from streamattn_cli.sketches.headparams import allocate
 class Hearer(Protocol):
     """Is told all answers, block by block."""
 
-    def hear(self, start: int, answers: Answers, q: np.ndarray | None) -> None:
+    def observe(self, start: int, answers: Answers, q: np.ndarray | None) -> None:
         """Answers to rows start..; q: the stored queries, where they cannot be read again."""
 
 
@@ -81,4 +81,4 @@ class Output:
 
     def _tell(self, start: int, answers: Answers, q: np.ndarray | None) -> None:
         for hearer in self.hearers:
-            hearer.hear(start, answers, q)
+            hearer.observe(start, answers, q)
