@@ -78,7 +78,7 @@ class Auditing:
     def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict) -> None:
         """Show the keys (n, d) and values (n, dv + 1) of a lane from this row of the stream on, in the first pass."""
 
-    def hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
+    def observe(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
         """What the method answered to rows start..; q: their block, where it cannot be read again."""
         raise NotImplementedError
 
@@ -186,7 +186,7 @@ class Auditor(Auditing):
         if self.drawn:
             self.drawn.see(lane, k, c, row, work)
 
-    def hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
+    def observe(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
         """See Auditing."""
         if start < self.heard:  # the same answers again, for another purpose
             return

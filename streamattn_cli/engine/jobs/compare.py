@@ -47,7 +47,7 @@ from streamattn_cli.rows.inputs.open import Inputs, open_inputs
 from streamattn_cli.rows.tensors.heads import refuse_pipes
 from streamattn_cli.versions import OURS, versions
 
-ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
+SAME_COST = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
 
 
 Wanted = tuple[str, int, "RunRequest | str"]  # label, resident rows, and the request or why there is none
@@ -281,7 +281,7 @@ def _fronts(trials: list[Trial]) -> tuple[Trial, ...]:
 
     def best(error: float, own: float, cost: Callable[[Trial], float]) -> bool:
         return not any(
-            (theirs < error and cost(t) <= own * ALIKE) or (theirs == error and cost(t) < own / ALIKE)
+            (theirs < error and cost(t) <= own * SAME_COST) or (theirs == error and cost(t) < own / SAME_COST)
             for t, theirs in ran
         )
 

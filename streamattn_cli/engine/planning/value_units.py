@@ -13,10 +13,8 @@ from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.sample import spread_rows
 
 ROWS, ITEMS = 64, 1 << 15  # rows that are looked at, and about how many numbers at most
-SAFE, MOST = (
-    60,
-    120,
-)  # exponents of two: within SAFE, sums of squares are; of a unit, of which the inverse is a float32, too
+SAFE = 60  # exponent of two: sums of squares of numbers within it are floats
+LARGEST = 120  # of a unit, of which the inverse is a float32, too
 
 
 def in_units(v: Heads, beside: Sequence[Heads]) -> Heads:
@@ -41,5 +39,5 @@ def in_units(v: Heads, beside: Sequence[Heads]) -> Heads:
         found = np.abs(numbers(block[outer, :, column : column + v.dim], tensor.dtype))
         largest = found[np.isfinite(found)].max(initial=0.0) * (v.factors[head] if v.factors else 1.0)
         exponent = int(np.frexp(largest)[1]) if largest else 0
-        units.append(2.0 ** min(max(exponent, -MOST), MOST) if abs(exponent) > SAFE else 1.0)
+        units.append(2.0 ** min(max(exponent, -LARGEST), LARGEST) if abs(exponent) > SAFE else 1.0)
     return v if set(units) == {1.0} else replace(v, units=tuple(units))
