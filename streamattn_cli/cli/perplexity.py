@@ -34,7 +34,10 @@ def perplexity(
     ] = "nystrom,evict,window",
     resident_rows: Annotated[
         str,
-        option("--resident-rows", help="Memory of one key head in rows of k and v: N or N,M,...", rich_help_panel=ATTENTION),
+        option(
+            "--resident-rows", help="Memory of one key head in rows of k and v, or share of the tokens: N, P% or N,M,...",
+            rich_help_panel=ATTENTION,
+        ),
     ] = "512",
     effort: Annotated[
         str, option("--effort", help="Of nystrom: fast, default or best.", rich_help_panel=ATTENTION)
@@ -59,29 +62,27 @@ def perplexity(
     position), how far the distributions of the next token are (KL, and how often the first choice is the same), and the bytes of
     attention memory. Needs the extra: pip install 'streamattn-cli[models]'.
     """
-    import sys
-
-    from streamattn_cli.cli.compare import _counts
-    from streamattn_cli.cli.streams import printing
-    from streamattn_cli.cli.words import settings, show_json, signed
+    from streamattn_cli.cli.words import settings, show, signed, watching
+    from streamattn_cli.engine.planning.resolve import budgets_in_rows
+    from streamattn_cli.engine.request.settings import read_budgets
     from streamattn_cli.engine.watch.events import Note
-    from streamattn_cli.engine.watch.signals import Interrupts
     from streamattn_cli.errors import UsageError
     from streamattn_cli.models.load import find_model
     from streamattn_cli.models.perplexity import Asked, check_methods, perplexity_of, text_bytes
     from streamattn_cli.models.settings import chosen_layers
     from streamattn_cli.models.text import token_ids
-    from streamattn_cli.report.live.progress import make_listener
     from streamattn_cli.report.text.perplexity import figures, render_perplexity
 
     if reference_window is not None and reference_window < 1:
         raise UsageError(f"--reference-window {reference_window}: must be at least 1")
-    given, budgets = TextSettings(**settings(TextSettings, words)), _counts(resident_rows)
+    given, words_of_budgets = TextSettings(**settings(TextSettings, words)), read_budgets(resident_rows)
     names = check_methods(methods)
-    mode = "json" if words["log_json"] else "quiet" if words["quiet"] else "auto"
-    with make_listener(mode, words["progress_every"]) as listener, Interrupts(status=listener.status) as interrupts:
+    with watching(words) as (listener, interrupts):
         known = find_model(model, given.threads)
         ids = token_ids(known.tokenizer, text, given.tokens, least=2)
+        budgets, shares = budgets_in_rows(words_of_budgets, len(ids))
+        for note in shares:
+            listener(Note(note))
         layers = chosen_layers(given.layer, model, known.global_layers, len(known.types))
         beside = {"effort": effort, "threads": given.threads, "memory": given.memory}
         asked = Asked(names, budgets, layers, given.chunk, samples, beside, seed, reference_window)
@@ -89,9 +90,4 @@ def perplexity(
         found = perplexity_of(
             loaded, ids, asked, text, lambda found: listener(Note(figures(found))), interrupts.check, listener
         )
-    found = signed(found)
-    if words["json"]:
-        show_json(found.to_dict())
-    elif mode == "auto":
-        with printing():
-            render_perplexity(found.to_dict(), sys.stdout)
+    show(signed(found).to_dict(), words, render_perplexity)

@@ -56,23 +56,26 @@ class _Trial:
     def __init__(
         self, method: str, rows: int | None, settings: dict, layers: frozenset[int], tokens: int, reference: int | None = None
     ):  # fmt: skip
-        self.reading = Reading(method, rows)
+        self.method, self._rows = method, rows
         self._reference = reference
         self._settings, self._layers, self._tokens = settings, layers, tokens
         self._answerers: dict[int, Answerer] = {}
         self._nats: list[np.ndarray] = []
+        self._kl: list[float] = []
+        self._agree: list[bool] = []
+        self._seconds = 0.0
 
     def __call__(self, facts: LayerFacts) -> Answerer:
         """What answers this layer: see interface.Reading."""
         if facts.index not in self._answerers:
-            sketched = self.reading.method != EXACT and facts.index in self._layers
+            sketched = self.method != EXACT and facts.index in self._layers
             exact = ExactRows(self._tokens, self._reference if facts.index in self._layers else None)
             self._answerers[facts.index] = Sketched(**self._settings) if sketched else exact
         return self._answerers[facts.index]
 
     def warm(self, model: Model, surveyed: dict[int, Layer], listener: Listener) -> None:
         """Compile or load the kernels of the method, before memory is measured. CannotMeet for layers it does not know."""
-        if self.reading.method != EXACT:
+        if self.method != EXACT:
             variants = {json.dumps(v := told(surveyed[at].facts), default=repr): v for at in self._layers}
             for variant in variants.values():
                 began_layer(model.shapes, variant | self._settings).warm(listener)
@@ -85,7 +88,7 @@ class _Trial:
         positions = torch.arange(first, first + len(ids))[None]
         with torch.inference_mode(), answered_by(self):
             logits = network(input_ids=ids[None], position_ids=positions, use_cache=False).logits[0]
-        self.reading.seconds += time.monotonic() - began
+        self._seconds += time.monotonic() - began
         return logits
 
     def hear(self, logits: Any, following: Any) -> None:
@@ -98,18 +101,18 @@ class _Trial:
         """Take down how far the distributions at sampled rows (n,) of the logits are from the exact ones, logs (n, words)."""
         for a in range(0, len(sampled), SLICE):
             truth, mine = exact[a : a + SLICE], _logs(logits[sampled[a : a + SLICE]])
-            self.reading.kl += (truth.exp() * (truth - mine)).sum(dim=1).tolist()
-            self.reading.agree += (truth.argmax(dim=1) == mine.argmax(dim=1)).tolist()
+            self._kl += (truth.exp() * (truth - mine)).sum(dim=1).tolist()
+            self._agree += (truth.argmax(dim=1) == mine.argmax(dim=1)).tolist()
 
     def finish(self) -> Reading:
         """The figures so far."""
         held = self._answerers
-        self.reading.nats = np.concatenate(self._nats)
-        self.reading.nbytes = sum(held[at].nbytes for at in self._layers if at in held)
-        first = next((held[at] for at in sorted(self._layers) if isinstance(held.get(at), Sketched)), None)
-        if isinstance(first, Sketched) and first.layer:
-            self.reading.params = first.layer.facts()
-        return self.reading
+        layers = (each.layer for at in sorted(self._layers) if isinstance(each := held.get(at), Sketched))
+        first = next(layers, None)
+        return Reading(
+            self.method, self._rows, first.facts() if first else {}, np.concatenate(self._nats), self._kl, self._agree,
+            sum(held[at].nbytes for at in self._layers if at in held), self._seconds,
+        )  # fmt: skip
 
 
 def text_bytes(found: Found, tokens: int, asked: Asked) -> int:

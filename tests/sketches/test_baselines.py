@@ -16,8 +16,10 @@ from streamattn_cli.errors import UsageError
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches import registry
+from streamattn_cli.sketches.arrays import allocate, spec_bytes
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.balance import BalanceParams
 from streamattn_cli.sketches.histories.evict import EvictParams
 from streamattn_cli.sketches.histories.levels import LEVELS, level_of, level_to_halve, segment

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamattn_cli.errors import CannotMeet
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, pieces, spec_bytes
+from streamattn_cli.sketches.arrays import allocate, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention, pieces
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.poly import PolyHistory, PolyParams, query_limit
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.tiles import TILE

@@ -21,10 +21,10 @@ from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
-from streamattn_cli.rows.tensors.hypothetical import imagined
+from streamattn_cli.rows.tensors.placeholder import imagined
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import DEFAULT_ROWS, row_bytes
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 
 LADDER = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)  # resident rows
 AUDIT = 64  # rows, on the recommended command line

@@ -234,7 +234,7 @@ def _saver(
     saved = _saved(told.path, facts, whole)
     if saved:
         for writer in filter(None, writers):
-            writer.rows_written = json.loads(saved.meta["output"])["rows"]
+            writer.resume(json.loads(saved.meta["output"])["rows"])
     return Saver(checkpoint, facts, {}, told.every, *writers), saved
 
 

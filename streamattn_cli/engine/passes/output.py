@@ -13,7 +13,7 @@ from streamattn_cli.engine.planning.footprint import OUTPUTS
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.workers.lanes import Answers
 from streamattn_cli.rows.writers.base import Writer
-from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.arrays import allocate
 
 
 class Hearer(Protocol):

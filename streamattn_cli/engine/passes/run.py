@@ -120,7 +120,7 @@ class Run:
             self.sketches.beginnings.clipped[:] = state["clipped_before"]
         writer, phase = self.output.writer, self.driver.phase
         if (self._heaps() or not writer.placed) and phase and phase.answers:
-            writer.rows_written = self.driver.done
+            writer.resume(self.driver.done)
         if self.auditor:
             self.auditor.load(state, name)
 

@@ -16,7 +16,7 @@ from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.tensor import RowTensor
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
 
 GOOD = 0.05  # predicted error of poly; nystrom of the same size errs by about as much where poly just reaches this
@@ -45,7 +45,7 @@ def spread_of(inputs: Inputs, scale: float, causal: bool, first_query: int = 0) 
 
 
 def _unreadable(tensor: RowTensor) -> bool:
-    """Whether there is nothing behind it: no rows, or numbers alone (hypothetical.py and placeholder.py of rows/tensors)."""
+    """Whether there is nothing behind it: no rows, or numbers alone (rows/tensors/placeholder.py)."""
     return tensor.width == 0 or tensor.rows == 0 or (tensor.path is None and tensor.seekable)
 
 

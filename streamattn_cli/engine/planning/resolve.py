@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +32,7 @@ from streamattn_cli.rows.tensors.heads import Heads, group_size
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
 LOCAL_IS_CAUSAL = (
@@ -179,10 +180,17 @@ def in_rows(request: RunRequest, inputs: Inputs) -> tuple[RunRequest, list[str]]
     keys = k.sequences.longest if k.sequences else k.rows
     if keys is None:
         raise UsageError(f"--resident-rows {word}: {k.tensor.name} does not say how many keys will come; give a number")
-    rows = max(1, round(float(word.removesuffix("%")) / 100 * keys))
     uneven = k.sequences and (np.diff(k.sequences.edges) != keys).any()
     whose = ", those of the longest sequence, for every sequence" if uneven else ""  # one memory serves them all
-    return replace(request, resident_rows=rows), [f"--resident-rows {word} of {keys} keys{whose}: {rows}"]
+    (rows,), told = budgets_in_rows([word], keys, whose)
+    return replace(request, resident_rows=rows), told
+
+
+def budgets_in_rows(budgets: Sequence[int | str], keys: int, whose: str = "") -> tuple[tuple[int, ...], list[str]]:
+    """Budgets, of which some are shares of so many keys, in rows; and what to say of those."""
+    rows = {word: max(1, round(float(word[:-1]) / 100 * keys)) for word in budgets if isinstance(word, str)}
+    told = [f"--resident-rows {word} of {keys} keys{whose}: {count}" for word, count in rows.items()]
+    return tuple(rows[word] if isinstance(word, str) else word for word in budgets), told
 
 
 def _of_layer(request: RunRequest, heads: int, head: HeadParams) -> tuple[RunRequest, list[str]]:

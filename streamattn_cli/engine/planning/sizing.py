@@ -84,7 +84,7 @@ def _refusal(plan: Plan) -> str:
     problem, request = plan.problem, plan.problem.request
     found = (
         f"{problem.k.tensor.name}: this run needs {format_bytes(plan.projected)} above the program itself, and "
-        f"{format_bytes(plan.allowed or 0)} are {'allowed by --memory' if request.memory else 'free on this machine'}. "
+        f"{format_bytes(plan.allowed or 0)} are {'allowed by --memory' if request.memory else 'free here (machine, ulimit -v)'}. "
     )
     largest = None
     if request.block_rows:

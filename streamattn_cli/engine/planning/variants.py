@@ -15,7 +15,7 @@ from streamattn_cli.rows.inputs.numbers import decimals, said
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.sketches.bend import SLOPE, Bend, standard_slopes
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 
 GROUPS = 3, 8  # of 8 to 256 rows
 

@@ -9,10 +9,10 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.errors import InputMalformed, InputMissing, UsageError, damaged
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.formats.format import Format
-from streamattn_cli.rows.formats.names import SHOWN, find_parts
+from streamattn_cli.rows.formats.names import SHOWN
 from streamattn_cli.rows.tensors.stored import Stored
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def _json(path: str) -> dict:
     except OSError as error:
         raise InputMissing(f"{path}: cannot be opened: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InputMalformed(f"{path}: unreadable metadata of a Zarr array: {error}; write or copy it again") from error
+        raise damaged(path, f"unreadable metadata of a Zarr array: {error}") from error
     if not isinstance(found, dict):
-        raise InputMalformed(f"{path}: metadata of a Zarr array expected; write or copy it again")
+        raise damaged(path, "metadata of a Zarr array expected")
     return found
 
 
@@ -113,5 +113,4 @@ FORMAT = Format(
     folder=is_zarr,
     names=zarr_names,
     arrays=_arrays,
-    parts=lambda path, parts, group: find_parts(path, zarr_names(path), parts, group),
 )

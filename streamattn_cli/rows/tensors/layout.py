@@ -145,7 +145,8 @@ def infer(shapes: Mapping[str, Shape], names: Mapping[str, str]) -> str:
             )
     raise InputMalformed(
         f"{listed} fit together in no layout ({' or '.join(candidates)}): k and v need the same rows "
-        f"and heads, q and k the same items per head, q a multiple of k's heads"
+        f"and heads, q and k the same items per head, q a multiple of k's heads; where heads lie side by side in the last axis, "
+        f"save two axes, (rows, heads x items), and give --heads"
     )
 
 

@@ -16,7 +16,7 @@ from streamattn_cli.errors import UsageError
 from streamattn_cli.options import one_of
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
 from streamattn_cli.sketches.coding.codedrows import BITS, CodedRows
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.bank import RowHistory, bank_spec, live
 from streamattn_cli.sketches.histories.keptrows import KeptRows
 from streamattn_cli.sketches.histories.querymodel import QueryModel
@@ -64,7 +64,6 @@ class EvictHistory(RowHistory):
 
     @staticmethod
     def state_spec(params: EvictParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name -> (shape, dtype) of every state array."""
         plain = min(params.recent, params.rows) if params.bits else params.rows
         expects = params.score == "expected"
         spec = {
@@ -147,10 +146,6 @@ class EvictHistory(RowHistory):
         self.held.partial(work, out)
         return 0
 
-    def mean_value(self) -> np.ndarray:
-        """What to answer when nothing else can (dv,): 0."""
-        return np.zeros(self.value_dim)
-
     def _keep(self, stay: np.ndarray) -> None:
         """Drop the rows that are not to stay (n,)."""
         if len(self.state["mass"]):
@@ -215,13 +210,12 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 
 def _micros(load: Load) -> float:
-    held = load.params.history.rows
-    coded = 0.0005 * (load.dim + load.value_dim) * held if load.params.history.bits else 0.0  # of a group: read twice
-    known = 0 if load.causal else 0.4 * held
-    if load.params.history.score == "expected":
-        known = held * (0.5 + 2e-4 * load.dim * load.dim)
-    of_groups = load.full_groups(held) * (150 + known)
-    return float(load.answering(held) + of_groups + coded * load.rows / load.params.group)
+    history, group = load.params.history, load.params.group
+    found = load.keeping(history.rows, 1.8, 78, 0.0, 2.7e-5)
+    if history.score == "expected":
+        found = load.keeping(history.rows, 3.3, 70 + 1e-3 * group * load.dim * load.dim, 0.0, 0.0)
+    coded = 0.0041 * load.width * history.rows if history.bits else 0.0  # of a group, which reads them
+    return float(found + coded * load.rows / group)
 
 
 METHOD = Method(
