@@ -252,6 +252,7 @@ def test_sums_beyond_floats_are_refused_in_words(rng):
     sketch = HeadAttention(HeadParams(3, 2, 1.0, "f8", history=PolyParams(2, max_error=1e308)))
     with pytest.raises(CannotMeet, match=r"beyond the range of floats, logits reach [\d.]+\. Divide values by a power"):
         sketch.calibrate(k, c, k)
+    assert sketch.calibrate(k * 0, c * 0, k) is None  # rows that were all dropped "would err by about nan"
 
 
 def test_the_prediction_is_the_error():

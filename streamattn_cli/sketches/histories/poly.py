@@ -91,11 +91,12 @@ class PolyHistory(History):
         """
         p, s = self.params, self.state
         root = np.sqrt(self.scale)
-        k, c = k.astype(np.float64), c.astype(np.float64)
+        there = c[:, -1] > 0
+        k, c = k[there].astype(np.float64), c[there].astype(np.float64)
         s["mu"][:] = c[:, -1] @ k / max(c[:, -1].sum(), 1.0)
         x = root * (k - s["mu"])
         s["radius"][:] = 0, np.inf
-        if q is None:
+        if q is None or not len(k):  # all of them were dropped
             return None
         u = root * q[np.linspace(0, len(q) - 1, min(len(q), SAMPLE)).astype(int)].astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
