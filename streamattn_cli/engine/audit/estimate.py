@@ -161,7 +161,8 @@ def by_sequence(
 def norm_of(squares: np.ndarray, unit: float) -> np.ndarray:
     """The norms of what has these squared norms in another unit, at most the largest number there is."""
     with np.errstate(over="ignore"):
-        return np.minimum(unit * np.sqrt(squares), np.finfo(np.float64).max)
+        found: np.ndarray = np.minimum(unit * np.sqrt(squares), np.finfo(np.float64).max)
+    return found
 
 
 def estimate_bytes(rows: int, columns: int) -> int:
