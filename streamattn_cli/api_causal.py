@@ -29,10 +29,9 @@ from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalfo
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.arrays import allocate
 from streamattn_cli.sketches.bend import Bend
 from streamattn_cli.sketches.head import HeadAttention
-from streamattn_cli.sketches.headparams import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.method import History
 
 PHASE = "causal steps"  # of a saved CausalAttention

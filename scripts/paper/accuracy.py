@@ -7,9 +7,8 @@ from results import figure, keep
 from streams import BLOCK, attention, block, fresh_head
 from svgplot import Figure
 
-from streamattn_cli.sketches.arrays import allocate
 from streamattn_cli.sketches.head import HeadAttention
-from streamattn_cli.sketches.headparams import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.histories.poly import PolyParams
 from streamattn_cli.sketches.paper.countsketch import scan_sketch, sketch_rows
 from streamattn_cli.sketches.paper.sketched import SketchParams

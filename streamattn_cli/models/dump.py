@@ -31,7 +31,7 @@ def names_of(target: str, layers: list[int]) -> list[str]:
                              f"FILE-{PLACE}.npy")  # fmt: skip
     for name in names:
         if name != "-" and check_target(name) == "special" and len(names) > 1:
-            raise UsageError(f"-o {name}: it is no file; choose one layer with --layer")
+            raise UsageError(f"-o {name}: is not a file; choose one layer with --layer")
     return names
 
 

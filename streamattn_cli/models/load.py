@@ -170,7 +170,7 @@ def weight_bytes(name: str) -> int:
         try:
             return 2 * 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(name).tensors)
         except Exception as error:  # of whatever kind: it reads what is there
-            raise InputMalformed(f"{name}: damaged, or no GGUF file ({_first_line(error)})") from None
+            raise InputMalformed(f"{name}: damaged, or not a GGUF file ({_first_line(error)})") from None
     files = [os.path.join(name, file) for file in sorted(os.listdir(name))]
     headers = [read_safetensors_header(file)[0] for file in files if file.endswith(".safetensors")]
     held: int = sum(prod(entry["shape"]) for header in headers for entry in header.values())

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from streamattn_cli.engine.watch.events import Listener
-from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.jobs.ceremony import metering
+from streamattn_cli.engine.planning.resolve import budgets_in_rows
+from streamattn_cli.engine.watch.events import Listener, Note
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.models.footprint import (
     SLACK,
@@ -25,10 +27,12 @@ from streamattn_cli.models.footprint import (
     reference_bytes,
 )  # fmt: skip
 from streamattn_cli.models.interface import Answerer, ExactRows, LayerFacts, Sketched, answered_by, told
-from streamattn_cli.models.load import Found, Model
+from streamattn_cli.models.load import Found, Model, find_model
 from streamattn_cli.models.nats import Perplexity, Reading
 from streamattn_cli.models.rotary import rope_of
+from streamattn_cli.models.settings import ReadingSettings, chosen_layers
 from streamattn_cli.models.survey import Layer, survey
+from streamattn_cli.models.text import token_ids
 from streamattn_cli.sketches import registry
 from streamattn_cli.versions import versions
 
@@ -91,7 +95,7 @@ class _Trial:
         self._seconds += time.monotonic() - began
         return logits
 
-    def hear(self, logits: Any, following: Any) -> None:
+    def observe(self, logits: Any, following: Any) -> None:
         """Take down the nats of the tokens that did follow."""
         for a in range(0, len(following), SLICE):
             next_ones = following[a : a + SLICE, None]
@@ -127,17 +131,33 @@ def text_bytes(found: Found, tokens: int, asked: Asked) -> int:
     return needed
 
 
+def run_perplexity(
+    name: str, texts: Sequence[str], given: ReadingSettings, tell: Callable[[Perplexity], None], listener: Listener,
+    interrupts: Interrupts,
+) -> Perplexity:  # fmt: skip
+    """The command. Raises the errors of loading a model, UsageError, MemoryBudget, and those of `perplexity_of`."""
+    methods = check_methods(given.methods)
+    known = find_model(name, given.threads)
+    ids = token_ids(known.tokenizer, texts, given.tokens, least=2)
+    layers = chosen_layers(given.layer, name, known.global_layers, len(known.types))
+    beside = {"effort": given.effort, "threads": given.threads, "memory": given.memory}
+    budgets, notes = budgets_in_rows(given.resident_rows, len(ids))
+    for note in notes:
+        listener(Note(note))
+    asked = Asked(methods, budgets, layers, given.chunk, given.samples, beside, given.seed, given.reference_window)
+    model = known.load(given.memory, text_bytes(known, len(ids), asked), f"reading {len(ids)} tokens")
+    return perplexity_of(model, ids, asked, texts, tell, listener, interrupts)
+
+
 def perplexity_of(
     model: Model, ids: np.ndarray, asked: Asked, texts: Sequence[str], tell: Callable[[Perplexity], None],
-    check: Callable[[], None], listener: Listener = lambda event: None,
+    listener: Listener, interrupts: Interrupts,
 ) -> Perplexity:  # fmt: skip
-    """Read the tokens ids (n,) int64. tell(found so far) is called after each chunk; check() before it, which may raise
-    Interrupted; the listener hears of kernels that are compiled. Raises UsageError for layers that are not there, and the errors
-    of CausalAttention."""
+    """Read the tokens ids (n,) int64. tell(found so far) is called after each chunk; the listener hears of kernels that are
+    compiled. Raises UsageError for layers that are not there, Interrupted, and the errors of CausalAttention."""
     import torch
 
-    layers = frozenset(asked.layers)
-    began, tokens = time.monotonic(), torch.from_numpy(ids)
+    layers, tokens = frozenset(asked.layers), torch.from_numpy(ids)
     chosen = np.sort(np.random.default_rng(asked.seed).permutation(len(ids) - 1)[: asked.samples])
     projected = text_bytes(model, len(ids), asked)
     trials, notes = _trials(model, asked, layers, len(ids))
@@ -145,15 +165,15 @@ def perplexity_of(
     for trial in trials:
         trial.warm(model, surveyed, listener)
     context = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
-    with Meter() as meter:
+    with metering(listener, interrupts) as work:
         for a in range(0, len(ids), asked.chunk):
-            check()
+            interrupts.check()
             b = min(a + asked.chunk, len(ids))
             _read_chunk(model, trials, tokens, a, b, torch.from_numpy(chosen[(chosen >= a) & (chosen < b)] - a))
             found = Perplexity(
                 model.name, tuple(texts), b, tuple(sorted(layers)), context, _edges(b),
-                tuple(trial.finish() for trial in trials), time.monotonic() - began,
-                memory={"reserved": meter.baseline, "peak": meter.peak(), "projected": projected}, notes=notes,
+                tuple(trial.finish() for trial in trials), work.seconds,
+                memory={"reserved": work.meter.baseline, "peak": work.meter.peak(), "projected": projected}, notes=notes,
                 reference_window=asked.reference, versions=versions("numpy", "numba", "torch", "transformers"),
             )  # fmt: skip
             tell(found)
@@ -165,7 +185,7 @@ def _read_chunk(model: Model, trials: Sequence[_Trial], tokens: Any, a: int, b: 
     truth = None
     for trial in trials:
         logits = trial.read(model.network, tokens[a:b], a)
-        trial.hear(logits, tokens[a + 1 : b + 1])
+        trial.observe(logits, tokens[a + 1 : b + 1])
         if truth is None:
             truth = _logs(logits[sampled])
         else:

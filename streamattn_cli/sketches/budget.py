@@ -9,8 +9,7 @@ import numpy as np
 
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.sketches.arrays import spec_bytes
-from streamattn_cli.sketches.headparams import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.method import HistoryParams, MethodOptions
 
 DEFAULT_ROWS = 1024  # --resident-rows

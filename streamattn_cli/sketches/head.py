@@ -17,10 +17,9 @@ import numpy as np
 from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import blas, dense
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.arrays import allocate
 from streamattn_cli.sketches.bend import STRAIGHT, Bend
 from streamattn_cli.sketches.coding.rowstore import get, kind, put
-from streamattn_cli.sketches.headparams import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.method import History
 from streamattn_cli.sketches.tiles import ALL, QueryTile
 
@@ -114,10 +113,10 @@ class HeadAttention:
     def keep(self, k: np.ndarray, v: np.ndarray) -> None:
         """`absorb` without a history: the next rows as they are stored, k (n, d) and v (n, dv), all finite."""
         s, both = self.state, (k, v)
-        _lay(s["sinks"][self.rows : self.rows + len(k)], both)
+        _fill(s["sinks"][self.rows : self.rows + len(k)], both)
         idle = self._leave(len(k))
         left, at = len(k) - idle, self.rows - int(s["counters"][1])
-        _lay(s["recent"][at : at + left], [part[idle:] for part in both])
+        _fill(s["recent"][at : at + left], [part[idle:] for part in both])
         s["counters"][0] += left
 
     def _leave(self, rows: int) -> int:
@@ -330,7 +329,7 @@ class HeadAttention:
         return base + -(-(self.rows - base) // self.params.group) * self.params.group
 
 
-def _lay(rows: np.ndarray, parts: Iterable[np.ndarray]) -> None:
+def _fill(rows: np.ndarray, parts: Iterable[np.ndarray]) -> None:
     """Fill rows (n, d + dv) with the first n rows of the parts, (>= n, d) and (>= n, dv)."""
     k, v = parts
     rows[:, : k.shape[1]], rows[:, k.shape[1] :] = k[: len(rows)], v[: len(rows)]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from streamattn_cli.sketches.arrays import allocate
 from streamattn_cli.sketches.exact import ExactQueries
+from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.testing.require import edges, require, require_close, require_same_bytes
 from streamattn_cli.testing.streams import Stream, attention, make_stream
 

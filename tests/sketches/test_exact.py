@@ -7,8 +7,8 @@ import naive
 import numpy as np
 import pytest
 
-from streamattn_cli.sketches.arrays import allocate
 from streamattn_cli.sketches.exact import CHUNK, ExactQueries, KeyTiles, ValueMeans
+from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.tiles import TILE
 

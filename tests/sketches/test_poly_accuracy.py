@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from streamattn_cli.sketches.arrays import allocate
 from streamattn_cli.sketches.exact import ExactQueries
 from streamattn_cli.sketches.head import HeadAttention
-from streamattn_cli.sketches.headparams import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.histories.poly import PolyParams
 
 KEYS, QUERIES, DIM, VALUE_DIM, STD = 1 << 14, 256, 8, 8, 0.7

@@ -35,7 +35,7 @@ class Repairs:
         """What is held, as named arrays."""
         return {"numbers": self.numbers, "scores": self.scores}
 
-    def hear(self, start: int, answers: Answers, _q: np.ndarray | None = None) -> None:
+    def observe(self, start: int, answers: Answers, _q: np.ndarray | None = None) -> None:
         """Answers to rows start.., as the method gave them. Equal scores: the earlier answer."""
         found = np.empty(answers.doubt.shape)
         norms.squares(answers.rows, found)

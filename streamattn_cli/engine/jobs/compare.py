@@ -47,7 +47,7 @@ from streamattn_cli.rows.inputs.open import Inputs, open_inputs
 from streamattn_cli.rows.tensors.heads import refuse_pipes
 from streamattn_cli.versions import OURS, versions
 
-ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
+SAME_COST = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
 
 
 Wanted = tuple[str, int, "RunRequest | str"]  # label, resident rows, and the request or why there is none
@@ -157,15 +157,8 @@ def compare_on(
         raise CannotMeet(f"{problem.k.tensor.name}: no method could run; the first: {trials[0].refused}")
     facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params")}
     facts["versions"] = versions()
-    return Comparison(
-        problem.k.tensor.name,
-        facts | {"threads": plan.threads},
-        len(truth.design.rows),
-        truth.seconds,
-        trivial,
-        _fronts(trials),
-        notes,
-    )
+    facts["threads"], audited = plan.threads, len(truth.design.rows)
+    return Comparison(problem.k.tensor.name, facts, audited, truth.seconds, trivial, _fronts(trials), notes)
 
 
 def _on_engine(
@@ -288,7 +281,7 @@ def _fronts(trials: list[Trial]) -> tuple[Trial, ...]:
 
     def best(error: float, own: float, cost: Callable[[Trial], float]) -> bool:
         return not any(
-            (theirs < error and cost(t) <= own * ALIKE) or (theirs == error and cost(t) < own / ALIKE)
+            (theirs < error and cost(t) <= own * SAME_COST) or (theirs == error and cost(t) < own / SAME_COST)
             for t, theirs in ran
         )
 

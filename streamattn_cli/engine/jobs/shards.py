@@ -39,8 +39,8 @@ from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.several_files import absolute, open_stream, wants_queries
 from streamattn_cli.rows.tensors.heads import refuse_pipes
 from streamattn_cli.rows.tensors.ranges import first_row
-from streamattn_cli.sketches.arrays import allocate
 from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.versions import OURS
 
 ALIGN = 512  # rows: shards begin where tiles and groups begin

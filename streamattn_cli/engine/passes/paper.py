@@ -212,7 +212,7 @@ class Paper(Pass):
             for head, taken in enumerate(held):
                 taken.see(start, answers.rows[:, head])
             if self.auditor:
-                self.auditor.hear(start, answers)
+                self.auditor.observe(start, answers)
 
         with self.driver.uncounted(*PRODUCED):
             self._answer(compare, Phase.RECOVERY)

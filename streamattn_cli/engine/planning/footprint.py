@@ -13,9 +13,8 @@ from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.workers.lanes import lane_work_spec
 from streamattn_cli.rows.tensors.readahead import distinct, readahead_bytes
 from streamattn_cli.rows.tensors.tensor import row_bytes
-from streamattn_cli.sketches.arrays import spec_bytes, widest
 from streamattn_cli.sketches.exact import ExactQueries
-from streamattn_cli.sketches.headparams import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams, spec_bytes, widest
 from streamattn_cli.sketches.registry import history_of
 from streamattn_cli.sketches.tiles import TILE
 

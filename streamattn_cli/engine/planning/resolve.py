@@ -26,7 +26,6 @@ from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.watch.events import Decision
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.inputs.checks import range_notes
-from streamattn_cli.rows.inputs.modelconfig import config_beside
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads, group_size
 from streamattn_cli.rows.tensors.ranges import RangeTensor
@@ -35,10 +34,7 @@ from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
-LOCAL_IS_CAUSAL = (
-    "{}: attention is local, a row sees those before it, and that is causal; give --causal, or --local none"
-)
-UNITS = "{}: values as far from 1 as 2^60 in the first rows: they are counted in powers of two"
+UNITS = "{}: values as far from 1 as 2^60 (float64: 2^480): they are counted in powers of two"
 
 
 def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Problem:
@@ -50,7 +46,7 @@ def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Probl
         raise UsageError(f"--seed {request.seed}: must be 0 or more")
     q, k, v = inputs.parts
     group_size(q, k)
-    if head_of(q, k, v, 1.0).dtype == "f4" and not request.sketches:
+    if head_of(q, k, v, 1.0).dtype in ("f4", v.tensor.dtype) and not request.sketches:  # float32 is no end of float64
         v = in_units(v, (q, k))
     of_layer = request.memory_per_layer is not None
     request, shares = _of_layer(request, len(k), head_of(q, k, v, 1.0)) if of_layer else in_rows(request, inputs)
@@ -214,6 +210,8 @@ def _all_fit(request: RunRequest, rows: int) -> bool:
 def _causal(request: RunRequest, inputs: Inputs, notes: list[str]) -> bool:
     if request.causal is not None:
         return request.causal
+    from streamattn_cli.rows.inputs.modelconfig import config_beside  # most runs say what they are
+
     said = inputs.attrs.get("causal")
     q, k, _ = inputs.parts
     interleaved = not q.tensor.seekable and q.tensor is k.tensor
@@ -278,8 +276,8 @@ def _rope_of_file(inputs: Inputs, notes: list[str]) -> str | None:
         word = rope_word(float(theta), str(pairs))
     except (TypeError, ValueError):
         raise InputMalformed(
-            f"{inputs.parts[1].tensor.name}: attributes rope_theta {theta!r} and rope_pairs {pairs!r} are no rotation; expected "
-            f"a number above 1 and {' or '.join(PAIRS)}; correct them, or say --rope"
+            f"{inputs.parts[1].tensor.name}: attributes rope_theta {theta!r} and rope_pairs {pairs!r} are not rotary positions; "
+            f"expected a number above 1 and {' or '.join(PAIRS)}; correct them, or say --rope"
         ) from None
     notes.append(f"rope {float(theta):g}:{pairs} is taken from {inputs.source('rope_theta')}")
     return word

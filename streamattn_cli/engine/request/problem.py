@@ -11,10 +11,9 @@ import numpy as np
 from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.sequences import Sequences
-from streamattn_cli.sketches.arrays import spec_bytes
 from streamattn_cli.sketches.bend import STRAIGHT, Bend
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.headparams import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.units import format_bytes
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError, damaged
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.dtypes import storage_of
-from streamattn_cli.rows.formats.names import SHOWN
+from streamattn_cli.rows.formats.names import NAMES_SHOWN
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
 from streamattn_cli.rows.tensors.tensor import RowTensor
@@ -43,7 +43,7 @@ def stored_columns(
     for key, name in names.items():
         label = f"{path}:{name}"
         if schema.names.count(name) != 1:
-            listed = ", ".join(sorted(schema.names)[:SHOWN]) or "none at all"
+            listed = ", ".join(sorted(schema.names)[:NAMES_SHOWN]) or "none at all"
             raise InputMissing(f"{path}: {schema.names.count(name)} columns {name}, expected one; there are: {listed}")
         field = schema.field(name)
         item, shape = _shape(field.type, label)

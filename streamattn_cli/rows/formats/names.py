@@ -17,7 +17,7 @@ SYNONYMS = {
 }  # fmt: skip
 PAIRS = {"k": "0", "v": "1"}
 FUSED = ("qkv", "c_attn", "qkv_proj", "wqkv", "query_key_value", "in_proj")  # last components, in small letters
-SHOWN = 40
+NAMES_SHOWN = 40
 
 
 def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: str | None) -> dict[str, str]:
@@ -27,7 +27,7 @@ def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: s
     Raises InputMissing where there is none and InputMalformed where there are several.
     """
     names = sorted(names)
-    listed = ", ".join(names[:SHOWN]) or "none at all"
+    listed = ", ".join(names[:NAMES_SHOWN]) or "none at all"
     found = {}
     for part in parts:
         fitting = _fitting(names, part, group)
@@ -51,7 +51,7 @@ def check_there(path: str, wanted: Iterable[str], there: Collection[str], kind: 
     """Refuse (InputMissing, which lists what is there) names that a file does not have."""
     for name in wanted:
         if name not in there:
-            listed = ", ".join(sorted(there)[:SHOWN]) or "none at all"
+            listed = ", ".join(sorted(there)[:NAMES_SHOWN]) or "none at all"
             raise InputMissing(f"{path}: no {kind} {name}; there are: {listed}")
 
 

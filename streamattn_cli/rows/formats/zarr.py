@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError, damaged
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.formats.format import Format
-from streamattn_cli.rows.formats.names import SHOWN
+from streamattn_cli.rows.formats.names import NAMES_SHOWN
 from streamattn_cli.rows.tensors.stored import Stored
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MARKS = ("zarr.json", ".zgroup", ".zarray")
 LONGEST = 1 << 24  # bytes of one file of metadata
-MOST = 100_000  # folders that are looked at
+MAX_FOLDERS = 100_000  # folders that are looked at
 
 
 def is_zarr(path: str) -> bool:
@@ -32,8 +32,10 @@ def zarr_names(path: str) -> list[str]:
     """Names of all arrays, sorted: their folders below `path`, "" for `path` itself."""
     found = []
     for visited, (folder, below, files) in enumerate(os.walk(path)):
-        if visited >= MOST:
-            raise InputMalformed(f"{path}: more than {MOST} folders to look for arrays in; name a group: {path}/GROUP")
+        if visited >= MAX_FOLDERS:
+            raise InputMalformed(
+                f"{path}: more than {MAX_FOLDERS} folders to look for arrays in; name a group: {path}/GROUP"
+            )
         if metadata(folder, files) is not None:
             name = os.path.relpath(folder, path)
             found.append("" if name == "." else name)
@@ -89,7 +91,7 @@ def _arrays(path: str, names: dict[str, str], wanted: str | None) -> dict[str, S
         name = name.strip("/")
         described = metadata(os.path.join(path, name))
         if described is None:
-            listed = ", ".join(zarr_names(path)[:SHOWN]) or "none at all"
+            listed = ", ".join(zarr_names(path)[:NAMES_SHOWN]) or "none at all"
             raise InputMissing(f"{path}: no array {name}; there are: {listed}")
         label = f"{path}:{name}" if name else path
         found[key] = zarr_array(path, name, label, described, _attributes(path, name, label), wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.options import one_of
@@ -15,7 +16,6 @@ from streamattn_cli.rows.inputs import arrays
 from streamattn_cli.rows.inputs.checks import check_heads, check_layout, check_rows, range_notes, with_ranges
 from streamattn_cli.rows.inputs.divide import in_sequences, said_of_sequences
 from streamattn_cli.rows.inputs.layers import number_of
-from streamattn_cli.rows.inputs.modelconfig import ModelConfig, read_config
 from streamattn_cli.rows.inputs.packedcache import halves, packed_cache
 from streamattn_cli.rows.inputs.padding import said_beside
 from streamattn_cli.rows.inputs.paths import Place, find
@@ -36,6 +36,9 @@ from streamattn_cli.rows.tensors.heads import (
 from streamattn_cli.rows.tensors.layout import LAYOUTS, Extent, extent, layout_word, show
 from streamattn_cli.rows.tensors.stored import Stored
 from streamattn_cli.rows.tensors.tensor import RowTensor
+
+if TYPE_CHECKING:
+    from streamattn_cli.rows.inputs.modelconfig import ModelConfig
 
 
 @dataclass
@@ -83,7 +86,7 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True, apar
     a pipe the first row is read and kept. Raises InputMissing (3), InputMalformed (4) and UsageError (2).
     """
     with ExitStack() as stack:
-        config = read_config(spec.config, number_of(spec)) if spec.config else None
+        config = _config(spec) if spec.config else None
         opening = _Opening(spec, ("q",) * need_q + ("k", "v") * need_kv, stack, apart, config)
         heads = opening.heads()
         check_heads(spec, heads)
@@ -103,6 +106,13 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True, apar
             q, k, v = select(q, k, v, spec.select)
         notes = dict.fromkeys([*opening.notes, *range_notes(heads.values())])
         return Inputs(q, k, v, attrs, tuple(notes), config, stack.pop_all())
+
+
+def _config(spec: InputSpec) -> ModelConfig:
+    """That of --config."""
+    from streamattn_cli.rows.inputs.modelconfig import read_config  # most runs have none
+
+    return read_config(spec.config or "", number_of(spec))
 
 
 class _Opening:

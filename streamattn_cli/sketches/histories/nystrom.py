@@ -18,11 +18,10 @@ from streamattn_cli.kernels import atoms, blas
 from streamattn_cli.kernels import nystrom as kernel
 from streamattn_cli.rows.convert import not_a_number
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.sketches.arrays import spec_bytes
 from streamattn_cli.sketches.budget import BUDGETED, DEFAULT_ROWS, check_buffer, group_rows, row_bytes, with_sinks
 from streamattn_cli.sketches.coding.rowstore import get, kind, put
 from streamattn_cli.sketches.head import HeadAttention
-from streamattn_cli.sketches.headparams import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.histories.bank import live
 from streamattn_cli.sketches.histories.querymodel import FORGET, FORGET_TURNED, LOOKBACK, QueryModel
 from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
