@@ -61,8 +61,8 @@ class _Compiler(CompilerBase):
 
 
 class _Loaded(JITCodeLibrary):
-    """Code of the cache. What other kernels would inline of it is read when one that does so is compiled: to read it takes ten times as
-    long as to load the code."""
+    """Code of the cache. What other kernels would inline of it is read when one that does so is compiled: to read it takes ten
+    times as long as to load the code."""
 
     @classmethod
     def _unserialize(cls, codegen, state):
@@ -97,8 +97,8 @@ def folder():
 
 
 class _Locator(InTreeCacheLocator):
-    """Finds the folder of kernels without Numba's settings, which are those of the program that imports this package; also where it cannot be
-    written: it may hold kernels all the same, those of an image."""
+    """Finds the folder of kernels without Numba's settings, which are those of the program that imports this package; also where
+    it cannot be written: it may hold kernels all the same, those of an image."""
 
     @classmethod
     def from_function(cls, py_func, py_file):
@@ -113,8 +113,9 @@ class _CacheImpl(CompileResultCacheImpl):
 
 
 class _Cache(FunctionCache):
-    """Loads a kernel without what Numba imports, and registers, to compile one: that took longer than the kernels themselves. Where
-    files of the cache are damaged, or cannot be written, kernels are compiled, and kept for this process. `unkept`: why, of all caches."""
+    """Loads a kernel without what Numba imports, and registers, to compile one: that took longer than the kernels themselves.
+    Where files of the cache are damaged, or cannot be written, kernels are compiled, and kept for this process. `unkept`: why, of
+    all caches."""
 
     _impl_class = _CacheImpl
     unkept = []
@@ -139,8 +140,8 @@ class _Cache(FunctionCache):
 
 
 class _Engine(JitEngine):
-    """Takes for granted that code of the cache defines what is asked of it: Numba knows it from lists of all symbols, which `_Loaded`
-    does not make. They are of use where a kernel calls itself, as none does here."""
+    """Takes for granted that code of the cache defines what is asked of it: Numba knows it from lists of all symbols, which
+    `_Loaded` does not make. They are of use where a kernel calls itself, as none does here."""
 
     def is_symbol_defined(self, name):
         return True
