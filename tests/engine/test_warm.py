@@ -8,6 +8,9 @@ import pytest
 from clirun import environment, run, save_heads
 from numba import config
 
+from streamattn_cli.engine.jobs import warming
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import OutputFailed
 from streamattn_cli.kernels import jit
 
 
@@ -76,6 +79,13 @@ def test_a_cache_that_cannot_be_written_is_no_reason_not_to_compute(tmp_path, mo
     assert told[2].startswith(
         "compiled 1 kernels, and cannot keep them ([Errno 28] No space left on device): set XDG_CACHE_HOME"
     )
+
+
+def test_warm_fails_where_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(jit._Cache, "unkept", OSError(30, "Read-only file system"))
+    monkeypatch.setattr(warming, "warm", lambda plan, listener: None)
+    with pytest.raises(OutputFailed, match="Read-only file system.*XDG_CACHE_HOME"):
+        warming.warm_all(print, Interrupts())
 
 
 def test_kernels_are_counted():

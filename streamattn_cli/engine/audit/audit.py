@@ -19,6 +19,7 @@ from streamattn_cli.engine.audit.estimate import (
     by_sequence,
     estimate,
     estimate_bytes,
+    norm_of,
     worst_rows,
 )
 from streamattn_cli.engine.audit.exactrows import (
@@ -341,10 +342,10 @@ def compare_answers(
     apart = None
     if flagged is not None and (met := flagged[good]).any():
         (error,) = estimate(wrong.sum(axis=1)[met][:, None], together[met][:, None], design.only(met))
-        apart = Flagged(flagged_rows, int(met.sum()), error, unit * float(np.sqrt(weight[met] @ together[met])))
+        apart = Flagged(flagged_rows, int(met.sum()), error, float(norm_of(weight[met] @ together[met], unit)))
     elif flagged_rows:
         apart = Flagged(flagged_rows, 0, None)
-    norm = unit * float(np.sqrt(weight @ together))
+    norm = float(norm_of(weight @ together, unit))
     return Audit(
         int(good.sum()),
         method,
@@ -356,7 +357,7 @@ def compare_answers(
         history_mass=mass,
         flagged=apart,
         norm=norm,
-        norms=tuple(map(float, unit * np.sqrt(weight @ size))),
+        norms=tuple(map(float, norm_of(weight @ size, unit))),
         sequences=by_sequence(wrong, size, design, sequences, unit) if sequences else (),
     ), None
 

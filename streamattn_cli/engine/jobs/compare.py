@@ -157,15 +157,8 @@ def compare_on(
         raise CannotMeet(f"{problem.k.tensor.name}: no method could run; the first: {trials[0].refused}")
     facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params")}
     facts["versions"] = versions()
-    return Comparison(
-        problem.k.tensor.name,
-        facts | {"threads": plan.threads},
-        len(truth.design.rows),
-        truth.seconds,
-        trivial,
-        _fronts(trials),
-        notes,
-    )
+    facts["threads"], audited = plan.threads, len(truth.design.rows)
+    return Comparison(problem.k.tensor.name, facts, audited, truth.seconds, trivial, _fronts(trials), notes)
 
 
 def _on_engine(

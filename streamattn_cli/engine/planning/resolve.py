@@ -34,7 +34,7 @@ from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
-UNITS = "{}: values as far from 1 as 2^60 in the first rows: they are counted in powers of two"
+UNITS = "{}: values as far from 1 as 2^60 (float64: 2^480): they are counted in powers of two"
 
 
 def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Problem:
@@ -46,7 +46,7 @@ def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Probl
         raise UsageError(f"--seed {request.seed}: must be 0 or more")
     q, k, v = inputs.parts
     group_size(q, k)
-    if head_of(q, k, v, 1.0).dtype == "f4" and not request.sketches:
+    if head_of(q, k, v, 1.0).dtype in ("f4", v.tensor.dtype) and not request.sketches:  # float32 is no end of float64
         v = in_units(v, (q, k))
     of_layer = request.memory_per_layer is not None
     request, shares = _of_layer(request, len(k), head_of(q, k, v, 1.0)) if of_layer else in_rows(request, inputs)

@@ -76,6 +76,9 @@ class LiveBar(Quiet):
         )
         try:
             self._live.start()
+            self._console.show_cursor(
+                True
+            )  # a run that is stopped by Ctrl-Z, or killed, would leave a terminal without
         except (OSError, ValueError):
             self._live = None
 

@@ -11,8 +11,8 @@ from streamattn_cli.units import format_bytes, format_count, format_duration
 
 COLUMNS = ("method", "settings", "resident", "memory", "time", "expected error")
 GUESS = (
-    "The expected error of poly is a guess by a formula. That of the others is unknown until they run: compare and --audit "
-    "measure it."
+    "The error of poly is a guess by a formula, which is rather too high; above 25%, and of the others, it is unknown until "
+    "they run: compare and --audit measure it."
 )
 DROPPED = (2, 3, 4, 1)  # columns that a narrow terminal does without, in this order
 

@@ -183,12 +183,8 @@ def flagged_text(flagged: Flagged | None) -> str:
     """'16 rows, error 0.98 (16 audited)': the rows that the method does not answer for; "" where there are none."""
     if flagged is None:
         return ""
-    rows = f"{flagged.rows} row{'s' * (flagged.rows != 1)} the method does not answer for"
-    return (
-        f"{rows}, error {flagged.error.error:.3g} ({flagged.audited} audited)"
-        if flagged.error
-        else f"{rows}, none audited"
-    )
+    found = f"error {flagged.error.error:.3g} ({flagged.audited} audited)" if flagged.error else "none audited"
+    return f"{flagged.rows} row{'s' * (flagged.rows != 1)} the method does not answer for, {found}"
 
 
 def _estimate(estimate: ErrorEstimate, rows: int = 0) -> str:

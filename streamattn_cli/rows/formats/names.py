@@ -37,9 +37,11 @@ def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: s
             raise InputMissing(f"{path}: no tensor {wanted}; there are: {listed}{others}")
         if len(fitting) > 1:
             groups = [_group(name) for name in fitting]
+            layers = [*layer_groups(names, parts)]
+            layered = f"; attend, compare and plan know --layer {layers[0]} and --layer all" if layers else ""
             raise InputMalformed(
                 f"{path}: {len(fitting)} tensors end in .{part} ({', '.join(fitting[:8])}); "
-                f"choose with --group {groups[0]} or another prefix, or with --{part} {path}:NAME"
+                f"choose with --group {groups[0]} or another prefix, or with --{part} {path}:NAME{layered}"
             )
         found[part] = fitting[0]
     return found

@@ -60,9 +60,9 @@ def _tensor(storage: object, offset: object, shape: object, strides: object, *_o
     """What torch._utils._rebuild_tensor and _rebuild_tensor_v2 are given."""
     if (
         isinstance(storage, Place)
-        and isinstance(offset, int)
         and isinstance(shape, tuple)
         and isinstance(strides, tuple)
+        and isinstance(offset, int)
     ):
         numbers = (offset, *shape, *strides) if len(shape) == len(strides) <= AXES else (None,)
         if all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):

@@ -50,14 +50,10 @@ def codecs_of(described: dict, name: str) -> Codecs:
         inner = config if isinstance(config, dict) else {}
         index = [_id(entry, name) for entry in _list(inner.get("index_codecs"), name)]
         place = inner.get("index_location", "end")
-        if (
-            index not in (["bytes"], ["bytes", "crc32c"])
-            or place not in ("start", "end")
-            or _big(inner["index_codecs"])
-        ):
-            raise InputMalformed(
-                f"{name}: its shards have an index of codecs {index} at {place!r}; save it without shards"
-            )
+        known = index in (["bytes"], ["bytes", "crc32c"]) and place in ("start", "end")
+        if not known or "big" in str(inner["index_codecs"]):
+            told = f"its shards have an index of codecs {index} at {place!r}"
+            raise InputMalformed(f"{name}: {told}; save it without shards")
         return Codecs(_chain(inner.get("codecs"), name), place, 4 * (len(index) - 1))
     return Codecs(_chain(codecs, name))
 
@@ -84,10 +80,6 @@ def _list(found: object, name: str) -> list:
     if not isinstance(found, list) or not found:
         raise damaged(name, "unreadable metadata: no list of codecs")
     return found
-
-
-def _big(codecs: list) -> bool:
-    return "big" in str(codecs)
 
 
 def _refuse_unknown(words: Sequence[str | None], name: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads, group_size
-from streamattn_cli.rows.tensors.layout import OTHER
+from streamattn_cli.rows.tensors.layout import OTHER, TWO_AXES
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 
 TURNED = {3: (1, 0, 2), 4: (0, 2, 1, 3)}  # axes of an array that is brought into it
@@ -34,7 +34,9 @@ def check_heads(spec: InputSpec, heads: dict[str, Heads]) -> None:
         of_all = {wanted} if spec.like else set()  # a sketch counts the heads of all batches
         if part in heads and wanted is not None and len(heads[part]) not in of_all | {wanted * heads[part].batch}:
             there = f"{len(heads[part])} heads found for {part}"
-            raise InputMalformed(f"{heads[part].tensor.name}: {there}, but {option} {wanted} was given")
+            beside = len(heads[part]) == 1 and wanted and not heads[part].dim % wanted
+            fused = f"; of heads side by side in the last axis {TWO_AXES}" if beside else ""
+            raise InputMalformed(f"{heads[part].tensor.name}: {there}, but {option} {wanted} was given{fused}")
     said = [("q", "--dim", spec.dim), ("k", "--dim", spec.dim), ("v", "--value-dim", spec.value_dim)]
     for part, option, wanted in said:
         if part in heads and wanted is not None and heads[part].dim != wanted:

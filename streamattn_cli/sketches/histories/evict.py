@@ -117,8 +117,8 @@ class EvictHistory(RowHistory):
         s, room = self.state, self.params.rows
         k, c = live(k, c)
         if s["held"][1] and len(k):
-            logits = self._logits(k)
-            s["normaliser"][:] = np.logaddexp(s["normaliser"], np.logaddexp.reduce(logits, axis=1))
+            known = s["normaliser"][: s["held"][1]]
+            known[:] = np.logaddexp(known, np.logaddexp.reduce(self._logits(k), axis=1))
         k, c = k[-room:] if room else k[:0], c[-room:] if room else c[:0]
         over = self.kept + len(k) - room
         if over > 0:  # as many recent rows are about to come

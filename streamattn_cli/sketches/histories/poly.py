@@ -91,26 +91,27 @@ class PolyHistory(History):
         """
         p, s = self.params, self.state
         root = np.sqrt(self.scale)
-        k, c = k.astype(np.float64), c.astype(np.float64)
+        there = c[:, -1] > 0
+        k, c = k[there].astype(np.float64), c[there].astype(np.float64)
         s["mu"][:] = c[:, -1] @ k / max(c[:, -1].sum(), 1.0)
         x = root * (k - s["mu"])
         s["radius"][:] = 0, np.inf
-        if q is None:
+        if q is None or not len(k):  # all of them were dropped
             return None
         u = root * q[np.linspace(0, len(q) - 1, min(len(q), SAMPLE)).astype(int)].astype(np.float64)
-        error, largest = self._predict(u, x, c)
-        if not error <= p.max_error:
-            known = np.isfinite(error)
-            allowed = f"more than the allowed {p.max_error:g}"
-            wrong = (
-                f"would err by about {error:.2g} (relative) on this input, {allowed}"
-                if known
-                else "overflows on this input"
-            )
-            accept = ", or accept the error with --max-error" if known else ""
+        with np.errstate(over="ignore", invalid="ignore"):
+            error, largest = self._predict(u, x, c)
+        if not np.isfinite(error):
             raise CannotMeet(
-                f"poly of degree {p.degree} {wrong}: its logits reach {largest:.1f} in the first rows, too far for a polynomial. "
-                f"Use --method nystrom or exact, a smaller --scale, a higher even --degree (dim at most 16){accept}."
+                f"poly of degree {p.degree}: sums over the first rows go beyond the range of floats, logits reach {largest:.2g}. "
+                "Divide values by a power of two, and multiply the answers by it, or give a smaller --scale."
+            )
+        if not error <= p.max_error:
+            raise CannotMeet(
+                f"poly of degree {p.degree} would err by about {error:.2g} (relative) on this input, more than the "
+                f"allowed {p.max_error:g}: its logits reach {largest:.1f} in the first rows, too far for a polynomial. "
+                "Use --method nystrom or exact, a smaller --scale, a higher even --degree (dim at most 16), "
+                "or accept the error with --max-error."
             )
         return error
 
