@@ -124,11 +124,11 @@ def test_what_cannot_be_is_refused(tmp_path):
     for word in ("0", "-3", "many"):
         with pytest.raises(UsageError, match=f"--local {word}: give the rows"):
             run(spec, local=word, causal=True, **out)
-    with pytest.raises(UsageError, match="--layer must say"):
+    with pytest.raises(UsageError, match="names layers"):
         run(spec, local="5:0", causal=True, **out)
     with pytest.raises(UsageError, match="local attention is causal"):
         run(spec, local="5", causal=False, **out)
-    with pytest.raises(CannotMeet, match="--sketches: with --local"):
+    with pytest.raises(CannotMeet, match="--sketches: the paper's sketches know neither --local"):
         run(spec, local="5", causal=True, method="poly", sketches="psi", **out)
     with h5py.File(tmp_path / "bad.h5", "w") as file:
         for part in "qkv":

@@ -191,7 +191,7 @@ def test_what_cannot_be_is_refused(tmp_path):
         run(spec, sink_logit="1,2,3", **out)
     with pytest.raises(InputMalformed, match="expected one axis of finite numbers"):
         run(spec, sink_logit="1,2,3,nan", **out)
-    with pytest.raises(CannotMeet, match="--sketches: with --local or --sink-logit"):
+    with pytest.raises(CannotMeet, match="--sketches: the paper's sketches know neither --local nor --sink-logit"):
         run(spec, sink_logit=WORD, method="poly", sketches="psi", output=out["output"], causal=False)
 
 
