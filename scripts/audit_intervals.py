@@ -1,16 +1,19 @@
 """How often does a 95% interval of the audit hold the true error? Trials on heads whose every row is known.
 
-    .venv/bin/python scripts/audit_intervals.py FILE.h5 ... --trials 500 --rows 64,256 [--share 0.01]
+    .venv/bin/python scripts/audit_intervals.py FILE.h5 ... --trials 500 --rows 64,256 [--share 0.01] [--made]
 
 For every file and group of query heads the answers to all rows are computed once, exactly and by `nystrom` within a share
-of the rows; then each trial chooses its own sample, as `--audit` would, and estimates the error. Prints coverage by case,
-with the share of trials that said "not enough rows to tell" (they count as covered), and the median width of an interval.
+of the rows; with --made those of two made-up streams as well: one with few long queries, which `poly` answers with and
+without a bound on logits that shortens them, and one whose values have a Pareto(1.5) norm. Then each trial chooses its own
+sample, as `--audit` would, and estimates the error. Prints coverage by case, with the share of trials that said "not enough
+rows to tell" (they count as covered), and the median width of an interval.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +43,9 @@ def answers(spec: InputSpec, folder: str, **settings: object) -> tuple[np.ndarra
 
     Output._tell = keep
     try:
-        request = AttendRequest(spec, output=f"{folder}/out.npy", audit=0, max_error=float("inf"), **settings)
+        request = AttendRequest(
+            spec, output=f"{folder}/out.npy", audit=0, max_error=float("inf"), force=True, **settings
+        )
         with Interrupts() as interrupts:
             attend(request, lambda event: None, interrupts)
     finally:
@@ -87,10 +92,39 @@ def cases(words: argparse.Namespace):
                 yield f"{Path(file).stem} R={resident} heads {a}-{b - 1}", exact[:, a:b], found[:, a:b], doubt[:, a:b]
 
 
+def made_up(words: argparse.Namespace):
+    """The same of made-up streams, whose rows that weigh much are rare."""
+    rng = np.random.default_rng(12)
+    rows, dim = 1 << 15, 4
+    k, v = ((rng.standard_normal((rows, dim)) * size).astype("f4") for size in (0.4, 1.0))
+    v[:64], k[:64] = 30, 1.5
+    q = (rng.standard_normal((rows, dim)) * 0.05).astype("f4")
+    q[rng.choice(rows, 16, replace=False)] = 1.7
+    spec = _saved(words.folder, q, k, v)
+    exact, _ = answers(spec, words.folder, method="exact", causal=False)
+    for beta in (None, 1.0):
+        found, doubt = answers(spec, words.folder, method="poly", degree=6, beta=beta, causal=False)
+        yield f"long queries, poly, beta {beta}", exact, found, doubt
+    q, k, v = rng.standard_normal((3, rows // 4, 16)).astype("f4")
+    v *= (rng.pareto(1.5, len(v)) + 1)[:, None].astype("f4")
+    spec = _saved(words.folder, q, k, v)
+    exact, _ = answers(spec, words.folder, method="exact", causal=True)
+    found, doubt = answers(spec, words.folder, method="nystrom", resident_rows=256, causal=True)
+    yield "Pareto(1.5) values, nystrom R=256", exact, found, doubt
+
+
+def _saved(folder: str, *arrays: np.ndarray) -> InputSpec:
+    files = {part: f"{folder}/{part}.npy" for part in "qkv"}
+    for file, array in zip(files.values(), arrays, strict=True):
+        np.save(file, array)
+    return InputSpec(**files)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+")
+    parser.add_argument("files", nargs="*")
+    parser.add_argument("--made", action="store_true", help="made-up streams, too")
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--rows", default="64,256")
     parser.add_argument("--share", type=float, default=0.01, help="resident rows as a share of all rows")
@@ -102,7 +136,7 @@ def main() -> None:
     words = parser.parse_args()
     print("case | audited rows: coverage (too high, too low, told unknown; median high / low)")
     least: dict[int, float] = {}
-    for name, exact, found, doubt in cases(words):
+    for name, exact, found, doubt in chain(cases(words), made_up(words) if words.made else ()):
         line = []
         for rows in map(int, words.rows.split(",")):
             truth, high, low, told, width = trials(exact, found, doubt, rows, words.trials)

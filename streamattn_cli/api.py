@@ -28,6 +28,7 @@ from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.planning.resolve import resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.requests import CompareRequest
+from streamattn_cli.engine.request.settings import read_budgets
 from streamattn_cli.engine.saving.saver import stack_heads
 from streamattn_cli.engine.saving.sources import key_sources
 from streamattn_cli.engine.watch.events import Audit, Event, Note
@@ -101,15 +102,15 @@ def audit(
 
 
 def compare(
-    q: object, k: object = None, v: object = None, *, methods: str = "", resident_rows: int | Sequence[int] = 1024,
+    q: object, k: object = None, v: object = None, *, methods: str = "", resident_rows: int | str | Sequence[int | str] = 1024,
     causal: bool | None = None, audit: int = 128, **settings: object,
 ) -> Comparison:  # fmt: skip
     """`streamattn compare`: several methods in the same memory, against one exact truth.
 
-    `methods` as on the command line ("nystrom,window"), `resident_rows` one number or several. Each of the `trials` of what
-    it returns has its audit; `to_dict` gives what --json prints.
+    `methods` as on the command line ("nystrom,window"), `resident_rows` one number, or share of the keys ("5%"), or several.
+    Each of the `trials` of what it returns has its audit; `to_dict` gives what --json prints.
     """
-    budgets = tuple(int(rows) for rows in np.atleast_1d(resident_rows))
+    budgets = read_budgets(",".join(map(str, np.atleast_1d(resident_rows))))
     request = replace(
         request_of(CompareRequest, settings, causal=causal, audit=audit), methods=methods, budgets=budgets
     )

@@ -30,7 +30,8 @@ from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.bend import Bend
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.method import History
 
 PHASE = "causal steps"  # of a saved CausalAttention

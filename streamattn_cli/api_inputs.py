@@ -76,7 +76,8 @@ def heads_of_array(given: object, name: str, start: int | None = None) -> Heads:
     array = array_of(given)
     check_dtype(array, name)
     if array.ndim not in (2, 3):
-        raise InputMalformed(f"{name}: shape {array.shape} found, expected (rows, heads, dim) or (rows, dim)")
+        batch = "; of (batch, heads, rows, dim) give one sequence, array[0].swapaxes(0, 1)" if array.ndim == 4 else ""
+        raise InputMalformed(f"{name}: shape {array.shape} found, expected (rows, heads, dim) or (rows, dim){batch}")
     tensor = MemoryTensor(array, "THD" if array.ndim == 3 else "TD", name)
     heads = whole(tensor, tensor.extent)
     return heads if start is None else replace(heads, tensor=ContinuedTensor(tensor, start))

@@ -78,6 +78,15 @@ class Interrupted(BaseException):
         self.signum = signum
         self.consequence = "no file was left half-written"
 
+    def saved(self, what: str) -> None:
+        """Say that what has been done is kept in this file."""
+        self.consequence = f"{what} was saved; continue with --resume"
+
+
+def damaged(name: str, what: str) -> InputMalformed:
+    """The error for a file whose bytes are not what its format promises."""
+    return InputMalformed(f"{name}: {what}; write or copy it again")
+
 
 def exit_code_table() -> str:
     """The exit codes as a Markdown table, in order."""

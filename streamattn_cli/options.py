@@ -22,9 +22,9 @@ class Option:
 
     `names`: its spelling, if that is not --field-name. `shown`: the default in words. `choices`: its words, which are
     completed; others are refused unless it is `open`, or `others` gives them, too. `arrays`: its word may
-    be FILE or FILE:DATASET, which is read. `heads`: its word has numbers of key heads, which are completed. `read` makes
-    the field's value of the word typed; raises UsageError. `decides`: outputs or checkpoints depend on it, so that a run is
-    not resumed with another value.
+    be FILE or FILE:DATASET, which is read. `heads`, `methods`: its word has numbers of key heads, or names of methods, which are
+    completed. `read` makes the field's value of the word typed; raises UsageError. `decides`: outputs or checkpoints depend on
+    it, so that a run is not resumed with another value.
     """
 
     help: str
@@ -37,6 +37,7 @@ class Option:
     others: Callable[[], tuple[str, ...]] | None = None
     arrays: bool = False
     heads: bool = False
+    methods: bool = False
     read: Callable[[str], object] | None = None
     decides: bool = False
 

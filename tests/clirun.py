@@ -1,8 +1,4 @@
-"""Runs the real program in a process of its own, as a user's shell would.
-
-Importing streamattn_cli points NUMBA_CACHE_DIR of this process at the user's kernel cache, and every program started
-here inherits that, so that kernels are compiled once.
-"""
+"""Runs the real program in a process of its own, as a user's shell would."""
 
 import io
 import json
@@ -18,7 +14,6 @@ import numpy as np
 from described import described
 from forks import Forks
 
-import streamattn_cli  # noqa: F401 - for NUMBA_CACHE_DIR, see above
 from streamattn_cli.records import read
 
 COMMAND = [sys.executable, "-m", "streamattn_cli"]

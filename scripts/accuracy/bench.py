@@ -19,7 +19,8 @@ from tables import errors_figure, rows_figure, tables
 from streamattn_cli.errors import UsageError
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.method import MethodOptions
 
 TOP = Path(__file__).parents[2]

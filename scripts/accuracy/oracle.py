@@ -9,7 +9,8 @@ from heads import Head
 
 from streamattn_cli.kernels import atoms
 from streamattn_cli.kernels.compress import RIDGE, eliminate
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.histories.nystrom import NystromHistory
 
 BLOCK = 128  # queries that are answered at a time

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.models.load import load
 from streamattn_cli.models.nats import Perplexity
 from streamattn_cli.models.perplexity import Asked, perplexity_of
@@ -59,7 +60,8 @@ def main() -> None:
     budgets = [int(rows) for rows in given.budgets.split(",")]
     asked = Asked(given.methods.split(","), budgets, model.global_layers, settings={"threads": given.threads},
                   reference=given.reference_window)  # fmt: skip
-    perplexity_of(model, ids, asked, TEXTS, partial(write, given.out, given.tokens, weights.name), lambda: None)
+    tell = partial(write, given.out, given.tokens, weights.name)
+    perplexity_of(model, ids, asked, TEXTS, tell, lambda event: None, Interrupts())
     (given.out / "models.md").write_text(table(given.out))
     figure(given.out)
 

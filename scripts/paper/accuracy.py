@@ -7,7 +7,8 @@ from results import figure, keep
 from streams import BLOCK, attention, block, fresh_head
 from svgplot import Figure
 
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.histories.poly import PolyParams
 from streamattn_cli.sketches.paper.countsketch import scan_sketch, sketch_rows
 from streamattn_cli.sketches.paper.sketched import SketchParams
@@ -177,8 +178,7 @@ def speed() -> list[tuple]:
     run."""
     import time
 
-    from streamattn_cli.kernels import blas
-    from streamattn_cli.kernels import poly as kernel
+    from streamattn_cli.kernels import blas, monomials
     from streamattn_cli.sketches.histories.monomials import table
 
     rng, t, group = np.random.default_rng(0), table(8, 4), 256
@@ -193,7 +193,7 @@ def speed() -> list[tuple]:
         rates["sgemm"].append(2 * 2048**3 / (time.perf_counter() - began))
         began = time.perf_counter()
         for _ in range(400):
-            kernel.absorb(blas.address("f4"), *rest)
+            monomials.absorb(blas.address("f4"), *rest)
         rates["accumulators"].append(400 * group * len(t.parent) * (2 * 9 + 1) / (time.perf_counter() - began))
     best = {name: max(each) for name, each in rates.items()}
     rows = [("exact accumulators / sgemm, d = 8, degree 4 (FLOP rate)", best["accumulators"] / best["sgemm"])]

@@ -8,7 +8,7 @@ import numpy as np
 from results import figure, keep
 from svgplot import Figure
 
-from streamattn_cli.kernels.poly import hermite
+from streamattn_cli.kernels.expansion import hermite
 
 DEGREES = range(1, 13)
 

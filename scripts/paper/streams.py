@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.sketches.paper.sketched import SketchedHead, SketchParams
 
 BLOCK = 1 << 12

@@ -22,7 +22,8 @@ from streamattn_cli.engine.jobs.inspect import inspect
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.histories.monomials import feature_count
 from streamattn_cli.sketches.histories.nystrom import nystrom_params
 from streamattn_cli.sketches.histories.poly import PolyParams

@@ -100,7 +100,7 @@ def _opened(path: str) -> Iterator[tuple[BinaryIO, int]]:
             if stat.S_ISDIR(found.st_mode):
                 raise InputMissing(f"{path}: is a folder, expected a checkpoint file")
             if not stat.S_ISREG(found.st_mode):
-                raise InputMissing(f"{path}: something that is no regular file found, expected a checkpoint file")
+                raise InputMissing(f"{path}: is not a regular file, expected a checkpoint file")
             with open(fd, "rb", buffering=0, closefd=False) as file:
                 yield file, found.st_size
         finally:

@@ -34,7 +34,9 @@ def attend(
     from streamattn_cli.report.text.plan import render_plan
 
     if words["keep_going"] and not words["layer"]:
-        raise UsageError("--keep-going is about layers of which some fail; give --layer, or omit it")
+        raise UsageError(
+            "--keep-going finishes the other layers when some fail, so it needs --layer; give --layer, or omit --keep-going"
+        )
     job, planned = _job(words)
     if not dry_run:
         refuse_terminal(output, words["json"])

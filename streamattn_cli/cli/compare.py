@@ -26,7 +26,10 @@ def compare(
     ] = "",
     resident_rows: Annotated[
         str,
-        option("--resident-rows", help="Memory of one key head in rows of k and v: N or N,M,...", rich_help_panel=ATTENTION),
+        option(
+            "--resident-rows", help="Memory of one key head in rows of k and v, or share of the keys: N, P% or N,M,...",
+            rich_help_panel=ATTENTION,
+        ),
     ] = "1024",
     resident: Annotated[
         str | None,
@@ -44,44 +47,23 @@ def compare(
 
     With --json > FILE the same as one document, of which `streamattn report FILE -o FILE.html` makes a page.
     """
-    import sys
-
-    from streamattn_cli.cli.streams import printing
-    from streamattn_cli.cli.words import request_of, show_json, signed
+    from streamattn_cli.cli.words import request_of, show, signed, watching
     from streamattn_cli.engine.jobs.compare import compare as run
-    from streamattn_cli.engine.watch.signals import Interrupts
+    from streamattn_cli.engine.request.settings import read_budgets
     from streamattn_cli.errors import UsageError
-    from streamattn_cli.report.live.progress import make_listener
     from streamattn_cli.report.text.compare import render_compare
 
-    memory, quiet, log_json = words["memory"], words["quiet"], words["log_json"]
+    memory = words["memory"]
     if memory and "," in memory:
         raise UsageError(f"--memory {memory}: is the budget of one run; for several sizes give --resident {memory}")
-    budgets = _sizes(resident) if resident else _counts(resident_rows)
-    request = request_of(CompareRequest, words, budgets=tuple(budgets), by_bytes=bool(resident))
-    mode = "json" if log_json else "quiet" if quiet else "auto"
-    with make_listener(mode, words["progress_every"]) as listener, Interrupts(status=listener.status) as interrupts:
+    budgets = _sizes(resident) if resident else read_budgets(resident_rows)
+    request = request_of(CompareRequest, words, budgets=budgets, by_bytes=bool(resident))
+    with watching(words) as (listener, interrupts):
         found = signed(run(request, listener, interrupts))
-    if words["json"]:
-        show_json(found.to_dict())
-    elif not quiet and not log_json:
-        with printing():
-            render_compare(found.to_dict(), sys.stdout)
+    show(found.to_dict(), words, render_compare)
 
 
-def _sizes(text: str) -> list[int]:
+def _sizes(text: str) -> tuple[int, ...]:
     from streamattn_cli.units import parse_size
 
-    return [parse_size(word) for word in text.split(",")]
-
-
-def _counts(text: str) -> list[int]:
-    from streamattn_cli.errors import UsageError
-
-    try:
-        counts = [int(word) for word in text.split(",")]
-    except ValueError:
-        counts = [0]
-    if min(counts) < 1:
-        raise UsageError(f"--resident-rows {text}: give numbers above 0 with commas between them, such as 256,1024")
-    return counts
+    return tuple(map(parse_size, text.split(",")))

@@ -14,6 +14,8 @@ def completion_of(described: Option) -> Callable[..., list[str]] | None:
     """The function that completes the value of an option; None where the shell completes names of files."""
     if described.heads:
         return key_heads
+    if described.methods:
+        return methods
     if not described.choices:
         return arrays if described.arrays else None
 

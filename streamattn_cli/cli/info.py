@@ -20,19 +20,11 @@ def info(
 
     streamattn info heads.sattn
     """
-    import sys
-
     from streamattn_cli.checkpoint.container import read_header
-    from streamattn_cli.cli.streams import printing
-    from streamattn_cli.cli.words import show_json
+    from streamattn_cli.cli.words import show
     from streamattn_cli.report.text.info import render_info
 
-    found = _describe(checkpoint, read_header(checkpoint))
-    if json:
-        show_json(found)
-    else:
-        with printing():
-            render_info(found, sys.stdout)
+    show(_describe(checkpoint, read_header(checkpoint)), {"json": json}, render_info)
 
 
 def _describe(file: str, header: Header) -> dict:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 from streamattn_cli.cli import options
 from streamattn_cli.cli.arguments import Shown, Words, takes
 from streamattn_cli.cli.options import option
-from streamattn_cli.cli.streams import printing
 from streamattn_cli.engine.request.settings import AttentionSettings
 from streamattn_cli.rows.spec import InputSpec
 
@@ -16,10 +14,10 @@ from streamattn_cli.rows.spec import InputSpec
 @takes(
     InputSpec, AttentionSettings, Shown,
     without=(
-        "select", "rows", "q_rows", "layer", "lengths", "starts", "q_lengths", "q_starts", "causal",
+        "select", "rows", "q_rows", "lengths", "starts", "q_lengths", "q_starts", "causal",
         "first_query", "local", "sink_logit", "softcap", "logit_bias", "log_json", "progress_every",
     ),
-)  # fmt: skip  # fmt: skip
+)  # fmt: skip
 def inspect(
     words: Words,
     input: options.Input = None,
@@ -29,21 +27,11 @@ def inspect(
 
     streamattn inspect heads.h5
     """
-    from streamattn_cli.cli.words import settings
+    from streamattn_cli.cli.words import settings, show, watching
     from streamattn_cli.engine.jobs.inspect import inspect as look
-    from streamattn_cli.engine.watch.signals import Interrupts
-    from streamattn_cli.report.jsontext import json_line
-    from streamattn_cli.report.live.progress import make_listener
     from streamattn_cli.report.text.inspection import render_inspection
 
     spec = InputSpec(**settings(InputSpec, words))
-    with (
-        make_listener("quiet" if words["quiet"] else "auto") as listener,
-        Interrupts(status=listener.status) as interrupts,
-    ):
+    with watching(words) as (listener, interrupts):
         report = look(spec, words["scale"], listener, interrupts)
-    with printing():
-        if json:
-            print(json_line(report))
-        else:
-            render_inspection(report, sys.stdout)
+    show(report, {"json": json}, render_inspection)

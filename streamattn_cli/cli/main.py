@@ -123,7 +123,7 @@ def common(
 def main() -> None:
     """Run the command line and end the process with the code of README's table."""
     fill_standard_streams()
-    gc.set_threshold(50_000)  # imports make many objects and no garbage
+    gc.set_threshold(100_000)  # imports make many objects and no garbage
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # what is not finite is counted and told by us
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Until a run owns its signals, Ctrl-C ends us as it ends any program: no traceback, nothing to clean up yet.
@@ -142,6 +142,7 @@ def main() -> None:
              "run as `streamattn --debug ...`", 1)  # fmt: skip
     finally:
         let_go_of_broken()
+        gc.freeze()  # the interpreter would look through all there is for garbage, several times, before it ends
 
 
 def _run_app() -> None:
@@ -150,8 +151,9 @@ def _run_app() -> None:
         application(_command_word())()
     except (SystemExit, OSError) as stop:
         try:
-            with printing():  # OutputFailed where standard output is full
-                pass
+            if sys.stdout is not None:
+                with printing():  # OutputFailed where standard output is full
+                    pass
         except BrokenPipeError:
             _die_of_pipe()
         if "extra argument" in getattr(stop.__context__, "message", ""):  # what Typer said of it

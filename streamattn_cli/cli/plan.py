@@ -36,18 +36,17 @@ def plan(
 
     streamattn plan --rows 1e9 --dim 128 --heads 32 --kv-heads 8 --memory 512MiB
     """
-    import sys
-
-    from streamattn_cli.cli.streams import printing
-    from streamattn_cli.cli.words import request_of, show_json
+    from streamattn_cli.cli.words import request_of, show
+    from streamattn_cli.engine.jobs.forecast import Numbers, forecast
     from streamattn_cli.errors import UsageError
+    from streamattn_cli.report.text.forecast import render_forecast
+    from streamattn_cli.rows.dtypes import storage_word
     from streamattn_cli.units import parse_count
 
     numbers, dim = None, words["dim"]
     exists = any(words[name] is not None for name in ("input", "q", "k", "v"))
     if exists:
         request = request_of(PlanRequest, words)
-        from streamattn_cli.engine.jobs.forecast import forecast
     else:
         if rows is None or dim is None:
             raise UsageError("no input: name a file, or give numbers: --rows 1e9 --dim 128 --heads 32")
@@ -55,25 +54,10 @@ def plan(
         request = request_of(
             PlanRequest, words, rows=None, heads=None, kv_heads=None, dim=None, value_dim=None, dtype=None
         )
-        from streamattn_cli.engine.jobs.forecast import Numbers, forecast
-        from streamattn_cli.rows.dtypes import storage_word
-
-        numbers = Numbers(
-            count,
-            dim,
-            words["heads"] or 1,
-            words["kv_heads"],
-            words["value_dim"],
-            storage_word(dtype or "f16", "--dtype"),
-        )
-    from streamattn_cli.report.text.forecast import render_forecast
-
+        heads, kv_heads, value_dim = words["heads"] or 1, words["kv_heads"], words["value_dim"]
+        numbers = Numbers(count, dim, heads, kv_heads, value_dim, storage_word(dtype or "f16", "--dtype"))
     found = forecast(request, numbers, _input_words(words) if exists else [])
-    if json:
-        show_json(found)
-    else:
-        with printing():
-            render_forecast(found, sys.stdout)
+    show(found, {"json": json}, render_forecast)
 
 
 def _input_words(words: dict) -> list[str]:

@@ -27,12 +27,14 @@ def fill_standard_streams() -> None:
 @contextmanager
 def printing() -> Iterator[None]:
     """Everything printed inside is written before it ends: OutputFailed or BrokenPipeError where that fails."""
+    from streamattn_cli.errors import OutputFailed
     from streamattn_cli.rows.writers.temporary import failing_as_output
 
+    if sys.stdout is None:
+        raise OutputFailed("standard output is closed; there is nowhere to print to")
     with failing_as_output("standard output"):
         yield
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
 
 
 def let_go_of_broken() -> None:

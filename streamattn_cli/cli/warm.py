@@ -9,11 +9,10 @@ def warm() -> None:
     streamattn warm
     """
     from streamattn_cli.cli.streams import printing
+    from streamattn_cli.cli.words import watching
     from streamattn_cli.engine.jobs.warming import warm_all
-    from streamattn_cli.engine.watch.signals import Interrupts
-    from streamattn_cli.report.live.progress import make_listener
 
-    with make_listener("auto") as listener, Interrupts(status=listener.status) as interrupts:
+    with watching({}) as (listener, interrupts):
         found = warm_all(listener, interrupts)
     with printing():
         print(f"{found['kernels']} kernels compiled, for {', '.join(found['methods'])}")

@@ -111,7 +111,7 @@ def run_capture(request: CaptureRequest, listener: Listener, interrupts: Interru
             _pass(job, dump, rows, done, lambda reached: _reached(reached, saved, dump, tell, interrupts))
         except Interrupted as stop:
             if saved and saved.commits:
-                stop.consequence = f"{saved.name} was saved; continue with --resume"
+                stop.saved(saved.name)
             raise
         dump.commit()
         if saved:
@@ -178,7 +178,6 @@ class _Capturing:
         self._layer, self._other, self._dump, self._start = layer, other, dump, start
 
     def answer(self, facts: LayerFacts, q: Any, k: Any, v: Any) -> Any:
-        """See Answerer."""
         if self._layer:
             keys = list(self._layer.chosen)
             self._dump.write(facts.index, self._start, q[self._layer.query_heads], k[keys], v[keys])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,22 +16,6 @@ from streamattn_cli.rows.targets import split_target
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.packedout import open_packed
 from streamattn_cli.rows.writers.writer import check_target
-
-
-class Dump(Protocol):
-    """Takes the rows of layers, block by block."""
-
-    def write(self, layer: int, start: int, q: Any, k: Any, v: Any) -> None:
-        """Rows start.. of a layer, tensors (heads, n, dim) of the chosen heads. Raises NonFinite and OutputFailed."""
-
-    def keep(self) -> dict[str, str]:
-        """Make the rows durable, and let the unfinished files outlive a failure: their names by those of the outputs."""
-
-    def commit(self) -> None:
-        """All rows are there: give the files their names."""
-
-    def abort(self) -> None:
-        """Leave nothing behind but what was kept; does nothing after `commit`."""
 
 
 def names_of(target: str, layers: list[int]) -> list[str]:
@@ -47,7 +31,7 @@ def names_of(target: str, layers: list[int]) -> list[str]:
                              f"FILE-{PLACE}.npy")  # fmt: skip
     for name in names:
         if name != "-" and check_target(name) == "special" and len(names) > 1:
-            raise UsageError(f"-o {name}: it is no file; choose one layer with --layer")
+            raise UsageError(f"-o {name}: is not a file; choose one layer with --layer")
     return names
 
 
@@ -63,8 +47,34 @@ def is_file(target: str) -> bool:
     return target != "-" and (PLACE in target or not os.path.exists(target) or os.path.isfile(target))
 
 
-class Hdf5Layers:
-    """See Dump: /layerN/q, k and v, with attributes of the group."""
+class Dump:
+    """Takes the rows of layers, block by block: rows q | k | v that say what they hold, in a file or pipe for each layer."""
+
+    def __init__(self, writers: Mapping[int, Writer], dtype: str):
+        self._writers, self._dtype = writers, dtype
+
+    def write(self, layer: int, start: int, q: Any, k: Any, v: Any) -> None:
+        """Rows start.. of a layer, tensors (heads, n, dim) of the chosen heads. Raises NonFinite and OutputFailed."""
+        if layer in self._writers:  # else it was complete when an earlier run ended
+            self._writers[layer].write(start, np.concatenate(stored(layer, self._dtype, q, k, v), axis=1)[:, None])
+
+    def keep(self) -> dict[str, str]:
+        """Make the rows durable, and let the unfinished files outlive a failure: their names by those of the outputs."""
+        return {writer.name: writer.keep() for writer in self._writers.values() if writer.placed}
+
+    def commit(self) -> None:
+        """All rows are there: give the files their names."""
+        for writer in self._writers.values():
+            writer.commit({})
+
+    def abort(self) -> None:
+        """Leave nothing behind but what was kept; does nothing after `commit`."""
+        for writer in self._writers.values():
+            writer.abort()
+
+
+class Hdf5Layers(Dump):
+    """A Dump into one file: /layerN/q, k and v, with attributes of the group."""
 
     def __init__(
         self, path: str, rows: int, layers: Mapping[int, Layer], attrs: Mapping[int, dict], dtype: str, tag: str,
@@ -82,46 +92,16 @@ class Hdf5Layers:
         self._file = Hdf5Dump(path, rows, named, dtype, groups, tag, parts.get(path))
 
     def write(self, layer: int, start: int, q: Any, k: Any, v: Any) -> None:
-        """See Dump."""
         self._file.write(start, stored(layer, self._dtype, q, k, v), self._first[layer])
 
     def keep(self) -> dict[str, str]:
-        """See Dump."""
         return {self._path: self._file.keep()}
 
     def commit(self) -> None:
-        """See Dump."""
         self._file.commit({})
 
     def abort(self) -> None:
-        """See Dump."""
         self._file.abort()
-
-
-class PackedLayers:
-    """See Dump: rows q | k | v that say what they hold, a file or pipe for each layer."""
-
-    def __init__(self, writers: Mapping[int, Writer], dtype: str):
-        self._writers, self._dtype = writers, dtype
-
-    def write(self, layer: int, start: int, q: Any, k: Any, v: Any) -> None:
-        """See Dump."""
-        if layer in self._writers:  # else it was complete when an earlier run ended
-            self._writers[layer].write(start, np.concatenate(stored(layer, self._dtype, q, k, v), axis=1)[:, None])
-
-    def keep(self) -> dict[str, str]:
-        """See Dump."""
-        return {writer.name: writer.keep() for writer in self._writers.values() if writer.placed}
-
-    def commit(self) -> None:
-        """See Dump."""
-        for writer in self._writers.values():
-            writer.commit({})
-
-    def abort(self) -> None:
-        """See Dump."""
-        for writer in self._writers.values():
-            writer.abort()
 
 
 def open_dump(
@@ -141,9 +121,9 @@ def open_dump(
         try:
             writers[at] = open_packed(name, rows, layer.parts, dtype, attrs[at], tag, going_on)
         except BaseException:
-            PackedLayers(writers, dtype).abort()
+            Dump(writers, dtype).abort()
             raise
-    return PackedLayers(writers, dtype)
+    return Dump(writers, dtype)
 
 
 def stored(layer: int, dtype: str, *tensors: Any) -> list[np.ndarray]:

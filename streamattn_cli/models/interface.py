@@ -110,7 +110,6 @@ class ExactRows:
         return held * min(self._rows, self._reference + SINKS) // self._rows if self._reference else held
 
     def answer(self, facts: LayerFacts, q: Any, k: Any, v: Any) -> Any:
-        """See Answerer."""
         import torch
 
         n = q.shape[1]
@@ -182,7 +181,6 @@ class Sketched:
 
     @property
     def nbytes(self) -> int:
-        """See Answerer."""
         return self.layer.nbytes if self.layer else 0
 
     def answer(self, facts: LayerFacts, q: Any, k: Any, v: Any) -> Any:

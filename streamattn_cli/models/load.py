@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from dataclasses import dataclass
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -14,10 +13,10 @@ from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import CannotMeet, InputMalformed, InputMissing, MemoryBudget, UsageError
 from streamattn_cli.models.footprint import Shapes, shapes_of
 from streamattn_cli.models.interface import NAME, register
+from streamattn_cli.rows.formats.safetensors import read_safetensors_header
 from streamattn_cli.units import format_bytes
 
 KNOWN_LAYERS = ("full_attention", "sliding_attention")
-LONGEST_HEADER = 100 << 20  # of a safetensors file, as that format says itself
 
 
 def libraries() -> tuple[ModuleType, ModuleType]:
@@ -73,7 +72,7 @@ class Found:
             less = "a smaller --chunk, fewer --tokens or fewer methods"
             raise MemoryBudget(
                 f"{self.name}: its weights take {format_bytes(weights)} in float32{beside}; {format_bytes(allowed)} are "
-                f"{'allowed by --memory' if memory else 'free on this machine'}. "
+                f"{'allowed by --memory' if memory else 'free here (machine, ulimit -v)'}. "
                 f"Take {less if weights < allowed else 'a smaller model, or a machine with more'}"
             )
         try:
@@ -171,32 +170,13 @@ def weight_bytes(name: str) -> int:
         try:
             return 2 * 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(name).tensors)
         except Exception as error:  # of whatever kind: it reads what is there
-            raise InputMalformed(f"{name}: damaged, or no GGUF file ({_first_line(error)})") from None
-    files = sorted(os.listdir(name))
-    held = sum(_safetensors_items(os.path.join(name, file)) for file in files if file.endswith(".safetensors"))
+            raise InputMalformed(f"{name}: damaged, or not a GGUF file ({_first_line(error)})") from None
+    files = [os.path.join(name, file) for file in sorted(os.listdir(name))]
+    headers = [read_safetensors_header(file)[0] for file in files if file.endswith(".safetensors")]
+    held: int = sum(prod(entry["shape"]) for header in headers for entry in header.values())
     if held:
         return 4 * held
-    return 2 * sum(os.path.getsize(os.path.join(name, file)) for file in files if file.endswith(".bin"))
-
-
-def _safetensors_items(path: str) -> int:
-    """How many numbers a safetensors file holds."""
-    try:
-        with open(path, "rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > LONGEST_HEADER:
-                raise ValueError(f"a header of {size} bytes")
-            header = json.loads(file.read(size))
-        count = 0
-        for name, entry in header.items():
-            if name != "__metadata__":
-                items = 1
-                for extent in entry["shape"]:
-                    items *= int(extent)
-                count += items
-        return count
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise InputMalformed(f"{path}: not a safetensors file ({error})") from None
+    return 2 * sum(os.path.getsize(file) for file in files if file.endswith(".bin"))
 
 
 def _first_line(error: Exception) -> str:

@@ -36,7 +36,7 @@ def paired(differences: np.ndarray) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reading:
     """One way to answer attention, and what came of it.
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from streamattn_cli.engine.watch.events import Listener
-from streamattn_cli.engine.watch.meter import Meter
+from streamattn_cli.engine.jobs.ceremony import metering
+from streamattn_cli.engine.planning.resolve import budgets_in_rows
+from streamattn_cli.engine.watch.events import Listener, Note
+from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import UsageError
 from streamattn_cli.models.footprint import (
     SLACK,
@@ -25,10 +27,12 @@ from streamattn_cli.models.footprint import (
     reference_bytes,
 )  # fmt: skip
 from streamattn_cli.models.interface import Answerer, ExactRows, LayerFacts, Sketched, answered_by, told
-from streamattn_cli.models.load import Found, Model
+from streamattn_cli.models.load import Found, Model, find_model
 from streamattn_cli.models.nats import Perplexity, Reading
 from streamattn_cli.models.rotary import rope_of
+from streamattn_cli.models.settings import ReadingSettings, chosen_layers
 from streamattn_cli.models.survey import Layer, survey
+from streamattn_cli.models.text import token_ids
 from streamattn_cli.sketches import registry
 from streamattn_cli.versions import versions
 
@@ -56,23 +60,26 @@ class _Trial:
     def __init__(
         self, method: str, rows: int | None, settings: dict, layers: frozenset[int], tokens: int, reference: int | None = None
     ):  # fmt: skip
-        self.reading = Reading(method, rows)
+        self.method, self._rows = method, rows
         self._reference = reference
         self._settings, self._layers, self._tokens = settings, layers, tokens
         self._answerers: dict[int, Answerer] = {}
         self._nats: list[np.ndarray] = []
+        self._kl: list[float] = []
+        self._agree: list[bool] = []
+        self._seconds = 0.0
 
     def __call__(self, facts: LayerFacts) -> Answerer:
         """What answers this layer: see interface.Reading."""
         if facts.index not in self._answerers:
-            sketched = self.reading.method != EXACT and facts.index in self._layers
+            sketched = self.method != EXACT and facts.index in self._layers
             exact = ExactRows(self._tokens, self._reference if facts.index in self._layers else None)
             self._answerers[facts.index] = Sketched(**self._settings) if sketched else exact
         return self._answerers[facts.index]
 
     def warm(self, model: Model, surveyed: dict[int, Layer], listener: Listener) -> None:
         """Compile or load the kernels of the method, before memory is measured. CannotMeet for layers it does not know."""
-        if self.reading.method != EXACT:
+        if self.method != EXACT:
             variants = {json.dumps(v := told(surveyed[at].facts), default=repr): v for at in self._layers}
             for variant in variants.values():
                 began_layer(model.shapes, variant | self._settings).warm(listener)
@@ -85,10 +92,10 @@ class _Trial:
         positions = torch.arange(first, first + len(ids))[None]
         with torch.inference_mode(), answered_by(self):
             logits = network(input_ids=ids[None], position_ids=positions, use_cache=False).logits[0]
-        self.reading.seconds += time.monotonic() - began
+        self._seconds += time.monotonic() - began
         return logits
 
-    def hear(self, logits: Any, following: Any) -> None:
+    def observe(self, logits: Any, following: Any) -> None:
         """Take down the nats of the tokens that did follow."""
         for a in range(0, len(following), SLICE):
             next_ones = following[a : a + SLICE, None]
@@ -98,18 +105,18 @@ class _Trial:
         """Take down how far the distributions at sampled rows (n,) of the logits are from the exact ones, logs (n, words)."""
         for a in range(0, len(sampled), SLICE):
             truth, mine = exact[a : a + SLICE], _logs(logits[sampled[a : a + SLICE]])
-            self.reading.kl += (truth.exp() * (truth - mine)).sum(dim=1).tolist()
-            self.reading.agree += (truth.argmax(dim=1) == mine.argmax(dim=1)).tolist()
+            self._kl += (truth.exp() * (truth - mine)).sum(dim=1).tolist()
+            self._agree += (truth.argmax(dim=1) == mine.argmax(dim=1)).tolist()
 
     def finish(self) -> Reading:
         """The figures so far."""
         held = self._answerers
-        self.reading.nats = np.concatenate(self._nats)
-        self.reading.nbytes = sum(held[at].nbytes for at in self._layers if at in held)
-        first = next((held[at] for at in sorted(self._layers) if isinstance(held.get(at), Sketched)), None)
-        if isinstance(first, Sketched) and first.layer:
-            self.reading.params = first.layer.facts()
-        return self.reading
+        layers = (each.layer for at in sorted(self._layers) if isinstance(each := held.get(at), Sketched))
+        first = next(layers, None)
+        return Reading(
+            self.method, self._rows, first.facts() if first else {}, np.concatenate(self._nats), self._kl, self._agree,
+            sum(held[at].nbytes for at in self._layers if at in held), self._seconds,
+        )  # fmt: skip
 
 
 def text_bytes(found: Found, tokens: int, asked: Asked) -> int:
@@ -124,17 +131,33 @@ def text_bytes(found: Found, tokens: int, asked: Asked) -> int:
     return needed
 
 
+def run_perplexity(
+    name: str, texts: Sequence[str], given: ReadingSettings, tell: Callable[[Perplexity], None], listener: Listener,
+    interrupts: Interrupts,
+) -> Perplexity:  # fmt: skip
+    """The command. Raises the errors of loading a model, UsageError, MemoryBudget, and those of `perplexity_of`."""
+    methods = check_methods(given.methods)
+    known = find_model(name, given.threads)
+    ids = token_ids(known.tokenizer, texts, given.tokens, least=2)
+    layers = chosen_layers(given.layer, name, known.global_layers, len(known.types))
+    beside = {"effort": given.effort, "threads": given.threads, "memory": given.memory}
+    budgets, notes = budgets_in_rows(given.resident_rows, len(ids))
+    for note in notes:
+        listener(Note(note))
+    asked = Asked(methods, budgets, layers, given.chunk, given.samples, beside, given.seed, given.reference_window)
+    model = known.load(given.memory, text_bytes(known, len(ids), asked), f"reading {len(ids)} tokens")
+    return perplexity_of(model, ids, asked, texts, tell, listener, interrupts)
+
+
 def perplexity_of(
     model: Model, ids: np.ndarray, asked: Asked, texts: Sequence[str], tell: Callable[[Perplexity], None],
-    check: Callable[[], None], listener: Listener = lambda event: None,
+    listener: Listener, interrupts: Interrupts,
 ) -> Perplexity:  # fmt: skip
-    """Read the tokens ids (n,) int64. tell(found so far) is called after each chunk; check() before it, which may raise
-    Interrupted; the listener hears of kernels that are compiled. Raises UsageError for layers that are not there, and the errors
-    of CausalAttention."""
+    """Read the tokens ids (n,) int64. tell(found so far) is called after each chunk; the listener hears of kernels that are
+    compiled. Raises UsageError for layers that are not there, Interrupted, and the errors of CausalAttention."""
     import torch
 
-    layers = frozenset(asked.layers)
-    began, tokens = time.monotonic(), torch.from_numpy(ids)
+    layers, tokens = frozenset(asked.layers), torch.from_numpy(ids)
     chosen = np.sort(np.random.default_rng(asked.seed).permutation(len(ids) - 1)[: asked.samples])
     projected = text_bytes(model, len(ids), asked)
     trials, notes = _trials(model, asked, layers, len(ids))
@@ -142,15 +165,15 @@ def perplexity_of(
     for trial in trials:
         trial.warm(model, surveyed, listener)
     context = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
-    with Meter() as meter:
+    with metering(listener, interrupts) as work:
         for a in range(0, len(ids), asked.chunk):
-            check()
+            interrupts.check()
             b = min(a + asked.chunk, len(ids))
             _read_chunk(model, trials, tokens, a, b, torch.from_numpy(chosen[(chosen >= a) & (chosen < b)] - a))
             found = Perplexity(
                 model.name, tuple(texts), b, tuple(sorted(layers)), context, _edges(b),
-                tuple(trial.finish() for trial in trials), time.monotonic() - began,
-                memory={"reserved": meter.baseline, "peak": meter.peak(), "projected": projected}, notes=notes,
+                tuple(trial.finish() for trial in trials), work.seconds,
+                memory={"reserved": work.meter.baseline, "peak": work.meter.peak(), "projected": projected}, notes=notes,
                 reference_window=asked.reference, versions=versions("numpy", "numba", "torch", "transformers"),
             )  # fmt: skip
             tell(found)
@@ -162,7 +185,7 @@ def _read_chunk(model: Model, trials: Sequence[_Trial], tokens: Any, a: int, b: 
     truth = None
     for trial in trials:
         logits = trial.read(model.network, tokens[a:b], a)
-        trial.hear(logits, tokens[a + 1 : b + 1])
+        trial.observe(logits, tokens[a + 1 : b + 1])
         if truth is None:
             truth = _logs(logits[sampled])
         else:

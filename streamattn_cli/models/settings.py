@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from streamattn_cli.engine.request.settings import EFFORTS, read_budgets
 from streamattn_cli.errors import UsageError
-from streamattn_cli.options import BUDGET, INPUT, check_choices, one_of, option
+from streamattn_cli.options import ATTENTION, BUDGET, INPUT, check_choices, one_of, option
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.spec import read_numbers
 from streamattn_cli.units import parse_size
@@ -33,6 +34,32 @@ class TextSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} {value}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingSettings(TextSettings):
+    """The methods that answer attention while it reads, and what is measured."""
+
+    methods: str = option("nystrom,evict,window", "Names, such as nystrom,evict,window.", panel=ATTENTION, methods=True)
+    resident_rows: tuple[int | str, ...] = option(
+        "512", "Memory of one key head in rows of k and v, or share of the tokens: N, P% or N,M,...", panel=ATTENTION,
+        read=read_budgets,
+    )  # fmt: skip
+    effort: str = option("default", "nystrom: time against error.", panel=ATTENTION, choices=EFFORTS)
+    reference_window: int | None = option(
+        None,
+        "Rows (and the first 4) that exact attention sees, for texts beyond the context.",
+        panel=ATTENTION,
+        shown="all",
+    )
+    samples: int = option(256, "Positions at which whole distributions are compared.", panel=BUDGET)
+    seed: int = option(0, "Of every random choice.", panel=BUDGET)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
+        if self.reference_window is not None and self.reference_window < 1:
+            raise UsageError(f"--reference-window {self.reference_window}: must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,6 @@ def survey(model: Model, last: int, heads: Sequence[int] | None = None) -> dict[
         nbytes = 0
 
         def answer(self, facts: LayerFacts, q: Any, k: Any, v: Any) -> Any:
-            """See Answerer."""
             layer = Layer(facts, q.shape[0], k.shape[0], q.shape[2], v.shape[2])
             found[facts.index] = replace(layer, chosen=_chosen(heads, layer))
             if facts.index == last:

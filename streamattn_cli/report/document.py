@@ -43,9 +43,8 @@ def read_document(name: str) -> dict:
             found = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict) and all(
-            key in found for key in KINDS.get(str(found.get("type")), ("no such type",))
-        ):
+        needed = KINDS.get(str(found.get("type"))) if isinstance(found, dict) else None
+        if needed and found.keys() >= {*needed}:
             whole: dict = _with_infinities(found)
             return whole
     raise InputMalformed(f"{'standard input' if name == '-' else name}: no outcome or comparison found; make one with "

@@ -11,6 +11,7 @@ from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.tensors.layout import LAYOUTS
 
 HEARD = ("scale", "causal", "layout")
+SEVERAL = ("_scale", "sink_logit", "logit_bias", "lengths", "starts")  # ends of the names of those that may be lists
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "1.0": True, "0.0": False}
 
 
@@ -30,9 +31,7 @@ def plain(items: Iterable[tuple[str, object]], name: str) -> dict:
             value = value.decode("utf-8", "replace")
         if isinstance(value, (str, int, float, bool)):
             found[key] = value
-        elif key.endswith(("_scale", "sink_logit", "logit_bias", "lengths", "starts")) and isinstance(
-            value, np.ndarray | list
-        ):
+        elif key.endswith(SEVERAL) and isinstance(value, np.ndarray | list):
             found[key] = value if isinstance(value, list) else value.tolist()
         elif key in HEARD:
             raise InputMalformed(

@@ -141,9 +141,8 @@ def _attributes(dtype: np.dtype) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-_ONE_AT_A_TIME = (
-    threading.Lock()
-)  # of several threads at once Python 3.11 loses count of how deep it parses (SystemError)
+# of several threads at once Python 3.11 loses count of how deep it parses (SystemError)
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def _parse(text: str, name: str) -> tuple[tuple[int, ...], np.dtype, str | None]:

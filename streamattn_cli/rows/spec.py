@@ -14,6 +14,7 @@ from streamattn_cli.rows.tensors.layout import LAYOUTS
 RECORDS = ("qkv", "kv", "q", "k", "v")
 
 source = partial(option, panel=INPUT)
+sequences = partial(source, metavar="NUMBERS", arrays=True, decides=True)
 
 
 def read_numbers(word: str, name: str = "--select") -> tuple[int, ...]:
@@ -90,35 +91,18 @@ class InputSpec:
         metavar="A:B",
         read=partial(read_range, "--q-rows"),
     )
-    lengths: str | None = source(
+    lengths: str | None = sequences(
         None,
         "Rows of each sequence, padded or packed: 5,9,7 or FILE, FILE:DATASET, which may be a mask of 0 and 1, too.",
-        metavar="NUMBERS",
-        arrays=True,
-        decides=True,
     )
-    starts: str | None = source(
-        None,
-        "First row of each sequence in packed rows, and their end: 0,5,14,21 or FILE, FILE:DATASET.",
-        metavar="NUMBERS",
-        arrays=True,
-        decides=True,
+    starts: str | None = sequences(
+        None, "First row of each sequence in packed rows, and their end: 0,5,14,21 or FILE, FILE:DATASET."
     )
-    q_lengths: str | None = source(
-        None,
-        "--lengths of the queries, where the batch has fewer of them.",
-        shown="all rows",
-        metavar="NUMBERS",
-        arrays=True,
-        decides=True,
+    q_lengths: str | None = sequences(
+        None, "--lengths of the queries, where the batch has fewer of them.", shown="all rows"
     )
-    q_starts: str | None = source(
-        None,
-        "--starts of the queries, where sequences have fewer of them (cu_seqlens_q).",
-        shown="as --starts",
-        metavar="NUMBERS",
-        arrays=True,
-        decides=True,
+    q_starts: str | None = sequences(
+        None, "--starts of the queries, where sequences have fewer of them (cu_seqlens_q).", shown="as --starts"
     )
     stdin: BinaryIO | None = None  # None: sys.stdin.buffer
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.sketches.head import HeadParams, spec_bytes
+from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.method import HistoryParams, MethodOptions
 
 DEFAULT_ROWS = 1024  # --resident-rows
@@ -62,6 +62,21 @@ def keeper_params(
             "or --buffer"
         )
     return with_history(int(kept))
+
+
+def keeping(
+    name: str, share: float, params: Callable[..., HistoryParams], seeded: bool = True
+) -> Callable[[HeadParams, MethodOptions, bool, int | None], HeadParams]:
+    """The `settings` of a Method (see method.py) that keeps as many rows as fit, chosen by `--seed` if it is seeded; share: see
+    keeper_params."""
+
+    def settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
+        seed = {"seed": options.seed} if seeded else {}
+        return keeper_params(
+            name, head, options, causal, share, lambda rows, window, storage: params(rows, storage=storage, **seed)
+        )
+
+    return settings
 
 
 def check_buffer(group: int) -> None:

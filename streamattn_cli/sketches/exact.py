@@ -45,7 +45,7 @@ class KeyTiles:
             at = self.rows % TILE
             n = min(TILE - at, len(k) - a)
             tile: Tile | None
-            if n == TILE:
+            if whole := n == TILE and k.dtype == self.k.dtype:
                 tile = (self.rows, k[a : a + n], c[a : a + n])
             else:
                 self.k[at : at + n], self.c[at : at + n] = k[a : a + n], c[a : a + n]
@@ -54,7 +54,7 @@ class KeyTiles:
             a += n
             if tile:
                 yield tile
-            if tile and n < TILE:
+            if tile and not whole:
                 self.k[:], self.c[:] = 0, 0  # so that the state does not tell how its rows were cut
 
     def rest(self) -> Iterator[Tile]:
@@ -66,7 +66,7 @@ class KeyTiles:
 
 
 class ExactQueries:
-    """Queries q (heads, n, d) of one key head, answered exactly over the rows that `absorb` is shown.
+    """Queries q (heads, n, d) of one key head, answered exactly over the rows that `absorb` is shown, in the precision of q.
 
     positions (n,) int64 are their global rows for causal attention (query i sees j <= positions[i]), None for full.
     window: how many keys each query sees, itself included; with positions. sink_logits (heads,) and
@@ -104,11 +104,11 @@ class ExactQueries:
         return {"m": self.m, "y": self.y, "mass": self.mass, **self.tiles.state}
 
     @staticmethod
-    def work_spec(value_dim: int, dtype: str) -> dict:
-        """Scratch arrays of one thread."""
+    def work_spec(value_dim: int) -> dict:
+        """Scratch arrays of one thread, for queries of either precision."""
         return {
-            "exact.logits": ((CHUNK * (TILE + 1),), dtype),
-            "exact.product": ((CHUNK, value_dim + 1), dtype),
+            "exact.logits": ((CHUNK * (TILE + 1),), "f8"),
+            "exact.product": ((CHUNK * (value_dim + 1),), "f8"),
             "exact.bounds": ((2, CHUNK), "i8"),
         }
 
@@ -138,8 +138,13 @@ class ExactQueries:
         """The share of each query's attention that falls on its history, (heads, n) in [0, 1]."""
         return self.mass / np.maximum(self.y[:, :, -1], 1e-300)
 
+    def _scratch(self, work: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and products (CHUNK, dv + 1), in the precision of the queries."""
+        logits, product = (work[f"exact.{name}"].view(self.q.dtype) for name in ("logits", "product"))
+        return logits, product[: CHUNK * self.y.shape[2]].reshape(CHUNK, -1)
+
     def _see(self, start: int, k: np.ndarray, c: np.ndarray, rows: int, work: dict) -> None:
-        scratch = work["exact.bounds"], work["exact.logits"], work["exact.product"]
+        scratch = work["exact.bounds"], *self._scratch(work)
         gemm, n = blas.address(k.dtype.str[1:]), self.m.shape[1]
         if self.history is None:
             positions = NOWHERE if self.positions is None else self.positions
@@ -156,7 +161,7 @@ class ExactQueries:
         self, history: tuple[int, np.ndarray], start: int, k: np.ndarray, c: np.ndarray, rows: int, work: dict
     ) -> None:
         first, ends = history
-        logits, dim = work["exact.logits"], k.shape[1]
+        (logits, product), dim = self._scratch(work), k.shape[1]
         for a in range(0, self.m.shape[1], CHUNK):
             b = min(a + CHUNK, self.m.shape[1])
             low, high = (bounds[: b - a] for bounds in work["exact.bounds"])
@@ -171,7 +176,7 @@ class ExactQueries:
             for flat, m, y, mass, bend in zip(self.q, self.m, self.y, self.mass, self.bends, strict=True):
                 q, out, before = flat[a * dim : b * dim].reshape(dim, -1), Partial(m[a:b], y[a:b]), m[a:b].copy()
                 bent = bend and (*bend, CHUNK, beside, ALL, start)
-                out.attend(q, k, c, low, high, logits, work["exact.product"][: b - a], bend=bent)
+                out.attend(q, k, c, low, high, logits, product[: b - a], bend=bent)
                 weights = logits[b - a : (b - a) * (len(k) + 1)].reshape(len(k), -1)
                 share.add_range(weights, first - start, ends[a:b] - start, before, out.m, mass[a:b])
 

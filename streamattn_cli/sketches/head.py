@@ -11,161 +11,19 @@ Nothing depends on how the rows were cut into blocks: tiles have the same shape 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import blas, dense
-from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.bend import STRAIGHT, Bend
 from streamattn_cli.sketches.coding.rowstore import get, kind, put
-from streamattn_cli.sketches.method import History, HistoryParams
-from streamattn_cli.sketches.tiles import ALL, TILE_QUERIES, QueryTile, tile_spec
+from streamattn_cli.sketches.headparams import HeadParams, allocate
+from streamattn_cli.sketches.method import History
+from streamattn_cli.sketches.tiles import ALL, QueryTile
 
 NO_SINKS = np.empty(0)
-LINE = 64  # bytes of a cache line
-
-
-@dataclass(frozen=True)
-class HeadParams:
-    """What decides the shape of a head's state.
-
-    `dtype` is the precision of the arithmetic, "f4" or "f8"; `storage` that of rows kept exactly (f2, bf16, f4, f8;
-    empty: as dtype). `group` divides 512. local: attention itself reaches no further than the window.
-    """
-
-    dim: int
-    value_dim: int
-    scale: float
-    dtype: str = "f4"
-    sinks: int = 0
-    window: int = 0
-    group: int = 256
-    history: HistoryParams | None = None
-    storage: str = ""
-    local: bool = False
-
-    def to_dict(self) -> dict:
-        """JSON-able form; the history under the name of its kind."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "history"}
-        if not self.local:
-            del plain["local"]  # as before there was that
-        return plain | {
-            "history": {registry.of(type(self.history)).name: self.history.to_dict()} if self.history else None
-        }
-
-    @classmethod
-    def from_dict(cls, plain: dict) -> HeadParams:
-        """The parameters that `to_dict` gave; KeyError or TypeError for anything else, UsageError for an unknown method."""
-        history = plain["history"]
-        if history is not None:
-            ((name, settings),) = history.items()
-            params = registry.find(name).params
-            if params is None:
-                raise TypeError(f"method {name} has no settings")
-            history = params(**settings)
-        return cls(**{**plain, "history": history})
-
-    def takes_in(self, other: HeadParams) -> bool:
-        """Whether a sketch of parameters `other` can be merged into one of these."""
-        if self.history is None or type(self.history) is not type(other.history):
-            return self == other
-        merges = registry.history_of(self.history).merges(self.history, other.history)
-        return merges and replace(self, history=other.history) == other
-
-    @property
-    def stored(self) -> str:
-        """Storage dtype of exact rows."""
-        return self.storage or self.dtype
-
-    @property
-    def stack(self) -> int:
-        """Query heads answered in one tile."""
-        return max(1, TILE_QUERIES // self.group)
-
-    @property
-    def recent_rows(self) -> int:
-        """Capacity of the recent rows: the group under way and the whole groups that the window reaches back into."""
-        return self.group * (1 + -(-max(self.window - 1, 0) // self.group))
-
-    def base(self, group: int) -> int:
-        """First recent row while group number `group` is answered."""
-        first = group * self.group - max(self.window - 1, 0)
-        return max(0, first // self.group * self.group)
-
-    def exact_from(self, rows: np.ndarray, stream: int | None, causal: bool) -> np.ndarray | None:
-        """First row that is exact beside the sinks when query rows (n,) int64 are answered; (n,) int64.
-
-        Full attention answers when all rows of the stream have passed: None if nobody knows how many these are.
-        """
-        if causal and self.history:
-            return np.array([self.base(int(row) // self.group) for row in rows], np.int64)
-        if causal:
-            first: np.ndarray = np.maximum(rows - self.window + 1, 0)
-            return first
-        return None if stream is None else np.full(len(rows), max(stream - self.window, 0))
-
-    def state_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name -> (shape, dtype) of every state array."""
-        d, width = self.dim, self.dim + self.value_dim
-        spec = {
-            "counters": ((4,), "i8"),  # rows absorbed, first recent row, rows in the history, keys clipped
-            "sinks": ((self.sinks, width), DTYPES[self.stored].holder),
-            "recent": ((self.recent_rows, width), DTYPES[self.stored].holder),
-            "range": ((2, self.value_dim), self.dtype),  # of the values in the history
-        }
-        if self.history:
-            inner = registry.history_of(self.history).state_spec(self.history, d, self.value_dim)
-            spec |= {f"history.{name}": s for name, s in inner.items()}
-        return spec
-
-    def work_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name -> (shape, dtype) of the scratch arrays of one thread."""
-        d, g = self.dim, self.group * self.stack
-        spec = tile_spec(d, self.value_dim, g, self.dtype)
-        spec["counts"] = (3,), "i8"  # queries clipped, guarded (z <= 0), unanswered
-        if self.history:
-            spec |= registry.history_of(self.history).work_spec(
-                self.history, d, self.value_dim, self.group, g, self.dtype
-            )
-        return spec
-
-
-def allocate(spec: dict) -> dict[str, np.ndarray]:
-    """Arrays for a spec, their pages touched, so that what was projected is what is resident.
-
-    Each begins on a cache line: vectors of a whole line that straddle two cost a quarter of an elimination's speed.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    for name, one in spec.items():
-        arrays |= laid_out({name: one}, np.empty(spec_bytes({name: one}) + LINE, np.uint8))
-        arrays[name].fill(0)
-    return arrays
-
-
-def laid_out(spec: dict, room: np.ndarray) -> dict[str, np.ndarray]:
-    """Arrays for a spec in the bytes of `room`, one after the other, each on a cache line."""
-    arrays, at = {}, 0
-    for name, (shape, dtype) in spec.items():
-        dtype = np.dtype(dtype)
-        at += -(room.ctypes.data + at) % LINE
-        size = int(np.prod(shape)) * dtype.itemsize
-        arrays[name] = room[at : at + size].view(dtype).reshape(shape)
-        at += size
-    return arrays
-
-
-def widest(one: dict, other: dict) -> dict:
-    """What of `other` is larger than in `one`, or not in it."""
-    sizes = [{name: spec_bytes({name: array}) for name, array in spec.items()} for spec in (one, other)]
-    return {name: other[name] for name, size in sizes[1].items() if size > sizes[0].get(name, -1)}
-
-
-def spec_bytes(spec: dict) -> int:
-    """Bytes of all arrays of a spec."""
-    return sum(int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize for shape, dtype in spec.values())
 
 
 class HeadAttention:
@@ -255,10 +113,10 @@ class HeadAttention:
     def keep(self, k: np.ndarray, v: np.ndarray) -> None:
         """`absorb` without a history: the next rows as they are stored, k (n, d) and v (n, dv), all finite."""
         s, both = self.state, (k, v)
-        _lay(s["sinks"][self.rows : self.rows + len(k)], both)
+        _fill(s["sinks"][self.rows : self.rows + len(k)], both)
         idle = self._leave(len(k))
         left, at = len(k) - idle, self.rows - int(s["counters"][1])
-        _lay(s["recent"][at : at + left], [part[idle:] for part in both])
+        _fill(s["recent"][at : at + left], [part[idle:] for part in both])
         s["counters"][0] += left
 
     def _leave(self, rows: int) -> int:
@@ -471,7 +329,7 @@ class HeadAttention:
         return base + -(-(self.rows - base) // self.params.group) * self.params.group
 
 
-def _lay(rows: np.ndarray, parts: Iterable[np.ndarray]) -> None:
+def _fill(rows: np.ndarray, parts: Iterable[np.ndarray]) -> None:
     """Fill rows (n, d + dv) with the first n rows of the parts, (>= n, d) and (>= n, dv)."""
     k, v = parts
     rows[:, : k.shape[1]], rows[:, k.shape[1] :] = k[: len(rows)], v[: len(rows)]

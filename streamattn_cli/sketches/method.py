@@ -6,7 +6,7 @@ A method is one file with a `Params` class, a `History` and a `METHOD`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -29,6 +29,14 @@ class HistoryParams(Protocol):
     def to_dict(self) -> dict:
         """JSON-able form."""
         ...
+
+
+class PlainParams:
+    """The base of settings that are stored field by field."""
+
+    def to_dict(self) -> dict:
+        """JSON-able form."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
 class History:
@@ -114,7 +122,7 @@ class History:
 
     def mean_value(self) -> np.ndarray:
         """What a query is answered that no token answers (dv,)."""
-        raise NotImplementedError
+        return np.zeros(self.value_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,30 +164,34 @@ class Load:
     lanes: int  # key heads that wait for one another in the interpreter
 
     @property
-    def pair(self) -> float:
-        """One query and one key: two products and an exponential, in tiles of a few dozen queries or of hundreds."""
-        return 0.0005 + 1.9e-5 * (self.dim + self.value_dim)
-
-    @property
-    def interpreter(self) -> float:
-        """A group's way through the interpreter."""
-        return 60 * self.lanes
+    def width(self) -> int:
+        """Items of a key and its value."""
+        return self.dim + self.value_dim
 
     def beside(self, held: int = 0) -> float:
-        """Rows that a query is compared with: sinks, window and half a group, and `held` of the history."""
-        return float(self.params.sinks + self.params.window + self.params.group / 2 + held)
+        """Rows that a query is compared with: sinks, window and half a group, and `held` of the history; all, where no
+        parameters say more."""
+        p = self.params
+        return float(p.sinks + p.window + p.group / 2 + held) if p else self.rows
 
     def full_groups(self, held: int) -> float:
         """Groups that come when the history of `held` rows is full."""
         return float(max(0.0, self.rows - self.beside(held)) / self.params.group)
 
-    def answering(self, held: int = 0, interpreter: float | None = None) -> float:
-        """Microseconds of answering over what is exact and `held` rows, and of the way there."""
-        beside = self.beside(held)
-        attended = min(beside, self.rows) * (1 - min(beside, self.rows) / (2 * self.rows) if self.causal else 1.0)
-        passed = (self.rows + self.queries * (not self.causal)) / self.params.group
-        way = self.interpreter if interpreter is None else interpreter
-        return float(self.queries * self.group * (0.3 + attended * self.pair) + way * passed)
+    def answering(self, held: int = 0) -> float:
+        """Microseconds of answering over what is exact and `held` rows, of taking rows in, and of the way of their groups through
+        the interpreter."""
+        beside = min(self.beside(held), self.rows)
+        attended = beside * (1 - beside / (2 * self.rows) if self.causal else 1.0)
+        answer = (1.7 if self.causal else 0.83) + attended * (1.4e-4 + 2.2e-5 * self.width)
+        groups = self.rows / (self.params.group if self.params else 256)
+        return float(self.queries * self.group * answer + 15 * self.lanes * groups + 0.012 * self.rows * self.width)
+
+    def keeping(self, held: int, answering: float, once: float, row: float, item: float) -> float:
+        """The same of a method that keeps `held` rows, `answering` times as long, and of choosing them when all are there:
+        `once` for each group, `row` for each pair of its rows and those held, and `item` for each item of such a pair."""
+        of_group = once + self.params.group * held * (row + item * self.width)
+        return float(answering * self.answering(held) + self.full_groups(held) * of_group)
 
 
 def _usual_miniature(params: Any) -> Any:

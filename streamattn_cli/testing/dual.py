@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from streamattn_cli.sketches.exact import ExactQueries
-from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.testing.require import edges, require, require_close, require_same_bytes
 from streamattn_cli.testing.streams import Stream, attention, make_stream
 
@@ -47,7 +47,7 @@ def answers(case: DualCase, stream: Stream, sizes: Iterable[int] = (1000,)) -> t
     """Answers (heads, n, dv) to the held queries, and their holder at the end."""
     at = case.positions
     held = case.make(stream.q[:, at], at if case.causal else None, case.value_dim, case.scale)
-    work = allocate(held.work_spec(case.value_dim, case.dtype))
+    work = allocate(held.work_spec(case.value_dim))
     for a, b in edges(stream.rows, sizes):
         held.absorb(stream.k[a:b], stream.c[a:b], work)
     held.finish(work)

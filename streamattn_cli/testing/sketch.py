@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
 from streamattn_cli.testing.require import edges, require, require_close, require_close_mostly, require_same_bytes
 from streamattn_cli.testing.streams import Stream, attention, make_stream, storable
 

@@ -53,6 +53,8 @@ def test_one_head_has_no_axis_of_heads():
     q, k, v = (np.random.default_rng(seed).standard_normal((700, 8)).astype("f4") for seed in range(3))
     found = attend(q, k, v, method="window", window=32, causal=True)
     assert found.out.shape == (700, 8)
+    with pytest.raises(InputMalformed, match=r"give one sequence, array\[0\].swapaxes\(0, 1\)"):
+        attend(*(np.zeros((1, 2, 700, 8), "f4") for _ in "qkv"), method="window")
     assert audit(found.out, q, k, v, causal=True, rows=700).method.error == pytest.approx(
         attend(q, k, v, method="window", window=32, causal=True, audit=700).audit.method.error, rel=1e-3
     )
@@ -74,7 +76,7 @@ def test_an_audit_of_answers_by_any_method(arrays):
 def test_compare_finds_what_the_command_finds(arrays):
     words = ("--rows", f"0:{ROWS}", "--q-rows", f"0:{ROWS}", "--causal", "--methods", "nystrom,window")
     done = run("compare", HEADS, *words, "--resident-rows", "96,128", "--audit", "64", "--json").document
-    found = compare(*arrays, methods="nystrom,window", resident_rows=[96, 128], causal=True, audit=64)
+    found = compare(*arrays, methods="nystrom,window", resident_rows=["10.667%", 128], causal=True, audit=64)
     errors = [(t.label, t.budget, t.audit.method.error) for t in found.trials]
     assert [(label, budget) for label, budget, _ in errors] == [(t["label"], t["budget"]) for t in done["trials"]]
     assert [error for *_, error in errors] == pytest.approx([t["audit"]["method"]["error"] for t in done["trials"]])

@@ -201,7 +201,7 @@ def test_a_newer_container_is_refused_whatever_else_it_holds(tmp_path):
 
 def test_nothing_to_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name, match in (("nowhere", "No such file"), ("pipe", "no regular file"), ("", "is a folder")):
+    for name, match in (("nowhere", "No such file"), ("pipe", "not a regular file"), ("", "is a folder")):
         for call in (read, read_header):
             with pytest.raises(InputMissing, match=match):
                 call(str(tmp_path / name))

@@ -18,7 +18,7 @@ from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.jobs.merge import heads_of, merge
 from streamattn_cli.engine.jobs.sketch import open_sketch_file
 from streamattn_cli.errors import CheckpointIncompatible, InputMissing, MemoryBudget, OutputFailed, UsageError
-from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.sketches.histories.monomials import recentre, table
 
 pytestmark = pytest.mark.usefixtures("not_warmed")

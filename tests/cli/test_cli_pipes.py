@@ -120,6 +120,7 @@ def test_a_reader_of_messages_that_leaves_stops_nothing(folder, tmp_path):
     ("<&-", ["-", "-o", "new.npy"], 2, "standard input is closed"),
     (">&-", [*FILES, "--method", "window", "-o", "-"], 10, "standard output is closed; give -o FILE"),
     (">&-", [*FILES, "--method", "window", "-o", "out.npy", "--quiet", "--force"], 0, ""),
+    (">&-", [*FILES, "--dry-run", "--json"], 10, "standard output is closed; there is nowhere"),
     ("2>&-", [*FILES, "--method", "window", "-o", "out.npy", "--force"], 0, ""),
     ("2>&-", [*FILES, "--method", "nothing", "-o", "out.npy"], 2, ""),
     ("2>/dev/full", [*FILES, "--method", "window", "-o", "out.npy", "--force"], 0, ""),

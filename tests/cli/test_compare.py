@@ -23,11 +23,12 @@ HEADS = SAMPLE / "heads.h5"
 @pytest.fixture(scope="module")
 def comparison():
     return run("compare", HEADS, "--rows", "0:2000", "--methods", "window,sample,poly,window:sinks=0",
-               "--resident-rows", "96,256", "--audit", "40", "--json").document  # fmt: skip
+               "--resident-rows", "96,12.8%", "--audit", "40", "--json").document  # fmt: skip
 
 
 def test_every_method_runs_at_every_budget_or_says_why_not(comparison):
     assert comparison["type"] == "comparison" and comparison["audited"] == 40
+    assert "--resident-rows 12.8% of 2000 keys: 256" in comparison["notes"]
     assert [(t["label"], t["budget"]) for t in comparison["trials"]] == [
         (label, rows) for rows in (96, 256) for label in ("window", "sample", "poly", "window:sinks=0")
     ]
@@ -143,7 +144,8 @@ def test_what_cannot_be_compared_is_refused():
     refused("compare", HEADS, "--methods", "window:width=3", code=2, words=["'width=3' is not a setting", "sinks"])
     refused("compare", HEADS, "--memory", "1MiB,2MiB", code=2, words=["budget of one run", "--resident 1MiB,2MiB"])
     refused("compare", HEADS, "--audit", "0", code=2, words=["--audit 0"])
-    refused("compare", HEADS, "--resident-rows", "64,many", code=2, words=["--resident-rows 64,many"])
+    for words in ("64,many", "64,0%", "64,-1"):
+        refused("compare", HEADS, "--resident-rows", words, code=2, words=["--resident-rows", "such as"])
     refused("compare", "-", "--raw", "f32", "--dim", "2", code=11, words=["standard input", "once"], input=b"\0" * 24)
     refused("compare", HEADS, "--methods", "poly", "--resident-rows", "8", code=11, words=["no method could run"])
 

@@ -172,8 +172,12 @@ def test_several_layers_name_the_option_that_chooses(tmp_path):
             for part in "qkv":
                 file[f"layer{layer}/{part}"] = rng.standard_normal((300, 8)).astype("f4")
     words = ("attend", tmp_path / "x.h5", "--causal", "--method", "window", "-o", tmp_path / "o.npy")
-    refused(*words, code=4, words=["--group layer0"], folder=tmp_path)
+    refused(*words, code=4, words=["--group layer0", "know --layer 0 and --layer all"], folder=tmp_path)
     run(*words, "--group", "layer0")
+    found = run("inspect", tmp_path / "x.h5", "--layer", "1:", "--json").document
+    assert "x.h5 --layer 1:" in found["command"] and found["tensors"][0]["name"].endswith("/layer1/q")
+    assert "2 layers; layer 1 is looked at" in found["notes"]
+    assert "no layer 7" in run("inspect", tmp_path / "x.h5", "--layer", "7", code=3).err
 
 
 def test_parts_of_a_file_learn_from_the_same_queries_and_merge(tmp_path):

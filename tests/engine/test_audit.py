@@ -244,3 +244,20 @@ def test_estimating_stays_within_its_bound(rows, columns):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak <= estimate_bytes(rows, columns) <= 3 * peak
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--method", "exact"), ("--method", "exact", "--engine", "threads"), ("--out-dtype", "f16")]
+)
+def test_rounding_is_a_part_of_the_error(tmp_path, words):
+    """All rows fit, logits of thousands: float32 is wrong by 1e-5. An exact answer in float32 beside it told 5e-9, and of
+    exact attention nothing was told."""
+    arrays = save_heads(tmp_path, rows=300, factor=30)
+    q, k, v = (arrays[part].astype("f8") for part in "qkv")
+    logits = q @ k.T / np.sqrt(8)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    exact = weights @ v / weights.sum(axis=1, keepdims=True)
+    done = run("attend", *FILES, "--full", *words, "--audit", "300", "--json", "-o", "out.npy", cwd=tmp_path)
+    told = done.document["audit"]["method"]["error"]
+    wrong = np.linalg.norm(np.load(tmp_path / "out.npy").astype("f8") - exact) / np.linalg.norm(exact)
+    assert wrong > 1e-6 and told == pytest.approx(wrong, rel=1e-3)

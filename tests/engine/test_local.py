@@ -126,7 +126,7 @@ def test_what_cannot_be_is_refused(tmp_path):
             run(spec, local=word, causal=True, **out)
     with pytest.raises(UsageError, match="--layer must say"):
         run(spec, local="5:0", causal=True, **out)
-    with pytest.raises(UsageError, match="attention is local"):
+    with pytest.raises(UsageError, match="local attention is causal"):
         run(spec, local="5", causal=False, **out)
     with pytest.raises(CannotMeet, match="--sketches: with --local"):
         run(spec, local="5", causal=True, method="poly", sketches="psi", **out)

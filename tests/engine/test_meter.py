@@ -1,3 +1,4 @@
+import resource
 import subprocess
 import sys
 import threading
@@ -5,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from streamattn_cli.engine.watch.meter import Meter, available_memory
+from streamattn_cli.engine.watch.meter import KERNELS, Meter, available_memory
 
 MIB = 1 << 20
 
@@ -141,6 +142,18 @@ def test_cgroup_v1(tmp_path):
     assert available_memory(proc, cgroup) == 5500
     _group(cgroup / "memory" / "docker" / "1", V1, 2**63 - 4096, 4000)
     assert available_memory(proc, cgroup) == 5500
+
+
+def test_a_limit_of_addresses_counts(tmp_path, monkeypatch):
+    """ulimit -v of a batch system; kernels that are still to be loaded need some of it."""
+    proc, cgroup = _machine(tmp_path, 1 << 30, "0::/\n")
+    (proc / "self" / "statm").write_text("1000 500 0 0 0 0 0\n")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 30, 1 << 30))
+    left = (1 << 30) - 1000 * resource.getpagesize()
+    monkeypatch.setitem(sys.modules, "numba", sys)
+    assert available_memory(proc, cgroup) == left
+    monkeypatch.delitem(sys.modules, "numba")
+    assert available_memory(proc, cgroup) == left - KERNELS
 
 
 def test_nothing_known_is_none(tmp_path):

@@ -171,13 +171,13 @@ def test_the_most_doubtful_answers_of_any_blocks_are_held(blocks):
     score = np.nan_to_num((rows.astype("f8") ** 2).sum(axis=2) * doubt.astype("f8") ** 2).reshape(-1)
     repairs, at = Repairs(700, 2), 0
     for n in blocks:
-        repairs.hear(at, Answers(rows[at : at + n], doubt[at : at + n]))
+        repairs.observe(at, Answers(rows[at : at + n], doubt[at : at + n]))
         at += n
     found = list(repairs.batches(100))
     assert [len(batch) for batch in found] == [100] * 5 + [98]
     assert (np.concatenate(found) == np.flatnonzero(score)).all() and len(np.flatnonzero(score)) == 598
     few = Repairs(5, 2)
-    few.hear(0, Answers(rows, doubt))
+    few.observe(0, Answers(rows, doubt))
     assert (next(few.batches(9)) == np.sort(np.argsort(-score)[:5])).all()
 
 

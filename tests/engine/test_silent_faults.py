@@ -302,12 +302,12 @@ def test_logits_beyond_floats_leave_queries_unanswered_and_end_the_run(tmp_path,
     assert not (tmp_path / "o.npy").exists()
 
 
-def test_an_audit_that_knows_no_exact_answer_says_so(tmp_path):
+def test_an_audit_knows_answers_whose_logits_are_beyond_float32(tmp_path):
     for seed, name in enumerate("qkv"):
         np.save(tmp_path / f"{name}.npy", rows(seed) * np.float32(1 if name == "v" else 1e30))
     files = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--full", "--resident-rows", "96", "--audit", "32")
-    done = run("attend", *files, "-o", "o.npy", "--json", cwd=tmp_path)
-    assert done.document["audit"]["method"]["error"] is None and done.document["counts"]["doubted_answers"] == ROWS
+    done = run("attend", *files, "-o", "o.npy", "--json", cwd=tmp_path).document
+    assert done["audit"]["method"]["error"] > 0.1 and done["counts"]["doubted_answers"] == ROWS
 
 
 @pytest.mark.parametrize("factor", [1e38, 3e37])

@@ -18,7 +18,8 @@ from streamattn_cli.errors import CannotMeet, CheckpointIncompatible, InputMalfo
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches.exact import ExactQueries
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 
 pytestmark = pytest.mark.usefixtures("not_warmed")
 ROWS, SINKS = 500, (1.5, -0.5, 0.0, 4.0)

@@ -220,7 +220,7 @@ def test_what_cannot_be_is_refused(tmp_path):
             run(spec, softcap=cap, **words)
     with pytest.raises(InputMalformed, match="3 numbers found, .* has 4 query heads"):
         run(spec, logit_bias="1,2,3", causal=True, **words)
-    with pytest.raises(UsageError, match="--logit-bias counts keys back"):
+    with pytest.raises(UsageError, match="--logit-bias needs causal"):
         run(spec, logit_bias="slope", causal=False, **words)
 
 

@@ -6,7 +6,11 @@ import sys
 import numpy as np
 import pytest
 from clirun import environment, run, save_heads
+from numba import config
 
+from streamattn_cli.engine.jobs import warming
+from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import OutputFailed
 from streamattn_cli.kernels import jit
 
 
@@ -53,12 +57,35 @@ def test_a_run_that_compiles_says_so_whatever_the_cache_holds(tmp_path):
     assert "compiled " in told[0] and "compil" not in told[1]
 
 
-def test_a_full_disk_is_no_reason_not_to_compute(monkeypatch):
-    def full(*given):
+def twice(x):
+    return x + x
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_not_to_compute(tmp_path, monkeypatch):
+    """Whether the disk is full or the folder is another's: what is there is loaded, and what is not is compiled."""
+
+    def full(*given, **more):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(jit.FunctionCache, "save_overload", full)
-    jit._Cache.save_overload(object.__new__(jit._Cache), None, None)
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit._Cache, "unkept", None)
+    told = []
+    for number in (1, 2, 0.5):
+        with jit.compilation(lambda: None) as count:
+            assert jit.kernel(cache=True)(twice)(number) == 2 * number
+        told.append(count.told)
+        monkeypatch.setattr("tempfile.TemporaryFile", full)
+    assert told[:2] == ["compiled 1 kernels", "compiled 0 kernels"]
+    assert told[2].startswith(
+        "compiled 1 kernels, and cannot keep them ([Errno 28] No space left on device): set XDG_CACHE_HOME"
+    )
+
+
+def test_warm_fails_where_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(jit._Cache, "unkept", OSError(30, "Read-only file system"))
+    monkeypatch.setattr(warming, "warm", lambda plan, listener: None)
+    with pytest.raises(OutputFailed, match="Read-only file system.*XDG_CACHE_HOME"):
+        warming.warm_all(print, Interrupts())
 
 
 def test_kernels_are_counted():
@@ -73,19 +100,20 @@ def test_kernels_are_counted():
 
 
 STARTED = """
-import sys
+import atexit, gc, sys
 from streamattn_cli.kernels import jit
 names, load = [], jit._Cache._load_overload
 jit._Cache._load_overload = lambda self, *given: names.append(self._impl.filename_base) or load(self, *given)
-from streamattn_cli.cli.main import app
-try:
-    app(sys.argv[1:])
-except SystemExit as end:
-    assert not end.code, end.code
-mine = [name for name in sys.modules if name.startswith("streamattn_cli")]
-jobs = "streamattn_cli.engine.jobs."
-costly = "numba.np.linalg", "numba.np.random.generator_methods", "scipy", "pandas", jobs + "spread", jobs + "layers"
-print(len(names), len(mine), *(name for name in costly if name in sys.modules))
+jit.parse_bitcode = None  # of what is loaded, nothing is inlined
+from streamattn_cli.cli.main import main
+@atexit.register
+def tell():
+    mine = [name for name in sys.modules if name.startswith("streamattn_cli")]
+    jobs = "streamattn_cli.engine.jobs."
+    costly = "numba.np.linalg", "numba.np.random.generator_methods", "scipy", "pandas", jobs + "spread", jobs + "layers"
+    left = len(gc.get_objects())  # for the interpreter to look through
+    print(len(names), len(mine), left, *(name for name in costly if name in sys.modules))
+main()
 """
 
 
@@ -97,5 +125,5 @@ def test_a_start_loads_few_kernels_and_nothing_that_only_compiles(tmp_path, warm
         [sys.executable, "-c", STARTED, *words], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    kernels, modules, *costly = done.stdout.split()
-    assert int(kernels) <= 8 and int(modules) <= 200 and costly == []
+    kernels, modules, left, *costly = done.stdout.split()
+    assert 0 < int(kernels) <= 8 and int(modules) <= 200 and int(left) < 1000 and costly == []

@@ -9,9 +9,8 @@ import rowfiles as rf
 
 from streamattn_cli.rows.inputs.open import InputSpec, open_inputs
 from streamattn_cli.rows.tensors.memory import MemoryTensor
-from streamattn_cli.rows.writers.rawout import open_raw
-from streamattn_cli.rows.writers.writer import open_writer
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.rows.writers.writer import open_raw, open_writer
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.nystrom import NystromParams
 from streamattn_cli.sketches.histories.poly import PolyParams
 from streamattn_cli.testing.dual import DUAL_LAWS, DualCase

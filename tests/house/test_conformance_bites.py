@@ -5,7 +5,8 @@ import pytest
 
 from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.sketches.exact import ExactQueries
-from streamattn_cli.sketches.head import HeadAttention, HeadParams
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.testing import dual, sink, sketch, source
 
 

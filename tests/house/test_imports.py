@@ -20,8 +20,9 @@ FLOORS = {  # rooms within a room, from the ground up; files beside them may be 
 DOORS = ("api", "api_causal", "api_inputs")
 GROUND = ("errors", "options", "plugins", "units", "records", "versions")  # usable by every room but kernels
 # importlib to import the others later; contextlib where a cache cannot be written;
-# ctypes and llvmlite, which is half of numba, to find and call NumPy's BLAS
+# ctypes and llvmlite, which is half of numba, to find and call NumPy's BLAS; hashlib, os and pathlib to name the cache
 KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib", "contextlib", "functools", "ctypes", "llvmlite"}
+KERNEL_PACKAGES |= {"hashlib", "os", "pathlib"}
 
 
 def imports(path, package):

@@ -15,7 +15,8 @@ from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.formats import registry as formats
 from streamattn_cli.rows.inputs.paths import find
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.head import HeadAttention, HeadParams
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.method import Method, MethodOptions
 from streamattn_cli.testing.sketch import SKETCH_LAWS, SketchCase
 

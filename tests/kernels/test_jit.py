@@ -9,7 +9,7 @@ from numba.core.dispatcher import Dispatcher
 
 from streamattn_cli import kernels
 from streamattn_cli.kernels.jit import FAST, kernel
-from streamattn_cli.sketches.head import LINE, allocate
+from streamattn_cli.sketches.headparams import LINE, allocate
 
 ALLOCATE = {"coreset.pivots", "countsketch.medians", "countsketch.scan", "synthetic.fill_normals"}
 

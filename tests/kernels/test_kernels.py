@@ -1,4 +1,4 @@
-"""kernels/dense.py and kernels/poly.py against the oracle. test_nojit.py runs this once more without the compiler."""
+"""The kernels of `exact` and `poly` against the oracle. test_nojit.py runs this once more without the compiler."""
 
 import math
 import os
@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 import streamattn_cli.kernels.dense as dense  # itself: the compiler cannot look through a stand-in
 import streamattn_cli.kernels.exponential as exponential
-from streamattn_cli.kernels import blas
-from streamattn_cli.kernels import poly as kernel
+from streamattn_cli.kernels import blas, expansion, monomials, poly
 from streamattn_cli.kernels.quadrature import SPARE
 from streamattn_cli.sketches.histories.monomials import feature_count, low_count, table
 
@@ -255,14 +254,14 @@ def test_centre(rng):
     radius = float(np.sort(np.linalg.norm(moved, axis=1))[2])  # two are longer
     out = np.full((3, 8), 9.0)
     for first in (0, 2, 3):
-        clipped, longest = kernel.centre(rows, mu, 0.7, radius * (1 + 1e-12), first, out)
+        clipped, longest = monomials.centre(rows, mu, 0.7, radius * (1 + 1e-12), first, out)
         assert clipped == 2 and longest == pytest.approx(np.linalg.norm(moved, axis=1).max())
         np.testing.assert_allclose(
             out[:, first : first + 5].T, [naive.shrink(row, radius) for row in moved], rtol=1e-11
         )
         assert (out[:, :first] == 0).all() and (out[:, first + 5 :] == 0).all()
-    assert kernel.centre(rows, mu, 0.7, np.inf, 0, out)[0] == 0
-    assert kernel.centre(rows[:0], mu, 0.7, 1.0, 0, out) == (0, 0) and (out == 0).all()
+    assert monomials.centre(rows, mu, 0.7, np.inf, 0, out)[0] == 0
+    assert monomials.centre(rows[:0], mu, 0.7, 1.0, 0, out) == (0, 0) and (out == 0).all()
 
 
 def spoilt(dtype, *shape):
@@ -283,15 +282,15 @@ def absorbed(x, c, degree, dtype, block=16, where=None):
         rows, values = x[a : a + 8].astype(dtype), c[a : a + 8].astype(dtype)
         scratch = spoilt(dtype, dim, 9), spoilt(dtype, low_count(dim, degree), 9), spoilt(dtype, 2, 8 * width)
         rest = t.start, t.order, t.run, *scratch, spoilt(dtype, block, width), moments
-        clipped, longest = kernel.absorb(where, rows, np.zeros(dim), 1.0, np.inf, values, *rest)
+        clipped, longest = monomials.absorb(where, rows, np.zeros(dim), 1.0, np.inf, values, *rest)
         assert clipped == 0 and longest == pytest.approx(np.linalg.norm(rows.astype("f8"), axis=1).max(), rel=1e-6)
     return moments
 
 
-# dim, degree, columns (few, and more than kernel.NARROW), monomials that are multiplied at a time
+# dim, degree, columns (few, and more than monomials.NARROW), monomials that are multiplied at a time
 SIZES = [
     (1, 1, 1, 16), (1, 6, 2, 16), (2, 4, 3, 16), (3, 3, 4, 3), (3, 2, 13, 4), (4, 1, 1, 2), (5, 4, 12, 16), (5, 4, 20, 16),
-    (9, 4, 2, 128),  # 165 monomials of degree 3: more than kernel.TOGETHER
+    (9, 4, 2, 128),  # 165 monomials of degree 3: more than monomials.TOGETHER
 ]  # fmt: skip
 
 
@@ -319,11 +318,11 @@ def test_power_sums(rng, dim, degree, width, block, dtype):
     queries = rng.standard_normal((5, dim)).astype(dtype)
     t = table(dim, degree)
     weighed = spoilt(dtype, len(t.parent), width)
-    kernel.weigh(absorbed(x, c, degree, "f8"), t.multinomial, t.order, weighed)
+    monomials.weigh(absorbed(x, c, degree, "f8"), t.multinomial, t.order, weighed)
     for where in addresses(dtype):
         low, part = spoilt(dtype, low_count(dim, degree), 5), spoilt(dtype, width, 5)
         sums = spoilt(dtype, degree + 1, width, 5)
-        kernel.power_sums(where, np.ascontiguousarray(queries.T), weighed, t.start, t.run, low, part, sums)
+        monomials.power_sums(where, np.ascontiguousarray(queries.T), weighed, t.start, t.run, low, part, sums)
         check_power_sums(sums, queries, x, c, dtype)
 
 
@@ -344,7 +343,7 @@ def test_answer(rng, dtype):
     c = np.column_stack([rng.standard_normal((13, width - 1)), np.ones(13)])
     mu = k.mean(axis=0)
     weighed = spoilt(dtype, len(t.parent), width)
-    kernel.weigh(absorbed(math.sqrt(scale) * (k - mu), c, degree, "f8"), t.multinomial, t.order, weighed)
+    monomials.weigh(absorbed(math.sqrt(scale) * (k - mu), c, degree, "f8"), t.multinomial, t.order, weighed)
     radius = float(math.sqrt(scale) * np.linalg.norm(q, axis=1).max() * 0.99)  # the longest query is shortened
     short = np.array([naive.shrink(row, radius / math.sqrt(scale)) for row in q.astype("f8")])
     for where in addresses(dtype):
@@ -352,7 +351,7 @@ def test_answer(rng, dtype):
         scratch = (spoilt(dtype, *shape) for shape in ((dim, 9), (count, 9), (width, 4), (degree + 1, width, 4)))
         rest = t.start, t.run, *scratch, spoilt("f8", degree + 6, 4), spoilt("f8", *SPARE), m, y, doubt
         bounds = np.array([10.0, radius])
-        assert kernel.answer(where, q, mu, np.zeros(dim), scale, bounds, False, weighed, *rest) == 1
+        assert poly.answer(where, q, mu, np.zeros(dim), scale, bounds, False, weighed, *rest) == 1
         assert doubt[np.linalg.norm(q, axis=1).argmax()] >= 1 and (doubt < 1).sum() > 3
         logits = scale * short @ (k - mu).T
         for i, row in enumerate(logits):
@@ -367,7 +366,7 @@ def test_answer(rng, dtype):
 def test_hermite(degree, mean, variance, x):
     """The kernel's powers of x are the expansion in Hermite polynomials, term by term."""
     coefficients = np.full((degree + 1, 3), np.nan)
-    kernel.hermite(np.array([7.0, mean, 0.0]), np.array([1.0, variance, 0.0]), coefficients)
+    expansion.hermite(np.array([7.0, mean, 0.0]), np.array([1.0, variance, 0.0]), coefficients)
     found = sum(a * x**l for l, a in enumerate(coefficients[:, 1]))
     size = sum(abs(a * x**l) for l, a in enumerate(coefficients[:, 1]))
     assert found == pytest.approx(naive.hermite(degree, x, mean, variance), rel=1e-11, abs=1e-13 * max(size, 1))
@@ -381,7 +380,7 @@ def test_the_hermite_polynomial_is_the_nearest_to_exp(sigma, mean):
     x, weights = mean + sigma * nodes, weights / weights.sum()
     true = np.exp(x - mean - sigma**2 / 2)
     a = np.empty((4, 1))
-    kernel.hermite(np.array([mean]), np.array([sigma**2]), a)
+    expansion.hermite(np.array([mean]), np.array([sigma**2]), a)
     a = a[:, 0]
 
     def error(coefficients):
@@ -406,7 +405,7 @@ def test_blend(rng, degree, taylor, dtype):
     m, y = np.full(4, 0.25, dtype), np.full((4, 3), np.nan)
     work = spoilt("f8", degree + 6, 4)
     work[degree + 3] = np.abs(x).max(axis=1)
-    kernel.blend(sums, taylor, work, spoilt("f8", *SPARE), m, y)
+    poly.blend(sums, taylor, work, spoilt("f8", *SPARE), m, y)
     for i in range(4):
         weights = naive.logit_weights(x[i], degree, taylor, np.abs(x[i]).max())
         expected = sum(w * row for w, row in zip(weights, c, strict=True))
@@ -426,7 +425,7 @@ def test_a_polynomial_follows_logits_that_are_no_gaussian(rng, degree, dtype):
     sums = np.stack([(x**l @ c).T for l in range(degree + 1)]).astype(dtype)
     m, y, work = np.zeros(3, dtype), np.empty((3, 3)), spoilt("f8", degree + 6, 3)
     work[degree + 3] = np.abs(x).max(axis=1)
-    kernel.blend(sums, False, work, spoilt("f8", *SPARE), m, y)
+    poly.blend(sums, False, work, spoilt("f8", *SPARE), m, y)
     for i in range(3):
         found = y[i] * math.exp(float(m[i]))
         weights = naive.logit_weights(x[i], degree)
@@ -438,5 +437,5 @@ def test_a_polynomial_follows_logits_that_are_no_gaussian(rng, degree, dtype):
 
 def test_blend_without_any_token_is_nothing():
     m, y = np.zeros(2), np.full((2, 3), np.nan)
-    kernel.blend(np.zeros((5, 3, 2)), False, spoilt("f8", 10, 2), spoilt("f8", *SPARE), m, y)
+    poly.blend(np.zeros((5, 3, 2)), False, spoilt("f8", 10, 2), spoilt("f8", *SPARE), m, y)
     assert (m == 0).all() and (y == 0).all()

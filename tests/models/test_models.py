@@ -205,7 +205,8 @@ def test_chunks_change_no_figure_but_by_rounding(folders):
 
 
 def test_the_table(folders):
-    done = _invoke(folders["grouped heads"], folders["text"], "--resident-rows", "96,128", "--tokens", "600")
+    done = _invoke(folders["grouped heads"], folders["text"], "--resident-rows", "16%,128", "--tokens", "600")
+    assert "--resident-rows 16% of 600 keys: 96" in done.stderr
     assert "600 tokens, nats per token: exact" in done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("streamattn perplexity:")

@@ -36,6 +36,7 @@ NAMES = {  # name of a part of a layer
     "number behind": "{part}_{n}",
     "number before": "layer{n}_{word}",
     "projections": "model.layers.{n}.self_attn.{part}_proj",
+    "lists": "{part}.{n}",
 }
 WORDS = {"q": "query", "k": "key", "v": "value"}
 CACHES = {  # the same of caches, which have no queries

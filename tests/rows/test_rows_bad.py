@@ -98,6 +98,14 @@ def test_rows_of_k_and_v_differ(npy):
     assert "(5, 3, 2)" in message and "(4, 3, 2)" in message
 
 
+def test_outputs_of_projections_are_said_to_be_read_without_their_batch(npy):
+    """(1, rows, heads x items), what a hook of a linear layer sees."""
+    words = {part: npy(f"{part}.npy", 1, 30, width) for part, width in (("q", 8), ("k", 8), ("v", 8))}
+    refused(InputMalformed, r"1 heads found for q.* save two axes, \(rows, heads x items\)", heads=4, **words)
+    words |= {part: npy(f"{part}2.npy", 1, 30, 4) for part in "kv"}
+    refused(InputMalformed, "fit together in no layout.* save two axes", heads=4, kv_heads=2, **words)
+
+
 @pytest.mark.parametrize(("layout", "q", "k", "found"), [
     ("TD", (5, 3), (5, 2), "3 items and .* 2"),
     ("THD", (5, 2, 3), (5, 2, 4), "3 items and .* 4"),

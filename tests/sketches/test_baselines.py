@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import naive
 import numpy as np
 import pytest
 
+import streamattn_cli
 from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -15,7 +17,8 @@ from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.histories.balance import BalanceParams
 from streamattn_cli.sketches.histories.evict import EvictParams
 from streamattn_cli.sketches.histories.levels import LEVELS, level_of, level_to_halve, segment
@@ -193,6 +196,14 @@ def test_merged_reservoirs_are_a_weighted_sample_of_all(pieces):
 
 
 # --- evict
+
+
+def test_evict_with_fewer_queries_than_probes(rng):
+    """Full attention of a few queries was an internal bug."""
+    q, k, v = rng.standard_normal((5, 4)), 3 * rng.standard_normal((400, 4)), rng.standard_normal((400, 3))
+    found = streamattn_cli.attend(q, k, v, method="evict", resident_rows=64, causal=False).out
+    expected = naive.attention(q, k, v, 0.5)
+    assert np.linalg.norm(found - expected) < 0.6 * np.linalg.norm(expected - v.mean(axis=0))
 
 
 def test_evict_keeps_what_attention_dwelt_on():

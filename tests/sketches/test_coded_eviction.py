@@ -12,7 +12,8 @@ from streamattn_cli.kernels import coded
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.coding.codedrows import CodedRows, code_bytes
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.histories.evict import EvictParams
 from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.method import MethodOptions

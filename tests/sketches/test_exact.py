@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streamattn_cli.sketches.exact import CHUNK, ExactQueries, KeyTiles, ValueMeans
-from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.tiles import TILE
 
@@ -18,7 +18,7 @@ ROWS = 1800  # several tiles of keys, a ragged one at the end
 
 def answered(q, k, c, positions, scale):
     held = ExactQueries(q, positions, c.shape[1] - 1, scale)
-    work = allocate(held.work_spec(c.shape[1] - 1, q.dtype.str[1:]))
+    work = allocate(held.work_spec(c.shape[1] - 1))
     held.absorb(k, c, work)
     held.finish(work)
     out = np.full((*q.shape[:2], c.shape[1] - 1), np.nan, q.dtype)
@@ -47,7 +47,7 @@ def test_small_shares_against_the_loops(rng, causal, dtype):
     rows = np.array([0, 3, 5, 9, 20, TILE, TILE + 39])
     ends = np.minimum(rows + 1, 9) if causal else np.full(7, 9)
     held = ExactQueries(q[None, rows], rows if causal else None, 2, 0.8, (3, ends))
-    work = allocate(held.work_spec(2, dtype))
+    work = allocate(held.work_spec(2))
     held.absorb(k, with_weights(v), work)
     held.finish(work)
     for i, row in enumerate(rows):
@@ -148,7 +148,7 @@ def test_tokens_that_no_query_of_a_chunk_sees_are_not_looked_at(rng, monkeypatch
     n, looked = 3 * TILE, []
     q, k, c = rng.standard_normal((1, n, 4)), rng.standard_normal((n, 4)), np.ones((n, 3))
     held = ExactQueries(q, np.arange(n), 2, 0.5, history=(0, np.arange(n)))
-    work = allocate(held.work_spec(2, "f8"))
+    work = allocate(held.work_spec(2))
     attend = Partial.attend
 
     def looking(self, *words, **more):

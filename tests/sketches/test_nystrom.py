@@ -21,7 +21,8 @@ from streamattn_cli.kernels import queries as query_kernel
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.histories import querymodel
 from streamattn_cli.sketches.histories.nystrom import (
     NystromHistory,

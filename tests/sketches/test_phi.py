@@ -4,7 +4,7 @@ import naive_sketches as naive
 import numpy as np
 import pytest
 
-from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.sketches.histories.poly import PolyParams
 from streamattn_cli.sketches.paper.countsketch import (
     PHI,

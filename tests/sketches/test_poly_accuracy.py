@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from streamattn_cli.sketches.exact import ExactQueries
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.histories.poly import PolyParams
 
 KEYS, QUERIES, DIM, VALUE_DIM, STD = 1 << 14, 256, 8, 8, 0.7
@@ -20,7 +21,7 @@ def made(request):
     c = np.column_stack([rng.standard_normal((KEYS, VALUE_DIM)), np.ones(KEYS)])
     assert np.std(q[0] @ k.T, axis=1) == pytest.approx(STD, rel=0.05)
     exact = ExactQueries(q, None, VALUE_DIM, 1.0)
-    work = allocate(exact.work_spec(VALUE_DIM, "f8"))
+    work = allocate(exact.work_spec(VALUE_DIM))
     exact.absorb(k, c, work)
     exact.finish(work)
     truth = np.empty((1, QUERIES, VALUE_DIM))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from streamattn_cli.errors import CannotMeet, InputMalformed
-from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.sketches.histories.poly import PolyHistory, PolyParams
 from streamattn_cli.sketches.paper.sketched import SketchedHead, SketchParams, require_psi
 

@@ -10,7 +10,8 @@ from test_nystrom import HEAD, causal, relative
 
 from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import atoms, hadamard, sixbits
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.histories.nystrom import NystromParams, atom_bytes, nystrom_params
 from streamattn_cli.testing.streams import Stream, attention
 

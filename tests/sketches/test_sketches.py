@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamattn_cli.errors import CannotMeet
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate, pieces, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention, pieces
+from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.histories.poly import PolyHistory, PolyParams, query_limit
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.tiles import TILE
@@ -242,6 +243,15 @@ def test_refusal_names_the_error_and_what_to_do():
     assert caught.value.code == 11
     mild = HeadParams(64, 64, 1 / 64, history=PolyParams(2))
     assert HeadAttention(mild).calibrate(k[:, 0], c, q.transpose(1, 0, 2).reshape(-1, 64)) < 0.25
+
+
+def test_sums_beyond_floats_are_refused_in_words(rng):
+    k, c = rng.standard_normal((100, 3)), np.full((100, 3), 1e307)
+    c[:, -1] = 1
+    sketch = HeadAttention(HeadParams(3, 2, 1.0, "f8", history=PolyParams(2, max_error=1e308)))
+    with pytest.raises(CannotMeet, match=r"beyond the range of floats, logits reach [\d.]+\. Divide values by a power"):
+        sketch.calibrate(k, c, k)
+    assert sketch.calibrate(k * 0, c * 0, k) is None  # rows that were all dropped "would err by about nan"
 
 
 def test_the_prediction_is_the_error():

@@ -19,9 +19,17 @@ from streamattn_cli.engine.audit.estimate import (
     by_sequence,
     estimate,
     estimate_bytes,
+    norm_of,
     worst_rows,
 )
-from streamattn_cli.engine.audit.exactrows import ExactRows, ExactSequences, exact_rows, read_queries, wide_queries
+from streamattn_cli.engine.audit.exactrows import (
+    TRUTH,
+    ExactRows,
+    ExactSequences,
+    exact_rows,
+    read_queries,
+    wide_queries,
+)
 from streamattn_cli.engine.audit.sample import SizeSample
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.saving.saver import State
@@ -71,7 +79,7 @@ class Auditing:
     def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict) -> None:
         """Show the keys (n, d) and values (n, dv + 1) of a lane from this row of the stream on, in the first pass."""
 
-    def hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
+    def observe(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
         """What the method answered to rows start..; q: their block, where it cannot be read again."""
         raise NotImplementedError
 
@@ -179,7 +187,7 @@ class Auditor(Auditing):
         if self.drawn:
             self.drawn.see(lane, k, c, row, work)
 
-    def hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
+    def observe(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
         """See Auditing."""
         if start < self.heard:  # the same answers again, for another purpose
             return
@@ -265,7 +273,7 @@ class Auditor(Auditing):
 
     def _held(self, rows: np.ndarray) -> np.ndarray:
         held = {int(row): q for s in self.samples.values() for row, q in zip(s.rows, s.queries, strict=True)}
-        return np.array([held[int(row)] for row in rows]).transpose(1, 0, 2).copy()
+        return np.array([held[int(row)] for row in rows], TRUTH).transpose(1, 0, 2).copy()
 
     def _chances(self, rows: np.ndarray, facts: np.ndarray) -> np.ndarray:
         """How likely each row was to be in the sample, by any of the ways into it."""
@@ -334,10 +342,10 @@ def compare_answers(
     apart = None
     if flagged is not None and (met := flagged[good]).any():
         (error,) = estimate(wrong.sum(axis=1)[met][:, None], together[met][:, None], design.only(met))
-        apart = Flagged(flagged_rows, int(met.sum()), error, unit * float(np.sqrt(weight[met] @ together[met])))
+        apart = Flagged(flagged_rows, int(met.sum()), error, float(norm_of(weight[met] @ together[met], unit)))
     elif flagged_rows:
         apart = Flagged(flagged_rows, 0, None)
-    norm = unit * float(np.sqrt(weight @ together))
+    norm = float(norm_of(weight @ together, unit))
     return Audit(
         int(good.sum()),
         method,
@@ -349,7 +357,7 @@ def compare_answers(
         history_mass=mass,
         flagged=apart,
         norm=norm,
-        norms=tuple(map(float, unit * np.sqrt(weight @ size))),
+        norms=tuple(map(float, norm_of(weight @ size, unit))),
         sequences=by_sequence(wrong, size, design, sequences, unit) if sequences else (),
     ), None
 

@@ -151,11 +151,18 @@ def by_sequence(
     found, firsts = np.unique(numbers, return_index=True)
     totals = [np.add.reduceat(weight * squares, firsts) for squares in (wrong, size)]
     errors, errors_of_all = _ratio(*totals), _ratio(*(total.sum(axis=1) for total in totals))
-    counts, norms = np.diff([*firsts, len(numbers)]), unit * np.sqrt(totals[1].sum(axis=1))
+    counts, norms = np.diff([*firsts, len(numbers)]), norm_of(totals[1].sum(axis=1), unit)
     return tuple(
         SequenceError(int(number) + sequences.before, int(count), _short(error), float(norm), tuple(map(_short, heads)))
         for number, count, error, norm, heads in zip(found, counts, errors_of_all, norms, errors, strict=True)
     )
+
+
+def norm_of(squares: np.ndarray, unit: float) -> np.ndarray:
+    """The norms of what has these squared norms in another unit, at most the largest number there is."""
+    with np.errstate(over="ignore"):
+        found: np.ndarray = np.minimum(unit * np.sqrt(squares), np.finfo(np.float64).max)
+    return found
 
 
 def estimate_bytes(rows: int, columns: int) -> int:

@@ -11,9 +11,11 @@ from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.sketches.exact import ExactQueries, ValueMeans
 from streamattn_cli.sketches.tiles import TILE
 
+TRUTH = "f8"  # precision of what answers are compared with: rounding of float32 is a part of their error
+
 
 class ExactRows:
-    """Queries of `rows` (n,) int64, sorted, q (heads, n, d): their exact and their trivial answers.
+    """Queries of `rows` (n,) int64, sorted, q (heads, n, d): their exact and their trivial answers, in the precision of q.
 
     shares: whether to tell which share of their attention falls on the history; means: the trivial answers, too.
     """
@@ -51,7 +53,7 @@ class ExactRows:
     @staticmethod
     def projected_bytes(problem: Problem, rows: int, means: bool = True) -> int:
         """Bytes of an object and of its queries."""
-        p, d, dv, lanes = problem.precision, problem.q.dim, problem.v.dim, len(problem.k)
+        p, d, dv, lanes = TRUTH if means else problem.precision, problem.q.dim, problem.v.dim, len(problem.k)
         exact = ExactQueries.projected_bytes(problem.group, rows, d, dv, p, history=means) * lanes
         queries = rows * len(problem.q) * d * np.dtype(p).itemsize
         done = rows * len(problem.q) * 8 * (2 * dv + 1) + queries if problem.sequences else 0
@@ -160,7 +162,7 @@ class ExactSequences:
             return None
         p, first = self.problem, int(self.problem.q.several.edges[number])
         keys = int(np.diff(p.k.several.edges[number : number + 2])[0])
-        q = np.zeros((len(p.q), b - a, p.q.dim), p.precision)
+        q = np.zeros((len(p.q), b - a, p.q.dim), self.q.dtype)
         q[lane.query_heads] = self.q[lane.query_heads, a:b]
         return ExactRows(p, [lane], self.rows[a:b] - first, q, self._means, keys, p.first_of(number))
 
@@ -231,9 +233,9 @@ def exact_rows(
 
 
 def read_queries(problem: Problem, lanes: list[Lane], rows: np.ndarray) -> np.ndarray:
-    """The queries of `rows` (n,) int64 as (heads, n, d), zero where they are dropped; q must be seekable."""
+    """The queries of `rows` (n,) int64 as (heads, n, d) float64, zero where they are dropped; q must be seekable."""
     tensor = problem.q.tensor
-    found = np.zeros((len(problem.q), len(rows), problem.q.dim), problem.precision)
+    found = np.zeros((len(problem.q), len(rows), problem.q.dim), TRUTH)
     row = np.empty((tensor.outer, 1, tensor.width), DTYPES[tensor.dtype].holder)
     for slot, at in enumerate(rows):
         tensor.read_into(row, int(at))

@@ -10,9 +10,10 @@ from streamattn_cli.engine.audit.audit import MOST_DOUBT
 from streamattn_cli.engine.audit.exactrows import exact_rows, wide_queries
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.workers.lanes import Answers, Lane
-from streamattn_cli.errors import CannotMeet, UsageError
+from streamattn_cli.errors import UsageError
 from streamattn_cli.kernels import norms
 from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.tensors.heads import refuse_pipes
 
 BATCH_BYTES = 32 << 20  # of queries and their growing answers, in one pass over the keys
 
@@ -34,7 +35,7 @@ class Repairs:
         """What is held, as named arrays."""
         return {"numbers": self.numbers, "scores": self.scores}
 
-    def hear(self, start: int, answers: Answers, _q: np.ndarray | None = None) -> None:
+    def observe(self, start: int, answers: Answers, _q: np.ndarray | None = None) -> None:
         """Answers to rows start.., as the method gave them. Equal scores: the earlier answer."""
         found = np.empty(answers.doubt.shape)
         norms.squares(answers.rows, found)
@@ -120,8 +121,6 @@ def repair_count(problem: Problem) -> int:
         raise UsageError("--repair: exact attention has nothing to repair; omit it")
     if request.top_k or problem.sketches:
         raise UsageError("--repair: rows of --top-k and --sketches are not written one by one; omit it")
-    for heads in (problem.q, problem.k, problem.v):
-        if not heads.tensor.seekable:
-            raise CannotMeet(f"{heads.tensor.name}: --repair reads its rows again, and a pipe passes once; use a file")
+    refuse_pipes((problem.q, problem.k, problem.v), "--repair reads its rows again")
     rows = problem.q.count
     return min(rows, count if share is None else int(np.ceil(share * rows)))

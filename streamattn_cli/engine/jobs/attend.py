@@ -56,7 +56,7 @@ def attend(
     with ExitStack() as stack:
         with interrupts.at_once():
             inputs = stack.enter_context(open_inputs(request.inputs, apart=not (request.top_k or request.sketches)))
-            files = file_states(heads.tensor for heads in inputs.parts)
+            files = file_states((heads.tensor for heads in inputs.parts), request.query_model)
             plan = make_plan(resolve(request, inputs))
         problem = plan.problem
         facts = facts_of(problem, plan.audit_rows)
@@ -76,7 +76,7 @@ def attend(
         with measured(plan, listener, interrupts) as ceremony:
             every = request.checkpoint_every
             saver = Saver(checkpoint, facts, sources, every, writer, doubts) if checkpoint else None
-            ceremony.watch.unsaved = saver.unsaved if saver else None
+            ceremony.watch.saved_by(saver)
             run = make_run(plan, ceremony.watch, writer, doubts, saver)
             try:
                 if saved:
@@ -161,7 +161,7 @@ def saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None
         result = run.go()
     except Interrupted as stop:
         saver.save(run)
-        stop.consequence = f"the checkpoint {saver.writer.path} was saved; continue with --resume"
+        stop.saved(f"the checkpoint {saver.writer.path}")
         raise
     saver.save(run)
     return result

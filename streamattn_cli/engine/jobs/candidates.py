@@ -11,7 +11,7 @@ from streamattn_cli.engine.request.requests import CompareRequest, RunRequest
 from streamattn_cli.errors import UsageError
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.monomials import feature_count
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
 from streamattn_cli.units import format_bytes
@@ -59,7 +59,7 @@ def _candidate(word: str) -> Candidate:
 
 
 def requests(
-    request: CompareRequest, candidates: list[Candidate], problem: Problem
+    request: CompareRequest, budgets: tuple[int, ...], candidates: list[Candidate], problem: Problem
 ) -> Iterator[tuple[str, int, RunRequest | str]]:
     """(label, resident rows, request) of every run; a reason in place of the request where there can be none.
 
@@ -67,7 +67,7 @@ def requests(
     """
     head = HeadParams(problem.k.dim, problem.v.dim, problem.scale, problem.precision, storage=_stored(problem))
     one = row_bytes(head)
-    for budget in request.budgets:
+    for budget in budgets:
         rows = budget // (one * len(problem.k)) if request.by_bytes else budget
         for candidate in candidates:
             changed = request.run(
@@ -77,7 +77,7 @@ def requests(
             if candidate.method != "poly":
                 yield candidate.label, rows, changed
             elif "degree" in candidate.settings:
-                if budget == request.budgets[0]:
+                if budget == budgets[0]:
                     yield candidate.label, rows, replace(changed, resident_rows=None)
             else:
                 degree = _largest_degree(changed, head, rows * one)

@@ -33,7 +33,7 @@ from streamattn_cli.engine.passes.driver import Driver
 from streamattn_cli.engine.passes.run import lanes_of
 from streamattn_cli.engine.passes.warm import warm
 from streamattn_cli.engine.planning.plan import Plan
-from streamattn_cli.engine.planning.resolve import resolve
+from streamattn_cli.engine.planning.resolve import budgets_in_rows, resolve
 from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.requests import CompareRequest, RunRequest
@@ -44,9 +44,10 @@ from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.layers import Layer
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
+from streamattn_cli.rows.tensors.heads import refuse_pipes
 from streamattn_cli.versions import OURS, versions
 
-ALIKE = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
+SAME_COST = 1.03  # costs that differ by less count as equal: budgets are met to a few rows, and times vary
 
 
 Wanted = tuple[str, int, "RunRequest | str"]  # label, resident rows, and the request or why there is none
@@ -132,11 +133,14 @@ def compare_on(
     """`compare` of inputs that are open. many: what makes all trials elsewhere, as `_on_engine`."""
     files = file_states(heads.tensor for heads in inputs.parts)
     problem = _exact_problem(request.run(), inputs)
-    for note in problem.notes:
+    keys = problem.k.sequences.longest if problem.k.sequences else problem.k.count
+    budgets, shares = budgets_in_rows(request.budgets, keys)
+    notes = (*problem.notes, *shares)
+    for note in notes:
         listener(Note(note))
     plan = make_plan(problem)
     truth = _truth(plan, min(request.audit, problem.q.count), listener, interrupts)
-    wanted = list(requests(request, parse_candidates(request.methods), problem))
+    wanted = list(requests(request, budgets, parse_candidates(request.methods), problem))
 
     def one_by_one() -> Iterator[Tried]:
         for label, budget, settings in wanted:
@@ -153,15 +157,8 @@ def compare_on(
         raise CannotMeet(f"{problem.k.tensor.name}: no method could run; the first: {trials[0].refused}")
     facts = {name: value for name, value in problem.facts().items() if name not in ("method", "params")}
     facts["versions"] = versions()
-    return Comparison(
-        problem.k.tensor.name,
-        facts | {"threads": plan.threads},
-        len(truth.design.rows),
-        truth.seconds,
-        trivial,
-        _fronts(trials),
-        problem.notes,
-    )
+    facts["threads"], audited = plan.threads, len(truth.design.rows)
+    return Comparison(problem.k.tensor.name, facts, audited, truth.seconds, trivial, _fronts(trials), notes)
 
 
 def _on_engine(
@@ -214,12 +211,7 @@ def audit_answers(answers: np.ndarray, request: RunRequest, inputs: Inputs) -> A
 
 
 def _exact_problem(request: RunRequest, inputs: Inputs) -> Problem:
-    for heads in inputs.parts:
-        if not heads.tensor.seekable:
-            raise CannotMeet(
-                f"{heads.tensor.name}: compare reads its input once per method, and a pipe passes once; write "
-                "the rows to a file first"
-            )
+    refuse_pipes(inputs.parts, "compare reads its input once per method")
     if request.audit < 1:
         raise UsageError(f"--audit {request.audit}: compare needs rows to measure errors on, 1 or more")
     return resolve(replace(request, method="exact", audit=0), inputs)
@@ -289,7 +281,7 @@ def _fronts(trials: list[Trial]) -> tuple[Trial, ...]:
 
     def best(error: float, own: float, cost: Callable[[Trial], float]) -> bool:
         return not any(
-            (theirs < error and cost(t) <= own * ALIKE) or (theirs == error and cost(t) < own / ALIKE)
+            (theirs < error and cost(t) <= own * SAME_COST) or (theirs == error and cost(t) < own / SAME_COST)
             for t, theirs in ran
         )
 

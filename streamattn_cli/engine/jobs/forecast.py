@@ -21,14 +21,14 @@ from streamattn_cli.engine.watch.meter import available_memory
 from streamattn_cli.engine.workers.pool import default_threads
 from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
-from streamattn_cli.rows.tensors.hypothetical import imagined
+from streamattn_cli.rows.tensors.placeholder import imagined
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import DEFAULT_ROWS, row_bytes
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 
 LADDER = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)  # resident rows
 AUDIT = 64  # rows, on the recommended command line
-CLASSES = ((0.01, "below 1%"), (0.05, "1% to 5%"), (0.25, "5% to 25%"), (math.inf, "above 25%"))
+CLASSES = ((0.01, "up to 1%"), (0.05, "up to 5%"), (0.25, "up to 25%"), (math.inf, "unknown"))
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,8 @@ def _settings(method: str, request: RunRequest, degree: int | None) -> list[dict
 
 
 def _error_class(method: str, plan: Plan, spread: dict | None) -> str:
-    """In words: of poly by its formula for values without structure; nobody knows that of the others before they run."""
+    """In words: of poly by its formula for values without structure, which was above the measured error of every head tried;
+    nobody knows that of the others before they run."""
     problem = plan.problem
     if (
         method == "exact"

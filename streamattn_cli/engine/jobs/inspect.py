@@ -20,6 +20,7 @@ from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.inputs.arrays import single
+from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
 from streamattn_cli.rows.inputs.paths import Place, find
 from streamattn_cli.rows.spec import InputSpec
@@ -52,6 +53,7 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
         if spec.input != "-":
             report["command"] = command(typed if spec.number is not None else spec, inputs, layered)
         parts = inputs.heads
+        files = file_states(heads.tensor for heads in parts.values())
         with interrupts.at_once():
             sample = sample_rows(inputs)
         watch = Watch(listener, interrupts)
@@ -62,6 +64,7 @@ def inspect(spec: InputSpec, scale: str | None, listener: Listener, interrupts: 
             factor = scale_value(str(scale or inputs.attrs.get("scale", "sqrt")), parts["k"].dim)
             report["logits"] = logit_spread(*sample, factor, bool(inputs.attrs.get("causal", False)))
             report |= _methods(spec, report["logits"], inputs, max(rows for rows, _ in scans.values()))
+        check_unchanged(files)
     for text in report["notes"]:
         listener(Note(text))
     return report

@@ -47,12 +47,13 @@ class JobCheckpoint:
         self._writer = CheckpointWriter(name)
         self.tag = part_tag(self._writer)
         self._saved_at, self._saved_row = time.monotonic(), 0.0
+        self._cleared: set[str] = set()  # files of pieces that are gone
         try:
             if checkpoint_there(name, request):
                 self._load(name)
             for sheet in sheets:
                 for at in range(len(sheet.pieces) if not sheet.parts else 0):  # of outputs that are gone
-                    self._clear(sheet, at)
+                    _remove(self._path(sheet, at))
         except BaseException:
             self._writer.close()
             raise
@@ -65,13 +66,10 @@ class JobCheckpoint:
 
     def of_piece(self, sheet: Sheet, at: int) -> Saving:
         """How a piece is saved while it is answered."""
-        path = f"{os.path.abspath(self.path)}.piece-{self._sheets.index(sheet)}-{at}"
-        return Saving(path, self._request.checkpoint_every, self.facts["job"]["digest"])
+        return Saving(self._path(sheet, at), self._request.checkpoint_every, self.facts["job"]["digest"])
 
-    def _clear(self, sheet: Sheet, at: int) -> None:
-        """Remove what was saved of a piece."""
-        with suppress(FileNotFoundError):
-            os.unlink(self.of_piece(sheet, at).path)
+    def _path(self, sheet: Sheet, at: int) -> str:
+        return f"{os.path.abspath(self.path)}.piece-{self._sheets.index(sheet)}-{at}"
 
     def reached(self, rows: float, joint: Joint | None) -> None:
         """So many rows of all sheets are answered; saves when it is time."""
@@ -100,10 +98,10 @@ class JobCheckpoint:
         self._writer.commit(state, describe(self.facts, phase, rows, self._sheets[0].sources, None))
         self._saved_at = time.monotonic()
         for sheet in self._sheets:
-            over = {at for at in sheet.done if not (sheet.left and sheet.pieces[at].keys)} - sheet.cleared
-            for at in over:
-                self._clear(sheet, at)
-            sheet.cleared |= over
+            over = {self._path(sheet, at) for at in sheet.done if not (sheet.left and sheet.pieces[at].keys)}
+            for path in over - self._cleared:
+                _remove(path)
+            self._cleared |= over
 
     def _load(self, name: str) -> None:
         state, meta = read(name, self._request.memory or available_memory())
@@ -129,10 +127,14 @@ class JobCheckpoint:
             )
         for key in gone:  # the run ended after it had its name
             recover(targets[key] + ".json", parts[key].split(".")[-2])
-        lost = {at for at in done if sheet.pieces[at].keys and not os.path.exists(self.of_piece(sheet, at).path)}
-        sheet.done = {at: each for at, each in done.items() if complete or at not in lost}
-        sheet.parts, sheet.finished = there, complete and not there
-        sheet.before = sheet.rows_done
+        lost = {at for at in done if sheet.pieces[at].keys and not os.path.exists(self._path(sheet, at))}
+        left = {at: each for at, each in done.items() if complete or at not in lost}
+        sheet.take_up(left, there, complete and not there)
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _facts(sheets: list[Sheet]) -> dict:

@@ -13,7 +13,8 @@ from streamattn_cli.engine.saving.sources import check_disjoint
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.errors import CheckpointIncompatible, UsageError
 from streamattn_cli.rows.targets import refuse_existing
-from streamattn_cli.sketches.head import HeadAttention, allocate
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import allocate
 
 
 def merge(names: list[str], target: str, pool_queries: bool = False, force: bool = False) -> dict:

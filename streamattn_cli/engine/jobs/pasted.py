@@ -16,11 +16,12 @@ from streamattn_cli.rows.spec import InputSpec
 
 
 def one_layer(spec: InputSpec, notes: list[str]) -> tuple[InputSpec, bool]:
-    """The input as it is; of several layers in one file, or of files with {layer} in their names, the first, with a note. And
-    whether `--layer all` takes them all."""
-    if any(word and PLACE in word for word in (spec.input, spec.q, spec.k, spec.v)):
+    """The input as it is; of several layers in one file, or in files with {layer} in their names, the first that --layer asks
+    for, with a note. And whether `--layer` takes them all."""
+    if spec.layer or any(word and PLACE in word for word in (spec.input, spec.q, spec.k, spec.v)):
         layers = layers_of(spec)
-        notes.append(f"{len(layers)} layers by the names of their files; layer {layers[0].number} is looked at")
+        if len(layers) > 1:
+            notes.append(f"{len(layers)} layers; layer {layers[0].number} is looked at")
         return layers[0].spec, True
     if spec.group or spec.input is None or spec.input == "-":
         return spec, False
@@ -50,7 +51,7 @@ def bent(inputs: Inputs, layers: bool = False) -> bool:
 def command(spec: InputSpec, inputs: Inputs, layered: bool) -> str:
     """The command to paste: `attend`, of all layers where that can be, or `sketch` where there are no queries."""
     config = config_beside(spec) if "causal" not in inputs.attrs else None
-    shown = replace(spec, group=None, layer="all") if layered and inputs.q is not None else spec
+    shown = replace(spec, group=None, layer=spec.layer or "all") if layered and inputs.q is not None else spec
     shown = replace(shown, config=config or spec.config)
     words = [shown.input] if shown.input is not None else []
     for name, default, described in options_of(InputSpec):

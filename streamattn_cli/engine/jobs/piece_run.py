@@ -136,7 +136,7 @@ def opened(request: Answering) -> Iterator[Whole]:
         yield Whole(
             problem,
             sources_of(problem, request.fingerprint),
-            file_states(heads.tensor for heads in inputs.parts),
+            file_states((heads.tensor for heads in inputs.parts), request.query_model),
             make_run,
         )
 
@@ -234,7 +234,7 @@ def _saver(
     saved = _saved(told.path, facts, whole)
     if saved:
         for writer in filter(None, writers):
-            writer.rows_written = json.loads(saved.meta["output"])["rows"]
+            writer.resume(json.loads(saved.meta["output"])["rows"])
     return Saver(checkpoint, facts, {}, told.every, *writers), saved
 
 

@@ -28,8 +28,7 @@ from streamattn_cli.rows.inputs.checks import check_layout
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states, identity
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
 from streamattn_cli.rows.tensors.heads import Heads
-from streamattn_cli.rows.tensors.hypothetical import imagined
-from streamattn_cli.rows.tensors.placeholder import absent
+from streamattn_cli.rows.tensors.placeholder import absent, imagined
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.recordout import waits
 from streamattn_cli.rows.writers.writer import open_writer

@@ -34,11 +34,13 @@ from streamattn_cli.engine.saving.sources import check_same, key_sources
 from streamattn_cli.engine.watch.events import Finished, Listener, Outcome, Progress
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CannotMeet, UsageError
+from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.inputs.fingerprint import check_unchanged, file_states
 from streamattn_cli.rows.inputs.several_files import absolute, open_stream, wants_queries
+from streamattn_cli.rows.tensors.heads import refuse_pipes
 from streamattn_cli.rows.tensors.ranges import first_row
-from streamattn_cli.sketches.head import HeadAttention, allocate
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.versions import OURS
 
 ALIGN = 512  # rows: shards begin where tiles and groups begin
@@ -91,7 +93,7 @@ def sketch_shards(request: SketchRequest, listener: Listener, interrupts: Interr
     """
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
-        files = file_states(inputs.heads[part].tensor for part in "kv")
+        files = file_states((heads.tensor for heads in inputs.heads.values()), request.query_model)
         problem = keys_problem(request.run(), inputs, None)
         asked = _check(request, problem)
         engine = find_engine(request.engine or "threads")
@@ -120,7 +122,7 @@ def sketch_shards(request: SketchRequest, listener: Listener, interrupts: Interr
             def states() -> Iterator[list[HeadAttention]]:
                 for shard, done in zip(shards, in_order(opened, task, shards, interrupts), strict=True):
                     dropped[0] += done.dropped
-                    ceremony.watch.bytes_read += done.bytes_read
+                    ceremony.watch.count(bytes_read=done.bytes_read)
                     listener(_progress(shard, pieces, problem, ceremony))
                     yield [HeadAttention(problem.head, state) for state in done.states]
 
@@ -159,12 +161,7 @@ def _check(request: SketchRequest, problem: Problem) -> int | None:
     shards = request.shards
     if shards is not None and shards < 1:
         raise UsageError(f"--shards {shards}: must be at least 1")
-    for heads in (problem.k, problem.v, problem.q):
-        if not heads.tensor.seekable:
-            raise CannotMeet(
-                f"{heads.tensor.name}: a pipe passes once and cannot be cut; omit --shards and --engine, or write the "
-                "rows to a file first"
-            )
+    refuse_pipes((problem.k, problem.v, problem.q), "--shards and --engine cut rows into pieces (omit them)")
     return shards
 
 

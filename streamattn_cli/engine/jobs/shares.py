@@ -23,7 +23,7 @@ from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import spec_bytes
+from streamattn_cli.sketches.headparams import spec_bytes
 
 FIRST_ROWS = 2048  # that are tried, and as many as TIMES an equal share
 TIMES = 8

@@ -74,7 +74,6 @@ class Sheet:
     )  # its unfinished files that a checkpoint knows of, by "out" and "doubt"
     finished: bool = False  # by an earlier run, whose outputs have their names
     before: float = 0.0  # rows that an earlier run has answered
-    cleared: set[int] = field(default_factory=set)  # pieces of which nothing is saved apart any more
     sketches: dict[int, str] = field(
         default_factory=dict
     )  # files of a job that is not saved, by the piece of their keys
@@ -103,6 +102,16 @@ class Sheet:
         """The piece with the keys of a piece of queries, or of the same one if it is that; None where there is none."""
         alike = (n for n, piece in enumerate(self.pieces) if piece.keys and piece.heads == self.pieces[at].heads)
         return next(alike, None)
+
+    def give(self, resident: list[int], *notes: str) -> None:
+        """Let every key head have so many resident rows."""
+        self.resident = resident
+        self.problem = replace(self.problem, notes=self.problem.notes + notes)
+
+    def take_up(self, done: dict[int, Answered], parts: dict[str, str], finished: bool) -> None:
+        """Go on from what an earlier run has left: the pieces that it answered, and its unfinished files."""
+        self.done, self.parts, self.finished = done, parts, finished
+        self.before = self.rows_done
 
     def keep(self) -> None:
         """Make the outputs durable as they are, and let them outlive a failure."""

@@ -37,7 +37,7 @@ from streamattn_cli.rows.tensors.placeholder import absent
 from streamattn_cli.rows.tensors.ranges import first_row
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.bend import Bend
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.registry import history_of
 
 
@@ -106,7 +106,7 @@ def sketch(request: SketchRequest, listener: Listener, interrupts: Interrupts) -
         refuse_inputs([request.output], files_of_request(request))
     with ExitStack() as stack:
         inputs = stack.enter_context(open_stream(request.inputs, need_q=wants_queries(request.inputs)))
-        files = file_states(inputs.heads[part].tensor for part in "kv")
+        files = file_states((heads.tensor for heads in inputs.heads.values()), request.query_model)
         before = open_sketch_file(append, request.memory) if append else None
         problem = keys_problem(request.run(), inputs, before)
         facts, sources = sketch_facts(problem), key_sources(problem, request.fingerprint)
@@ -122,7 +122,7 @@ def sketch(request: SketchRequest, listener: Listener, interrupts: Interrupts) -
         with measured(plan, listener, interrupts) as ceremony:
             own = Saver(writer, facts, {"absorbed": sources}, request.checkpoint_every)
             saver = None if before else own  # a sketch that is added to keeps what it had until the end
-            ceremony.watch.unsaved = saver.unsaved if saver else None
+            ceremony.watch.saved_by(saver)
             run = SketchRun(plan, ceremony.watch, saver)
             try:
                 rows = _absorb(run, before, saved, saver)
@@ -180,7 +180,7 @@ def _absorb(run: SketchRun, before: SketchFile | None, saved: Saved | None, save
     except Interrupted as stop:
         if saver:
             saver.save(run)
-            stop.consequence = f"the sketch {saver.writer.path} was saved; continue with --resume"
+            stop.saved(f"the sketch {saver.writer.path}")
         raise
     return run.rows
 

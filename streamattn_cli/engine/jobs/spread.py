@@ -33,10 +33,11 @@ from streamattn_cli.engine.watch.events import Finished, Listener, Note, Outcome
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
 from streamattn_cli.engine.watch.signals import Interrupts
-from streamattn_cli.errors import CannotMeet, Interrupted, StreamattnError, UsageError
+from streamattn_cli.errors import Interrupted, StreamattnError, UsageError
 from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.layers import Layer
 from streamattn_cli.rows.targets import refuse_existing
+from streamattn_cli.rows.tensors.heads import refuse_pipes
 from streamattn_cli.rows.writers.writer import check_target
 from streamattn_cli.versions import OURS
 
@@ -94,8 +95,8 @@ def _run(
             ongoing.end_those_without_pieces()
             progress = _Told(sheets, plan, ceremony.meter, began)
             found = in_order(workforce, do, ongoing.tasks(), interrupts, bool(attended and attended.keep_going))
-            with _saving(saved, joint):
-                for (sheet, at), answered in zip(places, stack.enter_context(closing(found)), strict=True):
+            with _saving(saved, joint), closing(found):  # while there are workers to be told
+                for (sheet, at), answered in zip(places, found, strict=True):
                     if isinstance(answered, StreamattnError):
                         sheet.failed.append(answered)
                     else:
@@ -173,7 +174,7 @@ def _saving(saved: JobCheckpoint | None, joint: Joint | None) -> Iterator[None]:
     except Interrupted as stop:
         if saved:
             saved.save(joint)
-            stop.consequence = f"the checkpoint {saved.path} was saved; continue with --resume"
+            stop.saved(f"the checkpoint {saved.path}")
         raise
 
 
@@ -203,7 +204,7 @@ def _give_shares(
     """Try every key head, and give each its resident rows."""
     trials = [tried(sheet.attended, sheet.problem) for sheet in sheets]
     for sheet, trial in zip(sheets, trials, strict=True):
-        sheet.resident = [trial.sizes[-1]] * len(sheet.problem.k)  # what memory must suffice for meanwhile
+        sheet.give([trial.sizes[-1]] * len(sheet.problem.k))  # what memory must suffice for meanwhile
     plan, workers, share = _planned(sheets, engine)
     listener(Note(f"--share adaptive: {sum(map(len, (s.pieces for s in sheets)))} key heads answer their first rows"))
     warm(next(sheets[0].plans(share)), listener)
@@ -214,9 +215,8 @@ def _give_shares(
         do = answer_piece if engine.apart else partial(answer_piece, stop=workforce.stop)
         audits = [answered.audit for answered in in_order(workforce, do, tasks, interrupts)]
     for sheet, rows in zip(sheets, shares(trials, audits), strict=True):
-        sheet.resident = rows
         told = f"{sheet.name + ': ' if sheet.name else ''}key heads have {', '.join(map(str, rows))} resident rows"
-        sheet.problem = replace(sheet.problem, notes=(*sheet.problem.notes, told))
+        sheet.give(rows, told)
 
 
 def _sheets(request: AttendRequest) -> tuple[list[Sheet], Results]:
@@ -258,12 +258,7 @@ def _sheet(layer: Layer | None, request: Answering, most: int) -> Sheet:
         raise UsageError(f"-o {request.output}: --engine writes to files; give -o FILE.npy or FILE.h5")
     check_output(request)
     with opened(request) as (problem, sources, files, _):
-        for heads in (problem.q, problem.k, problem.v):
-            if not heads.tensor.seekable:
-                raise CannotMeet(
-                    f"{heads.tensor.name}: a pipe passes once and cannot be cut into pieces; omit --engine, or write the rows "
-                    "to a file first"
-                )
+        refuse_pipes((problem.q, problem.k, problem.v), "--engine cuts rows into pieces (omit it)")
         if isinstance(request, QueryRequest):
             pieces = [Piece(queries=each) for each in query_ranges(problem, most)]
         else:

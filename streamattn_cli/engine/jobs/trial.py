@@ -80,7 +80,7 @@ class _Listening(Auditing):
         self.rows = design.rows
         self.approx = np.full((len(design.rows), heads, value_dim), np.nan)
 
-    def hear(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
+    def observe(self, start: int, answers: Answers, q: np.ndarray | None = None) -> None:
         """See Auditing."""
         a, b = np.searchsorted(self.rows, [start, start + len(answers.rows)])
         self.approx[a:b] = answers.rows[self.rows[a:b] - start]

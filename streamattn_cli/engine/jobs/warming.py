@@ -13,6 +13,7 @@ from streamattn_cli.engine.planning.sizing import make_plan
 from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.signals import Interrupts
+from streamattn_cli.errors import OutputFailed
 from streamattn_cli.kernels import jit
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.inputs.open import Inputs
@@ -26,12 +27,14 @@ ROWS, DIM = 2048, 8
 
 
 def warm_all(listener: Listener, interrupts: Interrupts) -> dict:
-    """Compile what the cache lacks; `methods`, and the number of `kernels` compiled."""
+    """Compile what the cache lacks; `methods`, and the number of `kernels` compiled. Raises OutputFailed where none is kept."""
     with jit.compilation(lambda: listener(Note(COMPILING))) as count:
         for dtype, request in _requests():
             interrupts.check()
             with interrupts.at_once():
                 warm(make_plan(resolve(request, _inputs(dtype))), lambda event: None)
+            if count.unkept:
+                raise OutputFailed(count.told)
     return {"methods": [method.name for method in registry.usable()], "kernels": count.kernels}
 
 

@@ -15,7 +15,8 @@ from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.rows.tensors.sample import spread_rows
 from streamattn_cli.rows.tensors.sequences import Sequences
 from streamattn_cli.rows.tensors.tensor import RowTensor
-from streamattn_cli.sketches.head import LINE, HeadAttention, laid_out, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import LINE, laid_out, spec_bytes
 
 Stored = tuple[np.ndarray, np.ndarray, np.ndarray]  # first rows of k and v, and queries, (O, n, I) as they are stored
 

@@ -21,7 +21,6 @@ class Causal(Pass):
     _beside = 0  # row of the key stream that row 0 of the queries' stands beside
 
     def go(self) -> int:
-        """See Pass."""
         d, p, first = self.driver, self.problem, self.problem.first_query
         if d.phase is None:
             self.sketches.show_first_rows()
@@ -98,7 +97,6 @@ class CausalSequences(Causal):
     of its queries."""
 
     def go(self) -> int:
-        """See Pass."""
         d, p = self.driver, self.problem
         keys, queries = p.k.several.edges, p.q.several.edges
         phase, done, number = d.phase, d.done, 0

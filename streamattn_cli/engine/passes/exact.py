@@ -17,7 +17,6 @@ class Exact(Pass):
     """See Pass."""
 
     def go(self) -> int:
-        """See Pass."""
         d, p, done = self.driver, self.problem, self.driver.done
         while done < p.q.count:
             (first, last), (key, end), beside = self._sequence_of(done)
@@ -36,7 +35,6 @@ class Exact(Pass):
         return done
 
     def counts(self) -> dict[str, int]:
-        """See Pass."""
         return super().counts() | {"unanswered_queries": int(self.driver.workers.total("lane.answers")[2])}
 
     def _answers(self, held: list[ExactQueries], lost: np.ndarray) -> Answers:

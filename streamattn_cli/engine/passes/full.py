@@ -44,7 +44,6 @@ class Queries(Pass):
     """See Pass. The keys have passed: only queries are answered."""
 
     def go(self) -> int:
-        """See Pass."""
         return self.answer()
 
     def answer(self, stop: int | None = None) -> int:
@@ -76,7 +75,6 @@ class Full(Queries):
         self.keys = Keys(parts.driver, parts.sketches, parts.auditor)
 
     def go(self) -> int:
-        """See Pass."""
         d = self.driver
         if d.phase is None:
             self.sketches.show_first_rows()
@@ -91,7 +89,6 @@ class FullSequences(Full):
     """See Pass. One sequence after the other: its keys, then its queries."""
 
     def go(self) -> int:
-        """See Pass."""
         d = self.driver
         keys, queries = self.problem.k.several.edges, self.problem.q.several.edges
         phase, done, number = d.phase, d.done, 0
@@ -126,7 +123,6 @@ class WholeSequences(Full):
     """See Pass. Sequences that fit into a block: q, k and v of several of them together."""
 
     def go(self) -> int:
-        """See Pass."""
         d, p = self.driver, self.problem
         tensors, ends = [p.q.tensor, p.k.tensor, p.v.tensor], p.k.several.whole_end
         rows = d.done + d.pump(tensors, self._take, Phase.ROWS, p.k.rows, d.done, resumable=True, ends=ends)

@@ -32,6 +32,7 @@ class LaneSketches:
         p = self.problem
         every = [of_every_length(p, p.logits_of(lane.query_heads)) for lane in driver.lanes] if p.params else []
         self.heads = [own[-1] for own in every]
+        self._values = p.v.tensor.name if p.v.tensor.width else ""
         self.calibration = Calibration(p, self.heads)
         self.beginnings = None
         if p.sequences and self.heads:
@@ -106,7 +107,7 @@ class LaneSketches:
         for head in self.heads if p.params and p.request.nan_policy != "drop" else ():
             top = np.abs(head.state["range"], dtype=np.float64).max(initial=0)
             if head.history and head.params.dtype == "f4" and FLOAT_MOST / p.v.dim < top < np.inf:
-                raise NonFinite(f"{p.v.tensor.name}: values come to {top:.3g}, whose sums of {p.v.dim} go beyond the range of "
+                raise NonFinite(f"{self._values}: values come to {top:.3g}, whose sums of {p.v.dim} go beyond the range of "
                                 f"float32; {smaller(p.v)}")  # fmt: skip
 
     def save(self) -> State:
@@ -119,6 +120,7 @@ class LaneSketches:
         if self.beginnings and self.problem.shorter:
             self.beginnings.choose(np.asarray(state["kinds"]))
         unstack_heads(state, [s.state for s in self.heads], "head", name)
+        self._values = self._values or name
 
 
 class StoredRows:

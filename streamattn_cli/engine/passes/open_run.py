@@ -28,8 +28,8 @@ from streamattn_cli.rows.writers.writer import check_target, open_writer
 def make_run(plan: Plan, watch: Watch, writer: Writer, doubts: Writer | None = None, saver: Saver | None = None) -> Run:
     """The Run of a plan; doubts: the writer of --doubt."""
     lanes, paper = lanes_of(plan), bool(plan.problem.sketches)
-    # where keys and values pass apart, and rows are produced at the end, all exact answers wait for the second pass
-    auditor = auditor_of(plan, lanes, again=not paper, postponed=paper)
+    # where keys and values pass apart, or keys several times, all exact answers wait for the second pass
+    auditor = auditor_of(plan, lanes, again=not paper, postponed=paper or plan.problem.method == "exact")
     return Run(plan, watch, pass_of(plan), writer, doubts, lanes, auditor, saver)
 
 

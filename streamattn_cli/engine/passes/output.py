@@ -13,13 +13,13 @@ from streamattn_cli.engine.planning.footprint import OUTPUTS
 from streamattn_cli.engine.planning.plan import Plan
 from streamattn_cli.engine.workers.lanes import Answers
 from streamattn_cli.rows.writers.base import Writer
-from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.headparams import allocate
 
 
 class Hearer(Protocol):
     """Is told all answers, block by block."""
 
-    def hear(self, start: int, answers: Answers, q: np.ndarray | None) -> None:
+    def observe(self, start: int, answers: Answers, q: np.ndarray | None) -> None:
         """Answers to rows start..; q: the stored queries, where they cannot be read again."""
 
 
@@ -81,4 +81,4 @@ class Output:
 
     def _tell(self, start: int, answers: Answers, q: np.ndarray | None) -> None:
         for hearer in self.hearers:
-            hearer.hear(start, answers, q)
+            hearer.observe(start, answers, q)

@@ -65,7 +65,6 @@ class Paper(Pass):
         return rows
 
     def counts(self) -> dict[str, int]:
-        """See Pass."""
         clipped, guarded = self.driver.workers.total("sk.counts")
         return {
             "clipped_keys": sum(int(head.state["clipped"][0]) for head in self.heads),
@@ -74,11 +73,9 @@ class Paper(Pass):
         } | ({} if self.sketches.heads else {"unanswered_queries": 0})
 
     def save(self) -> State:
-        """See Pass."""
         return stack_heads([head.state for head in self.heads], "sketch")
 
     def load(self, state: State, name: str) -> None:
-        """See Pass."""
         unstack_heads(state, [head.state for head in self.heads], "sketch", name)
 
     # --- keys, values, queries
@@ -215,7 +212,7 @@ class Paper(Pass):
             for head, taken in enumerate(held):
                 taken.see(start, answers.rows[:, head])
             if self.auditor:
-                self.auditor.hear(start, answers)
+                self.auditor.observe(start, answers)
 
         with self.driver.uncounted(*PRODUCED):
             self._answer(compare, Phase.RECOVERY)

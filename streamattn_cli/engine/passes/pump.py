@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from streamattn_cli.engine.saving.saver import Saver
 from streamattn_cli.engine.watch.events import Listener, Progress
 from streamattn_cli.engine.watch.meter import Meter
 from streamattn_cli.engine.watch.phase import Phase
@@ -27,6 +28,15 @@ class Watch:
     bytes_read: int = 0
     series: Series = field(default_factory=Series)
     unsaved: Callable[[], float] | None = None  # seconds since the last checkpoint
+
+    def saved_by(self, saver: Saver | None) -> None:
+        """Ask this one how much is not saved."""
+        self.unsaved = saver.unsaved if saver else None
+
+    def count(self, bytes_read: int, wait_seconds: float = 0.0) -> None:
+        """Add what a pass has read, and waited for."""
+        self.bytes_read += bytes_read
+        self.wait_seconds += wait_seconds
 
 
 class Teller:
@@ -93,6 +103,5 @@ def pump(
             if not in_work:
                 tell(block)
         watch.interrupts.check()
-    watch.wait_seconds += blocks.wait_seconds
-    watch.bytes_read += blocks.bytes_read
+    watch.count(blocks.bytes_read, blocks.wait_seconds)
     return rows

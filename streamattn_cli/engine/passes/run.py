@@ -120,7 +120,7 @@ class Run:
             self.sketches.beginnings.clipped[:] = state["clipped_before"]
         writer, phase = self.output.writer, self.driver.phase
         if (self._heaps() or not writer.placed) and phase and phase.answers:
-            writer.rows_written = self.driver.done
+            writer.resume(self.driver.done)
         if self.auditor:
             self.auditor.load(state, name)
 
@@ -180,8 +180,10 @@ class SketchRun:
         self.sketches.begin(row)
 
     def absorb(self, stop: int | None = None, start: int = 0) -> None:
-        """Absorb rows [start, stop)."""
+        """Absorb rows [start, stop). Raises NonFinite, too, for values that can be absorbed and not be answered from."""
         self._keys.absorb(stop, start)
+        self.driver.wait()
+        self.sketches.check_range()
 
     def absorb_heads(self, k: Heads, v: Heads, start: int, block_rows: int) -> None:
         """Absorb all rows of other tensors like those of the problem, from this row on."""

@@ -25,7 +25,8 @@ from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.rows.writers.base import Nowhere
 from streamattn_cli.rows.writers.topk import BestRows
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, allocate
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.histories.nystrom import NystromHistory, NystromParams, insert_size
 from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.rope import rotation
@@ -45,7 +46,7 @@ def warm(plan: Plan, listener: Listener) -> None:
         finally:
             gc.unfreeze()
     if count.kernels:
-        listener(Note(f"compiled {count.kernels} kernels"))
+        listener(Note(count.told))
 
 
 def _run_small(plan: Plan) -> None:
@@ -127,9 +128,10 @@ def _made_up(heads: Heads, last: float = 0.0, rows: int = ROWS) -> Heads:
 
 
 def _compiled() -> bool:
-    """Whether kernels of this version have been compiled here before."""
-    folder = os.environ.get("NUMBA_CACHE_DIR", "")
-    if not os.path.isdir(folder):
-        return False
-    with os.scandir(folder) as entries:
-        return any(entries)
+    """Whether kernels of this version have been compiled here before, or those of another process would not be found."""
+    folder = jit.folder()
+    try:
+        os.makedirs(folder, exist_ok=True)
+        return bool(os.listdir(folder)) or not os.access(folder, os.W_OK)
+    except OSError:
+        return True

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.rows.tensors.sequences import Sequences
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 
 Kinds = tuple[tuple[int, HeadParams], ...]
 

@@ -2,7 +2,7 @@
 
 exact     up to SHORT rows, where no budget of resident rows was given: nothing else is right without a doubt; and where logits
           are bent (sketches/bend.py), or window on a pipe
-poly      where a degree that fits the budget of the other methods has a predicted error of at most GOOD
+poly      where a degree that fits the budget of the other methods has a predicted error of at most GOOD_ERROR
 nystrom   everything else: on the real heads of scripts/choices.py nothing else of the same size came near it
 """
 
@@ -16,11 +16,13 @@ from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.tensor import RowTensor
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
 
-GOOD = 0.05  # predicted error of poly; nystrom of the same size errs by about as much where poly just reaches this
-FINE = 1e-6  # and one that needs no larger degree: float32 cannot show less
+GOOD_ERROR = (
+    0.05  # predicted error of poly; nystrom of the same size errs by about as much where poly just reaches this
+)
+FINEST_ERROR = 1e-6  # and one that needs no larger degree: float32 cannot show less
 DEGREES = range(1, MAX_DEGREE + 1)
 
 
@@ -45,7 +47,7 @@ def spread_of(inputs: Inputs, scale: float, causal: bool, first_query: int = 0) 
 
 
 def _unreadable(tensor: RowTensor) -> bool:
-    """Whether there is nothing behind it: no rows, or numbers alone (hypothetical.py and placeholder.py of rows/tensors)."""
+    """Whether there is nothing behind it: no rows, or numbers alone (rows/tensors/placeholder.py)."""
     return tensor.width == 0 or tensor.rows == 0 or (tensor.path is None and tensor.seekable)
 
 
@@ -64,19 +66,19 @@ def choose(
     degree = poly_degree(request, head, budget, std)
     told = f"the logits of a row have a standard deviation of {std:.2g} (root mean square over rows)"
     error = predicted_poly_error(degree, std) if degree else 1.0
-    if error <= GOOD:
+    if error <= GOOD_ERROR:
         return Choice("poly", f"{told}: a polynomial of degree {degree} errs by about {error:.2g}", degree)
     return Choice("nystrom", f"{told}, too far apart for a polynomial of the same size")
 
 
 def poly_degree(request: RunRequest, head: HeadParams, budget: int, std: float) -> int | None:
-    """The degree that is worth its memory: the largest within `budget` bytes, but no larger than FINE needs."""
+    """The degree that is worth its memory: the largest within `budget` bytes, but no larger than FINEST_ERROR needs."""
     found = None
     for degree in DEGREES:
         if poly_bytes(request, head, degree) > budget:
             break
         found = degree
-        if predicted_poly_error(degree, std) <= FINE:
+        if predicted_poly_error(degree, std) <= FINEST_ERROR:
             break
     return found
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.workers.lanes import Lane, lane_work_spec
-from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.headparams import allocate
 
 FIRST = 1024
 

@@ -14,7 +14,7 @@ from streamattn_cli.engine.workers.lanes import lane_work_spec
 from streamattn_cli.rows.tensors.readahead import distinct, readahead_bytes
 from streamattn_cli.rows.tensors.tensor import row_bytes
 from streamattn_cli.sketches.exact import ExactQueries
-from streamattn_cli.sketches.head import HeadParams, spec_bytes, widest
+from streamattn_cli.sketches.headparams import HeadParams, spec_bytes, widest
 from streamattn_cli.sketches.registry import history_of
 from streamattn_cli.sketches.tiles import TILE
 
@@ -49,7 +49,7 @@ def _slack(plan: Plan) -> int:
 
 def work_spec(problem: Problem) -> dict:
     """Scratch arrays of one thread for this problem."""
-    spec = lane_work_spec(problem) | ExactQueries.work_spec(problem.v.dim, problem.precision)
+    spec = lane_work_spec(problem) | ExactQueries.work_spec(problem.v.dim)
     spec |= problem.sketches.params.work_spec() if problem.sketches else {}
     for params in problem.kinds:
         spec |= widest(spec, params.work_spec())

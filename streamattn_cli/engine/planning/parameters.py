@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.errors import UsageError
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.head import HeadParams, spec_bytes
+from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.method import OPTIONS, MethodOptions
 
 

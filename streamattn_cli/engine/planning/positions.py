@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
-from streamattn_cli.rows.tensors.heads import Heads
+from streamattn_cli.rows.tensors.heads import Heads, refuse_pipes
+
+BEFORE = "the keys before the first query are read before it"
 
 
 def beside_key(word: str | None, causal: bool, q: Heads, k: Heads, notes: list[str]) -> int:
@@ -34,7 +36,7 @@ def beside_key(word: str | None, causal: bool, q: Heads, k: Heads, notes: list[s
             f"{k.tensor.name}: --first-query is for one sequence, here are {len(k.several)}; choose its rows with --rows "
             "and --q-rows"
         )
-    _check_seekable(q, k)
+    refuse_pipes((k, q), BEFORE)
     if word is None:
         notes.append(
             f"{q.count} queries and {k.count} keys: the last query sees the last key, the first one keys up to row {first} "
@@ -58,16 +60,7 @@ def _check_several(word: str | None, q: Heads, k: Heads) -> None:
             f"{q.tensor.name}: sequence {at} has {rows[at]} queries and {keys[at]} keys; in causal attention every query stands "
             "beside a key (--full, or say how many rows count: --q-lengths, --q-starts)"
         )
-    _check_seekable(q, k)
-
-
-def _check_seekable(q: Heads, k: Heads) -> None:
-    for heads in (k, q):
-        if not heads.tensor.seekable:
-            raise CannotMeet(
-                f"{heads.tensor.name}: the keys before the first query are read before it, and a pipe passes once; write "
-                "the rows to a file first"
-            )
+    refuse_pipes((k, q), BEFORE)
 
 
 def _row(word: str | None, q: Heads, k: Heads) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,19 +26,15 @@ from streamattn_cli.engine.request.scale import scale_value
 from streamattn_cli.engine.watch.events import Decision
 from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.inputs.checks import range_notes
-from streamattn_cli.rows.inputs.modelconfig import config_beside
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads, group_size
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
-LOCAL_IS_CAUSAL = (
-    "{}: attention is local, a row sees those before it, and that is causal; give --causal, or --local none"
-)
-UNITS = "{}: values as far from 1 as 2^60 in the first rows: they are counted in powers of two"
+UNITS = "{}: values as far from 1 as 2^60 (float64: 2^480): they are counted in powers of two"
 
 
 def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Problem:
@@ -49,7 +46,7 @@ def resolve(request: RunRequest, inputs: Inputs, growing: bool = False) -> Probl
         raise UsageError(f"--seed {request.seed}: must be 0 or more")
     q, k, v = inputs.parts
     group_size(q, k)
-    if head_of(q, k, v, 1.0).dtype == "f4" and not request.sketches:
+    if head_of(q, k, v, 1.0).dtype in ("f4", v.tensor.dtype) and not request.sketches:  # float32 is no end of float64
         v = in_units(v, (q, k))
     of_layer = request.memory_per_layer is not None
     request, shares = _of_layer(request, len(k), head_of(q, k, v, 1.0)) if of_layer else in_rows(request, inputs)
@@ -179,10 +176,17 @@ def in_rows(request: RunRequest, inputs: Inputs) -> tuple[RunRequest, list[str]]
     keys = k.sequences.longest if k.sequences else k.rows
     if keys is None:
         raise UsageError(f"--resident-rows {word}: {k.tensor.name} does not say how many keys will come; give a number")
-    rows = max(1, round(float(word.removesuffix("%")) / 100 * keys))
     uneven = k.sequences and (np.diff(k.sequences.edges) != keys).any()
     whose = ", those of the longest sequence, for every sequence" if uneven else ""  # one memory serves them all
-    return replace(request, resident_rows=rows), [f"--resident-rows {word} of {keys} keys{whose}: {rows}"]
+    (rows,), told = budgets_in_rows([word], keys, whose)
+    return replace(request, resident_rows=rows), told
+
+
+def budgets_in_rows(budgets: Sequence[int | str], keys: int, whose: str = "") -> tuple[tuple[int, ...], list[str]]:
+    """Budgets, of which some are shares of so many keys, in rows; and what to say of those."""
+    rows = {word: max(1, round(float(word[:-1]) / 100 * keys)) for word in budgets if isinstance(word, str)}
+    told = [f"--resident-rows {word} of {keys} keys{whose}: {count}" for word, count in rows.items()]
+    return tuple(rows[word] if isinstance(word, str) else word for word in budgets), told
 
 
 def _of_layer(request: RunRequest, heads: int, head: HeadParams) -> tuple[RunRequest, list[str]]:
@@ -206,6 +210,8 @@ def _all_fit(request: RunRequest, rows: int) -> bool:
 def _causal(request: RunRequest, inputs: Inputs, notes: list[str]) -> bool:
     if request.causal is not None:
         return request.causal
+    from streamattn_cli.rows.inputs.modelconfig import config_beside  # most runs say what they are
+
     said = inputs.attrs.get("causal")
     q, k, _ = inputs.parts
     interleaved = not q.tensor.seekable and q.tensor is k.tensor
@@ -270,8 +276,8 @@ def _rope_of_file(inputs: Inputs, notes: list[str]) -> str | None:
         word = rope_word(float(theta), str(pairs))
     except (TypeError, ValueError):
         raise InputMalformed(
-            f"{inputs.parts[1].tensor.name}: attributes rope_theta {theta!r} and rope_pairs {pairs!r} are no rotation; expected "
-            f"a number above 1 and {' or '.join(PAIRS)}; correct them, or say --rope"
+            f"{inputs.parts[1].tensor.name}: attributes rope_theta {theta!r} and rope_pairs {pairs!r} are not rotary positions; "
+            f"expected a number above 1 and {' or '.join(PAIRS)}; correct them, or say --rope"
         ) from None
     notes.append(f"rope {float(theta):g}:{pairs} is taken from {inputs.source('rope_theta')}")
     return word

@@ -84,7 +84,7 @@ def _refusal(plan: Plan) -> str:
     problem, request = plan.problem, plan.problem.request
     found = (
         f"{problem.k.tensor.name}: this run needs {format_bytes(plan.projected)} above the program itself, and "
-        f"{format_bytes(plan.allowed or 0)} are {'allowed by --memory' if request.memory else 'free on this machine'}. "
+        f"{format_bytes(plan.allowed or 0)} are {'allowed by --memory' if request.memory else 'free here (machine, ulimit -v)'}. "
     )
     largest = None
     if request.block_rows:
@@ -141,8 +141,8 @@ def _audit(problem: Problem) -> tuple[int, str | None]:
         return 0, "not asked for (--audit N --k FILE --v FILE)"
     if wanted == 0:
         return 0, "not asked for (--audit N)"
-    if problem.method == "exact":
-        return 0, "exact attention has no error but rounding"
+    if problem.method == "exact" and not problem.q.tensor.seekable:
+        return 0, "exact attention has no error but rounding, and the queries cannot be read again"
     if problem.sketches and not (problem.k.tensor.seekable and problem.v.tensor.seekable):
         return 0, "keys and values that come apart cannot be read again together"
     if problem.sketches and not (problem.q.tensor.seekable or problem.sketches.heaps):
@@ -160,14 +160,15 @@ def _passes(plan: Plan) -> tuple[str, ...]:
         return problem.sketches.passes(bool(plan.audit_rows))
     if problem.method == "exact":
         times = -(-problem.q.count // plan.query_rows)
-        return (
-            f"{times} times: hold up to {plan.query_rows} queries, read all keys and values they see, write answers",
-        )
-    if problem.causal:
+        passes = [
+            f"{times} times: hold up to {plan.query_rows} queries, read all keys and values they see, write answers"
+        ]
+    elif problem.causal:
         passes = ["read q, k, v together, answer every row, write"]
     else:
         passes = ["read keys and values into the sketch", "read queries, answer, write"]
-    if plan.audit_rows and (size_share(problem, plan.audit_rows) or not problem.q.tensor.seekable):
+    later = problem.method == "exact" or not problem.q.tensor.seekable
+    if plan.audit_rows and (size_share(problem, plan.audit_rows) or later):
         passes.append("read keys and values again for the audit")
     if plan.repair_rows:
         times = -(-plan.repair_rows // repair_batch(plan))

@@ -11,7 +11,7 @@ from streamattn_cli.engine.planning.first_rows import FIRST
 from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.writers.topk import BestRows
-from streamattn_cli.sketches.head import spec_bytes
+from streamattn_cli.sketches.headparams import spec_bytes
 from streamattn_cli.sketches.histories.poly import PolyHistory
 from streamattn_cli.units import format_bytes, format_count
 

@@ -46,8 +46,8 @@ def with_sketches(problem: Problem) -> Problem:
     _check_top_k(problem, kind)
     if (request.sketches or request.eps) and (problem.local or problem.sink_logits):
         raise CannotMeet(
-            f"--{'sketches' if request.sketches else 'eps'}: with --local or --sink-logit the paper's sketches would answer "
-            "another attention; every method answers those without it"
+            f"--{'sketches' if request.sketches else 'eps'}: the paper's sketches know neither --local nor --sink-logit; omit "
+            "it, and any method answers them"
         )
     if kind == "exact" and request.eps is None and request.order in (None, "kvq"):
         _only(

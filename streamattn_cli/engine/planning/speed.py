@@ -1,9 +1,7 @@
 """How long a run will take, before it starts: work counted from the settings, times the speed of this machine.
 
 The constants are microseconds on the machine where they were fitted, which takes REFERENCE seconds for a round of the
-calibration below; `calibrate` says how much faster or slower this one is. Right within a factor of 2 in 94% and 75%
-of 16 random settings there (scripts/times.py --seed 300 and 77 try them again; `evict` with 2,048 rows takes four times as
-long): meant for choosing, not for promising.
+calibration below; `calibrate` says how much faster or slower this one is. scripts/times.py compares them with runs.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from streamattn_cli.sketches.method import Load
 REFERENCE = 0.47e-3  # seconds of one round of the calibration
 ROUNDS = 200  # at most; about a quarter of a second
 READ = 1e9  # bytes a second from a warm disk
-OPENING = 0.05  # seconds of a run that come whatever its size
+OPENING = 0.02  # seconds of a run that come whatever its size
 
 
 def calibrate() -> float:

@@ -15,7 +15,7 @@ from streamattn_cli.rows.inputs.numbers import decimals, said
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.sketches.bend import SLOPE, Bend, standard_slopes
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 
 GROUPS = 3, 8  # of 8 to 256 rows
 
@@ -51,7 +51,7 @@ def local_window(request: RunRequest, inputs: Inputs, causal: bool, notes: list[
     window = _window(request, inputs, notes)
     if window and not causal:
         raise UsageError(
-            f"{inputs.parts[1].tensor.name}: attention is local, a row sees those before it, and that is causal; give --causal, "
+            f"{inputs.parts[1].tensor.name}: local attention is causal: a row sees itself and the rows before it; give --causal, "
             "or --local none"
         )
     return window
@@ -71,9 +71,7 @@ def _window(request: RunRequest, inputs: Inputs, notes: list[str]) -> int | None
     if word is None or word == "none":
         return None
     if ":" in word:
-        raise UsageError(
-            f"--local {word}: it names layers, so --layer must say which there are; or give the rows alone"
-        )
+        raise UsageError(f"--local {word}: names layers; give --layer, too, or the number of rows alone")
     return read_local(word)
 
 
@@ -115,8 +113,8 @@ def bend(request: RunRequest, inputs: Inputs, causal: bool, growing: bool, notes
     slopes = _of_each_head("logit_bias", request, inputs, growing, notes)
     if slopes and not (causal or growing):
         raise UsageError(
-            f"{inputs.parts[1].tensor.name}: --logit-bias counts keys back from the query, and that is causal; give --causal, "
-            "or --logit-bias none"
+            f"{inputs.parts[1].tensor.name}: --logit-bias needs causal attention: it counts the rows back from the query; "
+            "give --causal, or --logit-bias none"
         )
     return Bend(_softcap(request, inputs, notes), slopes)
 

@@ -13,7 +13,7 @@ from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.sequences import Sequences
 from streamattn_cli.sketches.bend import STRAIGHT, Bend
 from streamattn_cli.sketches.budget import row_bytes
-from streamattn_cli.sketches.head import HeadParams, spec_bytes
+from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.units import format_bytes
 
 if TYPE_CHECKING:

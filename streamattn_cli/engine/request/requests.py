@@ -97,11 +97,11 @@ class CompareRequest(
     group.AttentionSettings,
     Request,
 ):
-    """Of `compare`. budgets: resident rows of a key head, or `by_bytes` bytes of all key heads; audit: rows that errors are
-    measured on."""
+    """Of `compare`. budgets: resident rows of a key head, or P% of the keys, or `by_bytes` bytes of all key heads; audit: rows
+    that errors are measured on."""
 
     methods: str = ""
-    budgets: tuple[int, ...] = (1024,)
+    budgets: tuple[int | str, ...] = (1024,)
     by_bytes: bool = False
     audit: int = 128
 

@@ -1,6 +1,7 @@
 """What commands can be told, group by group; the options of the command line are made from these fields.
 
-None means: decide for me. `decides=True` marks what outputs or checkpoints depend on.
+None means: decide for me. `decides=True` marks what outputs or checkpoints depend on: all of attention and sketches, some of the
+rest.
 """
 
 from __future__ import annotations
@@ -40,16 +41,25 @@ def read_rows(word: str) -> int | str:
     raise UsageError(f"--resident-rows {word}: give a number of rows such as 512, or a share of the keys such as 10%")
 
 
-attention = partial(option, panel=ATTENTION)
+def read_budgets(words: str) -> tuple[int | str, ...]:
+    """The --resident-rows of several runs: N or P%, with commas between them."""
+    found = tuple(map(read_rows, words.split(",")))
+    if any(isinstance(rows, int) and rows < 1 for rows in found):
+        raise UsageError(f"--resident-rows {words}: give numbers above 0 with commas between them, such as 256,1024")
+    return found
+
+
+attention = partial(option, panel=ATTENTION, decides=True)
+said_by_file = partial(attention, shown="of the file, or none", choices=("none",), open=True)
 budget = partial(option, panel=BUDGET)
-sketching = partial(option, panel=SKETCHES)
+sketching = partial(option, panel=SKETCHES, decides=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionSettings:
     """Which keys a query sees."""
 
-    causal: bool | None = attention(None, "Row i sees rows up to i, or all rows.", "--causal/--full", decides=True)
+    causal: bool | None = attention(None, "Row i sees rows up to i, or all rows.", "--causal/--full")
     first_query: str | None = attention(
         None,
         "Causal with fewer queries than keys: the key row that the first query sees last, or end (the last sees all).",
@@ -57,7 +67,6 @@ class DirectionSettings:
         choices=("end",),
         open=True,
         metavar="ROW",
-        decides=True,
     )
 
 
@@ -65,45 +74,33 @@ class DirectionSettings:
 class LogitSettings:
     """What is done to logits, and which keys have any."""
 
-    local: str | None = attention(
+    local: str | None = said_by_file(
         None,
         "Sliding window: a row sees itself and the W - 1 before it (transformers' sliding_window; flash-attention's W - 1, 0); "
         "W:LAYERS for those of --layer, or none.",
-        shown="of the file, or none",
         metavar="W",
-        choices=("none",),
         open=True,
-        decides=True,
     )
-    sink_logit: str | None = attention(
+    sink_logit: str | None = said_by_file(
         None,
         "A learned logit of each query head in the denominator: 0.5,-1 or FILE, FILE:DATASET, or none.",
         arrays=True,
-        shown="of the file, or none",
         metavar="NUMBERS",
-        choices=("none",),
         open=True,
-        decides=True,
     )
-    softcap: str | None = attention(
+    softcap: str | None = said_by_file(
         None,
         "exact, window, --local: logits become C tanh(logit / C), as attn_logit_softcapping of Gemma 2; or none.",
-        shown="of the file, or none",
         metavar="C",
-        choices=("none",),
         open=True,
-        decides=True,
     )
-    logit_bias: str | None = attention(
+    logit_bias: str | None = said_by_file(
         None,
         "exact, window, --local; causal: slope x (key row - query row) is added to logits. slope: the standard slopes of ALiBi; "
         "or one of each query head, as for --sink-logit; or none.",
-        shown="of the file, or none",
         metavar="NUMBERS",
         choices=("slope", "none"),
-        open=True,
         arrays=True,
-        decides=True,
     )
     scale: str | None = attention(
         None,
@@ -112,7 +109,6 @@ class LogitSettings:
         choices=("sqrt", "d"),
         open=True,
         metavar="WORD",
-        decides=True,
     )
 
 
@@ -132,7 +128,6 @@ class MethodSettings:
         choices=(*METHODS, "auto"),
         others=registry.names,
         metavar="METHOD",
-        decides=True,
     )
     query_model: str | None = attention(
         None,
@@ -140,15 +135,12 @@ class MethodSettings:
         metavar="FILE",
         arrays=True,
         shown="learnt on the way; full attention: of --q",
-        decides=True,
     )
-    window: int | None = attention(
-        None, "Recent rows that stay exact.", shown="by --resident-rows, poly 0", decides=True
-    )
-    degree: int = attention(4, "poly: degree of the polynomial, 1 to 12.", decides=True)
-    polynomial: str = attention("hermite", "poly: which polynomial.", choices=("hermite", "taylor"), decides=True)
-    beta: float | None = attention(None, "poly: bound on |logit|; longer queries are shortened.", decides=True)
-    max_error: float = attention(0.25, "poly: refuse when a larger error is predicted.", decides=True)
+    window: int | None = attention(None, "Recent rows that stay exact.", shown="by --resident-rows, poly 0")
+    degree: int = attention(4, "poly: degree of the polynomial, 1 to 12.")
+    polynomial: str = attention("hermite", "poly: which polynomial.", choices=("hermite", "taylor"))
+    beta: float | None = attention(None, "poly: bound on |logit|; longer queries are shortened.")
+    max_error: float = attention(0.25, "poly: refuse when a larger error is predicted.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +153,6 @@ class BudgetSettings:
         shown="1024",
         read=read_rows,
         metavar="ROWS",
-        decides=True,
     )
 
 
@@ -169,18 +160,14 @@ class BudgetSettings:
 class TuningSettings:
     """How a method uses its memory."""
 
-    effort: str = attention("default", "nystrom: time against error.", choices=EFFORTS, decides=True)
+    effort: str = attention("default", "nystrom: time against error.", choices=EFFORTS)
     bits: int | None = attention(
-        None,
-        "evict: 4, 6 or 8 bits for each number of a row that is no longer recent.",
-        shown="as stored",
-        decides=True,
+        None, "evict: 4, 6 or 8 bits for each number of a row that is no longer recent.", shown="as stored"
     )
     score: str = attention(
         "mass",
         "evict: rows stay by accumulated attention, by that of the last queries (causal), or as a model expects it.",
         choices=("mass", "last", "expected"),
-        decides=True,
     )
 
 
@@ -195,40 +182,35 @@ class StreamSettings:
         choices=("none",),
         open=True,
         shown="of the file",
-        decides=True,
     )
-    sinks: int | None = attention(None, "First rows that stay exact.", shown="4, poly 0", decides=True)
+    sinks: int | None = attention(None, "First rows that stay exact.", shown="4, poly 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizeSettings:
     """The sizes of parts of a method."""
 
-    buffer: int | None = attention(None, "Rows between two compressions.", shown="by --resident-rows", decides=True)
-    atoms: int | None = attention(None, "Atoms, or rows, of the history.", shown="by --resident-rows", decides=True)
+    buffer: int | None = attention(None, "Rows between two compressions.", shown="by --resident-rows")
+    atoms: int | None = attention(None, "Atoms, or rows, of the history.", shown="by --resident-rows")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperSettings:
     """The source paper's sketches, and sparse outputs."""
 
-    eps: float | None = sketching(None, "poly: error that chooses degree and sizes, such as 0.01.", decides=True)
+    eps: float | None = sketching(None, "poly: error that chooses degree and sizes, such as 0.01.")
     sketches: str | None = sketching(
-        None,
-        "poly: what is kept, the paper's sketches or exact sums.",
-        shown="exact",
-        choices=tuple(ORDERS),
-        decides=True,
+        None, "poly: what is kept, the paper's sketches or exact sums.", shown="exact", choices=tuple(ORDERS)
     )
     order: str | None = sketching(
-        None, "In which k, q, v come.", shown="by --sketches", choices=("kvq", "vkq", "kqv"), open=True, decides=True
+        None, "In which k, q, v come.", shown="by --sketches", choices=("kvq", "vkq", "kqv"), open=True
     )
-    m1: int | None = sketching(None, "Buckets of Psi.", shown="4096", decides=True)
-    m2: int | None = sketching(None, "Counters of Phi.", shown="by k", decides=True)
-    decoder: str = sketching("scan", "Of Phi.", choices=("scan", "peel"), decides=True)
-    top_k: int | None = sketching(None, "Any method: write the K largest entries of every column.", decides=True)
-    per_column: bool = sketching(False, "Decode Phi column by column, not jointly.", decides=True)
-    deviation: bool = sketching(False, "--top-k of the deviations from the mean output.", decides=True)
+    m1: int | None = sketching(None, "Buckets of Psi.", shown="4096")
+    m2: int | None = sketching(None, "Counters of Phi.", shown="by k")
+    decoder: str = sketching("scan", "Of Phi.", choices=("scan", "peel"))
+    top_k: int | None = sketching(None, "Any method: write the K largest entries of every column.")
+    per_column: bool = sketching(False, "Decode Phi column by column, not jointly.")
+    deviation: bool = sketching(False, "--top-k of the deviations from the mean output.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 _SIZES = re.compile(rb"^(\w+):\s+(\d+) kB$", re.MULTILINE)
 CLEAR = "/proc/self/clear_refs"  # 5 begins VmHWM anew
+KERNELS = 384 << 20  # bytes of addresses that a run takes, whatever its size
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number near 2^63
 
 
@@ -100,9 +101,10 @@ class Meter:
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that could still be taken: the least of the machine's MemAvailable and of every cgroup limit above this
-    process less what the group holds and cannot give back. None where nothing says (off Linux)."""
+    """Bytes that could still be taken: the least of the machine's MemAvailable, of every cgroup limit above this process less
+    what the group holds and cannot give back, and of what ulimit -v leaves. None where nothing says (off Linux)."""
     found = [_meminfo_available(proc / "meminfo"), *_cgroup_rooms(proc / "self" / "cgroup", cgroup)]
+    found.append(_addresses(proc / "self" / "statm"))
     known = [room for room in found if room is not None]
     return max(0, min(known)) if known else None
 
@@ -138,6 +140,18 @@ def _meminfo_available(path: Path) -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
+
+
+def _addresses(statm: Path) -> int | None:
+    """What ulimit -v leaves of addresses, of which compiled kernels and the stacks of threads take some; None: no limit."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        taken = int(statm.read_text().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        taken = 0
+    return limit - taken - (0 if "numba" in sys.modules else KERNELS)
 
 
 def _cgroup_rooms(membership: Path, root: Path) -> list[int | None]:

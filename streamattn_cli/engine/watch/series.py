@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-MOST = 120  # samples; when there are more, every second one goes and the rest count for longer
+MAX_SAMPLES = 120  # samples; when there are more, every second one goes and the rest count for longer
 
 
 class Series:
-    """Samples of (seconds, phase, rows of the phase, memory), never more than MOST, spread over the whole run."""
+    """Samples of (seconds, phase, rows of the phase, memory), never more than MAX_SAMPLES, spread over the whole run."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -21,9 +21,9 @@ class Series:
         if self._samples and now - self._samples[-1][0] < self._every and phase == self._samples[-1][1]:
             return
         self._samples.append((now, phase, rows, memory))
-        if len(self._samples) > MOST:
+        if len(self._samples) > MAX_SAMPLES:
             self._samples = self._samples[::2]
-            self._every = max(2 * self._every, now / MOST)
+            self._every = max(2 * self._every, now / MAX_SAMPLES)
 
     def to_dict(self) -> dict[str, list]:
         """JSON-able columns: seconds, phase, rows, memory (bytes above the baseline)."""

@@ -69,6 +69,8 @@ class Part:
         """
         h = self.heads
         bad, head, at = kernel.widen(source, self._kind, *self._places, h.dim, a, b - a, self._factor, out, mask)
+        if self._wide_units is not None:
+            out[:, : b - a, : h.dim] /= self._wide_units
         if bad and not self.drop:
             raise NonFinite(
                 f"{h.name_of(row + at)}: a value that is not finite in {self.name}, row {h.local(row + at)}, head "
@@ -95,7 +97,17 @@ class Part:
     def _factor(self) -> np.ndarray:
         h, chosen = self.heads, slice(self.first, self.first + self.count)
         factors = np.array((h.factors or ())[chosen], np.float32)
-        return factors if h.units is None else (factors if len(factors) else 1) / np.array(h.units[chosen], np.float32)
+        if h.units is None or self._wide_units is not None:
+            return factors
+        return (factors if len(factors) else 1) / np.array(h.units[chosen], np.float32)
+
+    @cached_property
+    def _wide_units(self) -> np.ndarray | None:
+        """What float64 rows are divided by, (count, 1, 1); None: by nothing, or by `_factor` with the rest."""
+        h = self.heads
+        if h.units is None or h.tensor.dtype != "f8":
+            return None
+        return np.array(h.units[self.first : self.first + self.count]).reshape(-1, 1, 1)
 
     @cached_property
     def _places(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from streamattn_cli.sketches.head import allocate
+from streamattn_cli.sketches.headparams import allocate
 
 
 def default_threads() -> int:

@@ -10,6 +10,7 @@ from math import inf
 from streamattn_cli.report.html.page import (
     figure,
     heading,
+    interval,
     keys,
     listed,
     origin,
@@ -20,7 +21,7 @@ from streamattn_cli.report.html.page import (
     table,
 )
 from streamattn_cli.report.html.svg import scatter_plot
-from streamattn_cli.report.text.compare import by_layer
+from streamattn_cli.report.text.compare import by_layer, label_of
 from streamattn_cli.report.text.outcome import facts_text
 from streamattn_cli.units import format_bytes, format_count, format_duration
 
@@ -35,6 +36,9 @@ READING = (
     "Times were measured on this machine (with --engine while others ran beside them), answers to all rows included, and vary by "
     "some tens of percent.",
 )
+COLUMNS = (
+    "mark", "method", "resident", "error", "95% interval", "95% of rows below", "rows/s", "peak", "not beaten in",
+)  # fmt: skip
 
 
 def comparison_page(found: dict) -> str:
@@ -48,21 +52,10 @@ def comparison_page(found: dict) -> str:
         body.append(pairs_table("Not run", refused))
     drawn = [(letter, t) for letter, t in ran if 0 < t["audit"]["method"]["error"] < inf]
     if len(drawn) > 1:
-        body.append(
-            pair(
-                _picture(
-                    "Error against resident memory",
-                    drawn,
-                    "memory",
-                    "resident_bytes",
-                    format_bytes,
-                    "resident memory, logarithmic",
-                ),
-                _picture(
-                    "Error against time", drawn, "time", "seconds", format_duration, "time for all rows, logarithmic"
-                ),
-            )
-        )
+        axis = "resident memory, logarithmic"
+        memory = _picture("Error against resident memory", drawn, "memory", "resident_bytes", format_bytes, axis)
+        axis = "time for all rows, logarithmic"
+        body.append(pair(memory, _picture("Error against time", drawn, "time", "seconds", format_duration, axis)))
     if found.get("layers"):
         head, *rows = by_layer(found["layers"], dict(enumerate(letters)))
         body.append(table("Error by layer", list(head), [list(row) for row in rows], words=1))
@@ -74,66 +67,35 @@ def comparison_page(found: dict) -> str:
 def _keys(found: dict, ran: list) -> list[tuple[str, str, str]]:
     _, best = min(ran, key=lambda entry: entry[1]["audit"]["method"]["error"])
     e = best["audit"]["method"]
-    entries = [("Least error", percent(e["error"]), f"{best['label']}, {format_bytes(best['resident_bytes'])}")]
-    entries.append(
-        ("Rows measured", str(found["audited"]), f"answered exactly in {format_duration(found['truth_seconds'])}")
-    )
-    return [*entries, ("Trivial answer", percent(found["trivial"]["error"]), "the mean of the values")]
+    return [
+        ("Least error", percent(e["error"]), f"{best['label']}, {format_bytes(best['resident_bytes'])}"),
+        ("Rows measured", str(found["audited"]), f"answered exactly in {format_duration(found['truth_seconds'])}"),
+        ("Trivial answer", percent(found["trivial"]["error"]), "the mean of the values"),
+    ]
 
 
 def _table(ran: list) -> str:
-    names = [
-        "mark",
-        "method",
-        "resident",
-        "error",
-        "95% interval",
-        "95% of rows below",
-        "rows/s",
-        "peak",
-        "not beaten in",
-    ]
     rows = []
     for letter, t in ran:
         e = t["audit"]["method"]
-        limits = (
-            "unknown"
-            if e["high"] is None or not e.get("enough", True)
-            else f"{percent(e['low'])} to {percent(e['high'])}"
+        errors = [percent(e["error"]), interval(e, "unknown"), percent(e["p95_row"])]
+        speed, peak = (
+            format_count(t["rows"] / max(t["seconds"], 1e-9)),
+            "" if t["peak"] is None else format_bytes(t["peak"]),
         )
-        degree = t["params"].get("degree")
-        label = t["label"] + (f" degree {degree}" if degree and "degree" not in t["label"] else "")
         rows.append(
-            [
-                letter,
-                label,
-                format_bytes(t["resident_bytes"]),
-                percent(e["error"]),
-                limits,
-                percent(e["p95_row"]),
-                format_count(t["rows"] / max(t["seconds"], 1e-9)),
-                "" if t["peak"] is None else format_bytes(t["peak"]),
-                ", ".join(t["front"]),
-            ]
+            [letter, label_of(t), format_bytes(t["resident_bytes"]), *errors, speed, peak, ", ".join(t["front"])]
         )
     best = [i for i, (_, t) in enumerate(ran) if t["front"]]
-    return table("Methods at equal resident memory", names, rows, words=2, best=best)
+    return table("Methods at equal resident memory", COLUMNS, rows, words=2, best=best)
 
 
 def _picture(title: str, drawn: list, front: str, cost: str, words: Callable[[float], str], name: str) -> str:
     points, unbeaten = [], []
     for letter, t in drawn:
         e = t["audit"]["method"]
-        points.append(
-            (
-                max(t[cost], 1e-9),
-                e["error"],
-                e["low"] or e["error"],
-                e["high"] or e["error"],
-                letter,
-                front in t["front"],
-            )
-        )
+        errors = e["error"], e["low"] or e["error"], e["high"] or e["error"]
+        points.append((max(t[cost], 1e-9), *errors, letter, front in t["front"]))
         if front in t["front"]:
             unbeaten.append(f"{letter} ({t['label']}, {words(t[cost])}, {percent(e['error'])})")
     told = f"{len(points)} methods; not beaten: {', '.join(unbeaten)}."

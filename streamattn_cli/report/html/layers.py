@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil, inf
 
-from streamattn_cli.report.html.page import figure, folded, heading, listed, pair, paragraph, percent, table
+from streamattn_cli.report.html.page import figure, folded, heading, interval, listed, pair, paragraph, percent, table
 from streamattn_cli.report.html.svg import heat_map
 from streamattn_cli.units import format_bytes, format_duration
 
@@ -48,19 +48,14 @@ def streams_section(streams: dict | None) -> list[str]:
         [*(str(one[name]) for name in names), percent(inf if one["error"] is None else one["error"])] for one in worst
     ]
     words = ["query head" if name == "head" else name for name in names]
-    return [
-        heading("Sequences"),
-        paragraph(told),
-        table("The worst heads of all sequences", [*words, "error"], rows, words=3),
-    ]
+    worst_heads = table("The worst heads of all sequences", [*words, "error"], rows, words=3)
+    return [heading("Sequences"), paragraph(told), worst_heads]
 
 
 def _line(layer: dict) -> list[str]:
     error = layer["error"]
-    unsure = error is None or error["high"] is None or not error.get("enough", True)
-    interval = "too few rows to tell" if unsure else f"{percent(error['low'])} to {percent(error['high'])}"
     peak = "unknown" if layer["peak"] is None else format_bytes(layer["peak"])
-    figures = ["not measured", "none"] if error is None else [percent(error["error"]), interval]
+    figures = ["not measured", "none"] if error is None else [percent(error["error"]), interval(error)]
     return [str(layer["number"]), *figures, str(layer["rows"]), format_duration(layer["seconds"]), peak]
 
 
@@ -82,11 +77,8 @@ def _map(layers: list[dict]) -> list[str]:
         values, [str(layer["number"]) for layer in layers], [0, heads - 1], "query head", percent, "layer",
     )  # fmt: skip
     merged = f"; {side} heads side by side are one field, of the worst" if side > 1 else ""
-    image = figure(
-        "Error by layer and query head",
-        f"darker (on black: lighter) is more; empty: no error, or infinite{merged}",
-        svg,
-    )
+    under = f"darker (on black: lighter) is more; empty: no error, or infinite{merged}"
+    image = figure("Error by layer and query head", under, svg)
     rows = [[str(number), str(head), percent(error)] for error, number, head in worst]
     return [pair(image, table("The worst query heads of all layers", ["layer", "query head", "error"], rows, words=2))]
 

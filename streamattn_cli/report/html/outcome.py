@@ -12,6 +12,7 @@ from streamattn_cli.report.html.page import (
     figure,
     folded,
     heading,
+    interval,
     keys,
     listed,
     origin,
@@ -27,6 +28,7 @@ from streamattn_cli.report.text.outcome import facts_text, head_name, sparse_row
 from streamattn_cli.units import format_bytes, format_count, format_duration, is_timed
 
 MOST_HEADS = 64  # shown one by one; of more, the worst
+TIME = "time since the pass began"
 FOLD = 12  # lines of a table above which it is folded
 READING = (
     "Error: |answer - exact| / |exact| over all audited rows and heads (Frobenius norms). 1% means that the "
@@ -68,32 +70,24 @@ def _keys(found: dict) -> list[tuple[str, str, str]]:
     entries = []
     if audit := found.get("audit"):
         e = audit["method"]
-        entries.append(("Error", percent(e["error"]), f"95%: {_interval(e)}"))
+        entries.append(("Error", percent(e["error"]), f"95%: {interval(e)}"))
         if before := audit.get("before"):
-            entries.append(("Before --repair", percent(before["error"]), f"95%: {_interval(before)}"))
+            entries.append(("Before --repair", percent(before["error"]), f"95%: {interval(before)}"))
         if flagged := audit.get("flagged"):
             error = percent(flagged["error"]["error"]) if flagged["error"] else "unknown"
-            entries.append(
-                ("Flagged rows", str(flagged["rows"]), f"the method does not answer for them; error {error}")
-            )
+            told = f"the method does not answer for them; error {error}"
+            entries.append(("Flagged rows", str(flagged["rows"]), told))
         entries.append(("95% of rows below", percent(e["p95_row"]), f"median row {percent(e['median_row'])}"))
         if mass := audit.get("history_mass"):
             entries.append(("History mass", percent(sum(mass) / len(mass)), "attention outside sinks and window"))
     done, seconds = found["rows"] - found.get("rows_before", 0), found["seconds"]
     if done and is_timed(seconds):
-        entries.append(
-            ("Speed", f"{format_count(done / seconds)} rows/s", f"{done} rows in {format_duration(seconds)}")
-        )
+        told = f"{done} rows in {format_duration(seconds)}"
+        entries.append(("Speed", f"{format_count(done / seconds)} rows/s", told))
     memory = found["memory"]
     if memory.get("peak") is not None:
         entries.append(("Peak memory", format_bytes(memory["peak"]), f"projected {format_bytes(memory['projected'])}"))
     return entries
-
-
-def _interval(e: dict) -> str:
-    if e["high"] is None or not e.get("enough", True):
-        return "too few rows to tell"
-    return f"{percent(e['low'])} to {percent(e['high'])}"
 
 
 def _verdict(found: dict) -> str:
@@ -122,25 +116,16 @@ def _error_section(audit: dict, shapes: dict) -> list[str]:
     ]
     figures = []
     if drawn:
-        most = max(drawn, key=lambda d: d[1])
-        figures.append(
-            figure(
-                "Error by query head",
-                "the dot is the estimate, the line its 95% interval",
-                interval_plot(
-                    "Error by query head",
-                    f"{len(drawn)} query heads; the worst is {most[0]} with "
-                    f"{percent(most[1])}, interval {percent(most[2])} to {percent(most[3])}.",
-                    drawn,
-                    percent,
-                ),
-            )
-        )
+        label, error, low, high = max(drawn, key=lambda d: d[1])
+        limits = f"{percent(low)} to {percent(high)}"
+        told = f"{len(drawn)} query heads; the worst is {label} with {percent(error)}, interval {limits}."
+        svg = interval_plot("Error by query head", told, drawn, percent)
+        figures.append(figure("Error by query head", "the dot is the estimate, the line its 95% interval", svg))
     figures += _map(audit, [i for i, _ in shown], name)
     body.append(pair(*figures))
     mass = audit.get("history_mass")
     rows = [
-        [name(i), percent(e["error"]), _interval(e), percent(e["median_row"]), percent(e["p95_row"])]
+        [name(i), percent(e["error"]), interval(e), percent(e["median_row"]), percent(e["p95_row"])]
         + ([percent(mass[i])] if mass else [])
         for i, e in shown
     ]
@@ -164,26 +149,18 @@ def _map(audit: dict, heads: list[int], name: Callable[[int], str]) -> list[str]
     pieces = [[v for v in column if v is not None] for column in zip(*values, strict=True)]
     means = [(sum(p) / len(p), edges[j], edges[j + 1]) for j, p in enumerate(pieces) if p]
     worst = max(means)
-    svg = heat_map(
-        "Error by query head and position",
+    told = (
         f"Rows {edges[0]} to {edges[-1]} in {len(edges) - 1} pieces; the error is greatest, "
-        f"on average over heads, in rows {worst[1]} to {worst[2]}: {percent(worst[0])}.",
-        values,
-        [name(i) for i in heads],
-        edges,
-        "row of the stream",
-        percent,
+        f"on average over heads, in rows {worst[1]} to {worst[2]}: {percent(worst[0])}."
     )
+    labels = [name(i) for i in heads]
+    svg = heat_map("Error by query head and position", told, values, labels, edges, "row of the stream", percent)
     names = ["query head", *(f"{a} to {b}" for a, b in zip(edges, edges[1:], strict=False))]
-    rows = [
-        [name(i), *("none" if v is None else percent(v) for v in line)] for i, line in zip(heads, values, strict=True)
-    ]
-    image = figure(
-        "Error by query head and position", "darker (on black: lighter) is more; empty: no error, or no row", svg
-    )
-    return [
-        image.replace("</figure>", folded("As a table", table("Error by head and rows", names, rows)) + "</figure>")
-    ]
+    cells = [["none" if v is None else percent(v) for v in line] for line in values]
+    rows = [[label, *line] for label, line in zip(labels, cells, strict=True)]
+    under = "darker (on black: lighter) is more; empty: no error, or no row"
+    beside = folded("As a table", table("Error by head and rows", names, rows))
+    return [figure("Error by query head and position", under, svg + beside)]
 
 
 def _time_section(found: dict) -> list[str]:
@@ -192,45 +169,23 @@ def _time_section(found: dict) -> list[str]:
     if len(seconds) < 3:
         return []
     xs = [0.0, *seconds]
-    limits = [("projected", found["memory"].get("projected"))]
-    marks = [(float(v), f"{name} {format_bytes(v)}") for name, v in limits if v is not None]
-    peak = max(memory)
-    rates, at = _rates(series)
+    projected = found["memory"].get("projected")
+    marks = [] if projected is None else [(float(projected), f"projected {format_bytes(projected)}")]
+    told = f"The most seen at the end of a block is {format_bytes(max(memory))}."
+    svg = line_plot(
+        "Memory over time", told, xs, [0.0, *map(float, memory)], format_duration, format_bytes, x_name=TIME, y_name="memory",
+        marks=marks, binary=True,
+    )  # fmt: skip
     figures = [
-        figure(
-            "Memory over time",
-            "above the program itself; the dashed line is the bound computed beforehand",
-            line_plot(
-                "Memory over time",
-                f"The most seen at the end of a block is {format_bytes(peak)}.",
-                xs,
-                [0.0, *map(float, memory)],
-                format_duration,
-                format_bytes,
-                x_name="time since the pass began",
-                y_name="memory",
-                marks=marks,
-                binary=True,
-            ),
-        )
+        figure("Memory over time", "above the program itself; the dashed line is the bound computed beforehand", svg)
     ]
+    rates, at = _rates(series)
     if len(rates) > 2:
-        figures.append(
-            figure(
-                "Speed over time",
-                "rows per second between samples, all passes",
-                line_plot(
-                    "Speed over time",
-                    f"Between {format_count(min(rates))} and {format_count(max(rates))} rows a second.",
-                    at,
-                    rates,
-                    format_duration,
-                    format_count,
-                    x_name="time since the pass began",
-                    y_name="rows per second",
-                ),
-            )
+        told = f"Between {format_count(min(rates))} and {format_count(max(rates))} rows a second."
+        svg = line_plot(
+            "Speed over time", told, at, rates, format_duration, format_count, x_name=TIME, y_name="rows per second"
         )
+        figures.append(figure("Speed over time", "rows per second between samples, all passes", svg))
     return [heading("Memory and speed"), pair(*figures)]
 
 

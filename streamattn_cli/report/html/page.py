@@ -95,6 +95,13 @@ def listed(entries: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(entry)}</li>" for entry in entries) + "</ul>"
 
 
+def interval(error: dict, unknown: str = "too few rows to tell") -> str:
+    """'1.2% to 1.8%', the interval of an estimate; `unknown` where so few rows say nothing about it."""
+    if error["high"] is None or not error.get("enough", True):
+        return unknown
+    return f"{percent(error['low'])} to {percent(error['high'])}"
+
+
 def percent(value: float | None) -> str:
     """'1.23%', '0.0456%', '12.3%': three digits of a share."""
     if value is not None and isinf(value):

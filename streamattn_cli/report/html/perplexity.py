@@ -7,7 +7,7 @@ from html import escape
 
 from streamattn_cli.report.html.page import figure, heading, keys, listed, origin, page, pairs_table, percent, table
 from streamattn_cli.report.html.svg import scatter_plot
-from streamattn_cli.report.text.perplexity import numbers
+from streamattn_cli.report.text.perplexity import label_of, numbers
 from streamattn_cli.units import format_bytes
 
 READING = (
@@ -21,17 +21,8 @@ READING = (
     "Methods that do not increase the nats have no place on a logarithmic axis.",
 )
 HEADS = (
-    "method",
-    "mark",
-    "rows",
-    "nats per token",
-    "more",
-    "95% interval",
-    "KL",
-    "same first choice",
-    "memory",
-    "tokens/s",
-)
+    "method", "mark", "rows", "nats per token", "more", "95% interval", "KL", "same first choice", "memory", "tokens/s",
+)  # fmt: skip
 
 
 def perplexity_page(found: dict) -> str:
@@ -51,7 +42,7 @@ def perplexity_page(found: dict) -> str:
         table(
             "More nats by position",
             ("method", "mark", *(f"{part['first']} to {part['last']}" for part in parts)),
-            [[_label(reading), letter, *(f"{part['increase']:+.4f}" for part in reading["by_position"])]
+            [[label_of(reading), letter, *(f"{part['increase']:+.4f}" for part in reading["by_position"])]
              for letter, reading in marked],
             words=2,
         )
@@ -64,7 +55,7 @@ def _keys(found: dict, exact: dict, others: list[dict]) -> list[tuple[str, str, 
     entries = [("Exact attention", f"{exact['nats']:.4f}", f"nats per token, {format_bytes(exact['attention_bytes'])}")]
     if others:
         least = min(others, key=lambda reading: reading["increase"]["mean"])
-        told = f"{_label(least)}, {format_bytes(least['attention_bytes'])}"
+        told = f"{label_of(least)}, {format_bytes(least['attention_bytes'])}"
         entries.append(("Least increase", f"{least['increase']['mean']:+.4f}", told))
     return [*entries, ("Tokens", str(found["tokens"]), f"the model was made for {found['context'] or '?'}")]
 
@@ -100,10 +91,6 @@ def _row(letter: str, reading: dict) -> list[str]:
     ]
 
 
-def _label(reading: dict) -> str:
-    return f"{reading['method']} {reading['resident_rows']}"
-
-
 def _beats(other: dict, mine: dict) -> bool:
     """Whether another reading has neither more rows nor more increase, and less of one of them."""
     a, b = ((reading["resident_rows"], reading["increase"]["mean"]) for reading in (other, mine))
@@ -120,7 +107,9 @@ def _picture(marked: list[tuple[str, dict]], unbeaten: list[str]) -> list[str]:
     if len(points) < 2:
         return []
     title = "More nats per token against resident rows"
-    told = f"{len(points)} methods and budgets; in colour: {', '.join(_label(r) for a, r in marked if a in unbeaten)}."
+    told = (
+        f"{len(points)} methods and budgets; in colour: {', '.join(label_of(r) for a, r in marked if a in unbeaten)}."
+    )
     svg = scatter_plot(title, told, points, lambda rows: f"{rows:.0f}", lambda nats: f"{nats:g}", "resident rows, logarithmic",
                        y_name="more nats per token")  # fmt: skip
     return [figure(title, "letters as in the table; in colour: not beaten", svg)]

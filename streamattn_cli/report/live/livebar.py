@@ -12,7 +12,7 @@ from rich.text import Text
 
 from streamattn_cli.engine.watch.events import Event, Finished, Note, Progress
 from streamattn_cli.engine.watch.series import Series
-from streamattn_cli.report.live.lines import Quiet, eta_seconds, progress_line
+from streamattn_cli.report.live.lines import Quiet, eta_seconds
 from streamattn_cli.report.live.memoryline import memory_line
 from streamattn_cli.units import format_bytes, format_clock, format_count, is_timed
 
@@ -49,9 +49,6 @@ class LiveBar(Quiet):
             if memory := memory_line(self.last, history, options.max_width, options.ascii_only):
                 yield memory
 
-    def status(self) -> None:
-        self.write(progress_line(self.last) if self.last else "streamattn: no rows yet")
-
     def write(self, line: str) -> None:
         """A line above the bar."""
         try:
@@ -79,6 +76,9 @@ class LiveBar(Quiet):
         )
         try:
             self._live.start()
+            self._console.show_cursor(
+                True
+            )  # a run that is stopped by Ctrl-Z, or killed, would leave a terminal without
         except (OSError, ValueError):
             self._live = None
 

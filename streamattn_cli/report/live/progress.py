@@ -16,10 +16,10 @@ from streamattn_cli.report.text.terminal import is_live
 MODES = ("auto", "quiet", "json")
 
 
-def make_listener(mode: str, every: float = 10.0, stderr: TextIO | None = None, width: int | None = None) -> Quiet:
+def make_listener(mode: str, every: float = 10.0, stderr: TextIO | None = None) -> Quiet:
     """The listener for a mode: 'auto' (live bar on a terminal, else a plain line every `every` seconds), 'json' (lines
     with a `type`, progress every `every` seconds) or 'quiet'. Use it as a context manager, so that a bar is taken down
-    when the run fails. `width` fixes the columns of the bar."""
+    when the run fails."""
     stream = sys.stderr if stderr is None else stderr
     if mode not in MODES:
         raise UsageError(f"progress mode {mode!r}: it must be one of " + ", ".join(MODES))
@@ -32,5 +32,5 @@ def make_listener(mode: str, every: float = 10.0, stderr: TextIO | None = None, 
     if is_live(stream):
         from streamattn_cli.report.live.livebar import LiveBar
 
-        return LiveBar(stream, width)
+        return LiveBar(stream)
     return PlainLines(stream, every)

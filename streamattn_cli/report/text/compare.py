@@ -9,7 +9,7 @@ from typing import TextIO
 
 from streamattn_cli.report.text.braille import SHOWN, Point, plot
 from streamattn_cli.report.text.outcome import facts_text, interval_text
-from streamattn_cli.report.text.table import plain_lines, table_lines
+from streamattn_cli.report.text.table import plain_lines, print_lines, table_lines
 from streamattn_cli.report.text.terminal import columns, shows
 from streamattn_cli.units import format_bytes, format_count, format_duration
 
@@ -17,11 +17,9 @@ COLUMNS = ("", "method", "resident", "rows kept", "error", "95% interval", "row 
 DROPPED = (9, 3, 8, 6, 2, 5, 7)  # columns that a narrow terminal does without, in this order
 
 
-def render_compare(found: dict, stream: TextIO, width: int | None = None) -> None:
-    """Write the comparison (the dict of Comparison.to_dict) to `stream`, at most `width` columns."""
-    lines = compare_lines(found, width or columns(stream), dots=shows(stream, SHOWN))
-    stream.write("\n".join(lines) + "\n")
-    stream.flush()
+def render_compare(found: dict, stream: TextIO) -> None:
+    """Write the comparison (the dict of Comparison.to_dict) to `stream`."""
+    print_lines(compare_lines(found, columns(stream), dots=shows(stream, SHOWN)), stream)
 
 
 def compare_lines(found: dict, width: int, dots: bool = True) -> list[str]:
@@ -78,7 +76,7 @@ def _cells(letter: str, trial: dict) -> tuple[str, ...]:
     e = trial["audit"]["method"]
     return (
         letter,
-        trial["label"] + _degree(trial),
+        label_of(trial),
         format_bytes(trial["resident_bytes"]),
         f"{trial['params'].get('resident_rows', 0):.0f}",
         f"{e['error']:.3g}",
@@ -90,9 +88,10 @@ def _cells(letter: str, trial: dict) -> tuple[str, ...]:
     )
 
 
-def _degree(trial: dict) -> str:
+def label_of(trial: dict) -> str:
+    """What a trial is called in a table."""
     degree = trial["params"].get("degree")
-    return f" degree {degree}" if degree and "degree" not in trial["label"] else ""
+    return f"{trial['label']} degree {degree}" if degree and "degree" not in trial["label"] else str(trial["label"])
 
 
 def _plot(

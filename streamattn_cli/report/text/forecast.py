@@ -5,22 +5,21 @@ from __future__ import annotations
 from typing import TextIO
 
 from streamattn_cli.report.text.outcome import facts_text
-from streamattn_cli.report.text.table import plain_lines, table_lines
+from streamattn_cli.report.text.table import plain_lines, print_lines, table_lines
 from streamattn_cli.report.text.terminal import columns
 from streamattn_cli.units import format_bytes, format_count, format_duration
 
 COLUMNS = ("method", "settings", "resident", "memory", "time", "expected error")
 GUESS = (
-    "The expected error of poly is a guess by a formula. That of the others is unknown until they run: compare and --audit "
-    "measure it."
+    "The error of poly is a guess by a formula, which is rather too high; above 25%, and of the others, it is unknown until "
+    "they run: compare and --audit measure it."
 )
 DROPPED = (2, 3, 4, 1)  # columns that a narrow terminal does without, in this order
 
 
-def render_forecast(found: dict, stream: TextIO, width: int | None = None) -> None:
-    """Write the plan (the dict of engine/jobs/forecast.py) to `stream`, at most `width` columns but for the command."""
-    stream.write("\n".join(forecast_lines(found, width or columns(stream))) + "\n")
-    stream.flush()
+def render_forecast(found: dict, stream: TextIO) -> None:
+    """Write the plan (the dict of engine/jobs/forecast.py) to `stream`."""
+    print_lines(forecast_lines(found, columns(stream)), stream)
 
 
 def forecast_lines(found: dict, width: int) -> list[str]:

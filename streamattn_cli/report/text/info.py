@@ -10,9 +10,9 @@ from streamattn_cli.report.text.table import Rows, print_rows
 from streamattn_cli.units import format_bytes
 
 
-def render_info(found: dict, stream: TextIO, width: int | None = None) -> None:
+def render_info(found: dict, stream: TextIO) -> None:
     """Write the description of a checkpoint (see cli/info.py) to `stream`."""
-    print_rows(found["file"], info_rows(found), stream, width)
+    print_rows(found["file"], info_rows(found), stream)
 
 
 def info_rows(found: dict) -> Rows:

@@ -8,9 +8,9 @@ from streamattn_cli.report.text.table import Rows, print_rows
 from streamattn_cli.units import format_bytes
 
 
-def render_inspection(report: dict, stream: TextIO, width: int | None = None) -> None:
-    """Write the report to `stream`, at most `width` columns (default: the terminal's)."""
-    print_rows("streamattn inspect", inspection_rows(report), stream, width)
+def render_inspection(report: dict, stream: TextIO) -> None:
+    """Write the report to `stream`."""
+    print_rows("streamattn inspect", inspection_rows(report), stream)
 
 
 def inspection_rows(report: dict) -> Rows:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TextIO
 
 from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, LayerResult, Outcome, Streams, WorstRow
 from streamattn_cli.report.text.table import Rows, print_rows
@@ -21,15 +20,13 @@ FLOATS = {"f2": "float16", "bf16": "bfloat16", "f4": "float32", "f8": "float64"}
 SHOWN_FACTS = ("method", "mode", "params", "scale", "shapes", "seed", "threads")
 
 
-def render_outcome(outcome: Outcome, stream: TextIO | None = None, width: int | None = None) -> None:
-    """Write the outcome to `stream` (default stderr), at most `width` columns (default: the terminal's).
+def render_outcome(outcome: Outcome) -> None:
+    """Write the outcome to standard error.
 
     A reader that has gone is no failure: the run is over and its result is where it should be.
     """
     with suppress(OSError):
-        print_rows(
-            f"streamattn {outcome.command}", outcome_rows(outcome), sys.stderr if stream is None else stream, width
-        )
+        print_rows(f"streamattn {outcome.command}", outcome_rows(outcome), sys.stderr)
 
 
 def outcome_rows(outcome: Outcome) -> Rows:
@@ -186,12 +183,8 @@ def flagged_text(flagged: Flagged | None) -> str:
     """'16 rows, error 0.98 (16 audited)': the rows that the method does not answer for; "" where there are none."""
     if flagged is None:
         return ""
-    rows = f"{flagged.rows} row{'s' * (flagged.rows != 1)} the method does not answer for"
-    return (
-        f"{rows}, error {flagged.error.error:.3g} ({flagged.audited} audited)"
-        if flagged.error
-        else f"{rows}, none audited"
-    )
+    found = f"error {flagged.error.error:.3g} ({flagged.audited} audited)" if flagged.error else "none audited"
+    return f"{flagged.rows} row{'s' * (flagged.rows != 1)} the method does not answer for, {found}"
 
 
 def _estimate(estimate: ErrorEstimate, rows: int = 0) -> str:

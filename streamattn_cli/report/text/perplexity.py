@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from streamattn_cli.report.text.braille import SHOWN, Point, plot
 from streamattn_cli.report.text.outcome import interval_text
-from streamattn_cli.report.text.table import plain_lines, table_lines
+from streamattn_cli.report.text.table import plain_lines, print_lines, table_lines
 from streamattn_cli.report.text.terminal import columns, shows
 from streamattn_cli.units import format_bytes, format_duration
 
@@ -21,10 +21,9 @@ def figures(found: Any) -> str:
     return f"{found.tokens} tokens, nats per token: {nats}"
 
 
-def render_perplexity(found: dict, stream: TextIO, width: int | None = None) -> None:
+def render_perplexity(found: dict, stream: TextIO) -> None:
     """Write the dict of Perplexity.to_dict to `stream`."""
-    stream.write("\n".join(perplexity_lines(found, width or columns(stream), shows(stream, SHOWN))) + "\n")
-    stream.flush()
+    print_lines(perplexity_lines(found, columns(stream), shows(stream, SHOWN)), stream)
 
 
 def perplexity_lines(found: dict, width: int, dots: bool = True) -> list[str]:
@@ -47,7 +46,7 @@ def perplexity_lines(found: dict, width: int, dots: bool = True) -> list[str]:
     parts = exact["by_position"]
     heads = ("more nats by position", *(f"to {part['last']}" for part in parts))
     later = [
-        (_label(reading), *(f"{part['increase']:+.4f}" for part in reading["by_position"]))
+        (label_of(reading), *(f"{part['increase']:+.4f}" for part in reading["by_position"]))
         for reading in found["readings"][1:]
     ]
     if later:
@@ -59,7 +58,7 @@ def _plot(readings: list[dict], width: int, dots: bool) -> list[str]:
     """The increase of each method against resident rows, or against the position where there is one budget."""
     if len({reading["resident_rows"] for reading in readings}) > 1:
         against = "resident rows"
-        found = [(r, r["resident_rows"], r["increase"]["mean"], _label(r)) for r in readings]
+        found = [(r, r["resident_rows"], r["increase"]["mean"], label_of(r)) for r in readings]
     else:
         against = "position"
         found = [(r, part["last"], part["increase"], f"{r['method']} to {part['last']}")
@@ -90,7 +89,8 @@ def _cells(reading: dict) -> tuple[str, ...]:
     )
 
 
-def _label(reading: dict) -> str:
+def label_of(reading: dict) -> str:
+    """'window 512': method and resident rows."""
     return f"{reading['method']} {reading['resident_rows']}"
 
 

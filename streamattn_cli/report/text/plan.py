@@ -8,16 +8,15 @@ Entries may be absent.
 from __future__ import annotations
 
 import sys
-from typing import TextIO
 
 from streamattn_cli.report.text.outcome import facts_text
 from streamattn_cli.report.text.table import Rows, print_rows
 from streamattn_cli.units import format_bytes
 
 
-def render_plan(plan: dict, stream: TextIO | None = None, width: int | None = None) -> None:
-    """Write the plan to `stream` (default stderr), at most `width` columns (default: the terminal's)."""
-    print_rows("plan: nothing has been written", plan_rows(plan), sys.stderr if stream is None else stream, width)
+def render_plan(plan: dict) -> None:
+    """Write the plan to standard error."""
+    print_rows("plan: nothing has been written", plan_rows(plan), sys.stderr)
 
 
 def plan_rows(plan: dict) -> Rows:

@@ -11,13 +11,18 @@ from streamattn_cli.report.text.terminal import columns, is_live
 Rows = list[tuple[str, str]]
 
 
-def print_rows(title: str, rows: Rows, stream: TextIO, width: int | None = None) -> None:
-    """Write the title and the (label, text) rows to the stream, never wider than `width` (default: the terminal's)."""
-    width = width or columns(stream)
+def print_rows(title: str, rows: Rows, stream: TextIO) -> None:
+    """Write the title and the (label, text) rows to the stream, never wider than its terminal."""
     if is_live(stream):
-        _print_rich(title, rows, stream, width)
+        _print_rich(title, rows, stream, columns(stream))
+        stream.flush()
     else:
-        stream.write("\n".join(plain_lines(title, rows, width)) + "\n")
+        print_lines(plain_lines(title, rows, columns(stream)), stream)
+
+
+def print_lines(lines: list[str], stream: TextIO) -> None:
+    """Write lines to the stream at once."""
+    stream.write("\n".join(lines) + "\n")
     stream.flush()
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.formats.flatbuffer import LONGEST, MAGIC
 from streamattn_cli.rows.formats.format import Format
-from streamattn_cli.rows.formats.names import find_parts
-from streamattn_cli.rows.tensors.stored import Stored
 
 
 def _sniff(path: str, start: bytes) -> bool:
@@ -15,20 +15,12 @@ def _sniff(path: str, start: bytes) -> bool:
     return start.startswith(MAGIC) or (start[:4] == b"\xff" * 4 and 8 <= length < LONGEST and length % 8 == 0)
 
 
-def _names(path: str) -> list[str]:
+def _library(path: str) -> ModuleType:
     try:
-        from streamattn_cli.rows.formats.arrowarrays import ipc_names
+        from streamattn_cli.rows.formats import arrowarrays
     except ImportError:
         raise no_package(path) from None
-    return ipc_names(path)
-
-
-def _arrays(path: str, names: dict[str, str], wanted: str | None) -> dict[str, Stored]:
-    try:
-        from streamattn_cli.rows.formats.arrowarrays import ipc_arrays
-    except ImportError:
-        raise no_package(path) from None
-    return ipc_arrays(path, names, wanted)
+    return arrowarrays
 
 
 def no_package(path: str) -> UsageError:
@@ -42,7 +34,6 @@ FORMAT = Format(
     name="arrow",
     extensions=(".arrow", ".feather", ".arrows"),
     sniff=_sniff,
-    names=_names,
-    arrays=_arrays,
-    parts=lambda path, parts, group: find_parts(path, _names(path), parts, group),
+    names=lambda path: _library(path).ipc_names(path),
+    arrays=lambda path, names, wanted: _library(path).ipc_arrays(path, names, wanted),
 )

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.errors import InputMalformed, damaged
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.arrowtypes import stored_columns
 from streamattn_cli.rows.formats.flatbuffer import LONGEST, MAGIC, Table
+from streamattn_cli.rows.tensors.file import OpenFileTensor
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
 
 BATCH = 3  # the kind of messages that hold rows
 CODECS = ("lz4", "zstd")  # by number; the first is that of frames
@@ -77,7 +77,7 @@ def _schema(path: str) -> pa.Schema:
             schema.names  # noqa: B018 - which may not be text
             return schema
     except Exception as error:  # of a damaged schema the library raises whatever it meets
-        raise InputMalformed(f"{path}: unreadable as an Arrow file: {error}; write or copy it again") from error
+        raise damaged(path, f"unreadable as an Arrow file: {error}") from error
 
 
 def _batches(path: str) -> list[Message]:
@@ -101,9 +101,9 @@ def _batches(path: str) -> list[Message]:
                     found.append(Message(batch.number(0, "q"), batch, body, size))
                 at = body + size
         except (struct.error, ValueError) as error:
-            raise InputMalformed(f"{path}: truncated or damaged: {error}; write or copy it again") from error
+            raise damaged(path, f"truncated or damaged: {error}") from error
         if at >= whole or (mark, length) != (0xFFFFFFFF, 0):
-            raise InputMalformed(f"{path}: truncated: it ends without the mark of its end; write or copy it again")
+            raise damaged(path, "truncated: it ends without the mark of its end")
     return found
 
 
@@ -123,13 +123,11 @@ def _piece(message: Message, schema: pa.Schema, column: str, row: int, label: st
         where, stored = message.batch.struct(2, buffers + depth)
         codec = message.batch.table(3).number(0, "b") if message.batch.has(3) else None
     except (struct.error, ValueError) as error:
-        raise InputMalformed(f"{label}: truncated or damaged: {error}; write or copy it again") from error
+        raise damaged(label, f"truncated or damaged: {error}") from error
     needed = message.rows * row
     fits = 0 <= where and 0 <= stored and where + stored <= message.size and message.rows >= 0
     if not fits or (codec is None and stored < needed) or codec not in (None, 0, 1):
-        raise InputMalformed(
-            f"{label}: {message.rows} rows need {needed} bytes, a batch has {stored}; write or copy it again"
-        )
+        raise damaged(label, f"{message.rows} rows need {needed} bytes, a batch has {stored}")
     return Piece(message.rows, message.body + where, stored, None if codec is None or not needed else CODECS[codec])
 
 
@@ -145,15 +143,11 @@ def _counts(kind: pa.DataType, label: str) -> tuple[int, int]:
     return 1 + sum(nodes for nodes, _ in below), own + sum(count for _, count in below)
 
 
-class ArrowTensor:
+class ArrowTensor(OpenFileTensor):
     """A RowTensor over one column of all batches. Of compressed ones it keeps the last."""
 
-    seekable = True
-
     def __init__(self, path: str, pieces: list[Piece], extent: Extent, dtype: str, name: str):
-        self.path, self.name, self.dtype = path, name, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
-        self._row = extent.width * DTYPES[dtype].itemsize
+        super().__init__(name, path, extent, dtype)
         self._pieces = [piece for piece in pieces if piece.rows]
         self._firsts = np.cumsum([0, *(piece.rows for piece in self._pieces)]).tolist()
         packed = [piece for piece in self._pieces if piece.codec]
@@ -162,15 +156,9 @@ class ArrowTensor:
             raise InputMalformed(f"{name}: a compressed batch of {largest} bytes; write it in smaller batches")
         self.held_bytes = largest + max((piece.stored for piece in packed), default=0) + 96 * len(pieces)
         self._kept: tuple[int, memoryview] | None = None
-        try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise InputMissing(f"{name}: cannot be opened: {error.strerror}") from error
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf, segment)
-        count: int = max(0, min(buf.shape[1], self.rows - start))
+        count = self.there(buf, start, segment)
         if not count * self._row:
             return count
         view, at = memoryview(buf).cast("B"), start
@@ -181,7 +169,7 @@ class ArrowTensor:
             into = view[(at - start) * self._row : (stop - start) * self._row]
             skip = (at - first) * self._row
             if piece.codec is None:
-                self._fill(into, piece.offset + skip)
+                self.fill(into, piece.offset + skip)
             else:
                 into[:] = self._unpacked(number)[skip : skip + len(into)]
             at = stop
@@ -192,33 +180,19 @@ class ArrowTensor:
         if self._kept is None or self._kept[0] != number:
             self._kept = None  # give it back before the next is made
             piece, data = self._pieces[number], bytearray(self._pieces[number].stored)
-            self._fill(memoryview(data), piece.offset)
+            self.fill(memoryview(data), piece.offset)
             needed, said = piece.rows * self._row, int.from_bytes(data[:8], "little", signed=True)
             if not needed <= (len(data) - 8 if said == -1 else said) <= 2 * needed + 1024:
-                raise InputMalformed(f"{self.name}: a batch of {said} bytes, expected {needed}; write or copy it again")
+                raise damaged(self.name, f"a batch of {said} bytes, expected {needed}")
             rest = memoryview(data)[8:]
             try:
                 found = rest if said == -1 else memoryview(pa.decompress(rest, said, piece.codec)).cast("B")
             except Exception as error:  # of damaged bytes the codecs raise whatever they meet
-                raise InputMalformed(f"{self.name}: a damaged batch: {error}; write or copy it again") from error
+                raise damaged(self.name, f"a damaged batch: {error}") from error
             self._kept = number, found
         return self._kept[1]
-
-    def _fill(self, view: memoryview, position: int) -> None:
-        done = 0
-        while done < len(view):
-            got = os.preadv(self._file, [view[done:]], position + done)
-            if not got:
-                raise InputMalformed(f"{self.name}: truncated (did it shrink while being read?); copy it again")
-            done += got
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
 
     def close(self) -> None:
         """Close the file."""
         self._kept = None
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        super().close()

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.errors import InputMalformed, InputMissing, UsageError, damaged
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.dtypes import storage_of
-from streamattn_cli.rows.formats.names import SHOWN
+from streamattn_cli.rows.formats.names import NAMES_SHOWN
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
 from streamattn_cli.rows.tensors.tensor import RowTensor
@@ -43,7 +43,7 @@ def stored_columns(
     for key, name in names.items():
         label = f"{path}:{name}"
         if schema.names.count(name) != 1:
-            listed = ", ".join(sorted(schema.names)[:SHOWN]) or "none at all"
+            listed = ", ".join(sorted(schema.names)[:NAMES_SHOWN]) or "none at all"
             raise InputMissing(f"{path}: {schema.names.count(name)} columns {name}, expected one; there are: {listed}")
         field = schema.field(name)
         item, shape = _shape(field.type, label)
@@ -77,7 +77,7 @@ def _shape(kind: pa.DataType, label: str) -> tuple[np.dtype, tuple[int, ...]]:
             raise InputMalformed(f"{label}: tensors with permuted axes found; store them in the order of their axes")
         sizes = tuple(kind.shape)
     if min(sizes, default=0) < 0:
-        raise InputMalformed(f"{label}: lists of {min(sizes)} items: the file is damaged; write or copy it again")
+        raise damaged(label, f"lists of {min(sizes)} items: the file is damaged")
     if not (pa.types.is_floating(item) or pa.types.is_integer(item)):
         raise InputMalformed(
             f"{label}: a column of {str(kind)[:80]} found, expected fixed-size lists of numbers; cast it, as with "

@@ -14,17 +14,16 @@ from math import ceil, prod
 import h5py
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.errors import InputMalformed, InputMissing, damaged
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.formats.hdf5holes import holes
+from streamattn_cli.rows.formats.hdf5holes import holes, other_files
 from streamattn_cli.rows.formats.hdf5types import file_storage
-from streamattn_cli.rows.formats.missing import not_stored, within
+from streamattn_cli.rows.formats.missing import PartlyStored, within
 from streamattn_cli.rows.formats.names import advice, fused_advice
 from streamattn_cli.rows.tensors.file import FileTensor
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import PartlyStored, check_buffer, peek_seekable
 
 _FILTERS = {307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp",
             32015: "zstd", 32026: "blosc2"}  # fmt: skip
@@ -57,7 +56,7 @@ def readable(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise InputMalformed(f"{name}: damaged or truncated HDF5 file: {error}; write or copy it again") from error
+        raise damaged(name, f"damaged or truncated HDF5 file: {error}") from error
 
 
 def hdf5_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> dict[str, Stored]:
@@ -163,12 +162,10 @@ class ChunkedTensor(PartlyStored):
     (its half precision conversion is a hundred times slower than ours).
     """
 
-    seekable = True
+    mend = "complete the file"
 
     def __init__(self, path: str, dataset: str, shape: tuple[int, ...], extent: Extent, dtype: str):
-        self.name = f"{path}:{dataset}"
-        self.path = path
-        self.outer, self.rows, self.width, self.dtype = extent.outer, extent.count, extent.width, dtype
+        super().__init__(f"{path}:{dataset}", path, extent, dtype)
         self._shape = shape
         self._axis = extent.layout.index("T")
         self._apart = extent.apart
@@ -177,6 +174,7 @@ class ChunkedTensor(PartlyStored):
         try:
             with readable(self.name):
                 self.missing = holes(self._file[dataset], self._axis)
+                self.others = other_files(self._file[dataset])
                 self._open(dataset)
         except BaseException:
             self.close()
@@ -199,9 +197,8 @@ class ChunkedTensor(PartlyStored):
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor; `segment` is the first of a batch, and buf has the segments of that batch."""
-        check_buffer(self, buf, segment)
+        count = self.there(buf, start, segment)
         batch = None if segment is None else segment // self._each
-        count: int = max(0, min(buf.shape[1], self.rows - start))
         if lost := within(self.missing, start, start + count):
             self.refuse_missing(*lost)
             buf[:, :count] = 0  # the library may leave such rows as they are
@@ -229,15 +226,6 @@ class ChunkedTensor(PartlyStored):
                 f"{self.name}: rows {start} to {start + count - 1} cannot be read (damaged chunk or "
                 f"truncated file): {error}"
             ) from error
-
-    def refuse_missing(self, first: int, count: int) -> None:
-        """InputMalformed for rows that are not stored, unless they are allowed."""
-        if not self.missing_allowed:
-            raise not_stored(self.name, first, count, "complete the file")
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
 
     def close(self) -> None:
         """Close the file."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+from contextlib import suppress
 from math import ceil, prod
 from typing import Protocol
 
@@ -53,7 +54,7 @@ def _of_one_piece(dataset: h5py.Dataset, axis: int) -> Intervals:
     there, wanted = 0, dataset.size * dataset.dtype.itemsize
     for index in range(plist.get_external_count()):
         name, offset, size = plist.get_external(index)
-        path = os.path.join(os.environ.get("HDF5_EXTFILE_PREFIX", ""), os.fsdecode(name))
+        path = _raw_file(name)
         size = wanted - there if size >= h5py.h5f.UNLIMITED else size
         held = max(0, os.path.getsize(path) - offset) if os.path.isfile(path) else 0
         there += min(size, held)
@@ -62,6 +63,19 @@ def _of_one_piece(dataset: h5py.Dataset, axis: int) -> Intervals:
     if there >= wanted:
         return []
     return [(there // (wanted // rows) if axis == 0 else 0, rows)]
+
+
+def _raw_file(name: bytes) -> str:
+    return os.path.join(os.environ.get("HDF5_EXTFILE_PREFIX", ""), os.fsdecode(name))
+
+
+def other_files(dataset: h5py.Dataset) -> tuple[str, ...]:
+    """Files that hold rows of a dataset, beside its own: the sources of a virtual one, and raw ones."""
+    plist = dataset.id.get_create_plist()
+    if plist.get_layout() == h5py.h5d.VIRTUAL:
+        found = (_file_of(dataset, source) for source in dataset.virtual_sources())
+        return tuple(dict.fromkeys(filter(None, found)))
+    return tuple(_raw_file(plist.get_external(index)[0]) for index in range(plist.get_external_count()))
 
 
 def _of_sources(dataset: h5py.Dataset, axis: int) -> Intervals:
@@ -96,20 +110,21 @@ class Source(Protocol):
 
 def _lacking(dataset: h5py.Dataset, source: Source, axis: int) -> Intervals:
     """The rows of a virtual dataset that are not stored of those that it takes from this source."""
-    low, high = (int(bound[axis]) for bound in source.vspace.get_select_bounds())
-    name = os.fsdecode(source.file_name)
-    folder = os.path.dirname(os.path.abspath(os.fsdecode(dataset.file.filename)))
-    if name == ".":
+    if os.fsdecode(source.file_name) == ".":
         return _lacking_in(dataset.file, source, axis)
-    for place in (os.environ.get("HDF5_VDS_PREFIX", folder), folder, ""):
-        path = os.path.join(place, name)
-        if os.path.isfile(path):
-            try:
-                with h5py.File(path, "r") as file:
-                    return _lacking_in(file, source, axis)
-            except OSError:
-                break
+    if path := _file_of(dataset, source):
+        with suppress(OSError), h5py.File(path, "r") as file:
+            return _lacking_in(file, source, axis)
+    low, high = (int(bound[axis]) for bound in source.vspace.get_select_bounds())
     return [(low, high + 1)]
+
+
+def _file_of(dataset: h5py.Dataset, source: Source) -> str | None:
+    """Where the library looks for the file of a source; None: nowhere is one."""
+    folder = os.path.dirname(os.path.abspath(os.fsdecode(dataset.file.filename)))
+    places = (os.environ.get("HDF5_VDS_PREFIX", folder), folder, "")
+    paths = (os.path.join(place, os.fsdecode(source.file_name)) for place in places)
+    return next(filter(os.path.isfile, paths), None)
 
 
 def _lacking_in(file: h5py.File, source: Source, axis: int) -> Intervals:

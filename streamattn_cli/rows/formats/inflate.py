@@ -11,10 +11,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
-from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.errors import InputMalformed, damaged
+from streamattn_cli.rows.tensors.file import OpenFileTensor
 from streamattn_cli.rows.tensors.layout import Extent
-from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
 
 CHUNK = 1 << 14
 WINDOW = 3 << 14  # bytes that one decompressor holds, at most
@@ -70,7 +69,7 @@ def _members(path: str, _key: tuple[int, ...]) -> dict[str, Member]:
     except InputMalformed:
         raise
     except Exception as error:  # of a damaged archive zipfile raises whatever its parsing meets
-        raise InputMalformed(f"{path}: unreadable zip archive: {error}; write or copy it again") from error
+        raise damaged(path, f"unreadable zip archive: {error}") from error
 
 
 class _InPieces:
@@ -93,12 +92,12 @@ def _member(path: str, file: int, info: zipfile.ZipInfo) -> Member:
         raise InputMalformed(f"{name}: encrypted, or compressed by method {info.compress_type}; save it without that")
     header = os.pread(file, 30, info.header_offset)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise InputMalformed(f"{name}: there is no member where the archive's directory says; write or copy it again")
+        raise damaged(name, "there is no member where the archive's directory says")
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     offset = info.header_offset + 30 + lengths
     deflated = info.compress_type == zipfile.ZIP_DEFLATED
     if offset + info.compress_size > os.fstat(file).st_size or (not deflated and info.compress_size != info.file_size):
-        raise InputMalformed(f"{name}: truncated, or its sizes disagree; write or copy it again")
+        raise damaged(name, "truncated, or its sizes disagree")
     return Member(path, info.filename, offset, info.compress_size, info.file_size, deflated)
 
 
@@ -144,7 +143,7 @@ class Inflater:
             try:
                 found = self._inflate.decompress(self._waiting, size)
             except zlib.error as error:
-                raise InputMalformed(f"{m.label}: damaged: {error}; write or copy it again") from error
+                raise damaged(m.label, f"damaged: {error}") from error
             self._waiting = self._inflate.unconsumed_tail
         self.at += len(found)
         if self.at > m.size:
@@ -152,7 +151,7 @@ class Inflater:
         return found
 
 
-class InflatedTensor:
+class InflatedTensor(OpenFileTensor):
     """A RowTensor over a compressed member: rows are inflated as they are read, and again for every further pass.
 
     Each of the O segments has a decompressor at its beginning and one that goes on from there, so that reading segments side
@@ -160,33 +159,21 @@ class InflatedTensor:
     the present one are kept.
     """
 
-    seekable = True
-
     def __init__(self, member: Member, offset: int, extent: Extent, dtype: str):
-        self.name, self.path, self.dtype = member.label, member.path, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
+        super().__init__(member.label, member.path, extent, dtype)
         self.held_bytes = 2 * (extent.side_by_side + extent.apart) * (WINDOW + CHUNK)
-        self._offset, self._row = offset, extent.width * DTYPES[dtype].itemsize
-        try:
-            self._file = os.open(member.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise InputMissing(f"{self.name}: cannot be opened: {error.strerror}") from error
-        self._most = extent.side_by_side
-        self._begin = {0: Inflater(member, self._file)}
+        self._offset, self._most = offset, extent.side_by_side
+        self._begin = {0: Inflater(member, self.fd)}
         self._here: dict[int, Inflater] = {}
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf, segment)
-        count: int = max(0, min(buf.shape[1], self.rows - start))
+        count = self.there(buf, start, segment)
         for number, rows in enumerate(buf if count * self._row else (), segment or 0):
             view = memoryview(rows).cast("B")[: count * self._row]
             at = self._offset + (number * self.rows + start) * self._row
             got = self._inflater(number, at).read_at(view, at)
             if got < len(view):
-                raise InputMalformed(
-                    f"{self.name}: truncated: its data ends at byte {at + got}; write or copy it again"
-                )
+                raise damaged(self.name, f"truncated: its data ends at byte {at + got}")
         return count
 
     def _inflater(self, segment: int, at: int) -> Inflater:
@@ -202,13 +189,7 @@ class InflatedTensor:
             self._here[segment] = self._begin[segment].copy()
         return self._here[segment]
 
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
-
     def close(self) -> None:
         """Close the file, and forget the decompressors."""
         self._begin, self._here = {}, {}
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        super().close()

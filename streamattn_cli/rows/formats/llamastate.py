@@ -16,12 +16,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.errors import InputMalformed
 from streamattn_cli.options import one_of
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.inflate import file_key
-from streamattn_cli.rows.formats.names import SHOWN, find_parts
+from streamattn_cli.rows.formats.names import check_there
 from streamattn_cli.rows.formats.strided import ColumnsTensor
 from streamattn_cli.rows.tensors.file import FileTensor
 from streamattn_cli.rows.tensors.layout import Extent
@@ -29,11 +29,9 @@ from streamattn_cli.rows.tensors.stored import Stored
 from streamattn_cli.rows.tensors.tensor import RowTensor
 
 MAGIC = b"qsgg"
-VERSIONS = {
-    2: (0, 8, None),
-    3: (0, 12),
-}  # bytes that a cell may have besides: places in a picture, and the token; None: before
-# there were streams (July 2025) a cell had no sequence either
+# bytes that a cell may have besides: places in a picture, and the token; None: before there were streams (July 2025) a cell
+# had no sequence either
+VERSIONS = {2: (0, 8, None), 3: (0, 12)}
 TYPES = {0: "f4", 1: "f2", 30: "bf16"}
 QUANTISED = {2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 20: "iq4_nl"}  # of those that caches are kept in
 LAYERS = 1 << 14  # at most
@@ -155,9 +153,7 @@ def _names(path: str) -> list[str]:
 
 def _arrays(path: str, names: dict[str, str], wanted: str | None) -> dict[str, Stored]:
     blocks = _blocks(path, file_key(path))
-    for name in names.values():
-        if name not in blocks:
-            raise InputMissing(f"{path}: no array {name}; there are: {', '.join(sorted(blocks)[:SHOWN])}")
+    check_there(path, names.values(), blocks)
     return {key: _stored(path, name, blocks[name]) for key, name in names.items()}
 
 
@@ -186,5 +182,4 @@ FORMAT = Format(
     sniff=lambda path, start: start.startswith(MAGIC),
     names=_names,
     arrays=_arrays,
-    parts=lambda path, parts, group: find_parts(path, _names(path), parts, group),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from streamattn_cli.errors import InputMalformed
+from streamattn_cli.rows.tensors.tensor import SeekableTensor
 
 Intervals = list[tuple[int, int]]  # rows [first, last), sorted, apart
 
@@ -26,9 +27,22 @@ def merged(found: Iterable[tuple[int, int]]) -> Intervals:
     return joined
 
 
-def not_stored(name: str, first: int, count: int, mend: str) -> InputMalformed:
-    """The error for rows that are not there, `first` before others; `mend` says how to complete the file."""
-    return InputMalformed(
-        f"{name}: {count} rows are not stored in the file or in its sources, row {first} is the first; {mend}, read only rows "
-        "that are there (--rows, --q-rows), or take them as zeros with --missing zeros"
-    )
+class PartlyStored(SeekableTensor):
+    """The base of a tensor whose file may lack some of its rows: these are refused unless they are allowed."""
+
+    missing: Intervals
+    missing_allowed = False  # they are zeros, or what the file says
+
+    def allow_missing(self) -> None:
+        """Read them as what the file says of them."""
+        self.missing_allowed = True
+
+    mend: str  # how to complete the file
+
+    def refuse_missing(self, first: int, count: int) -> None:
+        """Raise InputMalformed for `count` such rows, `first` before others, unless they are allowed."""
+        if not self.missing_allowed:
+            raise InputMalformed(
+                f"{self.name}: {count} rows are not stored in the file or in its sources, row {first} is the first; "
+                f"{self.mend}, read only rows that are there (--rows, --q-rows), or take them as zeros with --missing zeros"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 
@@ -11,25 +11,13 @@ from streamattn_cli.errors import InputMalformed, InputMissing
 # transformers' modules. A number behind it (q_3, keys3) or before it (layer3_q) is that of a layer.
 SYNONYMS = {
     "q": ("q", "query", "queries", "query_states", "query_layer", "q_proj", "xq", "hook_rot_q", "hook_q"),
-    "k": (
-        "k",
-        "key",
-        "keys",
-        "key_states",
-        "key_layer",
-        "k_proj",
-        "k_cache",
-        "key_cache",
-        "xk",
-        "hook_rot_k",
-        "hook_k",
-    ),
+    "k": ("k", "key", "keys", "key_states", "key_layer", "k_proj", "k_cache", "key_cache", "xk", "hook_rot_k",
+          "hook_k"),
     "v": ("v", "value", "values", "value_states", "value_layer", "v_proj", "v_cache", "value_cache", "xv", "hook_v"),
-}
-CACHES = {"k": "key_cache", "v": "value_cache"}  # of which the last component is the layer
+}  # fmt: skip
 PAIRS = {"k": "0", "v": "1"}
 FUSED = ("qkv", "c_attn", "qkv_proj", "wqkv", "query_key_value", "in_proj")  # last components, in small letters
-SHOWN = 40
+NAMES_SHOWN = 40
 
 
 def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: str | None) -> dict[str, str]:
@@ -39,7 +27,7 @@ def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: s
     Raises InputMissing where there is none and InputMalformed where there are several.
     """
     names = sorted(names)
-    listed = ", ".join(names[:SHOWN]) or "none at all"
+    listed = ", ".join(names[:NAMES_SHOWN]) or "none at all"
     found = {}
     for part in parts:
         fitting = _fitting(names, part, group)
@@ -49,12 +37,22 @@ def find_parts(path: str, names: Iterable[str], parts: tuple[str, ...], group: s
             raise InputMissing(f"{path}: no tensor {wanted}; there are: {listed}{others}")
         if len(fitting) > 1:
             groups = [_group(name) for name in fitting]
+            layers = [*layer_groups(names, parts)]
+            layered = f"; attend, compare and plan know --layer {layers[0]} and --layer all" if layers else ""
             raise InputMalformed(
                 f"{path}: {len(fitting)} tensors end in .{part} ({', '.join(fitting[:8])}); "
-                f"choose with --group {groups[0]} or another prefix, or with --{part} {path}:NAME"
+                f"choose with --group {groups[0]} or another prefix, or with --{part} {path}:NAME{layered}"
             )
         found[part] = fitting[0]
     return found
+
+
+def check_there(path: str, wanted: Iterable[str], there: Collection[str], kind: str = "array") -> None:
+    """Refuse (InputMissing, which lists what is there) names that a file does not have."""
+    for name in wanted:
+        if name not in there:
+            listed = ", ".join(sorted(there)[:NAMES_SHOWN]) or "none at all"
+            raise InputMissing(f"{path}: no {kind} {name}; there are: {listed}")
 
 
 def layer_groups(names: Iterable[str], parts: tuple[str, ...]) -> dict[int, str]:
@@ -109,10 +107,10 @@ def fused_advice(path: str, names: list[str]) -> str:
 
 
 def _is(name: str, part: str) -> bool:
-    """Whether the last component of a name is a word for the part, or the name is a layer of its cache."""
+    """Whether the last component of a name is a word for the part, or the number of a layer behind one: a list of layers."""
     *before, last = re.split(r"[./]", name)
-    cached = last.isdigit() and before[-1:] == [CACHES.get(part)]
-    return _word(last)[0] in SYNONYMS[part] or cached or _is_of_pair(name, part)
+    listed = last.isdigit() and before[-1:] and before[-1].lower() in SYNONYMS[part]
+    return bool(_word(last)[0] in SYNONYMS[part] or listed or _is_of_pair(name, part))
 
 
 def _word(last: str) -> tuple[str, str]:
@@ -125,9 +123,9 @@ def _word(last: str) -> tuple[str, str]:
 
 
 def _group(name: str) -> str:
-    """What --group chooses it by: all but the last component, of which the layer's number stays; so of a cache by layers."""
+    """What --group chooses it by: all but the last component, of which the layer's number stays; so of a list of layers."""
     *before, last = re.split(r"[./]", name)
-    if last.isdigit() and before[-1:] and before[-1] in CACHES.values():
+    if last.isdigit() and before[-1:] and any(before[-1].lower() in words for words in SYNONYMS.values()):
         return ".".join([*before[:-1], last])
     word, number = _word(last)
     if number and any(word in words for words in SYNONYMS.values()):

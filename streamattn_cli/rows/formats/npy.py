@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli.errors import InputMalformed, damaged
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.npyheader import MAGIC, read_header
@@ -23,9 +23,8 @@ def npy_array(path: str, wanted: str | None = None) -> Stored:
         needed = header.size + header.payload
         extra = os.pread(file.fileno(), len(MAGIC), needed) if needed < there else b""
     if there < needed:
-        raise InputMalformed(
-            f"{path}: truncated: shape {header.shape} of {header.dtype} needs {needed} bytes, "
-            f"the file has {there}; write or copy it again"
+        raise damaged(
+            path, f"truncated: shape {header.shape} of {header.dtype} needs {needed} bytes, the file has {there}"
         )
     if extra == MAGIC:
         raise InputMalformed(f"{path}: holds more than one .npy record; give it on standard input: ... - < {path}")

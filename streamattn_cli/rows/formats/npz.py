@@ -7,10 +7,10 @@ from math import prod
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.errors import InputMalformed, damaged
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.inflate import InflatedTensor, Member, members
-from streamattn_cli.rows.formats.names import SHOWN, find_parts
+from streamattn_cli.rows.formats.names import check_there
 from streamattn_cli.rows.npyheader import read_header, shape_and_dtype
 from streamattn_cli.rows.tensors.file import FileTensor
 from streamattn_cli.rows.tensors.layout import Extent
@@ -34,20 +34,17 @@ def npz_names(path: str) -> list[str]:
 def npz_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> dict[str, Stored]:
     """The arrays `names` (key -> name). InputMissing lists what is there."""
     there = members(path)
-    for name in names.values():
-        if f"{name}.npy" not in there:
-            raise InputMissing(f"{path}: no array {name}; there are: {', '.join(npz_names(path)[:SHOWN])}")
+    check_there(path, names.values(), npz_names(path))
     return {key: _stored(path, name, there[f"{name}.npy"], wanted) for key, name in names.items()}
 
 
 def _stored(path: str, name: str, member: Member, wanted: str | None) -> Stored:
     label = f"{path}:{name}"
     header = read_header(io.BytesIO(member.read(HEADER)).read, label, wanted)
-    if header.size + header.payload != member.size:
-        raise InputMalformed(
-            f"{label}: shape {header.shape} of {header.dtype} needs {header.size + header.payload} bytes, the member has "
-            f"{member.size}; write or copy it again"
-        )
+    needed = header.size + header.payload
+    if needed != member.size:
+        told = f"shape {header.shape} of {header.dtype} needs {needed} bytes, the member has {member.size}"
+        raise damaged(label, told)
 
     def open_(extent: Extent) -> RowTensor:
         if member.deflated:
@@ -78,5 +75,4 @@ FORMAT = Format(
     sniff=lambda path, start: start.startswith(MAGIC),
     names=npz_names,
     arrays=npz_arrays,
-    parts=lambda path, parts, group: find_parts(path, npz_names(path), parts, group),
 )

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli.errors import InputMalformed, damaged
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.formats.arrowtypes import stored_columns
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import SeekableTensor
 
 BATCH = 1 << 18  # bytes of rows that the library decodes at a time
 PAGES = (
@@ -36,7 +36,7 @@ def parquet_arrays(path: str, names: dict[str, str], wanted: str | None) -> dict
     with _opened(path) as file:
         schema, groups = file.schema_arrow, [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     if min(groups, default=0) < 0:
-        raise InputMalformed(f"{path}: a group of {min(groups)} rows; write or copy it again")
+        raise damaged(path, f"a group of {min(groups)} rows")
 
     def make(column: str, extent: Extent, dtype: str, label: str) -> ParquetTensor:
         return ParquetTensor(path, column, groups, extent, dtype, label)
@@ -50,29 +50,23 @@ def _opened(path: str) -> pq.ParquetFile:
         file.schema_arrow.names  # noqa: B018 - which may not be text
         return file
     except Exception as error:  # of a damaged file the library raises whatever it meets
-        raise InputMalformed(f"{path}: unreadable as a Parquet file: {error}; write or copy it again") from error
+        raise damaged(path, f"unreadable as a Parquet file: {error}") from error
 
 
-class ParquetTensor:
+class ParquetTensor(SeekableTensor):
     """A RowTensor over one column. It is decoded forward; reading from a row before that begins its row group again."""
 
-    seekable = True
-
     def __init__(self, path: str, column: str, groups: list[int], extent: Extent, dtype: str, name: str):
-        self.path, self.name, self.dtype = path, name, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
-        row = extent.width * DTYPES[dtype].itemsize
+        super().__init__(name, path, extent, dtype)
         self._column, self._groups = column, groups
-        self._batch = max(1, BATCH // row)
-        self.held_bytes = PAGES + 12 * self._batch * row
+        self._batch = max(1, BATCH // self._row)
+        self.held_bytes = PAGES + 12 * self._batch * self._row
         self._file: pq.ParquetFile | None = _opened(path)
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rows, self._first = np.empty((0, extent.width), DTYPES[dtype].holder), 0  # decoded, and the first of them
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf, segment)
-        count: int = max(0, min(buf.shape[1], self.rows - start))
+        count = self.there(buf, start, segment)
         at = start
         while at < start + count:
             if not self._first <= at < self._first + len(self._rows):
@@ -97,14 +91,10 @@ class ParquetTensor:
                 self._rows = self._numbers(next(self._batches).column(0))
             except StopIteration:
                 self._first = reached
-                raise InputMalformed(
-                    f"{self.name}: truncated: it ends at row {reached}; write or copy it again"
-                ) from None
+                raise damaged(self.name, f"truncated: it ends at row {reached}") from None
             except (pa.ArrowException, OSError, ValueError) as error:
                 self._first = -1
-                raise InputMalformed(
-                    f"{self.name}: row {reached} cannot be read: {error}; write or copy it again"
-                ) from error
+                raise damaged(self.name, f"row {reached} cannot be read: {error}") from error
             self._first, reached = reached, reached + len(self._rows)
 
     def _from(self, group: int) -> Iterator[pa.RecordBatch]:
@@ -125,10 +115,6 @@ class ParquetTensor:
             raise InputMalformed(f"{self.name}: has nulls, expected a number everywhere; omit or fill these rows")
         numbers: np.ndarray = found.to_numpy(zero_copy_only=True)
         return numbers.view(DTYPES[self.dtype].holder).reshape(rows, self.width)
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
 
     def close(self) -> None:
         """Close the file."""

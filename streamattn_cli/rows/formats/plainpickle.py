@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LONGEST = 1 << 24  # bytes of a pickle: those of tensors are not in it
-MOST = 500_000  # opcodes; torch.save writes about 45 for a tensor
+MAX_OPCODES = 500_000  # opcodes; torch.save writes about 45 for a tensor
 LARGEST = 1 << 64  # of whole numbers
 KEY = 8  # items of a tuple that is a key, at most
 
@@ -64,8 +64,8 @@ class _Reader:
         """The object that is on the stack when the pickle stops."""
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(io.BytesIO(data))):
-                if count >= MOST:
-                    raise Refused(f"more than {MOST} steps in a pickle, enough for some ten thousand tensors")
+                if count >= MAX_OPCODES:
+                    raise Refused(f"more than {MAX_OPCODES} steps in a pickle, enough for some ten thousand tensors")
                 if opcode.name == "STOP":
                     return self._stack.pop()
                 self._step(opcode.name, argument)

@@ -13,11 +13,11 @@ from math import prod
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.dtypes import DTYPES, EXPECTED
 from streamattn_cli.rows.formats.format import Format
 from streamattn_cli.rows.formats.inflate import Member, file_key, members
-from streamattn_cli.rows.formats.names import SHOWN, find_parts
+from streamattn_cli.rows.formats.names import check_there
 from streamattn_cli.rows.formats.plainpickle import LONGEST, Bag, Name, Refused, load
 from streamattn_cli.rows.formats.strided import StridedTensor, in_order
 from streamattn_cli.rows.tensors.file import FileTensor
@@ -60,9 +60,9 @@ def _tensor(storage: object, offset: object, shape: object, strides: object, *_o
     """What torch._utils._rebuild_tensor and _rebuild_tensor_v2 are given."""
     if (
         isinstance(storage, Place)
-        and isinstance(offset, int)
         and isinstance(shape, tuple)
         and isinstance(strides, tuple)
+        and isinstance(offset, int)
     ):
         numbers = (offset, *shape, *strides) if len(shape) == len(strides) <= AXES else (None,)
         if all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
@@ -179,9 +179,7 @@ def _items(found: object) -> Iterator[tuple[object, object]]:
 def pytorch_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> dict[str, Stored]:
     """The tensors `names` (key -> name). InputMissing lists what is there."""
     tensors, found, prefix = _read(path)
-    for name in names.values():
-        if name not in tensors:
-            raise InputMissing(f"{path}: no tensor {name}; there are: {', '.join(sorted(tensors)[:SHOWN])}")
+    check_there(path, names.values(), tensors, "tensor")
     return {key: _stored(path, name, tensors[name], found, prefix) for key, name in names.items()}
 
 
@@ -236,5 +234,4 @@ FORMAT = Format(
     sniff=_sniff,
     names=lambda path: sorted(_read(path)[0]),
     arrays=pytorch_arrays,
-    parts=lambda path, parts, group: find_parts(path, _read(path)[0], parts, group),
 )

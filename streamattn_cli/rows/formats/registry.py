@@ -93,5 +93,6 @@ def _installed(name: str) -> Format:
 
         return call
 
-    functions: dict[str, Any] = {part: guarded(getattr(found, part)) for part in ("sniff", "names", "arrays", "parts")}
+    asked = {part: getattr(found, part) for part in ("sniff", "names", "arrays", "parts")}
+    functions: dict[str, Any] = {part: guarded(function) for part, function in asked.items() if function}
     return replace(found, **functions)

@@ -8,11 +8,11 @@ from math import prod
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.errors import InputMalformed
 from streamattn_cli.options import one_of
 from streamattn_cli.rows.dtypes import DTYPES, storage_of
 from streamattn_cli.rows.formats.format import Format
-from streamattn_cli.rows.formats.names import SHOWN, find_parts
+from streamattn_cli.rows.formats.names import check_there
 from streamattn_cli.rows.tensors.file import FileTensor
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
@@ -94,10 +94,7 @@ def _check_places(path: str, tensors: dict[str, dict], size: int) -> None:
 def safetensors_arrays(path: str, names: dict[str, str], wanted: str | None = None) -> dict[str, Stored]:
     """The tensors `names` (key -> name in the file); wanted: what 16-bit integers are. InputMissing lists what is there."""
     tensors, metadata, base = read_safetensors_header(path)
-    for name in names.values():
-        if name not in tensors:
-            listed = ", ".join(sorted(tensors)[:SHOWN]) or "none at all"
-            raise InputMissing(f"{path}: no tensor {name}; there are: {listed}")
+    check_there(path, names.values(), tensors, "tensor")
     return {key: _stored(path, name, tensors[name], metadata, base, wanted) for key, name in names.items()}
 
 
@@ -136,5 +133,4 @@ FORMAT = Format(
     sniff=lambda path, start: start[8:9] == b"{",
     names=lambda path: sorted(read_safetensors_header(path)[0]),
     arrays=safetensors_arrays,
-    parts=lambda path, parts, group: find_parts(path, read_safetensors_header(path)[0], parts, group),
 )

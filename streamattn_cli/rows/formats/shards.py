@@ -7,7 +7,7 @@ import os
 
 from streamattn_cli.errors import InputMalformed, InputMissing
 from streamattn_cli.rows.formats.format import Format
-from streamattn_cli.rows.formats.names import SHOWN, find_parts
+from streamattn_cli.rows.formats.names import check_there
 from streamattn_cli.rows.formats.safetensors import safetensors_arrays
 from streamattn_cli.rows.tensors.stored import Stored
 
@@ -35,9 +35,8 @@ def files_by_name(path: str) -> dict[str, str]:
 def _arrays(path: str, names: dict[str, str], wanted: str | None) -> dict[str, Stored]:
     files = files_by_name(path)
     found: dict[str, Stored] = {}
+    check_there(path, names.values(), files, "tensor")
     for key, name in names.items():
-        if name not in files:
-            raise InputMissing(f"{path}: no tensor {name}; there are: {', '.join(sorted(files)[:SHOWN])}")
         if not os.path.isfile(files[name]):
             raise InputMissing(f"{path}: {files[name]}, which holds {name}, is not there; copy it beside the index")
         found |= safetensors_arrays(files[name], {key: name}, wanted)
@@ -50,5 +49,4 @@ FORMAT = Format(
     sniff=lambda path, start: start.lstrip().startswith(b"{") and path.endswith(".json"),
     names=lambda path: sorted(files_by_name(path)),
     arrays=_arrays,
-    parts=lambda path, parts, group: find_parts(path, files_by_name(path), parts, group),
 )

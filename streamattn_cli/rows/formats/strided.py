@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from copy import copy
-from dataclasses import replace
 from itertools import product
 from math import prod
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed, InputMissing
+from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.rows.tensors.file import FileTensor
+from streamattn_cli.rows.tensors.file import FileTensor, OpenFileTensor
 from streamattn_cli.rows.tensors.layout import Extent
-from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
 
 PIECE = 1 << 20  # bytes that are read at a time, unless one row spans more
 COLUMNS = 1 << 22  # of arrays that are stored by columns, where a larger piece has longer stretches
 LARGEST = 1 << 24  # bytes that one row may span
 
 
-class StridedTensor:
+class StridedTensor(OpenFileTensor):
     """A RowTensor over an array of `shape` with `strides` in items, whose first item is at `offset` of a file.
 
     Axes before the rows that lie within a row (heads of (B, H, T, D) stored as (B, T, H, D)) are read together with it.
     """
 
-    seekable = True
-
     def __init__(
         self, path: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], extent: Extent, dtype: str, name: str
     ):  # fmt: skip
-        self.path, self.name, self.dtype = path, name, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
+        super().__init__(name, path, extent, dtype)
         self._offset, self._item = offset, DTYPES[dtype].itemsize
         self._axis, self._each = extent.layout.index("T"), extent.outer // extent.batch
         self._shape, self._strides = shape, strides
@@ -44,10 +38,6 @@ class StridedTensor:
                 "others; call .contiguous() before saving it"
             )
         self.held_bytes = max(PIECE, self._span * self._item)
-        try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise InputMissing(f"{name}: cannot be opened: {error.strerror}") from error
 
     def _arrange(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
         """Which axes are read together."""
@@ -74,8 +64,7 @@ class StridedTensor:
         """See RowTensor; `segment` is the first of a batch, and buf has the segments of that batch."""
         if segment is not None:
             return self._batch(segment // self._each).read_into(buf, start)
-        check_buffer(self, buf)
-        count: int = max(0, min(buf.shape[1], self.rows - start))
+        count = self.there(buf, start)
         if not count * self.width:
             return count
         # axes of the buffer: far ones, near ones, rows, items of a row
@@ -95,28 +84,11 @@ class StridedTensor:
         """Rows from item `at` on, of all near axes: (near axes, rows, items)."""
         size = ((rows - 1) * self._stride + self._span) * self._item
         data = bytearray(size)
-        got, view = 0, memoryview(data)
-        while got < size:
-            more = os.preadv(self._file, [view[got:]], self._offset + at * self._item + got)
-            if not more:
-                raise InputMalformed(
-                    f"{self.name}: truncated: the file ends before its last row; write or copy it again"
-                )
-            got += more
+        self.fill(memoryview(data), self._offset + at * self._item)
         axes = [*self._near, (rows, self._stride), *self._after]
         shape, strides = [size for size, _ in axes], [stride * self._item for _, stride in axes]
         flat = np.frombuffer(data, DTYPES[self.dtype].holder)
         return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
 
 
 def in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -125,40 +97,23 @@ def in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return all(size == 1 or stride == want for size, stride, want in zip(shape, strides, expected, strict=True))
 
 
-class ColumnsTensor:
+class ColumnsTensor(FileTensor):
     """A RowTensor over an array (T, I) that is stored as (I, T): a stretch of each column is read, and all are turned."""
 
-    seekable = True
-
     def __init__(self, path: str, offset: int, extent: Extent, dtype: str, name: str):
-        self.path, self.name, self.dtype = path, name, dtype
-        self.outer, self.width = extent.outer, extent.width
-        self.rows: int | None = extent.count
-        self._count, self._item = extent.count, DTYPES[dtype].itemsize
-        self._step = min(max(1, COLUMNS // (self._item * self.width)), max(1, self._count))
+        super().__init__(path, offset, extent, dtype, name)
+        self._item = DTYPES[dtype].itemsize
+        self._step = min(max(1, COLUMNS // self._row), max(1, self.rows))
         self._data = np.empty((self.width, self._step), DTYPES[dtype].holder)
         self.held_bytes = self._data.nbytes
-        self._inner = FileTensor(
-            path, offset, replace(extent, rows=1, width=self._count, outer=self.width), dtype, name
-        )
-        self._offset = offset
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor; there is one segment."""
-        check_buffer(self, buf, segment)
-        count: int = max(0, min(buf.shape[1], self._count - start))
+        count = self.there(buf, start, segment)
         for first in range(start, start + count, self._step):
             rows = min(self._step, start + count - first)
             for column, into in enumerate(self._data):
-                at = self._offset + (column * self._count + first) * self._item
-                self._inner.fill(memoryview(into[:rows]).cast("B"), at)
+                at = self._offset + (column * self.rows + first) * self._item
+                self.fill(memoryview(into[:rows]).cast("B"), at)
             buf[0, first - start : first - start + rows] = self._data[:, :rows].T
         return count
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._inner.close()

@@ -9,10 +9,10 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
+from streamattn_cli.errors import InputMalformed, InputMissing, UsageError, damaged
 from streamattn_cli.rows.attributes import plain
 from streamattn_cli.rows.formats.format import Format
-from streamattn_cli.rows.formats.names import SHOWN, find_parts
+from streamattn_cli.rows.formats.names import NAMES_SHOWN
 from streamattn_cli.rows.tensors.stored import Stored
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MARKS = ("zarr.json", ".zgroup", ".zarray")
 LONGEST = 1 << 24  # bytes of one file of metadata
-MOST = 100_000  # folders that are looked at
+MAX_FOLDERS = 100_000  # folders that are looked at
 
 
 def is_zarr(path: str) -> bool:
@@ -32,8 +32,10 @@ def zarr_names(path: str) -> list[str]:
     """Names of all arrays, sorted: their folders below `path`, "" for `path` itself."""
     found = []
     for visited, (folder, below, files) in enumerate(os.walk(path)):
-        if visited >= MOST:
-            raise InputMalformed(f"{path}: more than {MOST} folders to look for arrays in; name a group: {path}/GROUP")
+        if visited >= MAX_FOLDERS:
+            raise InputMalformed(
+                f"{path}: more than {MAX_FOLDERS} folders to look for arrays in; name a group: {path}/GROUP"
+            )
         if metadata(folder, files) is not None:
             name = os.path.relpath(folder, path)
             found.append("" if name == "." else name)
@@ -58,9 +60,9 @@ def _json(path: str) -> dict:
     except OSError as error:
         raise InputMissing(f"{path}: cannot be opened: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InputMalformed(f"{path}: unreadable metadata of a Zarr array: {error}; write or copy it again") from error
+        raise damaged(path, f"unreadable metadata of a Zarr array: {error}") from error
     if not isinstance(found, dict):
-        raise InputMalformed(f"{path}: metadata of a Zarr array expected; write or copy it again")
+        raise damaged(path, "metadata of a Zarr array expected")
     return found
 
 
@@ -89,7 +91,7 @@ def _arrays(path: str, names: dict[str, str], wanted: str | None) -> dict[str, S
         name = name.strip("/")
         described = metadata(os.path.join(path, name))
         if described is None:
-            listed = ", ".join(zarr_names(path)[:SHOWN]) or "none at all"
+            listed = ", ".join(zarr_names(path)[:NAMES_SHOWN]) or "none at all"
             raise InputMissing(f"{path}: no array {name}; there are: {listed}")
         label = f"{path}:{name}" if name else path
         found[key] = zarr_array(path, name, label, described, _attributes(path, name, label), wanted)
@@ -113,5 +115,4 @@ FORMAT = Format(
     folder=is_zarr,
     names=zarr_names,
     arrays=_arrays,
-    parts=lambda path, parts, group: find_parts(path, zarr_names(path), parts, group),
 )

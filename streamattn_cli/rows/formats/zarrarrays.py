@@ -14,13 +14,12 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli.errors import InputMalformed, damaged
 from streamattn_cli.rows.dtypes import DTYPES, storage_of
-from streamattn_cli.rows.formats.missing import not_stored, within
+from streamattn_cli.rows.formats.missing import PartlyStored, within
 from streamattn_cli.rows.formats.zarrchunks import SPARE, Chunks, codecs_of
 from streamattn_cli.rows.tensors.layout import Extent
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import PartlyStored, check_buffer, peek_seekable
 
 LARGEST = 1 << 31  # bytes of a chunk
 PATTERNS = {DTYPES[name].torch[1]: name for name in ("bf16", "f8e4m3", "f8e5m2")}  # without a NumPy dtype
@@ -35,7 +34,7 @@ def zarr_array(path: str, name: str, label: str, described: dict, attrs: dict, w
     if len(chunk) != len(shape) or not all(chunk) or not 0 < prod(chunk) * DTYPES[dtype].itemsize <= LARGEST:
         raise InputMalformed(f"{label}: chunks of shape {chunk} found; save it in chunks of less than {LARGEST} bytes")
     if shard and any(s % c for s, c in zip(shard, chunk, strict=True)):
-        raise InputMalformed(f"{label}: shards {shard} of chunks {chunk} that do not fill them; write or copy it again")
+        raise damaged(label, f"shards {shard} of chunks {chunk} that do not fill them")
     places = os.path.join(path, name)
     flat = (shape or (1,), chunk or (1,), shard if shard is None else shard or (1,))
     chunks = Chunks(places, described, codecs, *flat, DTYPES[dtype].itemsize, label)
@@ -55,7 +54,7 @@ def zarr_integers(path: str, name: str, label: str, described: dict, most: int) 
     try:
         return np.asarray(array[...])
     except Exception as error:  # of damaged chunks, too
-        raise InputMalformed(f"{label}: unreadable: {error}; write or copy it again") from error
+        raise damaged(label, f"unreadable: {error}") from error
 
 
 def _opened(path: str, name: str, label: str, described: dict) -> tuple[zarr.Array, str | None]:
@@ -74,18 +73,17 @@ def _opened(path: str, name: str, label: str, described: dict) -> tuple[zarr.Arr
             array = zarr.Array.from_dict(place, described)
             return array, (array.chunks, array.shards) and told
     except Exception as error:  # of damaged metadata the library raises whatever its parsing meets
-        raise InputMalformed(f"{label}: unreadable as a Zarr array: {error}; write or copy it again") from error
+        raise damaged(label, f"unreadable as a Zarr array: {error}") from error
 
 
 class ZarrTensor(PartlyStored):
     """A RowTensor over an array in chunks. Reads are cut at the borders of chunks, and a band (all chunks that share rows)
     that is not read at once is kept, so that each chunk is decoded once per pass."""
 
-    seekable = True
+    mend = "write them (zarr leaves out chunks of zeros unless write_empty_chunks is true)"
 
     def __init__(self, array: zarr.Array, chunks: Chunks, extent: Extent, dtype: str, path: str, name: str):
-        self.name, self.path, self.dtype = name, path, dtype
-        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
+        super().__init__(name, path, extent, dtype)
         self._array, self._chunks, self._axis = array, chunks, extent.layout.index("T")
         self._each = extent.outer // extent.batch  # segments of one batch
         self._size = min(chunks.chunk[self._axis], max(1, extent.count))  # rows of a band
@@ -98,9 +96,8 @@ class ZarrTensor(PartlyStored):
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         """See RowTensor; `segment` is the first of a batch, and buf has the segments of that batch."""
-        check_buffer(self, buf, segment)
+        count = self.there(buf, start, segment)
         batch = None if segment is None else segment // self._each
-        count: int = max(0, min(buf.shape[1], self.rows - start))
         if lost := within(self.missing, start, start + count):
             self.refuse_missing(*lost)
         shape = self._chunks.shape
@@ -151,19 +148,7 @@ class ZarrTensor(PartlyStored):
         try:
             return np.asarray(self._array[items if self._array.ndim else ()]).reshape([s.stop - s.start for s in items])
         except Exception as error:  # of a damaged chunk the codecs raise whatever they meet
-            raise InputMalformed(
-                f"{self.name}: chunk {'.'.join(map(str, at))} cannot be read ({error}); write or copy it again"
-            ) from error
-
-    def refuse_missing(self, first: int, count: int) -> None:
-        """InputMalformed for rows that are not stored, unless they are allowed."""
-        if not self.missing_allowed:
-            mend = "write them (zarr leaves out chunks of zeros unless write_empty_chunks is true)"
-            raise not_stored(self.name, first, count, mend)
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
+            raise damaged(self.name, f"chunk {'.'.join(map(str, at))} cannot be read ({error})") from error
 
     def close(self) -> None:
         """Give the kept band back."""

@@ -15,7 +15,7 @@ from math import ceil, prod
 
 import numpy as np
 
-from streamattn_cli.errors import InputMalformed
+from streamattn_cli.errors import InputMalformed, damaged
 from streamattn_cli.rows.formats.missing import Intervals, merged
 
 COMPRESSORS = ("blosc", "zstd", "lz4", "gzip", "zlib")
@@ -50,14 +50,10 @@ def codecs_of(described: dict, name: str) -> Codecs:
         inner = config if isinstance(config, dict) else {}
         index = [_id(entry, name) for entry in _list(inner.get("index_codecs"), name)]
         place = inner.get("index_location", "end")
-        if (
-            index not in (["bytes"], ["bytes", "crc32c"])
-            or place not in ("start", "end")
-            or _big(inner["index_codecs"])
-        ):
-            raise InputMalformed(
-                f"{name}: its shards have an index of codecs {index} at {place!r}; save it without shards"
-            )
+        known = index in (["bytes"], ["bytes", "crc32c"]) and place in ("start", "end")
+        if not known or "big" in str(inner["index_codecs"]):
+            told = f"its shards have an index of codecs {index} at {place!r}"
+            raise InputMalformed(f"{name}: {told}; save it without shards")
         return Codecs(_chain(inner.get("codecs"), name), place, 4 * (len(index) - 1))
     return Codecs(_chain(codecs, name))
 
@@ -76,18 +72,14 @@ def _chain(codecs: object, name: str) -> str | None:
 def _id(entry: object, name: str) -> str:
     found = entry.get("id", entry.get("name")) if isinstance(entry, dict) else entry
     if not isinstance(found, str):
-        raise InputMalformed(f"{name}: unreadable metadata: a codec without a name; write or copy it again")
+        raise damaged(name, "unreadable metadata: a codec without a name")
     return found.removeprefix("numcodecs.")
 
 
 def _list(found: object, name: str) -> list:
     if not isinstance(found, list) or not found:
-        raise InputMalformed(f"{name}: unreadable metadata: no list of codecs; write or copy it again")
+        raise damaged(name, "unreadable metadata: no list of codecs")
     return found
-
-
-def _big(codecs: list) -> bool:
-    return "big" in str(codecs)
 
 
 def _refuse_unknown(words: Sequence[str | None], name: str) -> None:
@@ -162,7 +154,7 @@ class Chunks:
         with open(self._path(file), "rb") as shard:
             whole = os.fstat(shard.fileno()).st_size
             if whole < size + self.codecs.index_checksum:
-                raise InputMalformed(f"{self._path(file)}: truncated: shorter than its index; write or copy it again")
+                raise damaged(self._path(file), "truncated: shorter than its index")
             at = 0 if self.codecs.index == "start" else whole - size - self.codecs.index_checksum
             found = np.frombuffer(os.pread(shard.fileno(), size, at), "<u8")
         return found.reshape(*self._each, 2)
@@ -182,9 +174,7 @@ class Chunks:
                 said = os.pread(chunk.fileno(), HEAD, start) if start + size <= whole else b""
                 fits = start + size <= whole and size <= self.most + self.most // 8 + SPARE
                 if not fits or not _bounded(self.codecs.compressor, said, chunk.fileno(), start, size, self.most):
-                    raise InputMalformed(
-                        f"{path}: damaged, or larger than the {self.most} bytes of a chunk; write or copy it again"
-                    )
+                    raise damaged(path, f"damaged, or larger than the {self.most} bytes of a chunk")
         except FileNotFoundError:
             return  # not stored, which the caller knows
 

@@ -91,6 +91,6 @@ def single(place: Place, word: str, part: str | None, wanted: str | None) -> Sto
 def parts_of(place: Place, parts: tuple[str, ...], group: str | None, wanted: str | None) -> dict[str, Stored]:
     """The arrays q, k, v (those asked for) of a file that names its arrays. InputMissing lists what is there."""
     held, path = place.held, place.path
-    names = held.parts(path, parts, group)
+    names = held.names_of(path, parts, group)
     found = held.arrays(path, names, wanted)
     return {part: with_scale(stored, held, path, names[part], part) for part, stored in found.items()}

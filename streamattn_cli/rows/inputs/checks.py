@@ -8,7 +8,7 @@ from dataclasses import replace
 from streamattn_cli.errors import InputMalformed, UsageError
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads, group_size
-from streamattn_cli.rows.tensors.layout import OTHER
+from streamattn_cli.rows.tensors.layout import OTHER, TWO_AXES
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 
 TURNED = {3: (1, 0, 2), 4: (0, 2, 1, 3)}  # axes of an array that is brought into it
@@ -29,21 +29,19 @@ def check_heads(spec: InputSpec, heads: dict[str, Heads]) -> None:
                 f"{k.dim}; they must agree ({_shared_dim(spec, q, k) or 'check --layout, --heads and --dim'})"
             )
         group_size(q, k)
-    said = [("q", "heads", spec.heads), ("k", "kv_heads", spec.kv_heads), ("v", "kv_heads", spec.kv_heads)]
+    said = [("q", "--heads", spec.heads), ("k", "--kv-heads", spec.kv_heads), ("v", "--kv-heads", spec.kv_heads)]
     for part, option, wanted in said:
         of_all = {wanted} if spec.like else set()  # a sketch counts the heads of all batches
         if part in heads and wanted is not None and len(heads[part]) not in of_all | {wanted * heads[part].batch}:
-            raise InputMalformed(
-                f"{heads[part].tensor.name}: {len(heads[part])} heads found for {part}, but "
-                f"{_option(option)} {wanted} was given"
-            )
-    said = [("q", "dim", spec.dim), ("k", "dim", spec.dim), ("v", "value_dim", spec.value_dim)]
+            there = f"{len(heads[part])} heads found for {part}"
+            beside = len(heads[part]) == 1 and wanted and not heads[part].dim % wanted
+            fused = f"; of heads side by side in the last axis {TWO_AXES}" if beside else ""
+            raise InputMalformed(f"{heads[part].tensor.name}: {there}, but {option} {wanted} was given{fused}")
+    said = [("q", "--dim", spec.dim), ("k", "--dim", spec.dim), ("v", "--value-dim", spec.value_dim)]
     for part, option, wanted in said:
         if part in heads and wanted is not None and heads[part].dim != wanted:
-            raise InputMalformed(
-                f"{heads[part].tensor.name}: {part} heads of {heads[part].dim} items found, but "
-                f"{_option(option)} {wanted} was given"
-            )
+            there = f"{part} heads of {heads[part].dim} items found"
+            raise InputMalformed(f"{heads[part].tensor.name}: {there}, but {option} {wanted} was given")
 
 
 def _shared_dim(spec: InputSpec, q: Heads, k: Heads) -> str:
@@ -61,10 +59,6 @@ def _shared_dim(spec: InputSpec, q: Heads, k: Heads) -> str:
         if query_width % dim == key_width % dim == 0 and (query_width // dim) % (key_width // dim) == 0
     ]
     return f"several heads lie side by side in a row: give {' or '.join(fitting[:2])}" if fitting else ""
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def check_layout(spec: InputSpec, q: Heads, k: Heads, alone: bool) -> None:
@@ -114,16 +108,13 @@ def with_ranges(spec: InputSpec, heads: dict[str, Heads]) -> dict[str, Heads]:
             f"range for both"
         )
     made: dict[tuple, RangeTensor] = {}
-    ranged = {}
-    for part, part_heads in heads.items():
-        rows = wanted[part]
-        if rows is None:
-            ranged[part] = part_heads
-            continue
-        key = (id(part_heads.tensor), rows)
-        if key not in made:
-            made[key] = RangeTensor(part_heads.tensor, *rows)
-        ranged[part] = replace(part_heads, tensor=made[key])
+    ranged = dict(heads)
+    for part, one in heads.items():
+        if rows := wanted[part]:
+            key = (id(one.tensor), rows)
+            if key not in made:
+                made[key] = RangeTensor(one.tensor, *rows)
+            ranged[part] = replace(one, tensor=made[key])
     return ranged
 
 

@@ -7,36 +7,29 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, UsageError
+from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.numbers import integers, rows_that_count, said
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.rows.tensors.sequences import Sequences
-from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import RowTensor, SeekableTensor
 
 
-class SequenceTensor:
+class SequenceTensor(SeekableTensor):
     """A RowTensor over a batch: the rows of its first sequence, then those of the second, and so on.
 
     The base has `batch` times as many segments (O), those of each sequence side by side.
     """
 
-    seekable = True
-
     def __init__(self, base: RowTensor, sequences: Sequences):
         self.base, self.sequences = base, sequences
         self.name, self.path, self.dtype, self.width = base.name, base.path, base.dtype, base.width
         self.outer, self.rows = base.outer // len(sequences), sequences.rows
-
-    @property
-    def held_bytes(self) -> int:
-        """Buffers of the tensor underneath, and the borders of the sequences."""
-        return self.base.held_bytes + self.sequences.edges.nbytes
+        self.held_bytes = base.held_bytes + sequences.edges.nbytes
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf, segment)
-        count: int = max(0, min(buf.shape[1], self.rows - start))
+        count = self.there(buf, start, segment)
         for piece in self.sequences.pieces(start, start + count):
             into = buf[:, piece.first - start : piece.last - start]
             whole = into if into.flags.c_contiguous else np.empty(into.shape, into.dtype)
@@ -45,10 +38,6 @@ class SequenceTensor:
             if whole is not into:
                 into[...] = whole
         return count
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
 
     def close(self) -> None:
         """Close the tensor underneath."""
@@ -76,23 +65,16 @@ def in_sequences(spec: InputSpec, heads: dict[str, Heads], notes: list[str]) -> 
     Raises UsageError and InputMalformed."""
     if spec.lengths and spec.starts:
         raise UsageError("--lengths is for padded batches, --starts for packed rows; give one of them")
-    given = {
-        f"--{name.replace('_', '-')}": getattr(spec, name) for name in ("lengths", "starts", "q_lengths", "q_starts")
-    }
+    given = {spelling(name): getattr(spec, name) for name in ("lengths", "starts", "q_lengths", "q_starts")}
     for option, word in given.items():
         if word and (spec.rows or spec.q_rows):
             raise UsageError(f"{option}: its rows are those of whole sequences; omit --rows and --q-rows")
         of_keys = option.replace("q-", "")
         if word and not given[of_keys]:
             raise UsageError(f"{option} {word}: it says of queries what {of_keys} says of keys; give that, too")
-    counted = {
-        option: rows_that_count(word, option, spec.input)
-        for option, word in given.items()
-        if word and "lengths" in option
-    }
-    numbers = {
-        option: word and integers(word, option, spec.input) for option, word in given.items() if option not in counted
-    }
+    words = {option: word for option, word in given.items() if word}
+    counted = {o: rows_that_count(word, o, spec.input) for o, word in words.items() if "lengths" in o}
+    numbers = {o: integers(word, o, spec.input) for o, word in words.items() if "starts" in o}
     made: dict[tuple, RowTensor] = {}
     found = {}
     for part, one in heads.items():

@@ -68,16 +68,19 @@ def identity_of(heads: Heads, whole: bool = False, tensor: RowTensor | None = No
     return found
 
 
-def file_states(tensors: Iterable[RowTensor]) -> dict[str, tuple[int, ...]]:
-    """Device, inode, size and time of modification of every file that rows are read from."""
-    found: dict[str, tuple[int, ...]] = {}
+def file_states(tensors: Iterable[RowTensor], *words: str | None) -> dict[str, tuple[int, ...]]:
+    """Device, inode, size and time of modification of every file that rows are read from; words: FILE or FILE:DATASET of further
+    ones, None is passed over."""
+    named = [name for word in words if word for name in (word, word.rpartition(":")[0]) if os.path.isfile(name)]
+    found: dict[str, tuple[int, ...]] = {name: _state(name) for name in named}
     for tensor in tensors:
         for part in files_of(tensor):
             base = part
             while isinstance(base, RangeTensor | SequenceTensor):
                 base = base.base
-            if base.path is not None and base.seekable and base.path not in found:
-                found[base.path] = _state(base.path)
+            if base.path is not None and base.seekable:
+                files = (base.path, *getattr(base, "others", ()))  # sources of a virtual dataset
+                found |= {file: _state(file) for file in files if file not in found}
     return found
 
 

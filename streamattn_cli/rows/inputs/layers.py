@@ -14,7 +14,7 @@ from streamattn_cli.rows.inputs.paths import find
 from streamattn_cli.rows.spec import InputSpec
 
 PLACE = "{layer}"
-SHOWN = 12
+LAYERS_SHOWN = 12
 IN_FILE = re.compile(r"(?:layers?|blocks?)[-_.]?(\d+)", re.IGNORECASE)  # the number of a layer in the name of a file
 
 
@@ -34,7 +34,7 @@ def layers_of(spec: InputSpec) -> list[Layer]:
     there = _by_files(spec, patterns) if patterns else _by_groups(spec)
     chosen = [number for number in there if wanted(spec.layer or "all", number, f"--layer {spec.layer}")]
     if not chosen:
-        listed = ", ".join(map(str, list(there)[:SHOWN])) + (", ..." if len(there) > SHOWN else "")
+        listed = ", ".join(map(str, list(there)[:LAYERS_SHOWN])) + (", ..." if len(there) > LAYERS_SHOWN else "")
         raise InputMissing(
             f"{next(iter(words.values()), '-')}: no layer {spec.layer}; there are: {listed or 'none at all'}"
         )

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import numpy as np
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
-from streamattn_cli.rows.formats.names import SHOWN
+from streamattn_cli.rows.formats.names import NAMES_SHOWN
 from streamattn_cli.rows.inputs.paths import find
 from streamattn_cli.rows.inputs.scales import small
 
-MOST = 1 << 27  # numbers in a file
+MAX_NUMBERS = 1 << 27  # numbers in a file
 
 
 def integers(word: str, option: str, beside: str | None = None) -> np.ndarray:
@@ -36,7 +36,7 @@ def rows_that_count(word: str, option: str, beside: str | None = None) -> tuple[
 def of_mask(mask: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray | None]:
     """The rows that count, and those before them, of a mask (sequences, rows) whose ones are side by side. InputMalformed."""
     ones = np.asarray(mask).astype(bool)
-    if mask.ndim != 2 or mask.size > MOST or mask.dtype.kind not in "iub" or not np.array_equal(ones, mask):
+    if mask.ndim != 2 or mask.size > MAX_NUMBERS or mask.dtype.kind not in "iub" or not np.array_equal(ones, mask):
         raise InputMalformed(f"{name}: {mask.dtype} of shape {mask.shape} found, expected (sequences, rows) of 0 and 1")
     lengths = ones.sum(axis=1, dtype=np.int64)
     before = np.where(lengths > 0, ones.argmax(axis=1), 0).astype(np.int64)
@@ -57,7 +57,12 @@ def decimals(word: str, option: str, beside: str | None = None) -> np.ndarray:
         found = np.array([float(part) for part in word.split(",")])
     except ValueError:
         found = np.asarray(_found(word, option, beside, float))
-    if found.dtype.kind not in "fiu" or found.ndim != 1 or not 1 <= len(found) <= MOST or not np.isfinite(found).all():
+    if (
+        found.dtype.kind not in "fiu"
+        or found.ndim != 1
+        or not 1 <= len(found) <= MAX_NUMBERS
+        or not np.isfinite(found).all()
+    ):
         raise InputMalformed(
             f"{option} {word}: {found.dtype} numbers of shape {found.shape} found, expected one axis of finite numbers"
         )
@@ -88,7 +93,7 @@ def _read(path: str, inside: str, option: str, kind: Callable[[str], int | float
     if path.lower().endswith((".txt", ".csv")):
         try:
             with open(path, encoding="ascii") as file:
-                words = re.split(r"[\s,]+", file.read(MOST * 8).strip())
+                words = re.split(r"[\s,]+", file.read(MAX_NUMBERS * 8).strip())
             return np.array([kind(word) for word in words], np.object_ if kind is int else np.float64)
         except OSError as error:
             raise InputMissing(f"{path}: {error.strerror}; check the path") from error
@@ -108,16 +113,16 @@ def _read(path: str, inside: str, option: str, kind: Callable[[str], int | float
     held, names = place.held, [name.lstrip("/") for name in place.held.names(path)]
     if inside.lstrip("/") not in names:
         raise InputMissing(
-            f"{path}: no array {inside or '(name it: FILE:NAME)'} for {option}; there are: {', '.join(names[:SHOWN])}"
+            f"{path}: no array {inside or '(name it: FILE:NAME)'} for {option}; there are: {', '.join(names[:NAMES_SHOWN])}"
         )
-    whole = held.integers(path, inside, MOST) if held.integers else None
-    return small(held.arrays(path, {"one": inside}, None)["one"], MOST) if whole is None else whole
+    whole = held.integers(path, inside, MAX_NUMBERS) if held.integers else None
+    return small(held.arrays(path, {"one": inside}, None)["one"], MAX_NUMBERS) if whole is None else whole
 
 
 def _checked(found: np.ndarray, word: str, option: str) -> np.ndarray:
     """As (n,) int64."""
     exact = found.dtype.kind in "iu" or found.dtype == np.object_
-    if not exact or found.ndim != 1 or not 1 <= len(found) <= MOST or found.min() < 0 or found.max() > 1 << 53:
+    if not exact or found.ndim != 1 or not 1 <= len(found) <= MAX_NUMBERS or found.min() < 0 or found.max() > 1 << 53:
         raise InputMalformed(
             f"{option} {word}: {found.dtype} numbers of shape {found.shape} found, expected one axis of whole numbers that are "
             "not negative"

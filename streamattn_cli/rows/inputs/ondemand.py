@@ -11,7 +11,7 @@ from streamattn_cli.errors import SourceChanged
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads
-from streamattn_cli.rows.tensors.tensor import RowTensor
+from streamattn_cli.rows.tensors.tensor import RowTensor, SeekableTensor, row_count
 
 MOST_OPEN = 8
 
@@ -56,27 +56,20 @@ class OpenFiles:
             self._open.popitem()[1].close()
 
 
-class OnDemand:
-    """A seekable RowTensor whose file is opened when a row is read."""
-
-    seekable = True
+class OnDemand(SeekableTensor):
+    """A seekable RowTensor whose file is opened when a row is read; the files are closed together."""
 
     def __init__(self, files: OpenFiles, number: int, part: str, tensor: RowTensor, share: float):
         self._files, self._number, self._part = files, number, part
         self.name, self.path, self.dtype = tensor.name, tensor.path, tensor.dtype
-        self.outer, self.width, self.rows = tensor.outer, tensor.width, tensor.rows
+        self.outer, self.width, self.rows = tensor.outer, tensor.width, row_count(tensor)
         self.held_bytes = int(tensor.held_bytes * share) + 1
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         return self._again().read_into(buf, start, segment)
 
     def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
         return self._again().peek(n)
-
-    def close(self) -> None:
-        """The files are closed together."""
 
     def _again(self) -> RowTensor:
         tensor = self._files.tensor(self._number, self._part)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from streamattn_cli.errors import InputMalformed, InputMissing, UsageError
 from streamattn_cli.options import one_of
 from streamattn_cli.rows.attributes import clean
 from streamattn_cli.rows.dtypes import DTYPES, PATTERNS, storage_word
+from streamattn_cli.rows.formats.missing import PartlyStored
 from streamattn_cli.rows.inputs import arrays
 from streamattn_cli.rows.inputs.checks import check_heads, check_layout, check_rows, range_notes, with_ranges
 from streamattn_cli.rows.inputs.divide import in_sequences, said_of_sequences
 from streamattn_cli.rows.inputs.layers import number_of
-from streamattn_cli.rows.inputs.modelconfig import ModelConfig, read_config
 from streamattn_cli.rows.inputs.packedcache import halves, packed_cache
 from streamattn_cli.rows.inputs.padding import said_beside
 from streamattn_cli.rows.inputs.paths import Place, find
@@ -34,7 +35,10 @@ from streamattn_cli.rows.tensors.heads import (
 )
 from streamattn_cli.rows.tensors.layout import LAYOUTS, Extent, extent, layout_word, show
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import PartlyStored, RowTensor
+from streamattn_cli.rows.tensors.tensor import RowTensor
+
+if TYPE_CHECKING:
+    from streamattn_cli.rows.inputs.modelconfig import ModelConfig
 
 
 @dataclass
@@ -82,18 +86,18 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True, apar
     a pipe the first row is read and kept. Raises InputMissing (3), InputMalformed (4) and UsageError (2).
     """
     with ExitStack() as stack:
-        config = read_config(spec.config, number_of(spec)) if spec.config else None
+        config = _config(spec) if spec.config else None
         opening = _Opening(spec, ("q",) * need_q + ("k", "v") * need_kv, stack, apart, config)
         heads = opening.heads()
         check_heads(spec, heads)
         if config:
             config = config.beside(heads, opening.attrs, spec, opening.notes)
-            opening.attrs |= config.taken
+        attrs = opening.attrs | (config.taken if config else {})
         if need_q and need_kv:
             check_layout(spec, heads["q"], heads["k"], opening.decides_of_q_alone)
         heads = with_ranges(spec, heads)
         check_rows(heads)
-        said = said_of_sequences(spec, opening.attrs, apart, opening.notes)
+        said = said_of_sequences(spec, attrs, apart, opening.notes)
         said = said_beside(said, heads, apart, opening.notes)
         if apart:
             heads = in_sequences(said, heads, opening.notes)
@@ -101,7 +105,14 @@ def open_inputs(spec: InputSpec, need_q: bool = True, need_kv: bool = True, apar
         if spec.select is not None and k is not None and v is not None:
             q, k, v = select(q, k, v, spec.select)
         notes = dict.fromkeys([*opening.notes, *range_notes(heads.values())])
-        return Inputs(q, k, v, opening.attrs, tuple(notes), config, stack.pop_all())
+        return Inputs(q, k, v, attrs, tuple(notes), config, stack.pop_all())
+
+
+def _config(spec: InputSpec) -> ModelConfig:
+    """That of --config."""
+    from streamattn_cli.rows.inputs.modelconfig import read_config  # most runs have none
+
+    return read_config(spec.config or "", number_of(spec))
 
 
 class _Opening:
@@ -261,8 +272,8 @@ class _Opening:
         self._stack.callback(tensor.close)
         if isinstance(tensor, PartlyStored) and tensor.missing:
             count = sum(last - first for first, last in tensor.missing)
-            tensor.missing_allowed = self._spec.missing == "zeros"
-            if tensor.missing_allowed:
+            if self._spec.missing == "zeros":
+                tensor.allow_missing()
                 self.notes.append(
                     f"{stored.name}: {count} rows are not stored and are zeros or the file's fill value (--missing zeros)"
                 )
@@ -303,11 +314,8 @@ class _Opening:
         else:
             parts = self._split(shape.dim, record, stored.name, one_head=not fused)
             self._check_record(stored, record)
-        heads = (
-            packed_fused(self._open(stored, shape), parts)
-            if fused
-            else packed_heads(self._open(stored, shape), shape, parts)
-        )
+        tensor = self._open(stored, shape)
+        heads = packed_fused(tensor, parts) if fused else packed_heads(tensor, shape, parts)
         listed = _listed([(part, len(heads[part]), heads[part].dim) for part in record])
         self.notes.append(f"{stored.name}: {show(stored.shape)} rows are {listed}")
         return {part: scaled(heads[part], stored, part, self.notes) for part in record}
@@ -315,13 +323,8 @@ class _Opening:
     def _check_record(self, stored: Stored, record: str) -> None:
         """Refuse one array of a file for several parts where nothing says that its rows are packed: it may be one of them."""
         spec = self._spec
-        if (
-            not stored.packed
-            and stored.shape[0] is not None
-            and len(record) > 1
-            and spec.record is None
-            and spec.dim is None
-        ):
+        told = stored.packed or spec.record is not None or spec.dim is not None
+        if len(record) > 1 and stored.shape[0] is not None and not told:
             raise UsageError(
                 f"{stored.name}: one array {show(stored.shape)} for {', '.join(record)}; give --record {record} if every row "
                 f"of it holds them side by side, or a file for each: {' '.join(f'--{part} FILE' for part in record)}"

@@ -11,29 +11,22 @@ import numpy as np
 from streamattn_cli.rows.inputs.paths import Place
 from streamattn_cli.rows.tensors.layout import Extent, show
 from streamattn_cli.rows.tensors.stored import Stored
-from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import RowTensor, SeekableTensor, check_buffer, row_count
 
 NAME = "kv_cache"
 
 
-class HalfTensor:
+class HalfTensor(SeekableTensor):
     """A RowTensor over the keys (0) or the values (1) of an array whose first axis is both."""
-
-    seekable = True
 
     def __init__(self, base: RowTensor, half: int, name: str):
         self.name, self.path, self.dtype, self.width = name, base.path, base.dtype, base.width
-        self.outer, self.rows, self.held_bytes = base.outer // 2, base.rows, base.held_bytes
+        self.outer, self.rows, self.held_bytes = base.outer // 2, row_count(base), base.held_bytes
         self._base, self._first = base, half * (base.outer // 2)
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         check_buffer(self, buf, segment)
         return self._base.read_into(buf, start, self._first + (segment or 0))
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
 
     def close(self) -> None:
         """Close the array underneath."""

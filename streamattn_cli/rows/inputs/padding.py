@@ -64,12 +64,8 @@ def refuse_padding(spec: InputSpec, k: Heads) -> None:
     found = _nearest(place, k.tensor.name)
     for kind in (MASKS, LENGTHS):
         for name in (found[word] for word in kind if word in found):
-            array = (
-                None
-                if _unfit(place, name, k, kind)
-                else place.held.integers(place.path, name, k.batch * k.count + TOKENS)
-            )
-            if array is None:
+            array = place.held.integers(place.path, name, k.batch * k.count + TOKENS)
+            if array is None or _unfit(place, name, k, kind):
                 continue
             lengths, before = of_mask(array, name) if kind is MASKS else (array, None)
             short = np.flatnonzero(lengths < k.count)
@@ -119,8 +115,5 @@ def _unfit(place: Place, name: str, k: Heads, kind: tuple[str, ...]) -> str:
         fits = bool(not padded and array[0] == 0 and array[-1] == rows and (np.diff(array.astype(np.int64)) >= 0).all())
         return "" if fits else f"expected numbers from 0 to the {rows} rows of {k.tensor.name}, which do not fall"
     fits = (len(array) == batch and array.max() <= rows) if padded else int(array.sum(dtype=np.int64)) == rows
-    return (
-        ""
-        if fits
-        else f"its {len(array)} numbers are not those of {batch} batches of {rows} rows, nor of packed sequences"
-    )
+    told = f"its {len(array)} numbers are not those of {batch} batches of {rows} rows, nor of packed sequences"
+    return "" if fits else told

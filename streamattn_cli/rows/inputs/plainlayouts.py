@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from streamattn_cli.errors import InputMalformed, StreamattnError, UsageError
 from streamattn_cli.rows.attributes import clean
 from streamattn_cli.rows.inputs.arrays import parts_of
-from streamattn_cli.rows.inputs.modelconfig import ModelConfig
 from streamattn_cli.rows.inputs.paths import find
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.layout import Extent, extent, infer, infer_query, show
 from streamattn_cli.rows.tensors.stored import Stored
+
+if TYPE_CHECKING:
+    from streamattn_cli.rows.inputs.modelconfig import ModelConfig
 
 _AXES = {"B": "batches", "T": "rows", "H": "heads", "D": "items", "C": "heads x items"}
 

@@ -17,7 +17,7 @@ from streamattn_cli.rows.tensors.layout import Extent, show
 from streamattn_cli.rows.tensors.stored import Scale, Stored
 
 SUFFIXES = ("_scale", ".scale")
-MOST = 1 << 16  # numbers in a scale: more than there are heads
+MAX_SCALES = 1 << 16  # numbers in a scale: more than there are heads
 
 
 def with_scale(stored: Stored, held: Format, path: str, name: str, part: str | None) -> Stored:
@@ -52,7 +52,7 @@ def with_scale(stored: Stored, held: Format, path: str, name: str, part: str | N
     return stored
 
 
-def small(array: Stored, most: int = MOST) -> np.ndarray:
+def small(array: Stored, most: int = MAX_SCALES) -> np.ndarray:
     """All numbers of a small array, flat."""
     shape = array.sizes
     if prod(shape) > most:

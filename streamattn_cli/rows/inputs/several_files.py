@@ -74,7 +74,7 @@ def _holds_queries(spec: InputSpec) -> bool:
     if not place.names_arrays or place.inside:
         return place.kind != "pipe" and "q" in (spec.record or "")
     try:
-        place.held.arrays(place.path, place.held.parts(place.path, ("q",), spec.group), None)
+        place.held.arrays(place.path, place.held.names_of(place.path, ("q",), spec.group), None)
     except (InputMissing, InputMalformed):
         return False
     return True

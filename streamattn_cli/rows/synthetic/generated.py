@@ -14,7 +14,7 @@ import numpy as np
 from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.convert import items_of
 from streamattn_cli.rows.dtypes import DTYPES, WRITTEN
-from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import SeekableTensor
 
 STREAMS = {"q": 1, "k": 2, "v": 3, "heavy": 4}
 EMITS = ("q", "k", "v", "kv", "qkv")
@@ -95,13 +95,11 @@ class SyntheticSpec:
         return {"q": self.heads * self.dim, "k": self.kv_heads * self.dim, "v": self.kv_heads * self.value_dim}[part]
 
 
-class SyntheticTensor:
+class SyntheticTensor(SeekableTensor):
     """A RowTensor of shape (1, rows, C): the packed columns of `emit`, one of 'q', 'k', 'v', 'kv', 'qkv', in that
     order, heads side by side within each."""
 
     outer = 1
-    seekable = True
-    path = None
 
     def __init__(self, spec: SyntheticSpec, emit: str):
         if emit not in EMITS:
@@ -118,17 +116,12 @@ class SyntheticTensor:
         self.dtype = spec.dtype
         self.rows = spec.rows
         self._narrow = DTYPES[spec.dtype].itemsize < 4
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of its own buffers: the kernel's scratch, and the floats that 16-bit rows are rounded from."""
+        # the kernel's scratch, and the floats that 16-bit rows are rounded from
         scratch = 24 * max(SCRATCH_PAIRS, self.width)
-        return scratch + (12 * max(NARROW_ENTRIES, self.width) if self._narrow else 0)
+        self.held_bytes = scratch + (12 * max(NARROW_ENTRIES, self.width) if self._narrow else 0)
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf, segment)
-        rows: int = max(0, min(buf.shape[1], self.rows - start))
+        rows = self.there(buf, start, segment)
         out = buf[0, :rows]
         if not self._narrow:
             self._fill(out, start)
@@ -139,13 +132,6 @@ class SyntheticTensor:
             self._fill(wide, start + first)
             out[first : first + len(wide)] = items_of(wide, self.dtype)
         return rows
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
-
-    def close(self) -> None:
-        """Nothing is open."""
 
     def heavy_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The heavy rows in [start, stop): their ranks among all heavy rows and their row numbers, int64 each."""

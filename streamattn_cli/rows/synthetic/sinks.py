@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
 
 import numpy as np
 
@@ -13,23 +12,7 @@ from streamattn_cli.rows.synthetic.generated import SyntheticSpec, SyntheticTens
 from streamattn_cli.rows.targets import side_of
 from streamattn_cli.rows.tensors.readahead import Block
 from streamattn_cli.rows.writers.base import Writer
-from streamattn_cli.rows.writers.rawout import is_special, open_raw
-from streamattn_cli.rows.writers.writer import open_writer
-
-
-class Sink(Protocol):
-    """Takes the blocks of `tensors`, read in step."""
-
-    tensors: list[SyntheticTensor]
-
-    def take(self, block: Block) -> None:
-        """Write one block. Raises OutputFailed or BrokenPipeError."""
-
-    def commit(self, meta: dict) -> None:
-        """Everything is there: make it visible, with `meta` where there is a place for it."""
-
-    def abort(self) -> None:
-        """Leave nothing behind; does nothing after `commit`."""
+from streamattn_cli.rows.writers.writer import is_special, open_raw, open_writer
 
 
 def names_of(emit: str, target: str, raw: bool) -> list[str]:
@@ -45,7 +28,7 @@ def open_sink(spec: SyntheticSpec, emit: str, target: str, raw: bool) -> Sink:
     packed = SyntheticTensor(spec, emit)
     if raw:
         writer = open_raw(target, spec.rows, packed.width, np.dtype(DTYPES[spec.dtype].holder))
-        return WriterSink([packed], [writer], [(1, packed.width)])
+        return Sink([packed], [writer], [(1, packed.width)])
     extension = os.path.splitext(target)[1].lower()
     if extension in (".h5", ".hdf5") and not is_special(target):
         return Hdf5Sink(spec, emit, target)
@@ -57,10 +40,10 @@ def open_sink(spec: SyntheticSpec, emit: str, target: str, raw: bool) -> Sink:
     if "{}" in target:
         return _one_file_each(spec, emit, target)
     writer = open_writer(target, spec.rows, 1, packed.width, spec.dtype, "TD")
-    return WriterSink([packed], [writer], [(1, packed.width)])
+    return Sink([packed], [writer], [(1, packed.width)])
 
 
-def _one_file_each(spec: SyntheticSpec, emit: str, target: str) -> WriterSink:
+def _one_file_each(spec: SyntheticSpec, emit: str, target: str) -> Sink:
     tensors = [SyntheticTensor(spec, part) for part in emit]
     shapes = [_heads(spec, part) for part in emit]
     writers: list[Writer] = []
@@ -72,7 +55,7 @@ def _one_file_each(spec: SyntheticSpec, emit: str, target: str) -> WriterSink:
         for writer in writers:
             writer.abort()
         raise
-    return WriterSink(tensors, writers, shapes)
+    return Sink(tensors, writers, shapes)
 
 
 def _heads(spec: SyntheticSpec, part: str) -> tuple[int, int]:
@@ -81,48 +64,43 @@ def _heads(spec: SyntheticSpec, part: str) -> tuple[int, int]:
     return heads, spec.width(part) // heads
 
 
-class WriterSink:
-    """One Writer per tensor, which sees its rows as (n, heads, dim)."""
+class Sink:
+    """Takes the blocks of `tensors`, read in step, and gives each to its Writer as (n, heads, dim)."""
 
     def __init__(self, tensors: list[SyntheticTensor], writers: list[Writer], shapes: list[tuple[int, int]]):
-        self.tensors = tensors
-        self._writers = writers
-        self._shapes = shapes
+        self.tensors, self._writers, self._shapes = tensors, writers, shapes
 
     def take(self, block: Block) -> None:
-        """See Sink."""
+        """Write one block. Raises OutputFailed or BrokenPipeError."""
         for writer, array, shape in zip(self._writers, block.arrays, self._shapes, strict=True):
             items = array.view(DTYPES[self.tensors[0].dtype].numpy or array.dtype)
             writer.write(block.start, items.reshape(block.rows, *shape))
 
     def commit(self, meta: dict) -> None:
-        """See Sink. Several files get their names one after the other."""
+        """Everything is there: make it visible, one file after the other, with `meta` where there is a place for it."""
         for writer in self._writers:
             writer.commit(meta)
 
     def abort(self) -> None:
-        """See Sink."""
+        """Leave nothing behind; does nothing after `commit`."""
         for writer in self._writers:
             writer.abort()
 
 
-class Hdf5Sink:
+class Hdf5Sink(Sink):
     """Datasets q, k, v of one HDF5 file."""
 
     def __init__(self, spec: SyntheticSpec, emit: str, target: str):
         from streamattn_cli.rows.writers.hdf5dump import Hdf5Dump
 
-        self.tensors = [SyntheticTensor(spec, part) for part in emit]
+        super().__init__([SyntheticTensor(spec, part) for part in emit], [], [])
         self._dump = Hdf5Dump(target, spec.rows, [(part, *_heads(spec, part)) for part in emit], spec.dtype)
 
     def take(self, block: Block) -> None:
-        """See Sink."""
         self._dump.write(block.start, [array[0] for array in block.arrays])
 
     def commit(self, meta: dict) -> None:
-        """See Sink."""
         self._dump.commit(meta | {"layout": "THD"})
 
     def abort(self) -> None:
-        """See Sink."""
         self._dump.abort()

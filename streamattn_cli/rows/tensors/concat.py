@@ -10,14 +10,11 @@ import numpy as np
 
 from streamattn_cli.errors import InputMalformed
 from streamattn_cli.rows.tensors.ranges import RangeTensor
-from streamattn_cli.rows.tensors.tensor import RowTensor, check_buffer, peek_seekable, row_count
+from streamattn_cli.rows.tensors.tensor import RowTensor, SeekableTensor, row_count
 
 
-class ConcatTensor:
+class ConcatTensor(SeekableTensor):
     """A RowTensor over seekable parts of the same dtype, outer and width; row t of part i is row `starts[i]` + t."""
-
-    seekable = True
-    path = None
 
     def __init__(self, parts: Sequence[RowTensor]):
         one = parts[0]
@@ -36,16 +33,10 @@ class ConcatTensor:
         self.outer, self.width, self.dtype = one.outer, one.width, one.dtype
         self.starts = [0, *accumulate(row_count(part) for part in parts)]
         self.rows = self.starts.pop()
-
-    @property
-    def held_bytes(self) -> int:
-        """Buffers of all parts."""
-        return sum(part.held_bytes for part in self.parts)
+        self.held_bytes = sum(part.held_bytes for part in self.parts)
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf, segment)
-        want: int = max(0, min(buf.shape[1], self.rows - start))
+        want = self.there(buf, start, segment)
         done = 0
         while done < want:
             at = bisect_right(self.starts, start + done) - 1
@@ -59,10 +50,6 @@ class ConcatTensor:
                 buf[:, done : done + n] = piece
             done += n
         return want
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
 
     def close(self) -> None:
         """Close all parts."""

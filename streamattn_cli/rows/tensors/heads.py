@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
-from streamattn_cli.errors import InputMalformed, UsageError
+from streamattn_cli.errors import CannotMeet, InputMalformed, UsageError
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.spec import RECORDS
 from streamattn_cli.rows.tensors.layout import Extent
@@ -203,6 +203,13 @@ def group_size(q: Heads, k: Heads) -> int:
             f"first must be a multiple of the second (check --layout, --heads, --kv-heads)"
         )
     return len(q) // len(k)
+
+
+def refuse_pipes(parts: Iterable[Heads], why: str) -> None:
+    """Refuse (CannotMeet) heads that can be read only once; why: what reads them in another way."""
+    for heads in parts:
+        if not heads.tensor.seekable:
+            raise CannotMeet(f"{heads.tensor.name}: {why}, and a pipe passes once; write the rows to a file first")
 
 
 @overload

@@ -15,6 +15,7 @@ from streamattn_cli.errors import InputMalformed, UsageError
 LAYOUTS = ("TD", "TC", "THD", "HTD", "BTHD", "BHTD")
 Shape = tuple[int | None, ...]  # None: the unknown row count of a stream
 OTHER = {"THD": "HTD", "HTD": "THD", "BTHD": "BHTD", "BHTD": "BTHD"}  # the layout with rows and heads exchanged
+TWO_AXES = "save two axes, (rows, heads x items), and give --heads"
 PLAUSIBLE = 8  # rows per head, at least, of a reading that is taken before others
 
 
@@ -145,7 +146,8 @@ def infer(shapes: Mapping[str, Shape], names: Mapping[str, str]) -> str:
             )
     raise InputMalformed(
         f"{listed} fit together in no layout ({' or '.join(candidates)}): k and v need the same rows "
-        f"and heads, q and k the same items per head, q a multiple of k's heads"
+        f"and heads, q and k the same items per head, q a multiple of k's heads; of heads side by side in the last axis "
+        f"{TWO_AXES}"
     )
 
 

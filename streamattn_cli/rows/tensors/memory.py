@@ -7,15 +7,11 @@ import numpy as np
 from streamattn_cli.rows.convert import items_of
 from streamattn_cli.rows.dtypes import DTYPES, storage_of
 from streamattn_cli.rows.tensors.layout import extent
-from streamattn_cli.rows.tensors.tensor import check_buffer, peek_seekable
+from streamattn_cli.rows.tensors.tensor import SeekableTensor
 
 
-class MemoryTensor:
+class MemoryTensor(SeekableTensor):
     """A RowTensor over a float array (uint16: bfloat16 bit patterns) in one of the layouts. It copies only on read."""
-
-    seekable = True
-    held_bytes = 0
-    path = None
 
     def __init__(self, array: np.ndarray, layout: str = "TD", name: str = "array", heads: int | None = None):
         self.name = name
@@ -34,16 +30,7 @@ class MemoryTensor:
         return tensor
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
-        check_buffer(self, buf, segment)
-        count: int = max(0, min(buf.shape[1], self.rows - start))
+        count = self.there(buf, start, segment)
         first = segment or 0
         buf[:, :count] = self.items[first : first + len(buf), start : start + count]
         return count
-
-    def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
-        return peek_seekable(self, n)
-
-    def close(self) -> None:
-        """Nothing to release."""

@@ -86,7 +86,6 @@ class RangeTensor:
                 raise InputMalformed(f"{self.name}: ends after {at} rows, expected rows from {self.first} on")
 
     def peek(self, n: int) -> np.ndarray:
-        """See RowTensor."""
         if self.seekable:
             return peek_seekable(self, n)
         self._skip()

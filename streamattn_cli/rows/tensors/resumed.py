@@ -28,7 +28,6 @@ class ContinuedTensor:
         return self._base.held_bytes
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         return self._base.read_into(buf, start - self._done, segment)
 
     def peek(self, n: int) -> np.ndarray:

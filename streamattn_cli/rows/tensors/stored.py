@@ -30,9 +30,8 @@ class Stored:
     notes: tuple[str, ...] = ()
     scale: Scale | None = None
     packed: bool = False  # it is known to hold keys and values side by side
-    parts: tuple[
-        tuple[str, int, int], ...
-    ] = ()  # (name, heads, dim) of what a row holds side by side, where it says so
+    # (name, heads, dim) of what a row holds side by side, where it says so
+    parts: tuple[tuple[str, int, int], ...] = ()
     turned: Callable[[Extent], RowTensor] | None = None  # opens it where it is stored with rows and heads exchanged
 
     @property

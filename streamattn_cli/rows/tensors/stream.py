@@ -138,7 +138,6 @@ class StreamTensor:
         return self._kept.nbytes
 
     def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
-        """See RowTensor."""
         check_buffer(self, buf, segment)
         if start != self._next_row:
             raise ValueError(f"{self.name}: row {start} asked for, but a stream continues at row {self._next_row}")

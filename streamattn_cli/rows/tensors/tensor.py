@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from streamattn_cli.rows.dtypes import DTYPES
+from streamattn_cli.rows.tensors.layout import Extent
 
 
 class RowTensor(Protocol):
@@ -66,15 +67,32 @@ class RowTensor(Protocol):
         """Release files and buffers. May be called twice."""
 
 
-class PartlyStored:
-    """The base of a RowTensor, too, whose file may lack some of its rows: these are refused unless they are allowed."""
+class SeekableTensor:
+    """The base of a RowTensor of known length that can be read anywhere: its attributes, and what all of them do alike."""
 
-    missing: list[tuple[int, int]]  # rows [first, last) that no file stores, sorted
-    missing_allowed = False  # they are zeros, or what the file says
+    seekable = True
+    held_bytes = 0
+    path: str | None = None
 
-    def refuse_missing(self, first: int, count: int) -> None:
-        """Raise InputMalformed for `count` such rows, `first` before others, unless they are allowed."""
+    def __init__(self, name: str, path: str | None, extent: Extent, dtype: str):
+        self.name, self.path, self.dtype = name, path, dtype
+        self.outer, self.rows, self.width = extent.outer, extent.count, extent.width
+        self._row = extent.width * DTYPES[dtype].itemsize
+
+    def there(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
+        """How many of the rows that a buffer asks for there are. ValueError for one that `read_into` does not accept."""
+        check_buffer(self, buf, segment)
+        count: int = max(0, min(buf.shape[1], self.rows - start))
+        return count
+
+    def read_into(self, buf: np.ndarray, start: int, segment: int | None = None) -> int:
         raise NotImplementedError
+
+    def peek(self, n: int) -> np.ndarray:
+        return peek_seekable(self, n)
+
+    def close(self) -> None:
+        """See RowTensor."""
 
 
 def row_count(tensor: RowTensor) -> int:

@@ -27,6 +27,10 @@ class Writer:
         """
         raise NotImplementedError
 
+    def resume(self, rows: int) -> None:
+        """Expect the rows after the first `rows`, which an earlier run has written."""
+        self.rows_written = rows
+
     def commit(self, meta: dict) -> None:
         """All rows are there: make them durable, then visible under the final name, with `meta` (JSON-able) as
         attributes (.h5) or NAME.json (.npy). Raises OutputFailed."""
@@ -60,7 +64,6 @@ class Nowhere(Writer):
         self.best = best
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See Writer."""
         if self.best:
             self.best.offer(start, block)
 
@@ -78,9 +81,7 @@ class ArrayWriter(Writer):
         self.out = out
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See Writer."""
         self.out[start : start + len(block)] = block
 
     def patch(self, row: int, head: int, answer: np.ndarray) -> None:
-        """See Writer."""
         self.out[row, head] = answer

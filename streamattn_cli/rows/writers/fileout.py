@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fdio import begin_writeback, pwrite_all
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.shared import Place
-from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
+from streamattn_cli.rows.writers.temporary import Temporary, Unfinished, failing_as_output, or_abort
 
 _CLEARED = 1 << 20  # bytes at a time
 ADDED = (
@@ -21,22 +20,26 @@ ADDED = (
 )
 
 
-class Format(Protocol):
-    """What surrounds the rows in a file. adds: whether they are added to a file that is there."""
+class Format:
+    """What surrounds the rows in a file: nothing, unless a method says otherwise. adds: whether they are added to a file that is
+    there."""
 
-    adds: bool
+    adds = False
 
     def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
         """Prepare the file; return the byte at which the rows begin."""
+        return 0
 
     def again(self, temporary: Temporary) -> int:
         """The same byte of a file that was prepared by an earlier run."""
+        return 0
 
     def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
-        """Write what could not be written before, commit the file, and leave `meta` with it."""
+        """Write what could not be written before, commit the file, and leave `meta` with it where there is a place."""
+        temporary.commit()
 
 
-class PlacedWriter(Writer):
+class PlacedWriter(Unfinished, Writer):
     """A Writer of blocks at their place in a temporary file."""
 
     placed = True
@@ -53,20 +56,15 @@ class PlacedWriter(Writer):
                 f"not tell; write to - or choose a layout that begins with T"
             )
         self.name = path
-        self._lasting = False
         self.unresumable = ADDED if format_.adds else None
         part, self.rows_written = going_on or (None, 0)
         self._rows, self._shape, self._format = rows, shape, format_
         with failing_as_output(path):
             self._temporary = temporary or Temporary(path, part, tag)
-        try:
-            with failing_as_output(path):
-                self._offset = format_.again(self._temporary) if part else format_.begin(self._temporary, shape, rows)
-                if shape.sequences and not (shape.sequences.is_whole or part):
-                    self._clear()
-        except BaseException:
-            self.abort()
-            raise
+        with or_abort(self):
+            self._offset = format_.again(self._temporary) if part else format_.begin(self._temporary, shape, rows)
+            if shape.sequences and not (shape.sequences.is_whole or part):
+                self._clear()
 
     @property
     def _end(self) -> int:
@@ -83,35 +81,22 @@ class PlacedWriter(Writer):
             os.ftruncate(fd, end)
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See base.Writer."""
         self._shape.check(block, start, self.rows_written)
-        try:
-            self._place(start, block)
-        except BaseException:
-            self.abort()
-            raise
-        self.rows_written += len(block)
-
-    def _place(self, start: int, block: np.ndarray) -> None:
         row = self._shape.row_bytes // self._shape.segments
-        with failing_as_output(self.name):
+        with or_abort(self):
             for number, part in self._shape.places(start, self._rows, block):
                 place = self._offset + number * row
                 pwrite_all(self._temporary.fd, memoryview(part.reshape(-1)).cast("B"), place)
                 begin_writeback(self._temporary.fd, place, part.nbytes)
+        self.rows_written += len(block)
 
     def patch(self, row: int, head: int, answer: np.ndarray) -> None:
-        """See Writer."""
         if row >= self.rows_written:
             raise ValueError(f"row {row}, and {self.rows_written} are written")
         assert self._rows is not None, "rows of a pipe are not written again"
-        try:
-            with failing_as_output(self.name):
-                for at, part in self._shape.lines(row, self._rows, answer[None, None], head):
-                    pwrite_all(self._temporary.fd, memoryview(part).cast("B"), self._offset + at)
-        except BaseException:
-            self.abort()
-            raise
+        with or_abort(self):
+            for at, part in self._shape.lines(row, self._rows, answer[None, None], head):
+                pwrite_all(self._temporary.fd, memoryview(part).cast("B"), self._offset + at)
 
     def share(self) -> Place:
         """Where others may write the rows, all of them: this writer then only commits."""
@@ -121,26 +106,7 @@ class PlacedWriter(Writer):
         return Place(self._temporary.path, self._offset, self.rows_written, self._shape)
 
     def commit(self, meta: dict) -> None:
-        """See base.Writer."""
-        if self._rows not in (None, self.rows_written):
-            self.abort()
-            raise StreamattnError(f"{self.name}: {self.rows_written} rows written, {self._rows} promised")
-        try:
-            with failing_as_output(self.name):
-                self._format.finish(self._temporary, self._shape, self.rows_written, meta)
-        finally:
-            self.abort()
-
-    def keep(self) -> str:
-        """See Writer."""
-        with failing_as_output(self.name):
-            os.fdatasync(self._temporary.fd)
-        self._lasting = True
-        return self._temporary.part
-
-    def abort(self) -> None:
-        """See base.Writer."""
-        if self._lasting:
-            self._temporary.keep()
-        else:
-            self._temporary.abort()
+        with or_abort(self):
+            if self._rows not in (None, self.rows_written):
+                raise StreamattnError(f"{self.name}: {self.rows_written} rows written, {self._rows} promised")
+            self._format.finish(self._temporary, self._shape, self.rows_written, meta)

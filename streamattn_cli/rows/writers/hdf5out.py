@@ -18,10 +18,10 @@ import numpy as np
 
 from streamattn_cli.errors import SourceChanged, UsageError
 from streamattn_cli.rows.writers.base import Writer
-from streamattn_cli.rows.writers.fileout import PlacedWriter
+from streamattn_cli.rows.writers.fileout import Format, PlacedWriter
 from streamattn_cli.rows.writers.hdf5file import PatientFile
 from streamattn_cli.rows.writers.outshape import OutShape
-from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
+from streamattn_cli.rows.writers.temporary import Temporary, Unfinished, failing_as_output, or_abort
 
 _CHUNK_BYTES = 1 << 18
 
@@ -99,7 +99,7 @@ def _put(file: h5py.File, dataset: str) -> None:
         file.require_group(above)
 
 
-def _contiguous(file: h5py.File, name: str, shape: OutShape, rows: int | None) -> int:
+def contiguous(file: h5py.File, name: str, shape: tuple[int, ...], kind: h5py.h5t.TypeID) -> int:
     """Create a dataset with its room reserved, and return where its bytes lie."""
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_layout(h5py.h5d.CONTIGUOUS)
@@ -107,12 +107,16 @@ def _contiguous(file: h5py.File, name: str, shape: OutShape, rows: int | None) -
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     plist.set_obj_track_times(False)  # equal results are equal bytes
     _put(file, name)
-    space = h5py.h5s.create_simple(shape.shape(rows or 0))
-    return h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(shape.dtype), space, plist).get_offset() or 0
+    made = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), plist)
+    return int(made.get_offset() or 0)
 
 
-class Hdf5Format:
-    """See fileout.Format: a contiguous dataset, laid out by the library and filled by plain writes."""
+def _for_answers(file: h5py.File, name: str, shape: OutShape, rows: int | None) -> int:
+    return contiguous(file, name, shape.shape(rows or 0), h5py.h5t.py_create(shape.dtype))
+
+
+class Hdf5Format(Format):
+    """A contiguous dataset, laid out by the library and filled by plain writes."""
 
     def __init__(self, added: str | None = None):
         """added: the dataset that is added to a file; None for a file of its own."""
@@ -124,7 +128,7 @@ class Hdf5Format:
         """Create the dataset with its room reserved, and return where its bytes lie."""
         self._base = _Base(temporary) if self.adds else None
         with _edited(temporary.fd, "r+" if self._base and self._base.there else "w") as file:
-            return _contiguous(file, self._name, shape, rows)
+            return _for_answers(file, self._name, shape, rows)
 
     def again(self, temporary: Temporary) -> int:
         """Where the dataset's bytes lie."""
@@ -140,7 +144,7 @@ class Hdf5Format:
         temporary.commit()
 
 
-class JointFile:
+class JointFile(Unfinished):
     """One HDF5 file of several datasets, each filled by a writer of its own; it gets its name when all are complete."""
 
     def __init__(
@@ -149,27 +153,17 @@ class JointFile:
         """shapes: dataset -> its shape and rows. part: the unfinished file of an earlier run; tag: see Temporary."""
         with failing_as_output(path):
             self._temporary = Temporary(path, part, tag)
-        self.path, self.fd, self._places = path, self._temporary.fd, {}
+        self.name, self.fd, self._places = path, self._temporary.fd, {}
         self._told: list[tuple[str, dict | None]] = []  # what is left to be done to the datasets
-        self._lasting = False
-        try:
-            with failing_as_output(path), _edited(self.fd, "r+" if part else "w") as file:
-                for name, (shape, rows) in shapes.items():
-                    there = part and name in file
-                    self._places[name] = file[name].id.get_offset() if there else _contiguous(file, name, shape, rows)
-        except BaseException:
-            self.abort()
-            raise
+        with or_abort(self), _edited(self.fd, "r+" if part else "w") as file:
+            for name, (shape, rows) in shapes.items():
+                there = part and name in file
+                self._places[name] = file[name].id.get_offset() if there else _for_answers(file, name, shape, rows)
 
     def open(self, dataset: str, shape: OutShape, rows: int) -> PlacedWriter:
         """A writer of one of the datasets, whose attributes say how it was made."""
-        return PlacedWriter(
-            self.path,
-            rows,
-            shape,
-            _OfJoint(self._places[dataset], dataset, self.tell),
-            temporary=_Kept(self._temporary),
-        )
+        place = _OfJoint(self._places[dataset], dataset, self.tell)
+        return PlacedWriter(self.name, rows, shape, place, temporary=_Kept(self._temporary))
 
     def tell(self, dataset: str, meta: dict) -> None:
         """A dataset is complete: `meta` will be its attributes."""
@@ -187,7 +181,7 @@ class JointFile:
     def commit(self) -> None:
         """All datasets are complete: give the file its name. Until then its structure stays as it was made, so that a job that
         is stopped and resumed makes the same file."""
-        with failing_as_output(self.path):
+        with failing_as_output(self.name):
             for dataset, meta in self._told:
                 with _edited(self.fd, "r+") as file:
                     if meta is None:
@@ -195,13 +189,6 @@ class JointFile:
                     else:
                         set_attributes(file[dataset], meta)
             self._temporary.commit()
-
-    def abort(self) -> None:
-        """Leave nothing behind but what is kept; does nothing after `commit`."""
-        if self._lasting:
-            self._temporary.keep()
-        else:
-            self._temporary.abort()
 
 
 def _leave_out(file: h5py.File, dataset: str) -> None:
@@ -223,10 +210,8 @@ class _Kept(Temporary):
         """The others go on."""
 
 
-class _OfJoint:
-    """See fileout.Format."""
-
-    adds = False
+class _OfJoint(Format):
+    """A dataset of a JointFile, which has its place already."""
 
     def __init__(self, offset: int, dataset: str, tell: Callable[[str, dict], None]):
         self._offset, self._dataset, self._tell = offset, dataset, tell
@@ -235,16 +220,12 @@ class _OfJoint:
         """Where the dataset's bytes lie."""
         return self._offset
 
-    def again(self, temporary: Temporary) -> int:
-        """The same."""
-        return self._offset
-
     def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
         """Leave the attributes to the whole file."""
         self._tell(self._dataset, meta)
 
 
-class GrowingHdf5Writer(Writer):
+class GrowingHdf5Writer(Unfinished, Writer):
     """A Writer of a chunked dataset that grows with its rows, for pipes that do not say how many come."""
 
     unresumable = "an .h5 output of unknown length cannot be resumed; use .npy"
@@ -277,18 +258,13 @@ class GrowingHdf5Writer(Writer):
     @contextmanager
     def _or_abort(self) -> Iterator[None]:
         """Any error removes the file."""
-        try:
-            with failing_as_output(self.name):
-                try:
-                    yield
-                finally:
-                    self._patient.check()  # the cause of whatever else went wrong
-        except BaseException:
-            self.abort()
-            raise
+        with or_abort(self):
+            try:
+                yield
+            finally:
+                self._patient.check()  # the cause of whatever else went wrong
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See base.Writer."""
         self._shape.check(block, start, self.rows_written)
         stop = start + len(block)
         with self._or_abort():
@@ -298,7 +274,6 @@ class GrowingHdf5Writer(Writer):
         self.rows_written = stop
 
     def commit(self, meta: dict) -> None:
-        """See base.Writer."""
         with self._or_abort():
             set_attributes(self._dataset if self._added else self._file, meta)
             self._file.close()
@@ -308,9 +283,8 @@ class GrowingHdf5Writer(Writer):
             self._temporary.commit()
 
     def abort(self) -> None:
-        """See base.Writer."""
         try:
             if self._file is not None:
                 self._file.close()  # before its descriptor
         finally:
-            self._temporary.abort()
+            super().abort()

@@ -15,7 +15,7 @@ from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.hdf5file import PatientFile
 from streamattn_cli.rows.writers.hdf5out import set_attributes
-from streamattn_cli.rows.writers.temporary import Temporary, failing_as_output
+from streamattn_cli.rows.writers.temporary import Temporary, Unfinished, failing_as_output, or_abort
 from streamattn_cli.rows.writers.topk import BestRows, Sparse, ratio
 
 
@@ -25,7 +25,7 @@ def check_sparse(path: str) -> None:
         raise UsageError(f"{path}: --top-k writes sparse columns as HDF5; give -o FILE.h5")
 
 
-class TopKWriter(Writer):
+class TopKWriter(Unfinished, Writer):
     """A Writer (see base.py) that keeps the best k entries of every column of the rows it is given, or is told them by
     `recover` where rows are never produced. tag: see open_writer; what a checkpoint must hold of it is `rows_written` and
     the state of `best`."""
@@ -46,13 +46,11 @@ class TopKWriter(Writer):
             self._temporary = Temporary(path, tag=tag)
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See base.Writer."""
         assert self.best is not None, "rows are written where there are heaps"
         self.best.offer(start, block)
         self.rows_written += len(block)
 
     def recover(self, results: list[Sparse], by: str, joint: bool, rows: int, measured: bool) -> None:
-        """See base.Writer."""
         self.results, self.by, self.joint, self.rows_written, self.measured = results, by, joint, rows, measured
 
     def finish(self) -> dict:
@@ -79,22 +77,14 @@ class TopKWriter(Writer):
         }
 
     def commit(self, meta: dict) -> None:
-        """See base.Writer."""
-        try:
-            with failing_as_output(self.name):
-                patient = PatientFile(self._temporary.fd)
-                with h5py.File(patient, "w", driver="fileobj") as file:
-                    set_attributes(file, meta)
-                    for head, sparse in enumerate(self.results):
-                        _fill(file.create_group(f"head_{head}"), sparse)
-                patient.check()
-                self._temporary.commit()
-        finally:
-            self.abort()
-
-    def abort(self) -> None:
-        """See base.Writer."""
-        self._temporary.abort()
+        with or_abort(self):
+            patient = PatientFile(self._temporary.fd)
+            with h5py.File(patient, "w", driver="fileobj") as file:
+                set_attributes(file, meta)
+                for head, sparse in enumerate(self.results):
+                    _fill(file.create_group(f"head_{head}"), sparse)
+            patient.check()
+            self._temporary.commit()
 
 
 def _fill(group: h5py.Group, sparse: Sparse) -> None:

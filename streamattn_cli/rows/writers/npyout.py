@@ -10,6 +10,7 @@ import numpy as np
 
 from streamattn_cli.rows.npyheader import MAGIC
 from streamattn_cli.rows.writers.fdio import pwrite_all
+from streamattn_cli.rows.writers.fileout import Format
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.temporary import Temporary
 
@@ -25,10 +26,8 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     return MAGIC + b"\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1).encode() + b"\n"
 
 
-class NpyFormat:
-    """See fileout.Format."""
-
-    adds = False
+class NpyFormat(Format):
+    """A header before the rows."""
 
     def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
         """The header comes first; unknown rows are written as none until `finish`."""

@@ -11,6 +11,7 @@ from streamattn_cli.errors import UsageError
 from streamattn_cli.rows.targets import SEQUENCE
 from streamattn_cli.rows.tensors.sequences import Sequences
 from streamattn_cli.rows.writers.fdio import pwrite_all
+from streamattn_cli.rows.writers.fileout import Format
 from streamattn_cli.rows.writers.npyout import HEADER_BYTES, NpyFormat
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.temporary import Temporary
@@ -18,24 +19,14 @@ from streamattn_cli.rows.writers.temporary import Temporary
 STEP = 1 << 20  # bytes copied at a time
 
 
-class SplitFormat:
-    """See fileout.Format: rows alone, of all sequences. Workers, checkpoints and repairs know nothing of the files to come."""
-
-    adds = False
+class SplitFormat(Format):
+    """Rows alone, of all sequences. Workers, checkpoints and repairs know nothing of the files to come."""
 
     def __init__(self, name: str, shape: OutShape, sequences: Sequences | None):
         """Raises UsageError where a name or a batch cannot be cut into sequences."""
         if not name.lower().endswith(".npy") or ("B" in shape.layout and not shape.sequences):
             raise UsageError(f"-o {name}: {SEQUENCE} is for .npy files of attend; give a name without it")
         self._name, self._sequences = name, sequences
-
-    def begin(self, temporary: Temporary, shape: OutShape, rows: int | None) -> int:
-        """No header."""
-        return 0
-
-    def again(self, temporary: Temporary) -> int:
-        """The same."""
-        return 0
 
     def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
         """Write the files one after the other; the last step is to remove what they were cut out of, so that a run that is

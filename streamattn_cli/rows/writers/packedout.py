@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
-
 import numpy as np
 
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.rows.npyheader import packed_header
 from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fdio import pwrite_all
-from streamattn_cli.rows.writers.fileout import PlacedWriter
+from streamattn_cli.rows.writers.fileout import Format, PlacedWriter
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.recordout import RecordWriter, open_special
 from streamattn_cli.rows.writers.temporary import Temporary
@@ -19,10 +17,8 @@ from streamattn_cli.rows.writers.writer import check_target, standard_output
 Parts = tuple[tuple[str, int, int], ...]  # name, heads, dim
 
 
-class PackedFormat:
-    """See fileout.Format."""
-
-    adds = False
+class PackedFormat(Format):
+    """A header that says what the rows hold."""
 
     def __init__(self, parts: Parts, dtype: str, attrs: dict):
         """dtype: a storage dtype; attrs: see packed_header."""
@@ -42,14 +38,9 @@ class PackedFormat:
         """The header has one size."""
         return len(self.header(0))
 
-    def finish(self, temporary: Temporary, shape: OutShape, rows: int, meta: dict) -> None:
-        """Everything is there."""
-        temporary.commit()
-
 
 def open_packed(
     target: str, rows: int, parts: Parts, dtype: str, attrs: dict, tag: str, going_on: tuple[str, int] | None = None,
-    stdout: BinaryIO | None = None,
 ) -> Writer:  # fmt: skip
     """A Writer of blocks (n, 1, items of a row), items as they are stored (DTYPES[dtype].holder). target: FILE.npy, -, a fifo or
     a device; tag, going_on: see open_writer. Raises OutputFailed and UsageError."""
@@ -57,7 +48,7 @@ def open_packed(
     width = sum(heads * dim for _, heads, dim in parts)
     shape = OutShape("TD", 1, width, np.dtype(DTYPES[dtype].holder))
     if target == "-":
-        return RecordWriter(standard_output(stdout), "standard output", shape, owned=False, header=format_.header)
+        return RecordWriter(standard_output(None), "standard output", shape, owned=False, header=format_.header)
     if check_target(target) == "special":
         return RecordWriter(open_special(target), target, shape, owned=True, header=format_.header)
     return PlacedWriter(target, rows, shape, format_, going_on, tag)

@@ -14,7 +14,7 @@ from streamattn_cli.rows.writers.base import Writer
 from streamattn_cli.rows.writers.fdio import write_all
 from streamattn_cli.rows.writers.npyout import npy_header
 from streamattn_cli.rows.writers.outshape import OutShape
-from streamattn_cli.rows.writers.temporary import failing_as_output
+from streamattn_cli.rows.writers.temporary import failing_as_output, or_abort
 
 
 class RecordWriter(Writer):
@@ -44,13 +44,9 @@ class RecordWriter(Writer):
         """See base.Writer. BrokenPipeError when the reader has gone."""
         self._shape.check(block, start, self.rows_written)
         items = self._shape.cut(block)[0]
-        try:
-            with failing_as_output(self.name):
-                self._put(memoryview(self._header(len(block))))
-                self._put(memoryview(items.reshape(-1)).cast("B"))
-        except BaseException:
-            self.abort()
-            raise
+        with or_abort(self):
+            self._put(memoryview(self._header(len(block))))
+            self._put(memoryview(items.reshape(-1)).cast("B"))
         self.rows_written += len(block)
 
     def _put(self, view: memoryview) -> None:
@@ -65,7 +61,6 @@ class RecordWriter(Writer):
         self.abort()
 
     def abort(self) -> None:
-        """See base.Writer."""
         if self._owned:
             self._file.close()
 

@@ -40,7 +40,6 @@ class PieceWriter(Writer):
             self._fd = os.open(place.path, os.O_WRONLY | os.O_CLOEXEC)
 
     def write(self, start: int, block: np.ndarray) -> None:
-        """See base.Writer."""
         if start != self.rows_written or start + len(block) > self._rows:
             raise ValueError(
                 f"rows {start} to {start + len(block)} of {self._rows}, and {self.rows_written} are written"
@@ -49,7 +48,6 @@ class PieceWriter(Writer):
         self.rows_written += len(block)
 
     def patch(self, row: int, head: int, answer: np.ndarray) -> None:
-        """See base.Writer."""
         with failing_as_output(self.name):
             place, first = self._place, self._heads[0] + head
             for at, part in place.shape.lines(self._start + row, place.rows, answer[None, None], first):

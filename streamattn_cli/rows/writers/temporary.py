@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Protocol
 
 from streamattn_cli.errors import OutputFailed
 from streamattn_cli.rows.writers.fdio import sync_folder
@@ -30,6 +31,28 @@ def failing_as_output(name: str) -> Iterator[None]:
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "write to another place")
         raise OutputFailed(f"{name}: cannot be written: {error.strerror or error}; {advice}") from error
+
+
+class Owner(Protocol):
+    """Whoever fills a file."""
+
+    @property
+    def name(self) -> str:
+        """Of the output, for messages."""
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+
+
+@contextmanager
+def or_abort(owner: Owner) -> Iterator[None]:
+    """Any error aborts the output; those of the system become OutputFailed."""
+    try:
+        with failing_as_output(owner.name):
+            yield
+    except BaseException:
+        owner.abort()
+        raise
 
 
 class Temporary:
@@ -77,6 +100,28 @@ class Temporary:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+class Unfinished:
+    """The base of what fills a temporary file."""
+
+    name: str
+    _temporary: Temporary
+    _lasting = False
+
+    def keep(self) -> str:
+        """Make the bytes so far durable, and let the file outlive a failure; returns its name in the folder. OutputFailed."""
+        with failing_as_output(self.name):
+            os.fdatasync(self._temporary.fd)
+        self._lasting = True
+        return self._temporary.part
+
+    def abort(self) -> None:
+        """Leave nothing behind but what `keep` let last; does nothing after `commit`."""
+        if self._lasting:
+            self._temporary.keep()
+        else:
+            self._temporary.abort()
 
 
 def recover(path: str, tag: str) -> None:

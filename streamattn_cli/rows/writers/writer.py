@@ -14,10 +14,10 @@ from streamattn_cli.rows.dtypes import DTYPES, number_word
 from streamattn_cli.rows.targets import SEQUENCE, split_target
 from streamattn_cli.rows.tensors.sequences import Sequences
 from streamattn_cli.rows.writers.base import Writer
-from streamattn_cli.rows.writers.fileout import PlacedWriter
+from streamattn_cli.rows.writers.fileout import Format, PlacedWriter
 from streamattn_cli.rows.writers.npyout import NpyFormat
 from streamattn_cli.rows.writers.outshape import OutShape
-from streamattn_cli.rows.writers.recordout import RecordWriter, open_special
+from streamattn_cli.rows.writers.recordout import RecordWriter, open_special, waits
 
 
 def open_writer(
@@ -65,6 +65,23 @@ def open_writer(
     if rows is None and shape.segments == 1:
         return GrowingHdf5Writer(file, shape, dataset)
     return PlacedWriter(file, rows, shape, Hdf5Format(dataset), going_on, tag)
+
+
+def open_raw(target: str, rows: int, width: int, holder: np.dtype) -> Writer:
+    """A Writer of bare rows (n, 1, width) of `holder` items to '-', a fifo or device, or a file of any name."""
+    shape = OutShape("TD", 1, width, holder)
+    if target == "-":
+        return RecordWriter(standard_output(None), "standard output", shape, owned=False, header=lambda rows: b"")
+    if is_special(target):
+        return RecordWriter(open_special(target), target, shape, owned=True, header=lambda rows: b"")
+    return PlacedWriter(target, rows, shape, Format())
+
+
+def is_special(target: str) -> bool:
+    """True for an existing fifo, device or socket; OutputFailed for a folder."""
+    if os.path.isdir(target):
+        raise OutputFailed(f"{target}: is a folder, expected the name of a file; write to a name inside it")
+    return waits(target)
 
 
 def out_shape(heads: int, dim: int, dtype: str, layout: str, batch: int, sequences: Sequences | None) -> OutShape:

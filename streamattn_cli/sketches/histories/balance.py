@@ -6,30 +6,22 @@ of each pair one row survives, with its weight doubled, by a coin that leans aga
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
-from streamattn_cli.sketches.budget import BUDGETED, keeper_params
-from streamattn_cli.sketches.head import HeadParams
-from streamattn_cli.sketches.histories.bank import bank_spec, live
-from streamattn_cli.sketches.histories.levels import (
-    LEVELS,
-    LevelHistory,
-    level_of,
-    level_to_halve,
-    merge_levels,
-    segment,
-)
-from streamattn_cli.sketches.method import Load, Method, MethodOptions
+from streamattn_cli.sketches.budget import BUDGETED, keeping
+from streamattn_cli.sketches.histories.bank import bank_spec
+from streamattn_cli.sketches.histories.levels import LEVELS, LevelHistory, level_of, level_to_halve, segment
+from streamattn_cli.sketches.method import Load, Method, PlainParams
 from streamattn_cli.sketches.partial import Partial
 
 WINDOW_SHARE = 0.35  # of the rows; tuned on real heads
 
 
 @dataclass(frozen=True)
-class BalanceParams:
+class BalanceParams(PlainParams):
     """How many rows are kept; gamma, how strongly the coin leans, and its seed; `sharpness` of the kernel's exponent.
 
     Other gammas and exponents make little difference on real heads.
@@ -41,37 +33,17 @@ class BalanceParams:
     seed: int = 0
     storage: str = "f4"
 
-    def to_dict(self) -> dict:
-        """JSON-able form."""
-        return asdict(self)
-
 
 class BalanceHistory(LevelHistory):
     """The kept rows of one key head. State arrays: see `state_spec`."""
 
     @staticmethod
     def state_spec(params: BalanceParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name -> (shape, dtype) of every state array."""
         return {
             "rows": bank_spec(params.rows, dim, value_dim, params.storage),
             "counts": ((LEVELS,), "i4"),  # rows of each level
             "halvings": ((1,), "i8"),
         }
-
-    def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
-        """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""
-        counts = self.state["counts"]
-        k, c = live(k, c)
-        for i in range(len(k)):
-            if counts.sum() == self.params.rows and not self._halve():
-                break
-            self.bank.put(int(counts.sum()), k[i : i + 1], c[i : i + 1])
-            counts[0] += 1
-        return 0
-
-    def merge(self, other: BalanceHistory) -> None:
-        """Take in the kept rows of later rows, halving levels until all fit."""
-        merge_levels(self, other, ("rows",))
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
@@ -82,10 +54,6 @@ class BalanceHistory(LevelHistory):
 
         self.bank.partial(len(weights), work, out, weigh)
         return 0
-
-    def mean_value(self) -> np.ndarray:
-        """What to answer when nothing else can (dv,): 0."""
-        return np.zeros(self.value_dim)
 
     def _halve(self) -> bool:
         """Make room by halving one level; False when that cannot be."""
@@ -122,18 +90,15 @@ class BalanceHistory(LevelHistory):
         return keep
 
 
-def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
-    def history(rows: int, window: int, storage: str) -> BalanceParams:
-        return BalanceParams(rows, seed=options.seed, storage=storage)
-
-    return keeper_params("balance", head, options, causal, WINDOW_SHARE, history)
-
-
 def _micros(load: Load) -> float:
-    held = load.params.history.rows
-    return load.answering(held) + load.full_groups(held) * 150
+    return load.keeping(load.params.history.rows, 1.27, 72, 0.008, 4.8e-5)
 
 
 METHOD = Method(
-    name="balance", settings=_settings, options=BUDGETED, params=BalanceParams, history=BalanceHistory, micros=_micros
+    name="balance",
+    settings=keeping("balance", WINDOW_SHARE, BalanceParams),
+    options=BUDGETED,
+    params=BalanceParams,
+    history=BalanceHistory,
+    micros=_micros,
 )

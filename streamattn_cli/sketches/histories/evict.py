@@ -16,7 +16,7 @@ from streamattn_cli.errors import UsageError
 from streamattn_cli.options import one_of
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
 from streamattn_cli.sketches.coding.codedrows import BITS, CodedRows
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.bank import RowHistory, bank_spec, live
 from streamattn_cli.sketches.histories.keptrows import KeptRows
 from streamattn_cli.sketches.histories.querymodel import QueryModel
@@ -64,7 +64,6 @@ class EvictHistory(RowHistory):
 
     @staticmethod
     def state_spec(params: EvictParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name -> (shape, dtype) of every state array."""
         plain = min(params.recent, params.rows) if params.bits else params.rows
         expects = params.score == "expected"
         spec = {
@@ -118,8 +117,8 @@ class EvictHistory(RowHistory):
         s, room = self.state, self.params.rows
         k, c = live(k, c)
         if s["held"][1] and len(k):
-            logits = self._logits(k)
-            s["normaliser"][:] = np.logaddexp(s["normaliser"], np.logaddexp.reduce(logits, axis=1))
+            known = s["normaliser"][: s["held"][1]]
+            known[:] = np.logaddexp(known, np.logaddexp.reduce(self._logits(k), axis=1))
         k, c = k[-room:] if room else k[:0], c[-room:] if room else c[:0]
         over = self.kept + len(k) - room
         if over > 0:  # as many recent rows are about to come
@@ -146,10 +145,6 @@ class EvictHistory(RowHistory):
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
         self.held.partial(work, out)
         return 0
-
-    def mean_value(self) -> np.ndarray:
-        """What to answer when nothing else can (dv,): 0."""
-        return np.zeros(self.value_dim)
 
     def _keep(self, stay: np.ndarray) -> None:
         """Drop the rows that are not to stay (n,)."""
@@ -215,13 +210,12 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 
 def _micros(load: Load) -> float:
-    held = load.params.history.rows
-    coded = 0.0005 * (load.dim + load.value_dim) * held if load.params.history.bits else 0.0  # of a group: read twice
-    known = 0 if load.causal else 0.4 * held
-    if load.params.history.score == "expected":
-        known = held * (0.5 + 2e-4 * load.dim * load.dim)
-    of_groups = load.full_groups(held) * (150 + known)
-    return float(load.answering(held) + of_groups + coded * load.rows / load.params.group)
+    history, group = load.params.history, load.params.group
+    found = load.keeping(history.rows, 1.8, 78, 0.0, 2.7e-5)
+    if history.score == "expected":
+        found = load.keeping(history.rows, 3.3, 70 + 1e-3 * group * load.dim * load.dim, 0.0, 0.0)
+    coded = 0.0041 * load.width * history.rows if history.bits else 0.0  # of a group, which reads them
+    return float(found + coded * load.rows / group)
 
 
 METHOD = Method(

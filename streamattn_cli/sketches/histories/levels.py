@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from streamattn_cli.sketches.histories.bank import RowHistory
+from streamattn_cli.sketches.histories.bank import RowHistory, live
 
 LEVELS = 60
 SHARE = 8  # a level is halved when it has 1/SHARE of the places
@@ -19,6 +19,46 @@ SHARE = 8  # a level is halved when it has 1/SHARE of the places
 
 class LevelHistory(RowHistory):
     """A history of rows of levels; the state array "counts" has how many there are of each."""
+
+    PARTS: tuple[str, ...] = ("rows",)  # state arrays with an entry for every row; all but the first begin as 1
+
+    def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
+        """See History. No key is clipped: 0."""
+        counts = self.state["counts"]
+        k, c = live(k, c)
+        for i in range(len(k)):
+            if counts.sum() == self.params.rows and not self._halve():
+                break
+            at = int(counts.sum())
+            self.bank.put(at, k[i : i + 1], c[i : i + 1])
+            for name in self.PARTS[1:]:
+                self.state[name][at] = 1
+            counts[0] += 1
+        return 0
+
+    def merge(self, other: LevelHistory) -> None:
+        """Take in the rows of another history, as if they came now.
+
+        The highest level, which is the oldest, comes first, and no level is halved before all places are taken: that leaves
+        levels like those of one pass. (Where all rows are laid side by side and halved until they fit, 16 shards of real heads
+        err by up to 1.27 times one pass.)
+        """
+        counts, theirs = self.state["counts"], other.state
+        for level in np.flatnonzero(theirs["counts"])[::-1]:
+            first, end = segment(theirs["counts"], level)
+            while first < end:
+                total = int(counts.sum())
+                count = min(self.params.rows - total, end - first)
+                if count:
+                    at = segment(counts, level)[1]
+                    for name in self.PARTS:
+                        array = self.state[name]
+                        array[at + count : total + count] = array[at:total].copy()
+                        array[at : at + count] = theirs[name][first : first + count]
+                    counts[level] += count
+                    first += count
+                elif not self._halve():
+                    return
 
     def _halve(self) -> bool:
         """Halve a level into the next; whether one could be."""
@@ -51,29 +91,3 @@ def segment(counts: np.ndarray, level: int) -> tuple[int, int]:
 def level_of(counts: np.ndarray) -> np.ndarray:
     """The level of every row, in their order."""
     return np.repeat(np.arange(LEVELS)[::-1], counts[::-1])
-
-
-def merge_levels(mine: LevelHistory, theirs: LevelHistory, names: tuple[str, ...]) -> None:
-    """Take the rows of another history into this one, as if they came now.
-
-    names: the state arrays (places, ...) that have an entry for every row. The highest level, which is the oldest,
-    comes first, and no level is halved before all places are taken: that leaves levels like those of one pass.
-    (Where all rows are laid side by side and halved until they fit, 16 shards of real heads err by up to 1.27 times
-    one pass.)
-    """
-    counts = mine.state["counts"]
-    for level in np.flatnonzero(theirs.state["counts"])[::-1]:
-        first, end = segment(theirs.state["counts"], level)
-        while first < end:
-            total = int(counts.sum())
-            count = min(mine.params.rows - total, end - first)
-            if count:
-                at = segment(counts, level)[1]
-                for name in names:
-                    array = mine.state[name]
-                    array[at + count : total + count] = array[at:total].copy()
-                    array[at : at + count] = theirs.state[name][first : first + count]
-                counts[level] += count
-                first += count
-            elif not mine._halve():
-                return

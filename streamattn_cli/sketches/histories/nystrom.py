@@ -20,7 +20,8 @@ from streamattn_cli.rows.convert import not_a_number
 from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.sketches.budget import BUDGETED, DEFAULT_ROWS, check_buffer, group_rows, row_bytes, with_sinks
 from streamattn_cli.sketches.coding.rowstore import get, kind, put
-from streamattn_cli.sketches.head import HeadAttention, HeadParams, spec_bytes
+from streamattn_cli.sketches.head import HeadAttention
+from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.histories.bank import live
 from streamattn_cli.sketches.histories.querymodel import FORGET, FORGET_TURNED, LOOKBACK, QueryModel
 from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
@@ -355,10 +356,17 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 def _micros(load: Load) -> float:
     p, history = load.params, load.params.history
-    kernel = 30 + 0.035 * history.atoms + 0.07 * (p.sinks + p.window) + 40 * (not load.causal)  # of a group
-    n = history.active + p.group
-    full = 4 + n * (0.0085 * load.dim + 0.005 * load.value_dim) + 0.0006 * n * n + 9.2e-6 * n**3
-    return float(load.answering(history.atoms, kernel) + load.full_groups(history.atoms) * full)
+    group = history.atoms * (0.031 + 1.7e-4 * load.width) + 87 * (not load.causal)  # reads them
+    n, dim = history.active + p.group, load.dim
+    full = (
+        n * (1.2e-3 * load.width + 4.6e-5 * dim * dim)
+        + n * n * (1.9e-3 + 2.05e-5 * dim)
+        + 8.4e-6 * n**3
+        + 3e-5 * dim**3
+    )
+    learning = 7.1e-5 * dim * dim * load.queries * load.group
+    groups = load.rows / p.group * group + load.full_groups(history.atoms) * full
+    return float(load.answering(history.atoms) + groups + learning)
 
 
 def _miniature(params: HeadParams) -> HeadParams:

@@ -10,17 +10,16 @@ nearest to e^x for them (a Hermite expansion). Moments are linear in the tokens,
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from sys import float_info
 
 import numpy as np
 
 from streamattn_cli.errors import CannotMeet, UsageError
-from streamattn_cli.kernels import blas
-from streamattn_cli.kernels import poly as kernel
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.kernels import blas, monomials, poly
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.monomials import feature_count, low_count, recentre, table
-from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
+from streamattn_cli.sketches.method import History, Load, Method, MethodOptions, PlainParams
 from streamattn_cli.sketches.partial import Partial
 
 MAX_DEGREE = 12  # beyond it the powers outgrow what float64 sums can hold apart
@@ -32,7 +31,7 @@ SAMPLE = 64  # queries used to predict the error
 
 
 @dataclass(frozen=True)
-class PolyParams:
+class PolyParams(PlainParams):
     """Settings of `poly`.
 
     degree g, 1..12; `polynomial` "hermite" (per query) or "taylor"; beta: queries are shortened so that no |logit| is larger;
@@ -43,10 +42,6 @@ class PolyParams:
     polynomial: str = "hermite"
     beta: float | None = None
     max_error: float = 0.25
-
-    def to_dict(self) -> dict:
-        """JSON-able form."""
-        return asdict(self)
 
 
 class PolyHistory(History):
@@ -96,14 +91,21 @@ class PolyHistory(History):
         """
         p, s = self.params, self.state
         root = np.sqrt(self.scale)
-        k, c = k.astype(np.float64), c.astype(np.float64)
+        there = c[:, -1] > 0
+        k, c = k[there].astype(np.float64), c[there].astype(np.float64)
         s["mu"][:] = c[:, -1] @ k / max(c[:, -1].sum(), 1.0)
         x = root * (k - s["mu"])
         s["radius"][:] = 0, np.inf
-        if q is None:
+        if q is None or not len(k):  # all of them were dropped
             return None
         u = root * q[np.linspace(0, len(q) - 1, min(len(q), SAMPLE)).astype(int)].astype(np.float64)
-        error, largest = self._predict(u, x, c)
+        with np.errstate(over="ignore", invalid="ignore"):
+            error, largest = self._predict(u, x, c)
+        if not np.isfinite(error):
+            raise CannotMeet(
+                f"poly of degree {p.degree}: sums over the first rows go beyond the range of floats, logits reach {largest:.2g}. "
+                "Divide values by a power of two, and multiply the answers by it, or give a smaller --scale."
+            )
         if not error <= p.max_error:
             raise CannotMeet(
                 f"poly of degree {p.degree} would err by about {error:.2g} (relative) on this input, more than the "
@@ -124,7 +126,7 @@ class PolyHistory(History):
         approx, shift = np.zeros_like(exact), np.zeros(len(u), self.dtype)
         work = np.empty((len(sums) + 5, len(u)))
         work[len(sums) + 2] = np.abs(logits).max(axis=1)
-        kernel.blend(sums, self.params.polynomial == "taylor", work, np.empty(SPARE), shift, approx)
+        poly.blend(sums, self.params.polynomial == "taylor", work, np.empty(SPARE), shift, approx)
         good = approx[:, -1] > 0
         exact = exact[:, :-1] / exact[:, -1:]
         approx = np.where(good[:, None], approx[:, :-1] / np.where(good, approx[:, -1], 1)[:, None], 0)
@@ -147,7 +149,7 @@ class PolyHistory(History):
             t.order,
             t.run,
         )
-        clipped, longest = kernel.absorb(*given, *scratch, s["moments"])
+        clipped, longest = monomials.absorb(*given, *scratch, s["moments"])
         s["radius"][0] = max(s["radius"][0], min(longest, key_limit(self.params)))
         return int(clipped)
 
@@ -159,11 +161,11 @@ class PolyHistory(History):
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries q (r, d) into `out`. Returns how many queries were clipped."""
         s, t, weighed = self.state, self.table, work["weighed"]
-        kernel.weigh(s["moments"], t.multinomial, t.order, weighed)
+        monomials.weigh(s["moments"], t.multinomial, t.order, weighed)
         scratch = (work[name] for name in ("x", "low", "part", "sums", "polynomials", "spare"))
         gemm, taylor = blas.address(q.dtype.str[1:]), self.params.polynomial == "taylor"
         radius = np.array([s["radius"][0], self.query_limit])
-        clipped = kernel.answer(
+        clipped = poly.answer(
             gemm, q, s["mu"], self.origin, self.scale, radius, taylor, weighed, t.start, t.run, *scratch, out.m, out.y,
             out.doubt,
         )  # fmt: skip
@@ -175,14 +177,14 @@ class PolyHistory(History):
         """Answer queries q (heads, n, d), global query rows start.., into out (heads, n, dv) and doubt (heads, n) when all
         tokens are here, whose values have the range span (2, dv)."""
         s, t, weighed = self.state, self.table, work["weighed"]
-        kernel.weigh(s["moments"], t.multinomial, t.order, weighed)
+        monomials.weigh(s["moments"], t.multinomial, t.order, weighed)
         gemm, taylor = blas.address(q.dtype.str[1:]), self.params.polynomial == "taylor"
         radius = np.array([s["radius"][0], self.query_limit])
         given = start % PANEL, self.origin, self.scale, radius, taylor, weighed, t.start, t.run, span
         panel = tuple(_panel(work[name]) for name in ("x", "low", "part", "sums", "polynomials"))
         for queries, answers, doubts in zip(q, out, doubt, strict=True):
             scratch = *panel, work["spare"], work["counts"]
-            kernel.outputs(gemm, queries, *given, self.mean_value(), *scratch, answers, doubts)
+            poly.outputs(gemm, queries, *given, self.mean_value(), *scratch, answers, doubts)
 
     def mean_value(self) -> np.ndarray:
         """The mean of the absorbed values (dv,), 0 where nothing was absorbed: the monomial 1 counts and sums them."""
@@ -232,8 +234,10 @@ def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: in
 
 
 def _micros(load: Load) -> float:
-    products = feature_count(load.dim, load.params.history.degree) * (load.value_dim + 1)
-    return load.answering() + (load.rows + load.queries * load.group) * (0.06 + 2.2e-5 * products)
+    features = feature_count(load.dim, load.params.history.degree)
+    products = features * (load.value_dim + 1)
+    absorbing = load.rows * (1.4e-3 * features + 2.4e-5 * products)
+    return 0.64 * load.answering() + absorbing + load.queries * load.group * 3.3e-5 * products
 
 
 def _miniature(params: HeadParams) -> HeadParams:

@@ -8,16 +8,15 @@ that it had to be among them. Rows and threshold of two shards make those of the
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
-from streamattn_cli.sketches.budget import BUDGETED, keeper_params
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.budget import BUDGETED, keeping
 from streamattn_cli.sketches.histories.bank import RowHistory, bank_spec
 from streamattn_cli.sketches.histories.querymodel import FORGET, LOOKBACK
-from streamattn_cli.sketches.method import Load, Method, MethodOptions
+from streamattn_cli.sketches.method import Load, Method, PlainParams
 from streamattn_cli.sketches.partial import Partial
 
 WINDOW_SHARE = 0.5  # of the rows; tuned on real heads
@@ -25,16 +24,12 @@ POWER = 0.35  # of what is expected of a row; tuned on real heads, where a Gauss
 
 
 @dataclass(frozen=True)
-class ReservoirParams:
+class ReservoirParams(PlainParams):
     """How many rows are kept, and the seed of their choice."""
 
     rows: int
     seed: int = 0
     storage: str = "f4"
-
-    def to_dict(self) -> dict:
-        """JSON-able form."""
-        return asdict(self)
 
 
 class ReservoirHistory(RowHistory):
@@ -49,7 +44,6 @@ class ReservoirHistory(RowHistory):
 
     @staticmethod
     def state_spec(params: ReservoirParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name -> (shape, dtype) of every state array."""
         return {
             "rows": bank_spec(params.rows, dim, value_dim, params.storage),
             "rank": ((params.rows,), "f8"),  # log
@@ -121,10 +115,6 @@ class ReservoirHistory(RowHistory):
         self.bank.partial(count, work, out, weigh if s["held"][1] else None)
         return 0
 
-    def mean_value(self) -> np.ndarray:
-        """What to answer when nothing else can (dv,): 0."""
-        return np.zeros(self.value_dim)
-
     def _weigh(self, k: np.ndarray, c: np.ndarray) -> np.ndarray:
         """Logs of the rows' weights (n,), float64."""
         s, centre, length = self.state, self.state["centre"], np.linalg.norm(c[:, :-1], axis=1)
@@ -167,21 +157,13 @@ class ReservoirHistory(RowHistory):
         held[1] = 1
 
 
-def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
-    def history(rows: int, window: int, storage: str) -> ReservoirParams:
-        return ReservoirParams(rows, seed=options.seed, storage=storage)
-
-    return keeper_params("reservoir", head, options, causal, WINDOW_SHARE, history)
-
-
 def _micros(load: Load) -> float:
-    held = load.params.history.rows
-    return load.answering(held) + load.full_groups(held) * (load.interpreter + 150)
+    return load.keeping(load.params.history.rows, 1.23, 80, 0.0014, 1.9e-5)
 
 
 METHOD = Method(
     name="reservoir",
-    settings=_settings,
+    settings=keeping("reservoir", WINDOW_SHARE, ReservoirParams),
     options=BUDGETED,
     params=ReservoirParams,
     history=ReservoirHistory,

@@ -6,31 +6,26 @@ the stream was cut, and merging two shards' samples is exactly the sample of the
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
-from streamattn_cli.sketches.budget import BUDGETED, keeper_params
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.budget import BUDGETED, keeping
 from streamattn_cli.sketches.histories.bank import RowHistory, bank_spec
-from streamattn_cli.sketches.method import Load, Method, MethodOptions
+from streamattn_cli.sketches.method import Load, Method, PlainParams
 from streamattn_cli.sketches.partial import Partial
 
 WINDOW_SHARE = 0.5  # of the rows; tuned on real heads
 
 
 @dataclass(frozen=True)
-class SampleParams:
+class SampleParams(PlainParams):
     """How many rows are kept, and the seed of their choice."""
 
     rows: int
     seed: int = 0
     storage: str = "f4"
-
-    def to_dict(self) -> dict:
-        """JSON-able form."""
-        return asdict(self)
 
 
 class SampleHistory(RowHistory):
@@ -43,7 +38,6 @@ class SampleHistory(RowHistory):
 
     @staticmethod
     def state_spec(params: SampleParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name -> (shape, dtype) of every state array."""
         return {
             "rows": bank_spec(params.rows, dim, value_dim, params.storage),
             "priority": ((params.rows,), "u8"),
@@ -88,10 +82,6 @@ class SampleHistory(RowHistory):
         self.bank.partial(count, work, out, weigh if standing > count else None)
         return 0
 
-    def mean_value(self) -> np.ndarray:
-        """What to answer when nothing else can (dv,): 0."""
-        return np.zeros(self.value_dim)
-
     def _offer(self, priority: np.uint64, k: np.ndarray, c: np.ndarray) -> None:
         """Keep one row if there is room, or in place of the one of the largest priority."""
         held, kept = self.state["held"], self.state["priority"]
@@ -106,18 +96,15 @@ class SampleHistory(RowHistory):
         self.bank.put(place, k, c)
 
 
-def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
-    def history(rows: int, window: int, storage: str) -> SampleParams:
-        return SampleParams(rows, seed=options.seed, storage=storage)
-
-    return keeper_params("sample", head, options, causal, WINDOW_SHARE, history)
-
-
 def _micros(load: Load) -> float:
-    held = load.params.history.rows
-    return load.answering(held) + load.full_groups(held) * load.interpreter
+    return load.keeping(load.params.history.rows, 1.16, 24, 0.0019, 0.0)
 
 
 METHOD = Method(
-    name="sample", settings=_settings, options=BUDGETED, params=SampleParams, history=SampleHistory, micros=_micros
+    name="sample",
+    settings=keeping("sample", WINDOW_SHARE, SampleParams),
+    options=BUDGETED,
+    params=SampleParams,
+    history=SampleHistory,
+    micros=_micros,
 )

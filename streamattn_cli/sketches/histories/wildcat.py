@@ -6,16 +6,15 @@ the whole block best in that kernel's norm. Like `nystrom`, but blind to what th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from streamattn_cli.kernels import coreset as kernel
-from streamattn_cli.sketches.budget import BUDGETED, keeper_params
-from streamattn_cli.sketches.head import HeadParams
-from streamattn_cli.sketches.histories.bank import bank_spec, live
-from streamattn_cli.sketches.histories.levels import LEVELS, LevelHistory, level_to_halve, merge_levels, segment
-from streamattn_cli.sketches.method import Load, Method, MethodOptions
+from streamattn_cli.sketches.budget import BUDGETED, keeping
+from streamattn_cli.sketches.histories.bank import bank_spec
+from streamattn_cli.sketches.histories.levels import LEVELS, LevelHistory, level_to_halve, segment
+from streamattn_cli.sketches.method import Load, Method, PlainParams
 from streamattn_cli.sketches.partial import Partial
 
 RIDGE = 1e-3
@@ -24,47 +23,27 @@ WINDOW_SHARE = 0.6  # of the rows; tuned on real heads
 
 
 @dataclass(frozen=True)
-class WildcatParams:
+class WildcatParams(PlainParams):
     """How many atoms are kept; `sharpness` multiplies the exponent of the kernel."""
 
     rows: int
     sharpness: float = 0.1  # of 0.03 to 2 the best on real heads
     storage: str = "f4"
 
-    def to_dict(self) -> dict:
-        """JSON-able form."""
-        return asdict(self)
-
 
 class WildcatHistory(LevelHistory):
     """The atoms of one key head. State arrays: see `state_spec`."""
 
+    PARTS = ("rows", "factor", "weight")
+
     @staticmethod
     def state_spec(params: WildcatParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name -> (shape, dtype) of every state array."""
         return {
             "rows": bank_spec(params.rows, dim, value_dim, params.storage),  # [key, coefficients / factor]
             "factor": ((params.rows,), "f4"),  # a power of two
             "weight": ((params.rows,), "f4"),
             "counts": ((LEVELS,), "i4"),  # atoms of each level
         }
-
-    def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
-        """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""
-        s, counts = self.state, self.state["counts"]
-        k, c = live(k, c)
-        for i in range(len(k)):
-            if counts.sum() == self.params.rows and not self._halve():
-                break
-            at = int(counts.sum())
-            self.bank.put(at, k[i : i + 1], c[i : i + 1])
-            s["factor"][at] = s["weight"][at] = 1
-            counts[0] += 1
-        return 0
-
-    def merge(self, other: WildcatHistory) -> None:
-        """Take in the kept rows of later rows, halving levels until all fit."""
-        merge_levels(self, other, ("rows", "factor", "weight"))
 
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
@@ -76,10 +55,6 @@ class WildcatHistory(LevelHistory):
 
         self.bank.partial(int(self.state["counts"].sum()), work, out, weigh)
         return 0
-
-    def mean_value(self) -> np.ndarray:
-        """What to answer when nothing else can (dv,): 0."""
-        return np.zeros(self.value_dim)
 
     def _halve(self) -> bool:
         """Make room by halving one level; False when that cannot be."""
@@ -99,7 +74,7 @@ class WildcatHistory(LevelHistory):
         self.bank.put(a, k[index], scaled)
         s["factor"][a:end], s["weight"][a:end] = factor, c[:, -1]
         total = int(counts.sum())
-        for name in ("rows", "factor", "weight"):
+        for name in self.PARTS:
             s[name][end : end + total - b] = s[name][b:total].copy()
         counts[level] = 0
         counts[level + 1] += len(index)
@@ -134,18 +109,15 @@ def _share(w: np.ndarray) -> np.ndarray:
     return share
 
 
-def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
-    def history(rows: int, window: int, storage: str) -> WildcatParams:
-        return WildcatParams(rows, storage=storage)
-
-    return keeper_params("wildcat", head, options, causal, WINDOW_SHARE, history)
-
-
 def _micros(load: Load) -> float:
-    held = load.params.history.rows
-    return float(load.answering(held) + load.full_groups(held) * (150 + 0.7 * held))
+    return load.keeping(load.params.history.rows, 1.7, 80, 0.015, 1.8e-5)
 
 
 METHOD = Method(
-    name="wildcat", settings=_settings, options=BUDGETED, params=WildcatParams, history=WildcatHistory, micros=_micros
+    name="wildcat",
+    settings=keeping("wildcat", WINDOW_SHARE, WildcatParams, seeded=False),
+    options=BUDGETED,
+    params=WildcatParams,
+    history=WildcatHistory,
+    micros=_micros,
 )

@@ -8,7 +8,7 @@ import numpy as np
 
 from streamattn_cli.errors import UsageError
 from streamattn_cli.sketches.budget import DEFAULT_ROWS, row_bytes, with_sinks
-from streamattn_cli.sketches.head import HeadParams, spec_bytes
+from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.method import Load, Method, MethodOptions
 
 

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamattn_cli.errors import CannotMeet, InputMalformed
-from streamattn_cli.kernels import blas
+from streamattn_cli.kernels import blas, expansion, monomials, poly
 from streamattn_cli.kernels import countsketch as hashing
-from streamattn_cli.kernels import poly as kernel
 from streamattn_cli.sketches.histories.monomials import feature_count, low_count, table
 from streamattn_cli.sketches.histories.poly import SPARE, PolyHistory, PolyParams, key_limit, query_limit
 from streamattn_cli.sketches.paper.countsketch import PeelSketch, ScanSketch
@@ -130,7 +129,7 @@ class SketchedHead:
             n = min(TILE, len(k) - a)
             limit = key_limit(self.params.poly)
             root = np.sqrt(self.params.scale)
-            clipped, longest = kernel.centre(k[a : a + n], s["mu"], root, limit, 0, work["sk.x"])
+            clipped, longest = monomials.centre(k[a : a + n], s["mu"], root, limit, 0, work["sk.x"])
             s["clipped"][0] += clipped
             s["radius"][0] = max(s["radius"][0], min(longest, limit))
             work["sk.factor"][:, :n], work["sk.factor"][:, n:] = 1, 0
@@ -140,7 +139,7 @@ class SketchedHead:
                 sketch = s["sk_k"]
                 work["sk.count"][:n] = 1
                 self._psi_places(start + a, n, work)
-            kernel.scatter(
+            monomials.scatter(
                 work["sk.x"], work["sk.factor"], self.level, t.parent, t.var, work["sk.low"], work["sk.eight"],
                 work["sk.target"], work["sk.sign"], work["sk.count"], sketch, s["prod"],
             )  # fmt: skip
@@ -249,11 +248,11 @@ class SketchedHead:
                 self._load(q[head, a:b], at, work)
                 self._power_sums(s["prod"][:, None], sums, work)
                 factor = work["sk.factor"]
-                kernel.reaches(work["sk.x"], s["radius"][0], factor[-3])
+                poly.reaches(work["sk.x"], s["radius"][0], factor[-3])
                 taylor = self.params.poly.polynomial == "taylor"
-                work["sk.counts"][1] += kernel.row_factors(sums, taylor, factor[:-2], work["sk.spare"])
+                work["sk.counts"][1] += expansion.row_factors(sums, taylor, factor[:-2], work["sk.spare"])
                 factor[:, :at], factor[:, at + b - a :] = 0, 0
-                kernel.scatter(
+                monomials.scatter(
                     work["sk.x"], factor, self.level, t.parent, t.var, work["sk.low"], work["sk.eight"], target, sign,
                     count, s["sk_q"][head], s["sum_q"][head],
                 )  # fmt: skip
@@ -271,7 +270,7 @@ class SketchedHead:
         work["sk.tile"][at : at + len(q)] = q
         zero = np.zeros(self.params.dim)
         limit = query_limit(self.params.poly, self.state["radius"])
-        work["sk.counts"][0] += kernel.centre(
+        work["sk.counts"][0] += monomials.centre(
             work["sk.tile"], zero, np.sqrt(self.params.scale), limit, 0, work["sk.x"]
         )[0]
 
@@ -279,9 +278,9 @@ class SketchedHead:
         """Power sums (degree + 1, w, TILE) of the queries of the tile, by moments (t, w)."""
         t, (count, width) = self.table, moments.shape
         weighed = work["sk.weighed"].reshape(-1)[: count * width].reshape(count, width)
-        kernel.weigh(moments, t.multinomial, t.order, weighed)
+        monomials.weigh(moments, t.multinomial, t.order, weighed)
         rest = work["sk.low"], work["sk.part"][:width], sums
-        kernel.power_sums(blas.address("f8"), work["sk.x"], weighed, t.start, t.run, *rest)
+        monomials.power_sums(blas.address("f8"), work["sk.x"], weighed, t.start, t.run, *rest)
 
     def _ask(self, q: np.ndarray, start: int, moments: np.ndarray, work: dict) -> tuple[np.ndarray, np.ndarray]:
         """Partial answers m (n,), y (n, dv + 1) to queries of one tile, in scratch."""
@@ -290,8 +289,8 @@ class SketchedHead:
         self._power_sums(moments, work["sk.sums"], work)
         work["sk.m"][:] = self.params.scale * (work["sk.tile"] @ self.state["mu"])
         taylor = self.params.poly.polynomial == "taylor"
-        kernel.reaches(work["sk.x"], self.state["radius"][0], work["sk.factor"][-3])
-        kernel.blend(work["sk.sums"], taylor, work["sk.factor"], work["sk.spare"], work["sk.m"], work["sk.y"])
+        poly.reaches(work["sk.x"], self.state["radius"][0], work["sk.factor"][-3])
+        poly.blend(work["sk.sums"], taylor, work["sk.factor"], work["sk.spare"], work["sk.m"], work["sk.y"])
         return work["sk.m"][at : at + len(q)], work["sk.y"][at : at + len(q)]
 
 

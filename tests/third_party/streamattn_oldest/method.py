@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from streamattn_cli.sketches.budget import BUDGETED, keeper_params
-from streamattn_cli.sketches.head import HeadParams
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.bank import RowHistory, bank_spec, live
 from streamattn_cli.sketches.method import Method, MethodOptions
 from streamattn_cli.sketches.partial import Partial
