@@ -74,6 +74,13 @@ def compress(gemm, x, w, factor, direction, scale, temper, keep, rope, now, draw
         inverse[:], root[:] = 0, 1
         for i in range(n):
             inverse[i, i] = 1
+    refit(inverse, root, w, keep, scratch[at:], alive)
+
+
+@kernel(fastmath=FAST)
+def refit(inverse, root, w, keep, scratch, alive):
+    """Leave `keep` of n atoms with coefficients w (n, c), in place: see `eliminate`. root (n,): of the kernel's diagonal, spoilt."""
+    n, at = w.shape[0], 0
     top, width = largest(w.reshape(-1)), w.shape[1] - 1
     if not top > 0:
         top = w.dtype.type(1)
@@ -285,22 +292,25 @@ def eliminate(inverse, w, last, count, scratch, alive):
             weight = root * last[j]  # up to date
             for i in range(n):
                 last[i] -= column[i] * weight
-        f0, f1, f2, f3 = (
-            removed[first],
-            removed[min(first + 1, end - 1)],
-            removed[min(first + 2, end - 1)],
-            removed[end - 1],
-        )
-        g0, g1, g2, g3 = gone[0], gone[1], gone[2], gone[3]
-        for i in range(n):
-            if not alive[i]:
-                continue
-            row, a0, a1, a2, a3, total = w[i], f0[i], f1[i], f2[i], f3[i], last[i] * last[i]
-            for t in range(c):
-                x = row[t] - (a0 * g0[t] + a1 * g1[t] + a2 * g2[t] + a3 * g3[t])
-                row[t] = x
-                total += x * x
-            s[i] = total
+        spread_gone(removed[first:end], gone, w, last, s, alive)
+
+
+@kernel(fastmath=FAST)
+def spread_gone(removed, gone, w, last, s, alive):
+    """w (n, c) after up to four removals: their columns `removed` (., n), and what they had, gone (4, c), 0 where there are fewer. s (n,):
+    squares of the rows of [w, last]."""
+    end, c = removed.shape[0] - 1, w.shape[1]
+    f0, f1, f2, f3 = removed[0], removed[min(1, end)], removed[min(2, end)], removed[end]
+    g0, g1, g2, g3 = gone[0], gone[1], gone[2], gone[3]
+    for i in range(w.shape[0]):
+        if not alive[i]:
+            continue
+        row, a0, a1, a2, a3, total = w[i], f0[i], f1[i], f2[i], f3[i], last[i] * last[i]
+        for t in range(c):
+            x = row[t] - (a0 * g0[t] + a1 * g1[t] + a2 * g2[t] + a3 * g3[t])
+            row[t] = x
+            total += x * x
+        s[i] = total
 
 
 @kernel(fastmath=FAST)

@@ -163,11 +163,71 @@ def live(k, c):
     return count
 
 
+@kernel()
+def retire(
+    gemm, group, active, kind, scale, temper, rope, nan, gone, left, head, held, centre, bank, rows, model, k, c, fit,
+    alive,
+):  # fmt: skip
+    """Move the first `gone` recent rows into the history, group by group, and the other `left` ones to the front. All else as in `step`;
+    k, c: scratch."""
+    counters, sinks, recent, span = head
+    for at in range(0, gone, group):
+        load_rows(recent[at : at + group], kind, k, c)
+        for i in range(min(group, sinks.shape[0] - counters[1] - at)):
+            c[i] = 0
+        counters[2] += extend_range(c[:group], span[0], span[1])
+        n = live(k[:group], c[:group])
+        if held[1]:
+            insert(gemm, k[:n], c[:n], active, scale, temper, rope, held, centre, bank, model, fit, alive)
+        else:
+            store_rows(k[:n], c[:n], kind, nan, rows[held[0] : held[0] + n])
+            held[0] += n
+    if gone > 0:
+        for i in range(left):
+            for j in range(recent.shape[1]):
+                recent[i, j] = recent[gone + i, j]
+        recent[left : left + gone] = 0
+        counters[1] += gone
+
+
+@kernel()
+def look_back(
+    gemm, q, absorbed, span, held, centre, bank, rows, kind, everything, k, c, logits, gathered, past, ours, seen, share,
+    doubt,
+):  # fmt: skip
+    """Add what the history answers to queries q (d, r), with the scratch `past`, to the exact part `ours`; returns how many had z <= 0.
+
+    absorbed: rows that the history has. span: of their values. share, doubt (r,): see dense.add_history. The rest as in `answer`.
+    """
+    share[:], doubt[:] = 0, 0
+    if not absorbed:
+        return 0
+    answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, gathered, past[0], past[1], doubt)
+    bad = add_history(ours[0], ours[1], past[0], past[1], span[0], span[1], seen, share, doubt)
+    relate(ours[1], span[0], span[1], doubt)
+    return bad
+
+
+@kernel()
+def teach(gemm, raw, share, group, new, rope, fading, lookback, model, scratch):
+    """Let the model learn the first `new` queries of each group of raw (r, d); share (r,): of their mass that fell on the history. Both are
+    spoilt. fading: log of what older queries count from now on."""
+    seen, d = 0, raw.shape[1]
+    for i in range(raw.shape[0]):
+        if i % group < new:  # all but where the stream ends
+            share[seen] = share[i] * share[i] + lookback
+            for j in range(d):
+                raw[seen, j] = raw[i, j]
+            seen += 1
+    for i in range(0, seen if rope[0].shape[0] else 0, new):  # one query head's rows
+        turn(raw[i : i + new], rope, -np.float64(model[4][0]), -1.0, scratch)
+    learn(gemm, raw[:seen], share[:seen], math.exp(fading), model[0], model[1], model[2], model[3], scratch)
+
+
 @kernel(cache=True)
 def step(
     gemm, narrow, sizes, numbers, rope, nan, fallback, sink_logits, start, q, k, c, out, doubts,
-    counts, head, held, centre, bank, rows, model, tile, fit,
-    alive,
+    counts, head, held, centre, bank, rows, model, tile, fit, alive,
 ):  # fmt: skip
     """Take in the rows of k (n, d), c (n, dv + 1) from row `start` on, where a group begins, and answer their causal
     queries q (heads, n, d) into out (heads, n, dv), with doubts (heads, n): what HeadAttention.step does group by group.
@@ -179,8 +239,7 @@ def step(
     fit, alive: that of `insert`. counts (3,): how many queries had z <= 0 is added to counts[1], how many saw nothing to
     counts[2]. The rest as in `answer`.
     """
-    group, window, stack, active, kind = sizes
-    scale, temper, fading, lookback = numbers
+    (group, window, stack, active, kind), (scale, temper, fading, lookback) = sizes, numbers
     counters, sinks, recent, span = head
     raw, scaled, logits, gathered, bounds, share, m, y, doubt, tile_k, tile_c, everything = tile
     heads, _, d = q.shape
@@ -191,25 +250,10 @@ def step(
         row, first = counters[0], counters[1]
         base = max(0, (row - max(window - 1, 0)) // group * group)
         gone, left = base - first, row - base
-        for at in range(0, gone, group):
-            load_rows(recent[at : at + group], kind, tile_k, tile_c)
-            for i in range(min(group, sinks.shape[0] - first - at)):
-                tile_c[i] = 0
-            counters[2] += extend_range(tile_c[:group], span[0], span[1])
-            n = live(tile_k[:group], tile_c[:group])
-            if held[1]:
-                insert(
-                    narrow, tile_k[:n], tile_c[:n], active, scale, temper, rope, held, centre, bank, model, fit, alive
-                )
-            else:
-                store_rows(tile_k[:n], tile_c[:n], kind, nan, rows[held[0] : held[0] + n])
-                held[0] += n
-        if gone > 0:
-            for i in range(left):
-                for j in range(recent.shape[1]):
-                    recent[i, j] = recent[gone + i, j]
-            recent[left : left + gone] = 0
-            counters[1] = base
+        retire(
+            narrow, group, active, kind, scale, temper, rope, nan, gone, left, head, held, centre, bank, rows, model,
+            tile_k, tile_c, fit, alive,
+        )  # fmt: skip
         new = min(b - a, max(sinks.shape[0] - row, 0))
         store_rows(k[a : a + new], c[a : a + new], kind, nan, sinks[row : row + new])
         store_rows(k[a:b], c[a:b], kind, nan, recent[left : left + b - a])
@@ -228,27 +272,11 @@ def step(
             )  # fmt: skip
             if sink_logits.shape[0]:
                 add_sinks(ours[0], ours[1], high, sink_logits[h : h + some], group)
-            share[:r], doubt[:r] = 0, 0
-            if counters[2]:
-                answer(
-                    gemm, columns, held, centre, bank, rows, kind, everything, tile_k, tile_c, logits, part,
-                    past[0], past[1], doubt[:r],
-                )  # fmt: skip
-                counts[1] += add_history(
-                    ours[0], ours[1], past[0], past[1], span[0], span[1], high, share[:r], doubt[:r]
-                )
-                relate(ours[1], span[0], span[1], doubt[:r])
-            seen = 0
-            for i in range(r):
-                if i % group < b - a:  # all but where the stream ends
-                    share[seen] = share[i] * share[i] + lookback
-                    for j in range(d):
-                        raw[seen, j] = raw[i, j]
-                    seen += 1
-            for i in range(0, seen if rope[0].shape[0] else 0, b - a):  # one query head's rows
-                turn(raw[i : i + b - a], rope, -np.float64(model[4][0]), -1.0, fit)
-            forget = math.exp(fading * (b - a) * some / heads)
-            learn(narrow, raw[:seen], share[:seen], forget, model[0], model[1], model[2], model[3], fit)
+            counts[1] += look_back(
+                gemm, columns, counters[2], span, held, centre, bank, rows, kind, everything, tile_k, tile_c, logits,
+                part, past, ours, high, share[:r], doubt[:r],
+            )  # fmt: skip
+            teach(narrow, raw[:r], share, group, b - a, rope, fading * (b - a) * some / heads, lookback, model, fit)
             for i in range(some):
                 mine = slice(i * group, i * group + b - a)
                 for j in range(b - a):
