@@ -4,27 +4,18 @@ import math
 
 import numpy as np
 
+from streamattn_cli.kernels.counters import GOLDEN, mix
 from streamattn_cli.kernels.jit import kernel
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX2 = np.uint64(0x94D049BB133111EB)
-_U1, _U11, _U27, _U30, _U31 = np.uint64(1), np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
-
-
-@kernel(inline="always")
-def _mix(x):
-    x = (x ^ (x >> _U30)) * _MIX1
-    x = (x ^ (x >> _U27)) * _MIX2
-    return x ^ (x >> _U31)
+_U1, _U11 = np.uint64(1), np.uint64(11)
 
 
 @kernel(cache=True)
 def priorities(seed, first, out):
     """out (n,) uint64: splitmix64 of a seed and the global rows first, first + 1, ...; seed and first are uint64."""
-    key = _mix(seed + _GOLDEN)
+    key = mix(seed + GOLDEN)
     for i in range(out.shape[0]):
-        out[i] = _mix(key ^ _mix((first + np.uint64(i) + _U1) * _GOLDEN))
+        out[i] = mix(key ^ mix((first + np.uint64(i) + _U1) * GOLDEN))
 
 
 @kernel(cache=True)

@@ -7,31 +7,22 @@ purpose: without JIT the caller silences NumPy's overflow warning.
 
 import numpy as np
 
+from streamattn_cli.kernels.counters import GOLDEN, mix
 from streamattn_cli.kernels.jit import kernel
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX2 = np.uint64(0x94D049BB133111EB)
-_U1, _U27, _U30, _U31, _U32 = np.uint64(1), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
-
-
-@kernel(inline="always")
-def _mix(x):
-    x = (x ^ (x >> _U30)) * _MIX1
-    x = (x ^ (x >> _U27)) * _MIX2
-    return x ^ (x >> _U31)
+_U1, _U32 = np.uint64(1), np.uint64(32)
 
 
 @kernel(cache=True)
 def table_keys(seed, first, out):
     """Keys (uint64) of the tables first, first + 1, ... of a seed; seed and first are uint64."""
     for i in range(out.shape[0]):
-        out[i] = _mix(_mix(seed + _GOLDEN) ^ _mix((first + np.uint64(i) + _U1) * _GOLDEN))
+        out[i] = mix(mix(seed + GOLDEN) ^ mix((first + np.uint64(i) + _U1) * GOLDEN))
 
 
 @kernel(inline="always")
 def _hash(key, row):
-    return _mix(key + np.uint64(row) * _GOLDEN)
+    return mix(key + np.uint64(row) * GOLDEN)
 
 
 @kernel(inline="always")

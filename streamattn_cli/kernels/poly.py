@@ -1,10 +1,24 @@
 """The answers of `poly`: power sums of every query's logits, times its polynomial."""
 
 import math
+from typing import NamedTuple
+
+import numpy as np
 
 from streamattn_cli.kernels.expansion import evaluate, polynomials
 from streamattn_cli.kernels.jit import CONTRACT, kernel
 from streamattn_cli.kernels.monomials import centre, columns, power_sums
+
+
+class Scratch(NamedTuple):
+    """Arrays of no meaning between calls, for G queries at a time."""
+
+    x: np.ndarray  # (d, G): queries, from their centre on
+    low: np.ndarray  # (count, G): their monomials of low degree
+    part: np.ndarray  # (w, G)
+    sums: np.ndarray  # (g + 1, w, G): power sums
+    work: np.ndarray  # (g + 6, G) float64
+    spare: np.ndarray  # see `polynomials`
 
 
 @kernel(cache=True, fastmath=CONTRACT)
@@ -48,16 +62,14 @@ def reaches(u, longest, out):
 
 
 @kernel(cache=True)
-def answer(
-    where, q, mu, origin, scale, radius, taylor, weighed, start, run, x, low, part, sums, work, spare, m, y, doubt
-):
+def answer(where, q, mu, origin, scale, radius, taylor, weighed, start, run, scratch, m, y, doubt):
     """Partial answers m (r,), y (r, w) to queries q (r, d) from `weighed` (t, w), and their doubt (r,). Return how many
     queries were clipped.
 
-    As many queries at a time as the scratch has columns: x (d, G), low (count, G), part (w, G), sums (g + 1, w, G) and work
-    (g + 6, G) float64; spare: see `polynomials`. mu (d,): the centre of the keys; origin (d,): 0. radius (2,): bounds on the
+    As many queries at a time as the scratch has columns. mu (d,): the centre of the keys; origin (d,): 0. radius (2,): bounds on the
     lengths of keys and queries. where: `blas.address` of the dtype.
     """
+    x, low, part, sums, work, spare = scratch
     levels, width, most = sums.shape
     clipped, root, flat = 0, math.sqrt(scale), sums.reshape(levels * width, most)
     for first in range(0, q.shape[0], most):
@@ -83,27 +95,7 @@ def answer(
 
 @kernel(cache=True, fastmath=CONTRACT)
 def outputs(
-    where,
-    q,
-    at,
-    origin,
-    scale,
-    radius,
-    taylor,
-    weighed,
-    start,
-    run,
-    span,
-    fallback,
-    x,
-    low,
-    part,
-    sums,
-    work,
-    spare,
-    counts,
-    out,
-    doubt,
+    where, q, at, origin, scale, radius, taylor, weighed, start, run, span, fallback, scratch, counts, out, doubt
 ):
     """Attention out (n, dv) of queries q (n, d) over the tokens behind `weighed` (t, w) alone, with their doubt (n,): `answer`
     and division in one.
@@ -111,6 +103,7 @@ def outputs(
     Panels of G queries at a time, the first of which began `at` queries before. span (2, dv): the range of the values;
     fallback (dv,): where z <= 0. counts (3,): queries clipped, guarded and unanswered are added. The rest as in `answer`.
     """
+    x, low, part, sums, work, spare = scratch
     levels, width, most = sums.shape
     n, root, total, z = q.shape[0], math.sqrt(scale), work[levels + 3], work[levels + 4]
     for panel in range(-at, n, most):

@@ -12,33 +12,24 @@ import math
 
 import numpy as np
 
+from streamattn_cli.kernels.counters import GOLDEN, mix
 from streamattn_cli.kernels.jit import kernel
 
 ROW_SHIFT = 20  # pairs of columns take the low 20 bits of a counter, rows the 44 bits above
 CHUNK = 4096  # pairs made at a time: about 100 KiB of scratch, inside the second-level cache
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX2 = np.uint64(0x94D049BB133111EB)
 _ONE = np.uint64(0x3FF0000000000000)  # bits of 1.0: or-ed with 52 random bits it is uniform in [1, 2)
 _MANTISSA = np.uint64(0x000FFFFFFFFFFFFF)
 _TWO52 = np.uint64(0x4330000000000000)  # bits of 2**52: or-ed with a small integer it is 2**52 + that integer
-_U1, _U2, _U20, _U27, _U30 = np.uint64(1), np.uint64(2), np.uint64(20), np.uint64(27), np.uint64(30)
-_U31, _U32, _U52, _U62 = np.uint64(31), np.uint64(32), np.uint64(52), np.uint64(62)
+_U1, _U2, _U20 = np.uint64(1), np.uint64(2), np.uint64(20)
+_U32, _U52, _U62 = np.uint64(32), np.uint64(52), np.uint64(62)
 _ANGLE = _MANTISSA & ~np.uint64(0x3FFFFF)  # the upper 30 bits of a mantissa
-
-
-@kernel(inline="always")
-def _mix(x):
-    x = (x ^ (x >> _U30)) * _MIX1
-    x = (x ^ (x >> _U27)) * _MIX2
-    return x ^ (x >> _U31)
 
 
 @kernel(cache=True)
 def stream_key(seed, stream):
     """The key (uint64) of one stream of a seed; both arguments uint64."""
-    return _mix(_mix(seed + _GOLDEN) ^ (stream * _GOLDEN))
+    return mix(mix(seed + GOLDEN) ^ (stream * GOLDEN))
 
 
 @kernel(inline="always")
@@ -94,9 +85,9 @@ def _normal_pairs(key, first_row, rows, pairs, counters, first, second):
     for r in range(rows):
         row = np.uint64(first_row + r) << np.uint64(ROW_SHIFT)
         for p in range(pairs):
-            counters[r * pairs + p] = key + (row | np.uint64(p)) * _GOLDEN
+            counters[r * pairs + p] = key + (row | np.uint64(p)) * GOLDEN
     for i in range(rows * pairs):
-        h = _mix(counters[i])
+        h = mix(counters[i])
         radius = math.sqrt(2.0 * _minus_log(h))
         s, c = _sine_cosine(h)
         # Bits 0 and 1 choose the quarter of the circle: swap the two, and turn by half a circle.
@@ -167,5 +158,5 @@ def heavy_positions(key, rows, heavy, first, out):
         segment = first + i
         start = segment * base + min(segment, longer)
         length = base + 1 if segment < longer else base
-        draw = _mix(key + np.uint64(segment) * _GOLDEN) % np.uint64(length)
+        draw = mix(key + np.uint64(segment) * GOLDEN) % np.uint64(length)
         out[i] = start + np.int64(draw)

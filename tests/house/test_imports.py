@@ -22,7 +22,7 @@ GROUND = ("errors", "options", "plugins", "units", "records", "versions")  # usa
 # importlib to import the others later; contextlib where a cache cannot be written;
 # ctypes and llvmlite, which is half of numba, to find and call NumPy's BLAS; hashlib, os and pathlib to name the cache
 KERNEL_PACKAGES = {"math", "numba", "numpy", "importlib", "contextlib", "functools", "ctypes", "llvmlite"}
-KERNEL_PACKAGES |= {"hashlib", "os", "pathlib"}
+KERNEL_PACKAGES |= {"hashlib", "os", "pathlib", "typing"}
 
 
 def imports(path, package):

@@ -348,8 +348,9 @@ def test_answer(rng, dtype):
     short = np.array([naive.shrink(row, radius / math.sqrt(scale)) for row in q.astype("f8")])
     for where in addresses(dtype):
         m, y, doubt = spoilt(dtype, 11), spoilt("f8", 11, width), spoilt("f4", 11)
-        scratch = (spoilt(dtype, *shape) for shape in ((dim, 9), (count, 9), (width, 4), (degree + 1, width, 4)))
-        rest = t.start, t.run, *scratch, spoilt("f8", degree + 6, 4), spoilt("f8", *SPARE), m, y, doubt
+        rows = (spoilt(dtype, *shape) for shape in ((dim, 9), (count, 9), (width, 4), (degree + 1, width, 4)))
+        scratch = poly.Scratch(*rows, spoilt("f8", degree + 6, 4), spoilt("f8", *SPARE))
+        rest = t.start, t.run, scratch, m, y, doubt
         bounds = np.array([10.0, radius])
         assert poly.answer(where, q, mu, np.zeros(dim), scale, bounds, False, weighed, *rest) == 1
         assert doubt[np.linalg.norm(q, axis=1).argmax()] >= 1 and (doubt < 1).sum() > 3

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from streamattn_cli.kernels import counters
+
 _TINY = 1e-300
 
 
@@ -82,9 +84,6 @@ class SizeSample:
 
 def uniform(rows: np.ndarray, seed: int) -> np.ndarray:
     """A number in (0, 1) for every row number (uint64), by splitmix64 of row and seed."""
-    x = rows + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % 2**64)
-    for _ in range(2):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
+    start = np.uint64((seed * int(counters.GOLDEN) + 0x632BE59BD9B4E019) % 2**64)
+    x: np.ndarray = counters.mixed(counters.mixed(rows + start))
     return ((x >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53

@@ -162,11 +162,11 @@ class PolyHistory(History):
         """Answer a tile of queries q (r, d) into `out`. Returns how many queries were clipped."""
         s, t, weighed = self.state, self.table, work["weighed"]
         monomials.weigh(s["moments"], t.multinomial, t.order, weighed)
-        scratch = (work[name] for name in ("x", "low", "part", "sums", "polynomials", "spare"))
+        scratch = poly.Scratch(*(work[name] for name in ("x", "low", "part", "sums", "polynomials", "spare")))
         gemm, taylor = blas.address(q.dtype.str[1:]), self.params.polynomial == "taylor"
         radius = np.array([s["radius"][0], self.query_limit])
         clipped = poly.answer(
-            gemm, q, s["mu"], self.origin, self.scale, radius, taylor, weighed, t.start, t.run, *scratch, out.m, out.y,
+            gemm, q, s["mu"], self.origin, self.scale, radius, taylor, weighed, t.start, t.run, scratch, out.m, out.y,
             out.doubt,
         )  # fmt: skip
         return int(clipped)
@@ -181,10 +181,10 @@ class PolyHistory(History):
         gemm, taylor = blas.address(q.dtype.str[1:]), self.params.polynomial == "taylor"
         radius = np.array([s["radius"][0], self.query_limit])
         given = start % PANEL, self.origin, self.scale, radius, taylor, weighed, t.start, t.run, span
-        panel = tuple(_panel(work[name]) for name in ("x", "low", "part", "sums", "polynomials"))
+        panel = (_panel(work[name]) for name in ("x", "low", "part", "sums", "polynomials"))
+        scratch = poly.Scratch._make([*panel, work["spare"]])
         for queries, answers, doubts in zip(q, out, doubt, strict=True):
-            scratch = *panel, work["spare"], work["counts"]
-            poly.outputs(gemm, queries, *given, self.mean_value(), *scratch, answers, doubts)
+            poly.outputs(gemm, queries, *given, self.mean_value(), scratch, work["counts"], answers, doubts)
 
     def mean_value(self) -> np.ndarray:
         """The mean of the absorbed values (dv,), 0 where nothing was absorbed: the monomial 1 counts and sums them."""
