@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 from clirun import environment, run, save_heads
-from numba import config
 
 from streamattn_cli.engine.jobs import warming
 from streamattn_cli.engine.watch.signals import Interrupts
@@ -67,7 +66,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_not_to_compute(tmp_path, mo
     def full(*given, **more):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "folder", lambda: str(tmp_path))
     monkeypatch.setattr(jit._Cache, "unkept", [])
     told = []
     for number in (1, 2, 0.5):

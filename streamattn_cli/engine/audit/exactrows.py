@@ -57,7 +57,10 @@ class ExactRows:
         exact = ExactQueries.projected_bytes(problem.group, rows, d, dv, p, history=means) * lanes
         queries = rows * len(problem.q) * d * np.dtype(p).itemsize
         done = rows * len(problem.q) * 8 * (2 * dv + 1) + queries if problem.sequences else 0
-        return exact + queries + done + (ValueMeans.projected_bytes(rows, dv) * lanes if means else 0)
+        packed = (
+            TILE * (d + dv + 1) * np.dtype(p).itemsize
+        )  # by BLAS, which has done less of it in this precision before
+        return exact + queries + done + packed + (ValueMeans.projected_bytes(rows, dv) * lanes if means else 0)
 
     def see(self, lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict) -> None:
         """Show the next keys (n, d) and values (n, dv + 1) of a lane, from this row of the stream on."""

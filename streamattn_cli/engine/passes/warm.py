@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from streamattn_cli.engine.audit.audit import LEAST_BY_SIZE
 from streamattn_cli.engine.passes.open_run import make_run
 from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.planning.plan import Plan
@@ -53,14 +54,16 @@ def _run_small(plan: Plan) -> None:
     problem = plan.problem
     if not _compiled():
         _on_two_processors(problem)
-    small: dict[str, Any] = {part: _made_up(getattr(problem, part)) for part in ("q", "k", "v")}
+    small: dict[str, Any] = {part: _made_up(getattr(problem, part)) for part in ("k", "v")}
     if problem.later:
-        small |= {"first_query": FIRST_QUERY, "q": _made_up(problem.q, rows=ROWS - FIRST_QUERY)}
+        small["first_query"] = FIRST_QUERY
+    heads = 1 if problem.params else min(len(problem.q), 2)  # by which numbers `exact` lays out its answers
+    small["q"] = _made_up(problem.q, rows=ROWS - small.get("first_query", 0), heads=heads)
     params = problem.params
     if params:
         method = registry.of(type(params.history)) if params.history else registry.find("window")
         params = method.miniature(params)
-    request = replace(problem.request, audit=min(problem.request.audit, 8), max_error=float("inf"))
+    request = replace(problem.request, audit=min(problem.request.audit, LEAST_BY_SIZE), max_error=float("inf"))
     if params and not params.history:  # finite rows of a window are kept without being widened
         request, small["v"] = replace(request, nan_policy="drop"), _made_up(problem.v, np.inf)
     if problem.sketches:
@@ -68,7 +71,7 @@ def _run_small(plan: Plan) -> None:
     problem = replace(problem, request=request, params=params, **small)
     plan = replace(
         plan, problem=problem, threads=1, block_rows=ROWS, query_block_rows=ROWS, query_rows=512 if plan.query_rows else 0,
-        audit_rows=min(plan.audit_rows, 8), repair_rows=min(plan.repair_rows, 8),
+        audit_rows=min(plan.audit_rows, LEAST_BY_SIZE), repair_rows=min(plan.repair_rows, 8),
     )  # fmt: skip
     best = BestRows(4, len(problem.q), problem.v.dim, False) if problem.request.top_k else None
     run = make_run(plan, Watch(lambda event: None, Interrupts()), Nowhere(best))
@@ -120,11 +123,11 @@ def give_back() -> None:
     trim()
 
 
-def _made_up(heads: Heads, last: float = 0.0, rows: int = ROWS) -> Heads:
-    """One head of small numbers and a row of `last`, in the storage dtype of `heads`."""
-    values = np.random.default_rng(0).standard_normal((rows, heads.dim)).astype("f4") * np.float32(0.1)
+def _made_up(given: Heads, last: float = 0.0, rows: int = ROWS, heads: int = 1) -> Heads:
+    """One head, or the same one again, of small numbers and a row of `last`, in the storage dtype of `given`."""
+    values = np.random.default_rng(0).standard_normal((rows, given.dim)).astype("f4") * np.float32(0.1)
     values[-1] = last
-    return Heads(MemoryTensor.of(values, heads.tensor.dtype), (0,), (0,), heads.dim)
+    return Heads(MemoryTensor.of(values, given.tensor.dtype), (0,) * heads, (0,) * heads, given.dim)
 
 
 def _compiled() -> bool:
