@@ -320,19 +320,19 @@ def _sane(row, low, high):
 
 @kernel(cache=True)
 def finish(m, y, fallback, out):
-    """out (r, dv) = y / z; a row that no token answered gets `fallback` (dv,), and one whose sums are beyond the range of
-    floats NaN. Return the number of the first."""
+    """out (r, dv) = y / z; a row that no token answered gets `fallback` (dv,), and one whose sums or logits are beyond
+    the range of floats NaN. Return the number of the first."""
     empty = 0
     width = y.shape[1] - 1
     for i in range(m.shape[0]):
         z = y[i, width]
-        if m[i] == -math.inf or z <= 0:
+        if not (z < math.inf and m[i] < math.inf):
+            for j in range(width):
+                out[i, j] = math.nan
+        elif m[i] == -math.inf or z <= 0:
             empty += 1
             for j in range(width):
                 out[i, j] = fallback[j]
-        elif not z < math.inf:
-            for j in range(width):
-                out[i, j] = math.nan
         else:
             for j in range(width):
                 out[i, j] = y[i, j] / z

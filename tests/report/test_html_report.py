@@ -311,18 +311,21 @@ def test_the_map_keeps_its_shades_for_errors_that_matter():
 
 @pytest.mark.parametrize(
     "factors, more, said",
-    [((1, 1, 1e6), ("--out-dtype", "f16", "--nan-policy", "drop"), "infinite"), ((1e30, 1e30, 1), (), "Flagged rows")],
+    [
+        ((1, 1, 1e6), ("--resident-rows", "96", "--out-dtype", "f16", "--nan-policy", "drop"), "infinite"),
+        ((9, 1, 1), ("--method", "poly", "--beta", "1", "--max-error", "1e9"), "Flagged rows"),
+    ],
 )
 def test_infinite_errors_and_flagged_rows_are_on_the_page(tmp_path, factors, more, said):
     for seed, name in enumerate("qkv"):
         rows = np.random.default_rng(seed).standard_normal((300, 8)).astype("f4")
         np.save(tmp_path / f"{name}.npy", rows * np.float32(factors[seed]))
-    files = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--full", "--resident-rows", "96", "--audit", "32")
+    files = ("--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--full", "--audit", "32")
     (tmp_path / "run.json").write_bytes(run("attend", *files, *more, "-o", "o.npy", "--json", cwd=tmp_path).out)
     run("report", "run.json", "-o", "run.html", cwd=tmp_path)
     page = (tmp_path / "run.html").read_text()
     assert said in page and not re.search(r"\b(nan(?!-policy)|inf)\b", page)
-    text = run("compare", *files, "--methods", "window,evict", cwd=tmp_path).out
+    text = run("compare", *files, "--methods", "window,evict", "--resident-rows", "96", cwd=tmp_path).out
     assert b"nan" not in text
 
 
