@@ -35,6 +35,7 @@ from streamattn_cli.rows.dtypes import DTYPES, storage_word
 from streamattn_cli.rows.targets import refuse_existing
 
 UNFINISHED = ".sattn"  # what is added to the name of an output that is not complete: how far it is
+FREED = 24 << 20  # tensors that are free again and that the C library keeps, by run 0 to so much of them
 CAPTURED = 4  # copies of a chunk of a layer on the way to its file
 
 
@@ -149,7 +150,7 @@ def _text_bytes(found: Found, request: CaptureRequest, wanted: list[int], tokens
     shapes, chunk = found.shapes, request.settings.chunk
     before = [] if is_file(request.output) else range(wanted[-1])
     captured = CAPTURED * ITEM * chunk * (shapes.heads * shapes.dim) + CAPTURED * chunk * shapes.row
-    return SLACK + chunk_bytes(shapes, chunk, tokens) + captured + kept_bytes(shapes, before, chunk, tokens)
+    return SLACK + FREED + chunk_bytes(shapes, chunk, tokens) + captured + kept_bytes(shapes, before, chunk, tokens)
 
 
 def _pass(job: _Job, dump: Dump, rows: RowsFile | None, done: int, reached: Callable[[int], None]) -> None:
