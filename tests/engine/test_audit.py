@@ -81,6 +81,16 @@ def test_no_error_has_a_certain_interval_and_few_rows_have_none():
     assert (found.error, found.low, found.high) == (1, 0, np.inf)
 
 
+@pytest.mark.parametrize("total, low", [(20, np.inf), (500, 0)])
+def test_what_should_be_0_and_is_not_is_infinitely_wrong(total, low):
+    """Told were 1e150 and limits of 1e130, since divisors had a least value."""
+    wrong, size = np.array([[0.0, 1.0, 0.0]] * 20), np.zeros((20, 3))
+    zero, one, _ = estimate(wrong, size, draw_rows(total, 20, 0))
+    assert (zero.error, zero.low, zero.high) == (0, 0, 0) and zero.enough
+    assert (one.error, one.low, one.high, one.median_row, one.p95_row) == (np.inf, low, np.inf, np.inf, np.inf)
+    assert one.enough == (total == 20)
+
+
 @pytest.mark.parametrize("skew, least", [(0.5, 0.93), (1.0, 0.90)])
 def test_intervals_cover_the_truth_of_skewed_rows(skew, least):
     rng = np.random.default_rng(11)

@@ -96,3 +96,14 @@ def test_a_large_sketch_is_projected_as_closely(tmp_path, words):
     job = ("attend", *FILES, "--resident-rows", "6144", *words, "--quiet", "--json", "-o", "out.npy")
     memory = run(*job, cwd=tmp_path, fresh=True).document["memory"]
     assert memory["peak"] <= memory["projected"] <= 2 * memory["peak"], memory
+
+
+@pytest.mark.parametrize("words", [[], ["--audit", "64"]])
+def test_exact_attention_in_batches_keeps_to_its_budget(tmp_path, words):
+    """One batch of queries is held at a time, and copies, for the writer and the audit, are made of blocks."""
+    rng = np.random.default_rng(0)
+    for part, rows, dim in (("q", 60_000, 8), ("k", 500, 8), ("v", 500, 128)):
+        np.save(tmp_path / f"{part}.npy", rng.standard_normal((rows, dim)).astype(np.float32))
+    job = ("attend", *FILES, "--full", "--method", "exact", "--out-dtype", "f16", "--memory", "32MiB", *words)
+    memory = run(*job, "--quiet", "--json", "-o", "out.npy", cwd=tmp_path, fresh=True).document["memory"]
+    assert memory["peak"] <= memory["projected"] <= memory["allowed"], memory

@@ -184,7 +184,8 @@ def _intervals(wrong: np.ndarray, size: np.ndarray, design: Design) -> tuple[np.
     w, s = np.maximum((weight * wrong).sum(axis=0), _TINY), np.maximum((weight * size).sum(axis=0), _TINY)
     error, spread = 0.5 * np.log(np.maximum(w / s, _TINY)), _spread(w, s, *(x.sum(axis=0) for x in moments))
     none = wrong.sum(axis=0) == 0
-    plain = np.where(none, 0.0, np.exp(error))
+    all_wrong = ~none & (size.sum(axis=0) == 0)
+    plain = np.where(none, 0.0, np.where(all_wrong, np.inf, np.exp(error)))
     if not unseen.any():  # every row was audited: nothing is left to chance
         return plain, plain, np.ones(len(plain), bool)
     if len(wrong) < LEAST_ROWS:
@@ -193,7 +194,8 @@ def _intervals(wrong: np.ndarray, size: np.ndarray, design: Design) -> tuple[np.
     low, high = (np.exp(np.clip(error - q * spread, -300, 300)) for q in np.quantile(t, TAILS, axis=0))
     largest = np.maximum((unseen * weight * wrong).max(axis=0) / w, (unseen * weight * size).max(axis=0) / s)
     high = high * np.sqrt(1 + UNMET * largest)
-    return np.where(none, 0.0, low), np.where(none, 0.0, high), none | (largest <= DOMINATED)
+    enough = none | (largest <= DOMINATED) & ~all_wrong
+    return np.where(none | all_wrong, 0.0, low), np.where(none, 0.0, np.where(all_wrong, np.inf, high)), enough
 
 
 def _moments(w: np.ndarray, s: np.ndarray, unseen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -228,8 +230,10 @@ def _studentised(w: np.ndarray, s: np.ndarray, moments: tuple, chances: np.ndarr
 
 
 def _ratio(wrong: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """sqrt(wrong / size); 0 / 0 is no error."""
-    return np.sqrt(np.where(wrong > 0, wrong / np.maximum(size, _TINY), 0.0))
+    """sqrt(wrong / size); 0 / 0 is no error, and what is not 0 and should be is infinitely wrong."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        found: np.ndarray = np.where(wrong > 0, np.sqrt(wrong / size), 0.0)
+    return found
 
 
 def _short(value: float) -> float:

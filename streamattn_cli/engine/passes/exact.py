@@ -29,13 +29,20 @@ class Exact(Pass):
             again = p.sequences and done + count < last
             with d.uncounted("lane.dropped") if again else nullcontext():
                 d.keys(see, stop=beside + key + done - first + count if p.causal else end, start=key)
-            self.output.write(done, self._answers(held, lost))
+            self._write(done, self._answers(held, lost))
+            del held, see  # before the next batch is held
             done += count
             d.reach(Phase.EXACT, done)
         return done
 
     def counts(self) -> dict[str, int]:
         return super().counts() | {"unanswered_queries": int(self.driver.workers.total("lane.answers")[2])}
+
+    def _write(self, start: int, answers: Answers) -> None:
+        """Write answers by blocks, of which the writer and the audit make copies."""
+        block = self.driver.plan.query_block_rows
+        for a in range(0, len(answers.rows), block):
+            self.output.write(start + a, Answers(answers.rows[a : a + block], answers.doubt[a : a + block]))
 
     def _answers(self, held: list[ExactQueries], lost: np.ndarray) -> Answers:
         """All keys have been seen: the answers, NaN where a query is `lost` (heads, n)."""

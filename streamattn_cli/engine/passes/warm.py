@@ -40,12 +40,14 @@ ROWS = 600  # more than a tile, more than two groups, and not a multiple of eith
 def warm(plan: Plan, listener: Listener) -> None:
     """Run the plan's methods on a few made-up rows of the same dtypes."""
     with jit.compilation(lambda: listener(Note(COMPILING))) as count:  # which imports Numba
-        gc.freeze()  # what there is by now is nothing that the small run will leave: `give_back` need not look through it
+        if mine := not gc.get_freeze_count():  # a host program may have frozen its own
+            gc.freeze()  # what there is by now is nothing that the small run will leave: `give_back` need not look through it
         try:
             for params in [*(one for _, one in plan.problem.shorter), plan.problem.params]:
                 _run_small(replace(plan, problem=replace(plan.problem, params=params, shorter=())))
         finally:
-            gc.unfreeze()
+            if mine:
+                gc.unfreeze()
     if count.kernels:
         listener(Note(count.told))
 

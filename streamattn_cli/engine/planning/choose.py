@@ -19,9 +19,7 @@ from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
 
-GOOD_ERROR = (
-    0.05  # predicted error of poly; nystrom of the same size errs by about as much where poly just reaches this
-)
+GOOD_ERROR = 0.05  # predicted, of poly; nystrom of the same size errs by about as much where poly just reaches this
 FINEST_ERROR = 1e-6  # and one that needs no larger degree: float32 cannot show less
 DEGREES = range(1, MAX_DEGREE + 1)
 
