@@ -74,3 +74,25 @@ def coefficients(rows, befores, counter):
             left[j] = wanted - levels[-1]
         out.append((bits, levels))
     return out
+
+
+def packed_twelve(levels):
+    """Bytes of whole numbers -2047..2047: METHODS.md (N27)."""
+    n = len(levels)
+    half = -(-n // 2)
+    out = [0] * (n + half)
+    for i, level in enumerate(levels):
+        code = int(level) + 2048
+        out[i] = code % 256
+        out[n + i % half] |= (code // 256) << (0 if i < half else 4)
+    return np.array(out, "u1")
+
+
+def twelve(rows, centre):
+    """Rows (n, d) as twelve bits hold them: METHODS.md (N27)."""
+    matrix, out = orthogonal(rows.shape[1]), []
+    for x in (rows.astype("f8") - centre) @ matrix.T:
+        top = np.float32(max(np.float32(np.abs(x).max()) / np.float32(2047), np.float32(1e-30)))
+        step = float(wide((int(top.view("u4")) + 0xFFFF) >> 16))
+        out.append([step * round(y / step) for y in x])
+    return np.array(out) @ matrix + centre

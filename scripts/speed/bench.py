@@ -25,7 +25,7 @@ from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.histories.monomials import feature_count
-from streamattn_cli.sketches.histories.nystrom import nystrom_params
+from streamattn_cli.sketches.histories.nystromparams import nystrom_params
 from streamattn_cli.sketches.histories.poly import PolyParams
 from streamattn_cli.sketches.histories.window import window_params
 from streamattn_cli.sketches.method import MethodOptions

@@ -10,6 +10,7 @@ from streamattn_cli.kernels.exponential import exp
 from streamattn_cli.kernels.jit import FAST, kernel
 from streamattn_cli.kernels.linear import LANE
 from streamattn_cli.kernels.rowstore import load
+from streamattn_cli.kernels.twelvebits import read
 
 SEEN = 64  # tokens of a tile that are looked at: a multiple of this
 ALL = np.int64(1 << 62)
@@ -109,7 +110,7 @@ def attend(gemm, q, k, c, shift, always, low, high, logits, gathered, m, y, bend
 def exact(gemm, q, kind, sinks, recent, base, end, low, high, k, c, logits, gathered, m, y, bend=None):
     """Answer queries q (d, r) over the sinks and the recent rows, as if they lay side by side, into m (r,), y (r, dv + 1).
 
-    sinks (S, d + dv): the first S rows, stored as KIND `kind`; recent: rows base..end, of which those of sinks that are
+    sinks (S, d + dv): the first S rows, stored as KIND `kind`; recent: rows base..end (see twelvebits.read), of which those of sinks that are
     among them count as such. low, high (r,): the tokens that a query sees, sinks aside. k (tile, d), c (tile, dv + 1),
     logits and gathered are scratch (see `attend`). bend: the first four of bend_tile's, or nothing.
     """
@@ -121,7 +122,7 @@ def exact(gemm, q, kind, sinks, recent, base, end, low, high, k, c, logits, gath
         n = min(tile, columns - start)
         cut = max(min(held - start, n), 0)  # tokens of this tile that are sinks
         load(sinks[start : start + cut], kind, k, c)
-        load(recent[start + cut - held : start + n - held], kind, k[cut:n], c[cut:n])
+        read(recent, start + cut - held, start + n - held, kind, k[cut:n], c[cut:n])
         shift, always = base - held + start, total - start
         if bend is None:
             attend(gemm, q, k[:n], c[:n], shift, always, low, high, logits, gathered, m, y)

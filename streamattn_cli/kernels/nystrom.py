@@ -25,6 +25,7 @@ from streamattn_cli.kernels.queries import factor, learn, typical
 from streamattn_cli.kernels.rotary import turn
 from streamattn_cli.kernels.rowstore import load as load_rows
 from streamattn_cli.kernels.rowstore import store as store_rows
+from streamattn_cli.kernels.twelvebits import decode, encode
 
 ONE, ALL = np.int64(1), np.int64(1 << 62)
 NOISE = 0.03  # the relative error of what an atom brings, as the doubt takes it to be
@@ -170,9 +171,13 @@ def retire(
 ):  # fmt: skip
     """Move the first `gone` recent rows into the history, group by group, and the other `left` ones to the front. All else as in `step`;
     k, c: scratch."""
-    counters, sinks, recent, span = head
+    counters, sinks, recent, codes, span = head
+    coded = held[1] and codes.shape[0]
     for at in range(0, gone, group):
-        load_rows(recent[at : at + group], kind, k, c)
+        if coded:
+            decode(codes[at : at + group], centre, bank[4], k, c)
+        else:
+            load_rows(recent[at : at + group], kind, k, c)
         for i in range(min(group, sinks.shape[0] - counters[1] - at)):
             c[i] = 0
         counters[2] += extend_range(c[:group], span[0], span[1])
@@ -183,11 +188,53 @@ def retire(
             store_rows(k[:n], c[:n], kind, nan, rows[held[0] : held[0] + n])
             held[0] += n
     if gone > 0:
-        for i in range(left):
-            for j in range(recent.shape[1]):
-                recent[i, j] = recent[gone + i, j]
-        recent[left : left + gone] = 0
+        if coded:
+            forget(codes, gone, left)
+        else:
+            forget(recent, gone, left)
         counters[1] += gone
+
+
+@kernel()
+def forget(rows, gone, left):
+    """Move `left` rows behind the first `gone` to the front."""
+    for i in range(left):
+        for j in range(rows.shape[1]):
+            rows[i, j] = rows[gone + i, j]
+    rows[left : left + gone] = 0
+
+
+@kernel()
+def keep(k, c, row, at, nan, near, room_k, room_c):
+    """Put rows k (n, d), c (n, dv + 1), the first of them row `row`, behind the first `at` recent ones, and among the sinks.
+
+    near: whether recent rows are coded, KIND of the stored ones, sinks, recent rows, the same coded, and what these are relative
+    to. room_k, room_c: scratch. All else as in `step`.
+    """
+    coded, kind, sinks, recent, codes, centre, mean = near
+    new, end = min(k.shape[0], max(sinks.shape[0] - row, 0)), at + k.shape[0]
+    store_rows(k[:new], c[:new], kind, nan, sinks[row : row + new])
+    if not coded:
+        store_rows(k, c, kind, nan, recent[at:end])
+        return
+    for i in range(k.shape[0]):
+        for j in range(k.shape[1]):
+            room_k[i, j] = k[i, j]
+        for j in range(c.shape[1]):
+            room_c[i, j] = c[i, j]
+    encode(room_k, room_c, centre, mean, codes[at:end])
+
+
+@kernel()
+def look_near(gemm, q, near, base, end, low, high, k, c, logits, gathered, ours):
+    """The partial answers `ours` over the sinks and the recent rows. near: see `keep`. The rest: see dense.exact."""
+    coded, kind, sinks, recent, codes, centre, mean = near
+    m, y = ours
+    if coded:
+        rows = codes, centre, mean
+        exact(gemm, q, kind, sinks, rows, base, end, low, high, k, c, logits, gathered, m, y)
+    else:
+        exact(gemm, q, kind, sinks, recent, base, end, low, high, k, c, logits, gathered, m, y)
 
 
 @kernel()
@@ -233,14 +280,16 @@ def step(
     queries q (heads, n, d) into out (heads, n, dv), with doubts (heads, n): what HeadAttention.step does group by group.
     Returns the row before which the rows in the bank must become atoms, or n.
 
-    gemm, narrow: `blas.address` of the rows' dtype and of float32. sizes: rows of a group, window, query heads of a tile,
-    active atoms, KIND of the stored rows. numbers: scale, temper, forget of one row, lookback. rope: see rotary.turn. nan: what a dropped row is
-    stored as. sink_logits (heads,), or empty: see add_sinks. head: the head's counters, sinks, recent rows and range. tile: the scratch of tiles.tile_spec, and `everything`.
+    gemm, narrow: `blas.address` of the rows' dtype and of float32. sizes: rows of a group, window as long as the bank holds rows
+    and later, query heads of a tile, active atoms, KIND of the stored rows. numbers: scale, temper, forget of one row, lookback. rope: see rotary.turn. nan: what a dropped row is
+    stored as. sink_logits (heads,), or empty: see add_sinks. head: the head's counters, sinks, recent rows, the same coded (or none), and range. tile: the scratch of tiles.tile_spec, and `everything`.
     fit, alive: that of `insert`. counts (3,): how many queries had z <= 0 is added to counts[1], how many saw nothing to
     counts[2]. The rest as in `answer`.
     """
-    (group, window, stack, active, kind), (scale, temper, fading, lookback) = sizes, numbers
-    counters, sinks, recent, span = head
+    (group, early, late, stack, active, kind), (scale, temper, fading, lookback) = sizes, numbers
+    counters, sinks, recent, codes, span = head
+    near = held[1] and codes.shape[0], kind, sinks, recent, codes, centre, bank[4]
+    window = late if near[0] else early
     raw, scaled, logits, gathered, bounds, share, m, y, doubt, tile_k, tile_c, everything = tile
     heads, _, d = q.shape
     for a in range(start, k.shape[0], group):
@@ -248,15 +297,13 @@ def step(
             return a
         b = min(a + group, k.shape[0])
         row, first = counters[0], counters[1]
-        base = max(0, (row - max(window - 1, 0)) // group * group)
+        base = max(first, (row - max(window - 1, 0)) // group * group)
         gone, left = base - first, row - base
         retire(
             narrow, group, active, kind, scale, temper, rope, nan, gone, left, head, held, centre, bank, rows, model,
             tile_k, tile_c, fit, alive,
         )  # fmt: skip
-        new = min(b - a, max(sinks.shape[0] - row, 0))
-        store_rows(k[a : a + new], c[a : a + new], kind, nan, sinks[row : row + new])
-        store_rows(k[a:b], c[a:b], kind, nan, recent[left : left + b - a])
+        keep(k[a:b], c[a:b], row, left, nan, near, tile_k, tile_c)
         counters[0] += b - a
         for h in range(0, heads, stack):
             some = min(stack, heads - h)
@@ -266,10 +313,7 @@ def step(
             place(
                 q[h : h + some, a:b], group, NONE, q.dtype.type(scale), row + 1, ONE, ALL, raw[:r], columns, low, high
             )
-            exact(
-                gemm, columns, kind, sinks, recent, base, row + group, low, high, tile_k, tile_c, logits, part,
-                ours[0], ours[1],
-            )  # fmt: skip
+            look_near(gemm, columns, near, base, row + group, low, high, tile_k, tile_c, logits, part, ours)
             if sink_logits.shape[0]:
                 add_sinks(ours[0], ours[1], high, sink_logits[h : h + some], group)
             counts[1] += look_back(

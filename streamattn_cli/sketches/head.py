@@ -21,6 +21,7 @@ from streamattn_cli.sketches.bend import STRAIGHT, Bend
 from streamattn_cli.sketches.coding.rowstore import get, kind, put
 from streamattn_cli.sketches.headparams import HeadParams, allocate
 from streamattn_cli.sketches.method import History
+from streamattn_cli.sketches.recent import RecentRows
 from streamattn_cli.sketches.tiles import ALL, QueryTile
 
 NO_SINKS = np.empty(0)
@@ -54,6 +55,7 @@ class HeadAttention:
             inner = {name[8:]: array for name, array in state.items() if name.startswith("history.")}
             cls = registry.history_of(params.history)
             self.history = cls(params.history, params.dim, params.value_dim, params.scale, params.dtype, inner)
+        self.recent = RecentRows(params, state["recent"], self.history)
 
     @property
     def _past(self) -> History:
@@ -185,7 +187,7 @@ class HeadAttention:
         rows, first = self.rows, int(o["counters"][1])
         if self.history and first:  # `other` has a history; nothing of ours is recent any more
             self._retire(rows, work)
-            k, c = _widened(o["sinks"][: min(first, p.sinks)], p)
+            k, c = get(o["sinks"][: min(first, p.sinks)], p.stored, *_room(min(first, p.sinks), p))
             taken = min(max(p.sinks - rows, 0), len(k))
             s["sinks"][rows : rows + taken] = o["sinks"][:taken]
             c[:taken] = 0
@@ -197,7 +199,7 @@ class HeadAttention:
             np.maximum(s["range"][1], o["range"][1], out=s["range"][1])
         if first:
             s["counters"][:2] = rows + first
-        k, c = _widened(o["recent"][: other.rows - first], p)
+        k, c = other.recent.get(0, other.rows - first, *_room(other.rows - first, p))
         for a, b in pieces(self.rows, len(k), p.group):
             self._take(k[a:b], c[a:b], work)
 
@@ -209,7 +211,9 @@ class HeadAttention:
         s, p = self.state, self.params
         rows = self.rows
         if rows % p.group == 0:
-            self._retire(p.base(rows // p.group), work)
+            if p.coded_bytes:
+                self.make_room(work)
+            self._retire(p.base(rows // p.group, self.recent.window), work)
         if rows < p.sinks:
             n = min(len(k), p.sinks - rows)
             put(s["sinks"][rows : rows + n], k[:n], c[:n], p.stored)
@@ -218,8 +222,7 @@ class HeadAttention:
     def _put(self, k: np.ndarray, c: np.ndarray) -> None:
         """Append rows to the recent ones, where there is room for them."""
         s = self.state
-        at = self.rows - int(s["counters"][1])
-        put(s["recent"][at : at + len(k)], k, c, self.params.stored)
+        self.recent.put(self.rows - int(s["counters"][1]), k, c)
         s["counters"][0] += len(k)
 
     def _reaches(self, rows: int) -> bool:
@@ -237,19 +240,22 @@ class HeadAttention:
         if self.history:
             for a in range(first, base, p.group):
                 self._compress(a - first, min(a + p.group, base) - first, a, work)
-        recent, left = s["recent"], self.rows - base
-        for a in range(0, left, gone):  # in steps that do not overlap
-            b = min(a + gone, left)
-            recent[a:b] = recent[gone + a : gone + b]
-        recent[left : left + gone] = 0  # so that the state does not tell how its rows were cut
+        self.recent.forget(gone, self.rows - base)
         s["counters"][1] = base
 
     def _compress(self, a: int, b: int, row: int, work: dict) -> None:
         """Give recent rows [a, b), global rows from `row` on, to the history, without those that are sinks."""
         p = self.params
-        k, c = get(self.state["recent"][a:b], p.stored, work["tile_k"], work["tile_c"])
+        if p.coded_bytes:
+            self.make_room(work)
+        k, c = self.recent.get(a, b, work["tile_k"], work["tile_c"])
         c[: max(p.sinks - row, 0)] = 0
         self._give(k, c, work)
+
+    def make_room(self, work: dict) -> None:
+        """Let the history compress its rows, if they leave no room for another group of them as they are."""
+        rows = self.rows - int(self.state["counters"][1])
+        self.recent.make_room(self.params.group, rows, work["tile_k"], work["tile_c"])
 
     def _give(self, k: np.ndarray, c: np.ndarray, work: dict) -> None:
         """Give the next rows, at most a group of them, to the history."""
@@ -313,7 +319,7 @@ class HeadAttention:
         s, work, out, base = self.state, tile.work, tile.exact, int(self.state["counters"][1])
         bent = ((*bend.numbers(out.m.dtype), self.params.group, tile.bounds[1] - 1),) if bend else ()
         dense.exact(
-            blas.address(self.params.dtype), tile.scaled, kind(self.params.stored), s["sinks"], s["recent"],
+            blas.address(self.params.dtype), tile.scaled, kind(self.params.stored), s["sinks"], self.recent.stored(),
             base, self._recent_end(), *tile.bounds, work["tile_k"], work["tile_c"], work["logits"],
             work["product"], out.m, out.y, *bent,
         )  # fmt: skip
@@ -335,10 +341,9 @@ def _fill(rows: np.ndarray, parts: Iterable[np.ndarray]) -> None:
     rows[:, : k.shape[1]], rows[:, k.shape[1] :] = k[: len(rows)], v[: len(rows)]
 
 
-def _widened(rows: np.ndarray, params: HeadParams) -> tuple[np.ndarray, np.ndarray]:
-    """Stored rows as new arrays k (n, d) and c (n, dv + 1)."""
-    k = np.empty((len(rows), params.dim), params.dtype)
-    return get(rows, params.stored, k, np.empty((len(rows), params.value_dim + 1), params.dtype))
+def _room(rows: int, params: HeadParams) -> tuple[np.ndarray, np.ndarray]:
+    """New arrays k (n, d) and c (n, dv + 1)."""
+    return np.empty((rows, params.dim), params.dtype), np.empty((rows, params.value_dim + 1), params.dtype)
 
 
 def pieces(start: int, n: int, group: int) -> Iterator[tuple[int, int]]:

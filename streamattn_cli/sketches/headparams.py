@@ -76,9 +76,32 @@ class HeadParams:
         """Capacity of the recent rows: the group under way and the whole groups that the window reaches back into."""
         return self.group * (1 + -(-max(self.window - 1, 0) // self.group))
 
-    def base(self, group: int) -> int:
+    @property
+    def coded_bytes(self) -> int:
+        """Bytes of a recent row in the few bits that the history's settings ask for, 0 where it stays as it is stored."""
+        if not getattr(self.history, "recent_bits", 0):
+            return 0
+        return sum(numbers + -(-numbers // 2) + 2 for numbers in (self.dim, self.value_dim))
+
+    @property
+    def early_window(self) -> int:
+        """The window as long as recent rows are not yet in few bits: as much of it as there is room for."""
+        if not self.coded_bytes:
+            return self.window
+        return (self._recent_bytes // (self.row_bytes * self.group) - 1) * self.group + 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of k and v as stored."""
+        return (self.dim + self.value_dim) * DTYPES[self.stored].itemsize
+
+    @property
+    def _recent_bytes(self) -> int:
+        return max(self.recent_rows * self.coded_bytes, self.group * self.row_bytes)
+
+    def base(self, group: int, window: int | None = None) -> int:
         """First recent row while group number `group` is answered."""
-        first = group * self.group - max(self.window - 1, 0)
+        first = group * self.group - max((self.window if window is None else window) - 1, 0)
         return max(0, first // self.group * self.group)
 
     def exact_from(self, rows: np.ndarray, stream: int | None, causal: bool) -> np.ndarray | None:
@@ -99,7 +122,9 @@ class HeadParams:
         spec = {
             "counters": ((4,), "i8"),  # rows absorbed, first recent row, rows in the history, keys clipped
             "sinks": ((self.sinks, width), DTYPES[self.stored].holder),
-            "recent": ((self.recent_rows, width), DTYPES[self.stored].holder),
+            "recent": ((self._recent_bytes,), "u1")
+            if self.coded_bytes
+            else ((self.recent_rows, width), DTYPES[self.stored].holder),
             "range": ((2, self.value_dim), self.dtype),  # of the values in the history
         }
         if self.history:

@@ -56,6 +56,11 @@ class History:
         self.scale, self.dtype, self.state = scale, dtype, state
 
     @property
+    def centres(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """What its keys (d,) and values (dv,) are relative to, once it is compressed: recent rows in few bits are so, too."""
+        return None
+
+    @property
     def kept(self) -> int | None:
         """Rows of the stream that it keeps as they are; None for a method that keeps none."""
         return None
@@ -104,6 +109,10 @@ class History:
 
     def begin(self, row: int) -> None:
         """The first row to come has this number in the stream of which this is a shard."""
+
+    def compress_for(self, rows: int) -> bool:
+        """Compress what is there if so many more rows would not fit into it as they are; returns whether it did."""
+        return False
 
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped."""

@@ -11,7 +11,7 @@ from streamattn_cli.rows.inputs.open import InputSpec, open_inputs
 from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.rows.writers.writer import open_raw, open_writer
 from streamattn_cli.sketches.headparams import HeadParams
-from streamattn_cli.sketches.histories.nystrom import NystromParams
+from streamattn_cli.sketches.histories.nystromparams import NystromParams
 from streamattn_cli.sketches.histories.poly import PolyParams
 from streamattn_cli.testing.dual import DUAL_LAWS, DualCase
 from streamattn_cli.testing.sink import ROWS, SINK_LAWS, SinkCase

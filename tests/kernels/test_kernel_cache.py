@@ -14,7 +14,7 @@ import pytest
 from streamattn_cli.engine.passes import warm
 from streamattn_cli.kernels import jit
 from streamattn_cli.sketches.headparams import HeadParams
-from streamattn_cli.sketches.histories.nystrom import NystromParams
+from streamattn_cli.sketches.histories.nystromparams import NystromParams
 
 PACKAGE = Path(__file__).parents[2] / "streamattn_cli"
 PROGRAM = """
@@ -112,7 +112,7 @@ from streamattn_cli.kernels import atoms, compress, dense, queries, rowstore
 from streamattn_cli.sketches.headparams import allocate
 from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.sketches.headparams import HeadParams
-from streamattn_cli.sketches.histories.nystrom import NystromParams
+from streamattn_cli.sketches.histories.nystromparams import NystromParams
 params = HeadParams(8, 8, 1.0, "f4", 1, 9, 8, NystromParams(24, 12, bits=6, storage="f2"), "f2")
 compile_others(params)
 compile_compression()

@@ -24,13 +24,8 @@ from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.histories import querymodel
-from streamattn_cli.sketches.histories.nystrom import (
-    NystromHistory,
-    NystromParams,
-    atom_bytes,
-    insert_size,
-    nystrom_params,
-)
+from streamattn_cli.sketches.histories.nystrom import NystromHistory, insert_size
+from streamattn_cli.sketches.histories.nystromparams import NystromParams, atom_bytes, nystrom_params
 from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.histories.window import window_params
 from streamattn_cli.sketches.rope import rotation
@@ -113,7 +108,7 @@ def test_doubt_is_the_naive_one(bits):
     """Of rows of the last group, which the atoms that are left have answered; the last row sees all that there is."""
     stream = sample_head(1024)
     params = nystrom_params(HEAD, 96, "default")
-    params = replace(params, history=replace(params.history, bits=bits))
+    params = replace(params, history=replace(params.history, bits=bits, recent_bits=12 if bits == 6 else 0))
     sketch, work, out, doubt = HeadAttention(params), allocate(params.work_spec()), *empty(1024)
     sketch.step(stream.q, stream.k, stream.c, out, work, doubt)
     later, again = empty(1)
@@ -136,7 +131,7 @@ def empty(rows):
 def test_rows_that_take_less_room_than_atoms(rng, dim, value_dim, storage, bits):
     """More of them wait in the bank than atoms have room: those were written beyond it, and the process ended."""
     params = nystrom_params(HeadParams(dim, value_dim, 1.0, "f4", sinks=4, storage=storage), 400, "default")
-    params = replace(params, history=replace(params.history, bits=bits, atoms=150, active=64))
+    params = replace(params, history=replace(params.history, bits=bits, recent_bits=0, atoms=150, active=64))
     assert len(HeadAttention(params).history.exact) > 150
     k, v = rng.standard_normal((900, dim)), rng.standard_normal((900, value_dim))
     c = np.concatenate([v, np.ones((900, 1))], axis=1).astype("f2").astype("f4")
@@ -359,8 +354,10 @@ class GroupByGroup(NystromHistory):
     os.environ.get("NUMBA_DISABLE_JIT") != "1", reason="compiled code may round elsewhere: see test_nojit"
 )
 @pytest.mark.parametrize("sinks, window, rows", [(4, 17, 90), (0, 1, 96), (11, 1, 75), (40, 9, 109)])
-@pytest.mark.parametrize("bits, storage", [(6, "f4"), (8, "f4"), (16, "bf16")])
-def test_one_kernel_for_whole_streams_does_what_many_do(rng, monkeypatch, sinks, window, rows, bits, storage):
+@pytest.mark.parametrize(
+    "bits, recent, storage", [(6, 0, "f4"), (6, 12, "f4"), (6, 12, "bf16"), (8, 0, "f4"), (16, 0, "bf16")]
+)
+def test_one_kernel_for_whole_streams_does_what_many_do(rng, monkeypatch, sinks, window, rows, bits, recent, storage):
     """Bit by bit, in answers, state and counts; with dropped rows, several tiles of heads and a short last group."""
     q, k, v = (x.astype("f4") for x in noise(rng, rows, 8, 5))
     c = np.concatenate([v, np.ones((rows, 1), "f4")], axis=1)
@@ -368,7 +365,7 @@ def test_one_kernel_for_whole_streams_does_what_many_do(rng, monkeypatch, sinks,
     k[lost], c[lost] = 0, 0
     if storage == "bf16":
         k, c = ((x.view("u4") & np.uint32(0xFFFF0000)).view("f4") for x in (k, c))
-    history = NystromParams(atoms=24, active=12, bits=bits, storage=storage)
+    history = NystromParams(atoms=24, active=12, bits=bits, storage=storage, recent_bits=recent)
     params = HeadParams(8, 8, 0.3, "f4", sinks, window, group=8, history=history, storage=storage)
     monkeypatch.setattr(HeadParams, "stack", 2)
     found = [causal(params, Stream(q, k, c))]
@@ -420,7 +417,7 @@ def test_hostile_streams(rng, name, storage, rope):
     params = nystrom_params(replace(HEAD, storage=storage), 192, "default", rope=rope)
     out, _, work = causal(params, stream)
     assert np.isfinite(out).all()
-    slack = 1e-4 * np.abs(v).max()
+    slack = 1e-3 * np.abs(v).max()  # twelve bits
     assert (out >= v.min(axis=0) - slack).all() and (out <= v.max(axis=0) + slack).all()
     guarded, unanswered = work["counts"][1:]
     assert guarded <= 15 and unanswered == 0
@@ -438,7 +435,7 @@ def test_float16_extremes(rng):
     stream = Stream(np.ascontiguousarray(100 * q, "f4"), k, np.concatenate([v, np.ones((len(v), 1), "f4")], axis=1))
     for rope in ("", "1e4:interleaved"):
         out, _, _ = causal(nystrom_params(HEAD, 192, "default", rope=rope), stream)
-        assert np.isfinite(out).all() and np.abs(out).max() <= 65504 * 1.001
+        assert np.isfinite(out).all() and np.abs(out).max() <= 65504 * 1.002
 
 
 def test_wide_heads(rng):
@@ -489,7 +486,7 @@ def test_state_fits_the_budget(rows, dim, value_dim, storage, effort, is_causal)
 
 def test_a_budget_below_the_statistics_is_refused_with_what_would_do():
     with pytest.raises(UsageError, match="give --resident-rows") as refusal:
-        nystrom_params(HEAD, 30, "default")
+        nystrom_params(HEAD, 20, "default")
     enough = int(str(refusal.value).split("--resident-rows ")[2].split()[0])
     assert nystrom_params(HEAD, enough + 8, "default").history.atoms > 0
 
@@ -585,11 +582,12 @@ def test_real_head_is_answered_well(real):
         assert ours < 0.3 * error(window_params(HEAD, rows), real)
 
 
-def test_fast_compresses_half_as_often_for_a_seventh_more_error(real):
+def test_fast_compresses_half_as_often_for_a_sixth_more_error(real):
     """In slices of the same size. A row of the buffer is two and a half atoms, where it was 1.3 of sixteen bits.
 
     Before (N25) it was a tenth: that took 3% off the error of compressing more often and nothing off that of `fast`. (N26)
-    takes 5% off that of `fast` with 128 and 256 rows, and 8% off the other.
+    takes 5% off that of `fast` with 128 and 256 rows, and 8% off the other. With 448 to 576 rows the ratio is anything from 1.0 to
+    1.4, before (N27) and after; with 512 it was 1.27 and is 1.32.
     """
     ratios = []
     for rows in (128, 256, 512, 1024):
@@ -597,7 +595,7 @@ def test_fast_compresses_half_as_often_for_a_seventh_more_error(real):
         often = nystrom_params(HEAD, rows, "fast", buffer=ours.group // 2)
         often = replace(often, history=replace(often.history, active=ours.history.active))
         ratios.append(error(ours, real) / error(often, real))
-    assert np.prod(ratios) ** 0.25 <= 1.15 and max(ratios) <= 1.28
+    assert np.prod(ratios) ** 0.25 <= 1.17 and max(ratios) <= 1.35
 
 
 @pytest.mark.parametrize("rope", ["", "1e5:interleaved"])

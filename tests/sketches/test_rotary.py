@@ -10,7 +10,7 @@ from test_nystrom import APART, HEAD, HEADS, causal, compress, relative, sample_
 from streamattn_cli.kernels import compress as module
 from streamattn_cli.kernels import rotary
 from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
-from streamattn_cli.sketches.histories.nystrom import NystromParams, nystrom_params
+from streamattn_cli.sketches.histories.nystromparams import NystromParams, nystrom_params
 from streamattn_cli.sketches.histories.querymodel import FORGET_TURNED, LOOKBACK, QueryModel
 from streamattn_cli.sketches.rope import PAIRS, rope_word, rotation
 from streamattn_cli.testing.streams import Stream, attention

@@ -12,7 +12,7 @@ from streamattn_cli.errors import CheckpointIncompatible
 from streamattn_cli.kernels import atoms, hadamard, sixbits
 from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
-from streamattn_cli.sketches.histories.nystrom import NystromParams, atom_bytes, nystrom_params
+from streamattn_cli.sketches.histories.nystromparams import NystromParams, atom_bytes, nystrom_params
 from streamattn_cli.testing.streams import Stream, attention
 
 DIMS = [1, 2, 3, 5, 16, 64, 80, 100, 1030]
@@ -224,7 +224,7 @@ def test_a_budget_counts_every_byte_and_holds_more_atoms(d, dv):
     assert sum(x.nbytes for x in HeadAttention(params).state.values()) == spec_bytes(params.state_spec())
 
 
-@pytest.mark.parametrize("more", [{"bits": 8}, {"bits": 16}, {"model_bits": 8}])
+@pytest.mark.parametrize("more", [{"bits": 8}, {"bits": 16}, {"model_bits": 8}, {"recent_bits": 12}])
 def test_a_sketch_of_other_bits_merges_with_one_of_six_in_either_order(rng, more):
     """Whose parameters differ in nothing else; what comes out has the form of the first."""
     given, shards = stream(rng, 1200, 0.5, 1.0), []

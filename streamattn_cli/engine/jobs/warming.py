@@ -20,7 +20,7 @@ from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.histories.nystrom import SHORT
+from streamattn_cli.sketches.histories.nystromparams import SHORT
 
 HELD = {found.holder: name for name, found in reversed(DTYPES.items())}  # those held alike have the same kernels
 ROWS, DIM = 2048, 8

@@ -28,7 +28,8 @@ from streamattn_cli.rows.writers.topk import BestRows
 from streamattn_cli.sketches import registry
 from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.sketches.headparams import HeadParams, allocate
-from streamattn_cli.sketches.histories.nystrom import NystromHistory, NystromParams, insert_size
+from streamattn_cli.sketches.histories.nystrom import NystromHistory, insert_size
+from streamattn_cli.sketches.histories.nystromparams import NystromParams
 from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.rope import rotation
 

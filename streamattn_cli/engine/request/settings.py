@@ -136,7 +136,9 @@ class MethodSettings:
         arrays=True,
         shown="learnt on the way; full attention: of --q",
     )
-    window: int | None = attention(None, "Recent rows that stay exact.", shown="by --resident-rows, poly 0")
+    window: int | None = attention(
+        None, "Recent rows that stay exact (long nystrom: 12 bits).", shown="by --resident-rows, poly 0"
+    )
     degree: int = attention(4, "poly: degree of the polynomial, 1 to 12.")
     polynomial: str = attention("hermite", "poly: which polynomial.", choices=("hermite", "taylor"))
     beta: float | None = attention(None, "poly: bound on |logit|; longer queries are shortened.")

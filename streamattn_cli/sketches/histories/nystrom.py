@@ -1,4 +1,4 @@
-"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N26); our own method).
+"""`nystrom`: a coreset of the history, fitted to the queries (METHODS.md (N1) to (N27); our own method).
 
 The history is a set of atoms (k_a, C_a), C_a = [y_a, w_a]; a query's partial answer is sum_a e^(s q.k_a) C_a. Rows that
 leave the window become atoms with C = [v, 1]. When there are too many, a slice of them that moves round the set is
@@ -9,22 +9,22 @@ many as half-precision rows. Until the bank is full it holds exact rows, and not
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from streamattn_cli.errors import UsageError
 from streamattn_cli.kernels import atoms, blas
 from streamattn_cli.kernels import nystrom as kernel
 from streamattn_cli.rows.convert import not_a_number
 from streamattn_cli.rows.dtypes import DTYPES
-from streamattn_cli.sketches.budget import BUDGETED, DEFAULT_ROWS, check_buffer, group_rows, row_bytes, with_sinks
+from streamattn_cli.sketches.budget import BUDGETED
 from streamattn_cli.sketches.coding.rowstore import get, kind, put
 from streamattn_cli.sketches.head import HeadAttention
-from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
+from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.bank import live
+from streamattn_cli.sketches.histories.nystromparams import NystromParams, atom_bytes, coded_bytes, settings
 from streamattn_cli.sketches.histories.querymodel import FORGET, FORGET_TURNED, LOOKBACK, QueryModel
-from streamattn_cli.sketches.method import History, Load, Method, MethodOptions
+from streamattn_cli.sketches.method import History, Load, Method
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.rope import rotation
 
@@ -46,43 +46,6 @@ SCRATCH = (
     "tile_c",
     "everything",
 )
-WINDOW_SHARE = 0.15  # of the rows, exact recent ones
-SHORT = 6  # rows of a stream per resident row up to which eight bits serve better than six: there an atom is few rows
-MODEL_SHARE = 0.05  # of the budget: where correlations of the queries in 16 bits would take more, they get 8 (N26)
-TEMPER = 0.8  # of a model of the queries that was learnt on the way
-ACTIVE = {"fast": 64, "default": 160, "best": 512}  # atoms that take part in one compression
-ACTIVE_TURNED = {**ACTIVE, "default": 120}  # the same with rotary positions, whose turns take the time of the others
-TURNS = {"fast": 1, "default": 2, "best": 4}  # positions of the future that one compression looks at
-MANY = 600  # atoms; with fewer, more than two positions ask more of them than they can give
-
-
-@dataclass(frozen=True)
-class NystromParams:
-    """Settings of `nystrom`: how many atoms are kept, and how many of them take part in one compression."""
-
-    atoms: int
-    active: int = 192
-    bits: int = 8  # 6, of keys and coefficients; before there was that: 8 or 16 of a coefficient, beside keys of 8
-    temper: float = 0.8  # see compress; 1 where the queries are known beforehand
-    storage: str = "f4"  # dtype of the exact rows that the bank holds at first
-    rope: str = ""  # rotary positions of queries and keys (rope.rope_word), where they are known
-    turns: int = 0  # with these, how many positions of the future one compression fits its atoms to
-    model_bits: int = 16  # of a correlation of the queries
-
-    def to_dict(self) -> dict:
-        """JSON-able form; what earlier versions did not know only where it is used."""
-        plain = {"rope": "", "turns": 0, "model_bits": 16}
-        return {name: value for name, value in asdict(self).items() if name not in plain or value != plain[name]}
-
-
-def atom_bytes(dim: int, value_dim: int, bits: int) -> int:
-    """Bytes of one atom: key, coefficients, a bfloat16 scale for each, float32 weight."""
-    return sum(_coded_bytes(dim, value_dim, bits)) + 2 * 2 + 4
-
-
-def _coded_bytes(dim: int, value_dim: int, bits: int) -> tuple[int, int]:
-    """Bytes of the key and of the coefficients of an atom."""
-    return (3 * -(-dim // 4), 3 * -(-value_dim // 4)) if bits == 6 else (dim, value_dim * bits // 8)
 
 
 def insert_size(atoms: int, dim: int, width: int, new: int, rope: str = "") -> int:
@@ -104,7 +67,7 @@ class NystromHistory(History):
         self.queries = QueryModel(state, self.rope)
         m, bank = params.atoms, state["bank"]
         weights, scales = bank[: 4 * m].view(np.float32), bank[4 * m : 8 * m].view(np.uint16).reshape(m, 2)
-        end = m * (8 + _coded_bytes(dim, value_dim, params.bits)[1])
+        end = m * (8 + coded_bytes(dim, value_dim, params.bits)[1])
         keys, coefs = ("u1", "u1") if params.bits == 6 else ("i1", f"i{params.bits // 8}")
         self.mean = state.get("mean", np.empty(0, np.float32))
         self.bank = (
@@ -158,10 +121,10 @@ class NystromHistory(History):
 
     @staticmethod
     def merges(params: NystromParams, other: NystromParams) -> bool:
-        """Equal ones; and those of a version that kept atoms or the model in more bits, so that as many bytes hold fewer."""
-        same = (params.bits, params.model_bits) == (other.bits, other.model_bits)
-        fits = replace(other, bits=params.bits, model_bits=params.model_bits)
-        return params == (other if same else replace(fits, atoms=params.atoms, active=params.active))
+        """Equal ones; and those of a version that kept atoms, the model or recent rows in more bits, so that as many bytes hold
+        fewer."""
+        fits = replace(other, bits=params.bits, model_bits=params.model_bits, recent_bits=params.recent_bits)
+        return params == (other if fits == other else replace(fits, atoms=params.atoms, active=params.active))
 
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> None:
         """Take the queries q (r, d) of full attention as the model of all queries."""
@@ -169,11 +132,23 @@ class NystromHistory(History):
             scratch = np.empty(QueryModel.scratch_size(self.dim, len(q)), "f4")
             self.queries.learn(q, np.zeros(len(q), "f4"), 0, scratch)
 
+    @property
+    def centres(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Of keys and values, once the bank is full and holds atoms."""
+        return (self.state["centre"], self.mean) if self.state["held"][1] else None
+
+    def compress_for(self, rows: int) -> bool:
+        """Turn the exact rows into atoms if so many more would not fit beside them; returns whether it did."""
+        held = self.state["held"]
+        full = not held[1] and held[0] + rows > len(self.exact)
+        if full:
+            self._become_atoms()
+        return bool(full)
+
     def absorb(self, k: np.ndarray, c: np.ndarray, work: dict) -> int:
         """Take in one group of rows, k (n, d), c (n, dv + 1). Returns the number of keys clipped: none."""
         held = self.state["held"]
-        if not held[1] and held[0] + len(k) > len(self.exact):
-            self._become_atoms()
+        self.compress_for(len(k))
         k, c = live(k, c)
         if not held[1]:
             put(self.exact[held[0] : held[0] + len(k)], k, c, self.params.storage)
@@ -214,20 +189,21 @@ class NystromHistory(History):
         """HeadAttention.step without the interpreter."""
         p, s, a = head.params, head.state, 0
         answers, doubts = (x if x.flags.c_contiguous else np.empty(x.shape, x.dtype) for x in (out, doubt))
-        shape = p.group, p.window, p.stack, self.params.active, kind(p.stored)
+        shape = p.group, p.early_window, p.window, p.stack, self.params.active, kind(p.stored)
         forget = FORGET_TURNED if self.params.rope else FORGET
         numbers = self.scale, self.params.temper, -1 / forget, LOOKBACK
         settings = shape, numbers, self.rope, not_a_number(p.stored), self.mean_value(), head.sink_logits
         given = blas.address(p.dtype), blas.address("f4"), *settings
         rows = np.ascontiguousarray(q), k, c, answers, doubts, work["counts"]
-        held = tuple(s[name] for name in ("counters", "sinks", "recent", "range")), *self._arrays(), self.queries.arrays
+        recent = head.recent.plain, head.recent.codes
+        held = (s["counters"], s["sinks"], *recent, s["range"]), *self._arrays(), self.queries.arrays
         scratch = tuple(work[name] for name in SCRATCH), work["fit"], work["alive"]
         while True:
             with np.errstate(over="ignore"):  # without the compiler: unsigned products wrap around on purpose
                 a = kernel.step(*given, a, *rows, *held, *scratch)
             if a == len(k):
                 break
-            self._become_atoms()
+            head.make_room(work)
         for made, asked in ((answers, out), (doubts, doubt)):
             if made is not asked:
                 asked[:] = made
@@ -308,52 +284,6 @@ class NystromHistory(History):
         held[3] += 1
 
 
-def nystrom_params(
-    params: HeadParams, rows: int, effort: str, window: int | None = None, buffer: int | None = None,
-    atoms: int | None = None, *, causal: bool = True, stream: int | None = None, rope: str = "",
-) -> HeadParams:  # fmt: skip
-    """The `nystrom` method within `rows` rows: sinks, window and buffer exact, atoms and statistics in the rest.
-
-    `stream` is the number of rows that will come, None if nobody knows (see SHORT). With `fast` a causal stream gets a larger
-    buffer: half as many compressions cost up to an eighth more error. `best` compresses at most half of the atoms at once, or as
-    many as the default: a slice of all of them was up to 7% worse.
-    """
-    rope = rope if causal else ""
-    slices = ACTIVE_TURNED if rope else ACTIVE
-    active, group = slices[effort], buffer or group_rows(rows)
-    if effort == "fast" and causal:
-        active, group = min(8 * (3 + rows // 128), ACTIVE["default"]), buffer or group_rows(rows, 8, 64)
-    check_buffer(group)
-    if window is None:
-        window = 1 + max(1, round(WINDOW_SHARE * rows / group)) * group if causal else 1
-    bits = 8 if stream is not None and stream <= SHORT * rows else 6
-    model_bits = 8 if params.dim * (params.dim - 1) > MODEL_SHARE * rows * row_bytes(params) else 16
-    history = NystromParams(0, active, bits, TEMPER if causal else 1.0, params.stored, rope, model_bits=model_bits)
-    params = replace(params, group=group, window=max(window, 1), history=history)
-    size = atom_bytes(params.dim, params.value_dim, history.bits)
-    if atoms is None:
-        atoms = (rows * row_bytes(params) - spec_bytes(params.state_spec())) // size
-    few = max(
-        2 * group, -(-group * row_bytes(params) // size)
-    )  # the first group is held as rows, which show what is usual
-    if atoms < few:
-        least = spec_bytes(params.state_spec()) + few * size
-        raise UsageError(
-            f"{max(atoms, 0)} atoms are left of --resident-rows {rows} beside {params.sinks} sinks, a window of "
-            f"{params.window}, a buffer of {group} and the query statistics; give --resident-rows "
-            f"{-(-least // row_bytes(params))} or more, or a smaller --window or --buffer"
-        )
-    active = min(active, max(slices["default"], atoms // 2), atoms)
-    turns = min(TURNS[effort], 2 if atoms < MANY else 4) if rope else 0
-    return replace(params, history=replace(history, atoms=int(atoms), active=int(active), turns=turns))
-
-
-def _settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
-    rows, by_hand = options.resident_rows or DEFAULT_ROWS, (options.window, options.buffer, options.atoms)
-    params, rope = with_sinks(head, options), options.rope or ""
-    return nystrom_params(params, rows, options.effort, *by_hand, causal=causal, stream=stream, rope=rope)
-
-
 def _micros(load: Load) -> float:
     p, history = load.params, load.params.history
     group = history.atoms * (0.031 + 1.7e-4 * load.width) + 87 * (not load.causal)  # reads them
@@ -377,7 +307,7 @@ def _miniature(params: HeadParams) -> HeadParams:
 
 METHOD = Method(
     name="nystrom",
-    settings=_settings,
+    settings=settings,
     options=BUDGETED | {"effort", "query_model", "rope"},
     params=NystromParams,
     history=NystromHistory,
