@@ -586,8 +586,8 @@ def test_fast_compresses_half_as_often_for_a_sixth_more_error(real):
     """In slices of the same size. A row of the buffer is two and a half atoms, where it was 1.3 of sixteen bits.
 
     Before (N25) it was a tenth: that took 3% off the error of compressing more often and nothing off that of `fast`. (N26)
-    takes 5% off that of `fast` with 128 and 256 rows, and 8% off the other. With 448 to 576 rows the ratio is anything from 1.0 to
-    1.4, before (N27) and after; with 512 it was 1.27 and is 1.32.
+    takes 5% off that of `fast` with 128 and 256 rows, and 8% off the other. With 448 to 576 rows the ratio is anything from
+    1.0 to 1.4, before (N27) and after; with 512 it was 1.27 and is 1.32.
     """
     ratios = []
     for rows in (128, 256, 512, 1024):
