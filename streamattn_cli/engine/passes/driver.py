@@ -172,13 +172,18 @@ class Driver:
             self._teller(block)
 
     @contextmanager
-    def uncounted(self, *names: str) -> Iterator[None]:
-        """Inside, these tallies do not grow."""
+    def uncounted(self, *names: str, unless_done: bool = False) -> Iterator[None]:
+        """Inside, these tallies do not grow, also where a signal ends it: what is saved then is what was counted before.
+        unless_done: they do where its end is reached."""
         counts = [work[name] for work in self.workers.works for name in names]
-        before = [count.copy() for count in counts]
-        yield
-        for count, old in zip(counts, before, strict=True):
-            count[:] = old
+        before, done = [count.copy() for count in counts], False
+        try:
+            yield
+            done = unless_done
+        finally:
+            self.wait()
+            for count, old in zip(counts, [] if done else before, strict=not done):
+                count[:] = old
 
     def close(self) -> None:
         """Stop the threads."""

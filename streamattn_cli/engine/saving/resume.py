@@ -154,6 +154,14 @@ def beside(output: str, part: str) -> bool:
     return os.path.exists(os.path.join(os.path.dirname(os.path.realpath(output)), part))
 
 
+def answered_rows(problem: Problem, phase: Phase, done: int) -> int:
+    """Queries that were answered when a run was at row `done` of a phase."""
+    if phase == Phase.KEYS and problem.sequences and done:  # those of the sequences before
+        number = int(np.searchsorted(problem.sequences.edges, done, side="left")) - 1
+        return int(problem.q.several.edges[number])
+    return done if phase.answers else 0
+
+
 def part_tag(writer: CheckpointWriter) -> str:
     """What marks the unfinished output of runs that are saved in this checkpoint: its lock lets only one run at a time
     write it, and the next one overwrites what a killed one left."""

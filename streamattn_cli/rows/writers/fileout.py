@@ -58,6 +58,7 @@ class PlacedWriter(Unfinished, Writer):
         self.name = path
         self.unresumable = ADDED if format_.adds else None
         part, self.rows_written = going_on or (None, 0)
+        self._lasting = part is not None  # a checkpoint counts on it
         self._rows, self._shape, self._format = rows, shape, format_
         with failing_as_output(path):
             self._temporary = temporary or Temporary(path, part, tag)
