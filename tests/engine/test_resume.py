@@ -312,6 +312,20 @@ def test_a_sparse_run_that_ended_between_its_last_two_steps(stream, tmp_path, na
     assert listing(tmp_path / "parts") == listing(tmp_path / "whole")
 
 
+def test_a_run_of_a_pipe_that_ended_between_its_last_two_steps_is_done(tmp_path, monkeypatch):
+    rows = record_bytes(np.random.default_rng(0).standard_normal((N, 12)).astype("f4"))
+
+    def request():
+        return _request(InputSpec("-", record="qkv", stdin=BytesIO(rows)), tmp_path, True, resume=True, **POLY)
+
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr("streamattn_cli.engine.jobs.attend.describe", None)
+        attend(request(), lambda event: None, Interrupts())
+    before = (tmp_path / "out.npy").read_bytes()
+    assert attend(request(), lambda event: None, Interrupts()).audit_reason == "this run was complete already"
+    assert (tmp_path / "out.npy").read_bytes() == before
+
+
 def test_a_run_in_sketches_is_not_queried(stream, tmp_path):
     attend(_sparse(stream, tmp_path, "phi"), lambda event: None, Interrupts())
     with pytest.raises(CheckpointIncompatible, match="--sketches phi.*no other queries"):

@@ -165,7 +165,7 @@ def saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None
         saver.save(run)
         stop.saved(f"the checkpoint {saver.writer.path}")
         raise
-    saver.save(run)
+    saver.save(run, ended=True)
     return result
 
 
