@@ -33,6 +33,24 @@ def test_two_stages_answer_what_files_answer(folder, tmp_path):
     assert np.array_equal(np.concatenate(records(done.out)), np.load(tmp_path / "out.npy"))
 
 
+@pytest.mark.parametrize("piped, rows", [("q", (40, 90, 90)), ("q", (90, 40, 40)), ("k", (40, 90, 90)), ("k", (40, 40, 90)),
+                                         ("v", (40, 40, 90))])  # fmt: skip
+def test_rows_of_a_causal_pipe_that_do_not_end_with_the_others_are_refused(tmp_path, piped, rows):
+    """Queries that are fewer than the keys of a file stand at their end, and a pipe does not say where that is."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((n, 4)).astype("f4") for name, n in zip("qkv", rows, strict=True)}
+    words = [word for name in "qkv" for word in (f"--{name}", "-" if name == piped else f"{name}.npy")]
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    words = ("attend", *words, "--causal", "--method", "window", "--block-rows", "40", "-o", "out.npy")
+    given = {"input": record_bytes(arrays[piped]), "cwd": tmp_path}
+    refused(*words, code=4, words=["standard input has", "they must agree", "--rows"], folder=tmp_path, **given)
+    if piped == "k":  # who says where queries stand need not wait for the end
+        run(*words, "--first-query", "0", **given)
+    if piped == "v":
+        refused(*words, "--full", code=4, words=["they must agree"], folder=tmp_path, **given)
+
+
 def test_head_takes_what_it_wants(folder):
     """generate | attend | head -c 1000: all end, silently, as a shell expects."""
     with start("generate", "--rows", "30000", *KEYS, "--quiet", "-", **PIPED) as keys:

@@ -120,6 +120,20 @@ def test_too_few_rows_are_told(tmp_path):
     assert "not enough rows to tell; use --audit 64" in " ".join(text.split())
 
 
+def test_a_sample_that_meets_no_row_that_is_doubted_cannot_tell(tmp_path):
+    """The first rows of a causal run are exact, and eight rows may all be of them."""
+    save_heads(tmp_path, rows=405)
+    words = ("attend", *FILES, "--causal", "--method", "window", "--resident-rows", "400", "-o", "out.npy", "--force")
+    told = []
+    for seed in (0, 5):
+        method = run(*words, "--audit", "8", "--seed", seed, "--json", cwd=tmp_path).document["audit"]["method"]
+        told += [(seed, method["enough"])] if method["error"] < 1e-6 else []
+    assert told == [(0, False), (5, False)]
+    text = run(*words, "--audit", "8", "--seed", told[0][0], cwd=tmp_path).err
+    assert "not enough rows to tell; use --audit 64" in " ".join(text.split())
+    assert run(*words, "--audit", "405", "--json", cwd=tmp_path).document["audit"]["method"]["enough"]
+
+
 @pytest.mark.parametrize("blocks", [[1] * 300, [300], [7, 200, 93]])
 def test_a_sample_by_size_is_the_same_for_any_blocks(blocks):
     sizes = np.random.default_rng(3).pareto(1.5, 300)

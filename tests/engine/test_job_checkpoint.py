@@ -113,6 +113,26 @@ def test_a_stopped_job_is_resumed_to_the_same_bytes(dump, whole, tmp_path, kind,
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.fixture(scope="module")
+def padded(dump, tmp_path_factory):
+    """The rows of the dump as three padded sequences of each layer."""
+    path = tmp_path_factory.mktemp("padded") / "dump.npz"
+    np.savez(path, **{name: rows.reshape(3, 100, -1, 8) for name, rows in np.load(dump).items()})
+    return InputSpec(str(path), layer="all", layout="BTHD", lengths="100,20,60")
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_what_is_answered_of_padded_sequences_stays_in_a_joint_file(dump, padded, tmp_path, after):
+    for folder in ("whole", "parts"):
+        (tmp_path / folder).mkdir()
+    attend_spread(request(dump, tmp_path / "whole", "one file", inputs=padded), silent, Interrupts())
+    again = request(dump, tmp_path / "parts", "one file", inputs=padded, threads=1, resume=True)
+    with pytest.raises(Interrupted):
+        attend_spread(again, stopping(after, Interrupted(2)), Interrupts())
+    attend_spread(again, silent, Interrupts())
+    assert made(tmp_path / "parts") == made(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("again", ["the same job", "a resumed one"])
 def test_a_piece_under_way_goes_on_where_its_worker_was_killed(dump, whole, tmp_path, monkeypatch, again):
     """In the same job by another worker, or when the job is resumed."""

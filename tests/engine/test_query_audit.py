@@ -71,6 +71,16 @@ def test_of_part_of_a_file_the_rows_are_named(made, tmp_path):
     assert run(*words, "--rows", "0:2048", "--json").document["audit"]["rows"] > 0
 
 
+def test_of_fused_rows_the_sketch_knows_how_long_values_are(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, width in zip("qkv", (4, 4, 10), strict=True):
+        np.save(tmp_path / f"{part}.npy", rng.standard_normal((50, 2 * width)).astype("f4"))
+    fused = ("--layout", "TC", "--heads", "2", "--quiet", "-o")
+    run("sketch", "--k", "k.npy", "--v", "v.npy", "--dim", "4", "--value-dim", "10", *fused, "s.sattn", cwd=tmp_path)
+    words = ("query", "s.sattn", "q.npy", "--k", "k.npy", "--v", "v.npy", "--audit", "50", "--json", *fused, "o.npy")
+    assert run(*words, cwd=tmp_path).document["audit"]["method"]["error"] < 1e-6
+
+
 def test_other_keys_are_refused(made, tmp_path):
     words = ("query", made / "all.sattn", f"{HEADS}:/q", "--audit", "64", "-o", tmp_path / "a.npy")
     refused(*words, "--k", f"{HEADS}:/v", "--v", f"{HEADS}:/k", code=9, folder=tmp_path,

@@ -188,6 +188,68 @@ def test_an_audit_is_resumed_too(tmp_path, mode):
     assert _files(tmp_path / "parts") == _files(tmp_path / "whole")
 
 
+class StopsAfterwards(Stops):
+    """Stops a run when so many blocks have passed for its audit and its repairs."""
+
+    def pump(self, blocks, take, watch, tell, reached=None):
+        def counted(block):
+            in_work = take(block)
+            self.left -= tell.phase in ("audit", "repair")
+            return in_work
+
+        return pump(blocks, counted, watch, tell, reached)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_that_is_stopped_in_its_audit_or_its_repairs_counts_what_it_dropped(tmp_path, mode):
+    spec, words = (
+        save_stream(tmp_path, 700, heads=2),
+        {"audit": 9, "repair": "10%", "nan_policy": "drop", "block_rows": 300},
+    )
+    keys = np.load(spec.k)
+    keys[[5, 650], 0] = np.nan
+    np.save(spec.k, keys)
+    words |= METHODS["sample"] | {"causal": MODES[mode]}
+    whole = attend(AttendRequest(spec, str(tmp_path / "whole.npy"), **words), lambda event: None, Interrupts())
+    for blocks in range(1, 9):
+        paths = {"output": str(tmp_path / f"{blocks}.npy"), "checkpoint": str(tmp_path / f"{blocks}.sattn")}
+        stops, request = StopsAfterwards(blocks), AttendRequest(spec, resume=True, **paths, **words)
+        with mock.patch("streamattn_cli.engine.passes.driver.pump", stops.pump):
+            try:
+                attend(request, lambda event: None, stops)
+                break
+            except Interrupted:
+                outcome = attend(request, lambda event: None, Interrupts())
+        assert (tmp_path / f"{blocks}.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+        outcome.counts.pop("checkpoints")
+        assert (outcome.audit, outcome.counts) == (whole.audit, whole.counts), blocks
+    assert blocks > 3 and whole.counts["dropped_keys"] == 2
+
+
+@pytest.mark.parametrize("blocks", range(7, 12))  # within the second sequence
+def test_exact_counts_what_it_drops_once(tmp_path, blocks):
+    spec = replace(save_stream(tmp_path, 600), starts="0,300,600")
+    for part in (spec.q, spec.k):
+        rows = np.load(part)
+        rows[[5, 305]] = np.nan
+        np.save(part, rows)
+    words = {"method": "exact", "nan_policy": "drop", "block_rows": 100, "resume": True}
+    assert not _once(attend, _request(spec, tmp_path, False, **words), blocks)
+    outcome = attend(_request(spec, tmp_path, False, **words), lambda event: None, Interrupts())
+    assert (outcome.counts["dropped_keys"], outcome.counts["dropped_queries"]) == (2, 2)
+
+
+def test_answers_so_far_outlive_a_resumed_run_that_is_stopped_before_it_begins(stream, tmp_path):
+    request = _request(stream, tmp_path, True, block_rows=40, resume=True, doubt=str(tmp_path / "doubt.npy"), **POLY)
+    assert not _once(attend, request, 3)
+    with (
+        mock.patch("streamattn_cli.engine.jobs.attend.make_run", side_effect=Interrupted(15)),
+        pytest.raises(Interrupted),
+    ):
+        attend(request, lambda event: None, Interrupts())
+    assert attend(request, lambda event: None, Interrupts()).rows_before == 120
+
+
 SPARSE = {
     "heaps": POLY | {"top_k": 3},
     "heaps, causal": POLY | {"top_k": 3, "deviation": True, "causal": True},
@@ -248,6 +310,20 @@ def test_a_sparse_run_that_ended_between_its_last_two_steps(stream, tmp_path, na
     assert read(str(tmp_path / "parts" / "c.sattn"))[1]["phase"] != "done"
     attend(_sparse(stream, tmp_path / "parts", name, resume=True), lambda event: None, Interrupts())
     assert listing(tmp_path / "parts") == listing(tmp_path / "whole")
+
+
+def test_a_run_of_a_pipe_that_ended_between_its_last_two_steps_is_done(tmp_path, monkeypatch):
+    rows = record_bytes(np.random.default_rng(0).standard_normal((N, 12)).astype("f4"))
+
+    def request():
+        return _request(InputSpec("-", record="qkv", stdin=BytesIO(rows)), tmp_path, True, resume=True, **POLY)
+
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr("streamattn_cli.engine.jobs.attend.describe", None)
+        attend(request(), lambda event: None, Interrupts())
+    before = (tmp_path / "out.npy").read_bytes()
+    assert attend(request(), lambda event: None, Interrupts()).audit_reason == "this run was complete already"
+    assert (tmp_path / "out.npy").read_bytes() == before
 
 
 def test_a_run_in_sketches_is_not_queried(stream, tmp_path):

@@ -8,10 +8,12 @@ import h5py
 import naive_variants
 import numpy as np
 import pytest
+from clirun import records
 from keptruns import METHODS, POLY, make_sketch, not_warmed  # noqa: F401
 from keptruns import run as run_once
 from test_resume import Stops
 
+from streamattn_cli.checkpoint.container import read
 from streamattn_cli.engine.jobs.attend import attend
 from streamattn_cli.engine.jobs.sketch import open_sketch_file
 from streamattn_cli.engine.jobs.spread import attend_spread
@@ -200,6 +202,38 @@ def test_a_resumed_run_has_the_same_bytes(parts, tmp_path, kind, causal, method)
         assert (tmp_path / "out.npy").read_bytes() == wanted, blocks
         assert outcome.audit == whole.audit
     assert stops >= 3
+
+
+@pytest.mark.parametrize("first, then", [(64, 300), (300, 64)])  # rows of a block; whole sequences fit into 300
+def test_a_run_is_resumed_with_other_blocks(parts, tmp_path, first, then):
+    spec, words = _saved(tmp_path, "packed", parts), {"causal": False, "audit": 40, **_settings("sample", T)}
+    whole = run(spec, output=str(tmp_path / "whole.npy"), **words)
+    for blocks in range(1, 40):
+        words |= {"output": str(tmp_path / f"{blocks}.npy"), "checkpoint": str(tmp_path / f"{blocks}.sattn")}
+        counter = Stops(blocks)
+        try:
+            with mock.patch("streamattn_cli.engine.passes.driver.pump", counter.pump):
+                attend(AttendRequest(spec, block_rows=first, **words), lambda event: None, counter)
+            break
+        except Interrupted:
+            outcome = run_once(spec, resume=True, block_rows=then, **words)
+        assert (tmp_path / f"{blocks}.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes(), blocks
+        assert outcome.audit == whole.audit
+    assert blocks > 1
+
+
+def test_answers_in_a_pipe_go_on_within_the_keys_of_a_sequence(parts, tmp_path, capfdbinary):
+    spec, words = _saved(tmp_path, "packed", parts), {"causal": False, **_settings("sample", T)}
+    run(spec, output=str(tmp_path / "whole.npy"), **words)
+    request = AttendRequest(spec, "-", checkpoint=str(tmp_path / "c.sattn"), resume=True, block_rows=100, **words)
+    counter = Stops(7)  # of three blocks of the first keys, three of their queries, and more keys
+    with mock.patch("streamattn_cli.engine.passes.driver.pump", counter.pump), pytest.raises(Interrupted):
+        attend(request, lambda event: None, counter)
+    assert read(str(tmp_path / "c.sattn"))[1]["phase"] == "keys"
+    heard = []
+    assert attend(request, heard.append, Interrupts()).rows_before == 300
+    assert any("standard output begins with row 300;" in str(event) for event in heard)
+    assert np.array_equal(np.concatenate(records(capfdbinary.readouterr().out)), np.load(tmp_path / "whole.npy"))
 
 
 @pytest.mark.parametrize("form", ["npz", "compressed npz", "hdf5", "chunked hdf5"])

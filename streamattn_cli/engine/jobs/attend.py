@@ -18,6 +18,7 @@ from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.requests import AttendRequest
 from streamattn_cli.engine.saving.resume import (
     Saved,
+    answered_rows,
     check_saveable,
     continued,
     facts_of,
@@ -65,7 +66,7 @@ def attend(
         saved = find_saved(request, facts, sources)
         if saved:
             plan = replace(plan, problem=continued(problem, saved, request.skip_rows))
-        announce(plan, listener, _resumed(saved, request.output) if saved else ())
+        announce(plan, listener, _resumed(saved, problem, request.output) if saved else ())
         if saved and saved.phase == Phase.DONE:
             _complete(checkpoint, saved, facts, sources)
             return _already_done(plan, request.output, saved, listener)
@@ -117,12 +118,13 @@ def _complete(checkpoint: CheckpointWriter | None, saved: Saved, facts: dict, so
         checkpoint.commit(saved.state, describe(facts, Phase.DONE, saved.done, sources, None))
 
 
-def _resumed(saved: Saved, output: str) -> list[str]:
+def _resumed(saved: Saved, problem: Problem, output: str) -> list[str]:
     """What to know of a run that is resumed."""
     notes = [f"resuming after row {saved.done} ({saved.phase})"]
-    if saved.phase.answers and not saved.part:
+    rows = answered_rows(problem, saved.phase, saved.done)
+    if rows and not saved.part and not problem.request.top_k:
         where = "standard output" if output == "-" else output
-        notes.append(f"{where} begins with row {saved.done}; those before it were written earlier")
+        notes.append(f"{where} begins with row {rows}; those before it were written earlier")
     return notes
 
 
@@ -163,7 +165,7 @@ def saving(run: Run, saver: Saver | None) -> tuple[int, Audit | None, str | None
         saver.save(run)
         stop.saved(f"the checkpoint {saver.writer.path}")
         raise
-    saver.save(run)
+    saver.save(run, ended=True)
     return result
 
 

@@ -57,9 +57,10 @@ def asked(request: QueryRequest) -> Iterator[Asked]:
     reading, and InputMalformed and SourceChanged where keys are other ones."""
     keys_given = _keys_given(request)
     file = open_sketch_file(request.sketch, request.memory)
-    spec = replace(request.inputs, kv_heads=file.heads, dim=file.params.dim, like=_layout_of_keys(file))
+    p = file.params
+    spec = replace(request.inputs, kv_heads=file.heads, dim=p.dim, value_dim=p.value_dim, like=_layout_of_keys(file))
     with open_inputs(spec, need_kv=keys_given) as inputs:
-        q, known = inputs.heads["q"], imagined(file.params.stored, file.rows, file.heads, file.params.dim, file.name)
+        q, known = inputs.heads["q"], imagined(p.stored, file.rows, file.heads, p.dim, file.name)
         check_layout(request.inputs, q, replace(known, batch=q.batch), alone=True)
         files = file_states(heads.tensor for heads in inputs.heads.values())
         yield Asked(file, queries_problem(request.run(), file, inputs), files)

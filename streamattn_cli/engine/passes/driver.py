@@ -74,6 +74,8 @@ class Driver:
         """A pass over rows [start, stop) of tensors: take(block) for each block, True where it is still in work. Returns the
         number of rows."""
         size, total = block_rows or self.plan.block_rows, stop
+        if stop is None:
+            total = next((tensor.rows for tensor in tensors if tensor.rows is not None), None)
         if self.problem.sequences:
             assert stop is not None, "sequences are of known rows"
             size, total = min(size, stop - start), tensors[0].rows
@@ -129,7 +131,8 @@ class Driver:
 
         for work in self.workers.works if start == 0 else ():
             work["lane.dropped"][0] = 0  # the last pass over the keys sees all of them: each is counted once
-        stop = keys.rows if stop is None else stop
+        if stop is None and values.rows is not None:  # else both are read to their ends, which must agree
+            stop = keys.rows
         rows = start + self.pump([keys.tensor, values.tensor], take, phase, stop, start, block_rows, resumable)
         if rows == 0:
             raise InputMalformed(f"{keys.tensor.name}: no rows")
@@ -172,13 +175,18 @@ class Driver:
             self._teller(block)
 
     @contextmanager
-    def uncounted(self, *names: str) -> Iterator[None]:
-        """Inside, these tallies do not grow."""
+    def uncounted(self, *names: str, unless_done: bool = False) -> Iterator[None]:
+        """Inside, these tallies do not grow, also where a signal ends it: what is saved then is what was counted before.
+        unless_done: they do where its end is reached."""
         counts = [work[name] for work in self.workers.works for name in names]
-        before = [count.copy() for count in counts]
-        yield
-        for count, old in zip(counts, before, strict=True):
-            count[:] = old
+        before, done = [count.copy() for count in counts], False
+        try:
+            yield
+            done = unless_done
+        finally:
+            self.wait()
+            for count, old in zip(counts, [] if done else before, strict=not done):
+                count[:] = old
 
     def close(self) -> None:
         """Stop the threads."""

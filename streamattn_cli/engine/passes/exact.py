@@ -21,14 +21,15 @@ class Exact(Pass):
         while done < p.q.count:
             (first, last), (key, end), beside = self._sequence_of(done)
             count = min(d.plan.query_rows, last - done)
-            held, lost = self._hold(done, count, first, beside)
+            with d.uncounted("lane.dropped", unless_done=True):  # a batch that is not finished begins again
+                held, lost = self._hold(done, count, first, beside)
 
-            def see(lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict, held: list = held) -> None:
-                held[lane.index].absorb(k, c, work)
+                def see(lane: Lane, k: np.ndarray, c: np.ndarray, row: int, work: dict, held: list = held) -> None:
+                    held[lane.index].absorb(k, c, work)
 
-            again = p.sequences and done + count < last
-            with d.uncounted("lane.dropped") if again else nullcontext():
-                d.keys(see, stop=beside + key + done - first + count if p.causal else end, start=key)
+                again = p.sequences and done + count < last
+                with d.uncounted("lane.dropped") if again else nullcontext():
+                    d.keys(see, stop=beside + key + done - first + count if p.causal else end, start=key)
             self._write(done, self._answers(held, lost))
             del held, see  # before the next batch is held
             done += count

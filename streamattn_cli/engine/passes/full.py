@@ -92,6 +92,8 @@ class FullSequences(Full):
         d = self.driver
         keys, queries = self.problem.k.several.edges, self.problem.q.several.edges
         phase, done, number = d.phase, d.done, 0
+        if phase == Phase.ROWS:  # of WholeSequences, with larger blocks: at the end of a sequence
+            phase = Phase.QUERIES
         if phase:  # a resumed run is within this one, or at its end
             edges = keys if phase == Phase.KEYS else queries
             number = int(np.searchsorted(edges, done, side="left")) - 1 if done else 0
@@ -119,11 +121,13 @@ class FullSequences(Full):
         self.sketches.finish()
 
 
-class WholeSequences(Full):
+class WholeSequences(FullSequences):
     """See Pass. Sequences that fit into a block: q, k and v of several of them together."""
 
     def go(self) -> int:
         d, p = self.driver, self.problem
+        if d.phase in (Phase.KEYS, Phase.QUERIES):  # resumed within a sequence, which did not fit then
+            return super().go()
         tensors, ends = [p.q.tensor, p.k.tensor, p.v.tensor], p.k.several.whole_end
         rows = d.done + d.pump(tensors, self._take, Phase.ROWS, p.k.rows, d.done, resumable=True, ends=ends)
         self.output.settle()

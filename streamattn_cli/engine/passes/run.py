@@ -18,7 +18,7 @@ from streamattn_cli.engine.passes.parts import Parts, Pass
 from streamattn_cli.engine.passes.pump import Watch
 from streamattn_cli.engine.planning.footprint import repair_batch
 from streamattn_cli.engine.planning.plan import Plan
-from streamattn_cli.engine.saving.resume import Saved
+from streamattn_cli.engine.saving.resume import Saved, answered_rows
 from streamattn_cli.engine.saving.saver import Saver, State, stack_heads, unstack_heads
 from streamattn_cli.engine.watch.events import Audit
 from streamattn_cli.engine.watch.phase import Phase
@@ -80,7 +80,7 @@ class Run:
         """Take up the state of a checkpoint, before `go`."""
         phase = Phase(saved.phase)
         self.driver.at(phase, saved.done)
-        self.answered = saved.done if phase.answers else 0
+        self.answered = answered_rows(self.problem, phase, saved.done)
         self._load(saved.state, saved.name)
         saved.state.clear()  # it is held twice no longer than that
 
@@ -118,9 +118,9 @@ class Run:
         unstack_heads(state, [self.repairs.state] if self.repairs else [], "repair", name)
         if self.sketches.beginnings:
             self.sketches.beginnings.clipped[:] = state["clipped_before"]
-        writer, phase = self.output.writer, self.driver.phase
-        if (self._heaps() or not writer.placed) and phase and phase.answers:
-            writer.resume(self.driver.done)
+        writer = self.output.writer
+        if self.answered and (self._heaps() or not writer.placed):
+            writer.resume(self.answered)
         if self.auditor:
             self.auditor.load(state, name)
 

@@ -105,16 +105,17 @@ def find_saved(request: AttendRequest, facts: Mapping, sources: Mapping[str, dic
     found = read_saved(name, request.memory, facts, sources)
     meta, done = found.meta, found.done
     output = json.loads(meta["output"]) if "output" in meta else {}
+    ended = output.get("ended") or done == sources_rows(sources)  # of a pipe nobody else knows
     part, doubt = ((output[key], output["rows"]) if key in output else None for key in ("part", "doubt"))
     if doubt and request.doubt and not beside(request.doubt, doubt[0]):
-        if not os.path.exists(request.doubt) or done != sources_rows(sources):
+        if not (os.path.exists(request.doubt) and ended):
             raise CheckpointIncompatible(
                 f"{name}: the unfinished file {doubt[0]} beside {request.doubt} is gone; put it back, or start again "
                 "without --resume"
             )
         doubt = None  # the run ended between its last steps
     if part and not beside(request.output, part[0]):
-        if is_there(request.output) and done == sources_rows(sources):
+        if is_there(request.output) and ended:
             recover(request.output + ".json", part[0].split(".")[-2])
             return replace(found, phase=Phase.DONE)  # it ended between its last two steps
         raise CheckpointIncompatible(
@@ -152,6 +153,14 @@ def is_there(output: str) -> bool:
 def beside(output: str, part: str) -> bool:
     """Whether the unfinished file is there, in the folder of the output."""
     return os.path.exists(os.path.join(os.path.dirname(os.path.realpath(output)), part))
+
+
+def answered_rows(problem: Problem, phase: Phase, done: int) -> int:
+    """Queries that were answered when a run was at row `done` of a phase."""
+    if phase == Phase.KEYS and problem.sequences and done:  # those of the sequences before
+        number = int(np.searchsorted(problem.sequences.edges, done, side="left")) - 1
+        return int(problem.q.several.edges[number])
+    return done if phase.answers else 0
 
 
 def part_tag(writer: CheckpointWriter) -> str:

@@ -94,14 +94,15 @@ class Saver:
         """Seconds since the last checkpoint, or since the run began."""
         return time.monotonic() - self._saved_at
 
-    def save(self, run: Saveable) -> None:
-        """Commit where the run is now; nothing if it has not begun."""
+    def save(self, run: Saveable, ended: bool = False) -> None:
+        """Commit where the run is now; nothing if it has not begun. ended: its outputs only lack their names."""
         if self._position is None:
             return
         began = time.monotonic()
         phase, done = self._position
         run.settle()
-        self.writer.commit(run.save(), describe(self._facts, phase, done, self._sources, self._place()))
+        place = self._place() | ({"ended": True} if ended else {})
+        self.writer.commit(run.save(), describe(self._facts, phase, done, self._sources, place))
         self.commits += 1
         self._saved_at, self._saved_row = time.monotonic(), done
         self.seconds += self._saved_at - began

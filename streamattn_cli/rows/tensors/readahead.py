@@ -146,7 +146,9 @@ class ReadAhead:
             + (" or more" if tensor.rows is None and n == want else "")
             for tensor, n in zip(self._distinct, counts, strict=True)
         ]
-        expected = "they must agree" if self._stop is None else f"expected {self._stop}"
+        expected = (
+            "they must agree (choose rows with --rows and --q-rows)" if self._stop is None else f"expected {self._stop}"
+        )
         raise InputMalformed(f"{', '.join(dict.fromkeys(ends))}; {expected}")
 
     def __iter__(self) -> ReadAhead:

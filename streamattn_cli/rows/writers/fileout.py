@@ -58,27 +58,14 @@ class PlacedWriter(Unfinished, Writer):
         self.name = path
         self.unresumable = ADDED if format_.adds else None
         part, self.rows_written = going_on or (None, 0)
+        self._lasting = part is not None  # a checkpoint counts on it
         self._rows, self._shape, self._format = rows, shape, format_
         with failing_as_output(path):
             self._temporary = temporary or Temporary(path, part, tag)
         with or_abort(self):
             self._offset = format_.again(self._temporary) if part else format_.begin(self._temporary, shape, rows)
-            if shape.sequences and not (shape.sequences.is_whole or part):
-                self._clear()
-
-    @property
-    def _end(self) -> int:
-        """The byte after the last row."""
-        items = int(np.prod(self._shape.shape(self._rows or 0), dtype=np.int64))
-        return self._offset + items * self._shape.dtype.itemsize
-
-    def _clear(self) -> None:
-        """Zeros where padded rows are, which are never written: what lies there may be what a file held before."""
-        end, fd = self._end, self._temporary.fd
-        for at in range(self._offset, min(end, os.fstat(fd).st_size), _CLEARED):
-            pwrite_all(fd, memoryview(bytes(min(_CLEARED, end - at))), at)
-        if os.fstat(fd).st_size < end:
-            os.ftruncate(fd, end)
+            if not (part or temporary):
+                clear_padding(self._temporary.fd, self._offset, shape, rows or 0)
 
     def write(self, start: int, block: np.ndarray) -> None:
         self._shape.check(block, start, self.rows_written)
@@ -101,7 +88,8 @@ class PlacedWriter(Unfinished, Writer):
     def share(self) -> Place:
         """Where others may write the rows, all of them: this writer then only commits."""
         with failing_as_output(self.name):  # they may be written in any order, and some of them never
-            os.ftruncate(self._temporary.fd, max(os.fstat(self._temporary.fd).st_size, self._end))
+            end = _end(self._offset, self._shape, self._rows or 0)
+            os.ftruncate(self._temporary.fd, max(os.fstat(self._temporary.fd).st_size, end))
         self.rows_written = self._rows or 0
         return Place(self._temporary.path, self._offset, self.rows_written, self._shape)
 
@@ -110,3 +98,19 @@ class PlacedWriter(Unfinished, Writer):
             if self._rows not in (None, self.rows_written):
                 raise StreamattnError(f"{self.name}: {self.rows_written} rows written, {self._rows} promised")
             self._format.finish(self._temporary, self._shape, self.rows_written, meta)
+
+
+def clear_padding(fd: int, offset: int, shape: OutShape, rows: int) -> None:
+    """Zeros where padded rows are, which are never written: what lies there may be what a file held before."""
+    if shape.sequences is None or shape.sequences.is_whole:
+        return
+    end = _end(offset, shape, rows)
+    for at in range(offset, min(end, os.fstat(fd).st_size), _CLEARED):
+        pwrite_all(fd, memoryview(bytes(min(_CLEARED, end - at))), at)
+    if os.fstat(fd).st_size < end:
+        os.ftruncate(fd, end)
+
+
+def _end(offset: int, shape: OutShape, rows: int) -> int:
+    """The byte after the last row of an output that begins there."""
+    return offset + int(np.prod(shape.shape(rows), dtype=np.int64)) * shape.dtype.itemsize

@@ -18,7 +18,7 @@ import numpy as np
 
 from streamattn_cli.errors import SourceChanged, UsageError
 from streamattn_cli.rows.writers.base import Writer
-from streamattn_cli.rows.writers.fileout import Format, PlacedWriter
+from streamattn_cli.rows.writers.fileout import Format, PlacedWriter, clear_padding
 from streamattn_cli.rows.writers.hdf5file import PatientFile
 from streamattn_cli.rows.writers.outshape import OutShape
 from streamattn_cli.rows.writers.temporary import Temporary, Unfinished, failing_as_output, or_abort
@@ -155,10 +155,17 @@ class JointFile(Unfinished):
             self._temporary = Temporary(path, part, tag)
         self.name, self.fd, self._places = path, self._temporary.fd, {}
         self._told: list[tuple[str, dict | None]] = []  # what is left to be done to the datasets
-        with or_abort(self), _edited(self.fd, "r+" if part else "w") as file:
-            for name, (shape, rows) in shapes.items():
-                there = part and name in file
-                self._places[name] = file[name].id.get_offset() if there else _for_answers(file, name, shape, rows)
+        new = []
+        with or_abort(self):
+            with _edited(self.fd, "r+" if part else "w") as file:
+                for name, (shape, rows) in shapes.items():
+                    if part and name in file:
+                        self._places[name] = file[name].id.get_offset()
+                    else:
+                        self._places[name] = _for_answers(file, name, shape, rows)
+                        new.append(name)
+            for name in new:  # not when it is opened: what an earlier run has answered stays
+                clear_padding(self.fd, self._places[name], *shapes[name])
 
     def open(self, dataset: str, shape: OutShape, rows: int) -> PlacedWriter:
         """A writer of one of the datasets, whose attributes say how it was made."""
