@@ -25,6 +25,7 @@ from streamattn_cli.sketches.recent import RecentRows
 from streamattn_cli.sketches.tiles import ALL, QueryTile
 
 NO_SINKS = np.empty(0)
+LEAST_DOUBT = np.float32(1e-6)  # of an answer that may not be exact
 
 
 class HeadAttention:
@@ -279,10 +280,12 @@ class HeadAttention:
             if len(self.sink_logits):
                 logits = self.sink_logits[head : head + len(heads)]
                 dense.add_sinks(tile.exact.m, tile.exact.y, tile.bounds[1], logits, p.group)
-            tile.past.doubt[:] = self._lost(tile)
+            lost = tile.past.doubt[:] = self._lost(tile)
             if self.history and s["counters"][2]:
                 work["counts"][0] += self.history.partial(tile.queries, tile.work, tile.past)
                 work["counts"][1] += tile.add_history(s["range"], self.history.doubts_weights)
+                if np.any(lost):  # also where the history seems to have no share at all
+                    np.maximum(tile.past.doubt, LEAST_DOUBT, out=tile.past.doubt, where=tile.bounds[1] > 0)
             elif learn:
                 tile.share[:] = 0
             live = slice(None) if n == p.group else np.flatnonzero(tile.bounds[1])
@@ -308,7 +311,7 @@ class HeadAttention:
         absorbed = int(self.state["counters"][2])
         if self.history.kept is None or not absorbed:
             return 0.0
-        return float(np.sqrt(max(0.0, 1 - self.history.kept / absorbed)))
+        return max(float(np.sqrt(max(0.0, 1 - self.history.kept / absorbed))), self.history.rounding)
 
     def _fallback(self) -> np.ndarray:
         """What a query is answered that no token answers (dv,)."""

@@ -102,6 +102,11 @@ class History:
         the usual bound."""
         return None
 
+    @property
+    def rounding(self) -> float:
+        """The relative error of the rows that it keeps."""
+        return 0.0
+
     def calibrate(self, k: np.ndarray, c: np.ndarray, q: np.ndarray | None) -> float | None:
         """Look at the first rows, k (n, d) and c (n, dv + 1), and at queries q (r, d). Returns a predicted relative error,
         or None."""

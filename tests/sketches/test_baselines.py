@@ -379,3 +379,15 @@ def test_threads_and_blocks_change_nothing(tmp_path, method, is_causal):
     assert run(threads=2, block_rows=96).tobytes() == expected.tobytes()
     words = {"rows": (0, 150), "threads": 1}
     assert relative(run(**words), run(**words, resident_rows=4096)) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["wildcat", "sample", "evict"])
+def test_no_answer_that_may_be_wrong_is_called_exact(method):
+    """Also where the history seems to have no share of it: sharp logits, of which what was kept has few."""
+    stream = make_stream(300, 4, 3, "f4", spread=40)
+    head = HeadParams(4, 3, 1.0, "f4", sinks=0, storage="f4")
+    params = registry.find(method).settings(head, MethodOptions(resident_rows=60), True, 300)
+    sketch, out, doubt = HeadAttention(params), np.empty((2, 300, 3), "f4"), np.empty((2, 300), "f4")
+    sketch.step(stream.q, stream.k, stream.c, out, allocate(params.work_spec()), doubt)
+    wrong = np.linalg.norm(out - attention(stream, 1.0, causal=True), axis=2) > 1e-4
+    assert wrong.any() and (doubt[wrong] > 0).all()

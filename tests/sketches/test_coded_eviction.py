@@ -128,6 +128,19 @@ def test_with_room_for_all_rows_only_rounding_is_wrong():
     assert errors[0] > errors[1] > errors[2] > errors[3] and errors[0] > 4 * errors[2] and errors[3] < 1e-5
 
 
+@pytest.mark.parametrize("bits", [4, 6, 8, 0])
+def test_rounded_rows_are_doubted_though_none_was_evicted(bits):
+    """By as much as their rounding may do; answers that saw none of them are exact."""
+    stream, params = make_stream(300, 3, 2, "f4", heads=2), head(EvictParams(300, 40, bits=bits))
+    sketch, out, doubt = HeadAttention(params), np.empty((2, 300, 2), "f4"), np.empty((2, 300), "f4")
+    sketch.step(stream.q, stream.k, stream.c, out, allocate(params.work_spec()), doubt)
+    assert (doubt[:, :16] == 0).all() and ((doubt[:, -16:] > 0) == (bits > 0)).all()
+    if bits:
+        exact = attention(stream, 0.5, causal=True)
+        wrong = np.linalg.norm(out - exact, axis=2) / np.linalg.norm(exact, axis=2)
+        assert (wrong[:, 100:] < 2 * doubt[:, 100:]).all()
+
+
 def test_recent_rows_are_not_rounded():
     sketch, _ = streamed(head(EvictParams(100, 32, storage="f4", bits=4)), make_stream(300, 3, 2, "f4"))
     stream = make_stream(300, 3, 2, "f4")

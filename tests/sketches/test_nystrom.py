@@ -347,7 +347,7 @@ class GroupByGroup(NystromHistory):
     step = None
 
     def learn(self, q, share, rows, work):
-        self.queries.learn(q, share, rows, work["fit"])
+        self.queries.learn(q, share, rows, work["fit"], self.params.forget)
 
 
 @pytest.mark.skipif(
@@ -582,20 +582,34 @@ def test_real_head_is_answered_well(real):
         assert ours < 0.3 * error(window_params(HEAD, rows), real)
 
 
-def test_fast_compresses_half_as_often_for_a_sixth_more_error(real):
+def test_fast_compresses_half_as_often_for_a_seventh_more_error(real):
     """In slices of the same size. A row of the buffer is two and a half atoms, where it was 1.3 of sixteen bits.
 
     Before (N25) it was a tenth: that took 3% off the error of compressing more often and nothing off that of `fast`. (N26)
-    takes 5% off that of `fast` with 128 and 256 rows, and 8% off the other. With 448 to 576 rows the ratio is anything from
-    1.0 to 1.4, before (N27) and after; with 512 it was 1.27 and is 1.32.
+    takes 5% off that of `fast` with 128 and 256 rows, and 8% off the other. With 512 to 576 rows, of which
+    a buffer of 64 is a large part, the ratio is 1.3 to 1.5 (before (N27) 1.27 to 1.4).
     """
     ratios = []
-    for rows in (128, 256, 512, 1024):
+    for rows in (128, 256, 640, 1024):
         ours = nystrom_params(HEAD, rows, "fast")
         often = nystrom_params(HEAD, rows, "fast", buffer=ours.group // 2)
         often = replace(often, history=replace(often.history, active=ours.history.active))
         ratios.append(error(ours, real) / error(often, real))
-    assert np.prod(ratios) ** 0.25 <= 1.17 and max(ratios) <= 1.35
+    assert np.prod(ratios) ** 0.25 <= 1.15 and max(ratios) <= 1.28
+
+
+@pytest.mark.parametrize("rope, forgets", [("", [32, 191, 256]), ("1e5:half", [200, 512, 512])])
+def test_few_atoms_forget_soon(rope, forgets):
+    history = nystrom_params(HEAD, 512, "default", rope=rope).history
+    assert [replace(history, atoms=atoms).forget for atoms in (100, 764, 2000)] == forgets
+
+
+def test_without_positions_small_budgets_follow_the_queries(real, monkeypatch):
+    """Keys of the sample head are turned: what queries looked for 256 rows ago is nothing that they look for now."""
+    params = nystrom_params(HEAD, 82, "default")
+    ours = relative(causal(params, real[0])[0][:, 2048:], real[1])
+    monkeypatch.setattr(NystromParams, "forget", 256.0)
+    assert ours < 0.9 * relative(causal(params, real[0])[0][:, 2048:], real[1])
 
 
 @pytest.mark.parametrize("rope", ["", "1e5:interleaved"])

@@ -62,6 +62,12 @@ class EvictHistory(RowHistory):
         """How many rows it keeps."""
         return int(self.state["held"][0])
 
+    @property
+    def rounding(self) -> float:
+        """That of a row whose largest number is three times the root mean square, once there are rounded ones."""
+        rounded = self.params.bits and self.kept > self.state["held"][2]
+        return float(3 / np.sqrt(12) / (2 ** (self.params.bits - 1) - 1)) if rounded else 0.0
+
     @staticmethod
     def state_spec(params: EvictParams, dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
         plain = min(params.recent, params.rows) if params.bits else params.rows

@@ -23,7 +23,7 @@ from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.bank import live
 from streamattn_cli.sketches.histories.nystromparams import NystromParams, atom_bytes, coded_bytes, settings
-from streamattn_cli.sketches.histories.querymodel import FORGET, FORGET_TURNED, LOOKBACK, QueryModel
+from streamattn_cli.sketches.histories.querymodel import LOOKBACK, QueryModel
 from streamattn_cli.sketches.method import History, Load, Method
 from streamattn_cli.sketches.partial import Partial
 from streamattn_cli.sketches.rope import rotation
@@ -190,8 +190,7 @@ class NystromHistory(History):
         p, s, a = head.params, head.state, 0
         answers, doubts = (x if x.flags.c_contiguous else np.empty(x.shape, x.dtype) for x in (out, doubt))
         shape = p.group, p.early_window, p.window, p.stack, self.params.active, kind(p.stored)
-        forget = FORGET_TURNED if self.params.rope else FORGET
-        numbers = self.scale, self.params.temper, -1 / forget, LOOKBACK
+        numbers = self.scale, self.params.temper, -1 / self.params.forget, LOOKBACK
         settings = shape, numbers, self.rope, not_a_number(p.stored), self.mean_value(), head.sink_logits
         given = blas.address(p.dtype), blas.address("f4"), *settings
         rows = np.ascontiguousarray(q), k, c, answers, doubts, work["counts"]

@@ -35,6 +35,12 @@ class NystromParams:
     model_bits: int = 16  # of a correlation of the queries
     recent_bits: int = 0  # 12, of a number of a recent row, once the bank is compressed; 0: as stored
 
+    @property
+    def forget(self) -> float:
+        """Rows after which a query counts 1/e: the fewer atoms, the sooner, since they can serve few queries well."""
+        least, most, share = (128, 512, 2.0) if self.rope else (32, 256, 0.25)
+        return float(min(max(share * self.atoms, least), most))
+
     def to_dict(self) -> dict:
         """JSON-able form; what earlier versions did not know only where it is used."""
         plain = {"rope": "", "turns": 0, "model_bits": 16, "recent_bits": 0}

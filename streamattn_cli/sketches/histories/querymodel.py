@@ -9,8 +9,7 @@ import numpy as np
 from streamattn_cli.kernels import blas, rotary
 from streamattn_cli.kernels import queries as kernel
 
-FORGET = 256.0  # rows after which a query counts 1/e
-FORGET_TURNED = 512.0  # the same of queries that are turned back by their positions
+FORGET = 256.0  # rows after which a query counts 1/e, if nothing else is said
 LOOKBACK = 0.003  # weight of a query that never looks at the history: u = share^2 + LOOKBACK
 
 
@@ -43,10 +42,10 @@ class QueryModel:
         """Numbers of float32 scratch that `learn` takes for so many queries."""
         return (queries + 1 + dim) * dim
 
-    def learn(self, q: np.ndarray, share: np.ndarray, rows: float, scratch: np.ndarray) -> None:
+    def learn(self, q: np.ndarray, share: np.ndarray, rows: float, scratch: np.ndarray, forget: float = FORGET) -> None:
         """Take in queries q (r, d) of `rows` rows; share (r,) is the part of their mass that fell on the history."""
-        weights, forget = share * share + LOOKBACK, math.exp(-rows / FORGET)
-        kernel.learn(blas.address("f4"), q, weights, forget, *self.arrays[:4], scratch)
+        weights, old = share * share + LOOKBACK, math.exp(-rows / forget)
+        kernel.learn(blas.address("f4"), q, weights, old, *self.arrays[:4], scratch)
 
     def merge(self, other: QueryModel) -> None:
         """Become the model of the queries of both; the other's rows follow this one's. Equal models are of the same queries,
