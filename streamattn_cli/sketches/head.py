@@ -319,12 +319,16 @@ class HeadAttention:
 
     def _exact(self, tile: QueryTile, bend: Bend) -> None:
         """Answer a tile of queries over the sinks and the recent rows, as if they lay side by side."""
+        bent = ((*bend.numbers(tile.exact.m.dtype), self.params.group, tile.bounds[1] - 1),) if bend else ()
+        dense.exact(*self.near(tile, self.recent.stored()), *bent)
+
+    def near(self, tile: QueryTile, recent: tuple | np.ndarray) -> tuple:
+        """The arguments of dense.exact for the sinks and such recent rows."""
         s, work, out, base = self.state, tile.work, tile.exact, int(self.state["counters"][1])
-        bent = ((*bend.numbers(out.m.dtype), self.params.group, tile.bounds[1] - 1),) if bend else ()
-        dense.exact(
-            blas.address(self.params.dtype), tile.scaled, kind(self.params.stored), s["sinks"], self.recent.stored(),
-            base, self._recent_end(), *tile.bounds, work["tile_k"], work["tile_c"], work["logits"],
-            work["product"], out.m, out.y, *bent,
+        return (
+            blas.address(self.params.dtype), tile.scaled, kind(self.params.stored), s["sinks"], recent, base,
+            self._recent_end(), *tile.bounds, work["tile_k"], work["tile_c"], work["logits"], work["product"], out.m,
+            out.y,
         )  # fmt: skip
 
     def _exact_rows(self) -> int:

@@ -63,7 +63,7 @@ class RecentRows:
         (tile, d), c (tile, dv + 1): scratch."""
         if self.history is None or not self.history.compress_for(new) or not len(self.codes):
             return
-        for a in range(0, rows, len(k)):  # a row's code ends before the next row begins
+        for a in range(0, max(rows, 1), len(k)):  # a row's code ends before the next row begins
             b = min(a + len(k), rows)
             part = get(self.plain[a:b], self.params.stored, k, c)
             twelvebits.encode(*part, *self._centres(), self.codes[a:b])

@@ -20,7 +20,7 @@ from streamattn_cli.engine.watch.events import Listener, Note
 from streamattn_cli.engine.watch.meter import trim
 from streamattn_cli.engine.watch.signals import Interrupts
 from streamattn_cli.engine.workers.pool import default_threads
-from streamattn_cli.kernels import atoms, blas, compress, jit, nystrom
+from streamattn_cli.kernels import atoms, blas, compress, dense, jit, nystrom
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.memory import MemoryTensor
 from streamattn_cli.rows.writers.base import Nowhere
@@ -32,6 +32,7 @@ from streamattn_cli.sketches.histories.nystrom import NystromHistory, insert_siz
 from streamattn_cli.sketches.histories.nystromparams import NystromParams
 from streamattn_cli.sketches.histories.querymodel import QueryModel
 from streamattn_cli.sketches.rope import rotation
+from streamattn_cli.sketches.tiles import QueryTile
 
 COMPILING = "compiling kernels for this machine (the next run of this version finds them; streamattn warm compiles all)"
 FIRST_QUERY = 300
@@ -99,6 +100,9 @@ def compile_others(given: HeadParams) -> None:
     rows, c, work = np.zeros((1, 40, 8), given.dtype), np.ones((40, 9), given.dtype), allocate(params.work_spec())
     HeadAttention(params).step(rows, rows[0], c, np.empty_like(rows), work)
     held = cast(NystromHistory, HeadAttention(replace(params, history=history)).history)
+    tile, coded = QueryTile.of(work, 1, 8), (np.zeros((16, 28), "u1"), held.state["centre"], held.mean)
+    tile.place(rows[:, :8], 0, 1.0, 1, 1, 8)
+    dense.exact(*HeadAttention(params).near(tile, coded))
     held.queries.learn(rows[0, :8], c[:8, 0].copy(), 1.0, np.empty(QueryModel.scratch_size(8, 8), "f4"))
     held.queries.factor(np.empty((8, 8), "f4"), np.empty(8, "f4"))
     k, c, w, alive = rows[0, :8], c[:8], np.ones((8, 9), "f4"), np.zeros(8, bool)
