@@ -249,10 +249,13 @@ def test_estimating_stays_within_its_bound(rows, columns):
     rng = np.random.default_rng(0)
     wrong, size = rng.random((2, rows, columns))
     design = draw_rows(100000, rows, 0)
-    tracemalloc.start()
-    estimate(wrong, size, design)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    peaks = []
+    for _ in range(3):  # other threads of the process, such as those of pytest-xdist, may allocate meanwhile
+        tracemalloc.start()
+        estimate(wrong, size, design)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    peak = min(peaks)
     assert peak <= estimate_bytes(rows, columns) <= 3 * peak
 
 
