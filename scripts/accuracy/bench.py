@@ -18,7 +18,6 @@ from tables import errors_figure, rows_figure, tables
 
 from streamattn_cli.errors import UsageError
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.method import MethodOptions
@@ -135,7 +134,7 @@ def measure(task: tuple) -> list[Result]:
             except UsageError:  # too few rows for it, or nothing for full attention
                 continue
             out, guarded = answers(head, params, causal)
-            used = spec_bytes(params.state_spec()) / row_bytes(params)
+            used = spec_bytes(params.state_spec()) / params.row_bytes
             measured.keep(method, budget, used, out[:, asked], guarded, began)
         if known:
             _oracles(measured, full, budget, resident)

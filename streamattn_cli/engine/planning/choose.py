@@ -15,7 +15,6 @@ from streamattn_cli.engine.planning.parameters import poly_bytes
 from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.tensor import RowTensor
-from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.histories.poly import MAX_DEGREE
 
@@ -57,7 +56,7 @@ def choose(
         return Choice("exact" if seekable else "window", "no compressed rows answer where logits are capped or biased")
     if seekable and rows is not None and rows <= SHORT and request.resident_rows is None:
         return Choice("exact", f"{rows} rows are few enough to be answered exactly")
-    budget = request.budget * row_bytes(head)
+    budget = request.budget * head.row_bytes
     if spread is None or not spread["row_std"]:
         return Choice("nystrom", "the logits are not known beforehand, and nystrom suits them however far they spread")
     std = spread["row_std_rms"]

@@ -30,7 +30,6 @@ from streamattn_cli.rows.inputs.open import Inputs
 from streamattn_cli.rows.tensors.heads import Heads, group_size
 from streamattn_cli.rows.tensors.ranges import RangeTensor
 from streamattn_cli.sketches import registry
-from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.headparams import HeadParams
 from streamattn_cli.sketches.rope import PAIRS, read_rope, rope_word
 
@@ -191,7 +190,7 @@ def budgets_in_rows(budgets: Sequence[int | str], keys: int, whose: str = "") ->
 
 def _of_layer(request: RunRequest, heads: int, head: HeadParams) -> tuple[RunRequest, list[str]]:
     """The request with the resident rows of one key head that --memory-per-layer has room for, and a note that says so."""
-    bytes_, one = request.memory_per_layer or 0, heads * row_bytes(head)
+    bytes_, one = request.memory_per_layer or 0, heads * head.row_bytes
     if request.resident_rows is not None:
         raise UsageError("--memory-per-layer and --resident-rows say the same in other units; give one of them")
     if bytes_ < one:

@@ -12,7 +12,6 @@ from streamattn_cli.engine.request.requests import RunRequest
 from streamattn_cli.rows.tensors.heads import Heads
 from streamattn_cli.rows.tensors.sequences import Sequences
 from streamattn_cli.sketches.bend import STRAIGHT, Bend
-from streamattn_cli.sketches.budget import row_bytes
 from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.units import format_bytes
 
@@ -26,7 +25,7 @@ def larger_than_data(problem: Problem) -> str | None:
     rows = problem.k.rows
     if not problem.params or rows is None:
         return None
-    row, kept = len(problem.k) * row_bytes(problem.params), problem.sketch_bytes
+    row, kept = len(problem.k) * problem.params.row_bytes, problem.sketch_bytes
     if kept <= (rows + problem.rows_before) * row:
         return None
     return (
@@ -163,7 +162,7 @@ class Problem:
             params = _told(self.params)
             resident = spec_bytes(self.params.state_spec())
             params["resident_bytes"] = resident
-            params["resident_rows"] = round(resident / row_bytes(self.params), 1)
+            params["resident_rows"] = round(resident / self.params.row_bytes, 1)
         if self.shorter:
             params["shorter"] = [{"up_to": most, "params": _told(one)} for most, one in self.shorter]
         params |= {"local": self.local} if self.local else {}

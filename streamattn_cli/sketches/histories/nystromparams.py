@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.sketches.budget import DEFAULT_ROWS, check_buffer, group_rows, row_bytes, with_sinks
+from streamattn_cli.sketches.budget import DEFAULT_ROWS, check_buffer, group_rows, with_sinks
 from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.method import MethodOptions
 
@@ -76,26 +76,26 @@ def nystrom_params(
     if window is None:
         window = 1 + max(1, round(WINDOW_SHARE * rows / group)) * group if causal else 1
     bits = 8 if stream is not None and stream <= SHORT * rows else 6
-    model_bits = 8 if params.dim * (params.dim - 1) > MODEL_SHARE * rows * row_bytes(params) else 16
+    model_bits = 8 if params.dim * (params.dim - 1) > MODEL_SHARE * rows * params.row_bytes else 16
     history = NystromParams(0, active, bits, TEMPER if causal else 1.0, params.stored, rope, model_bits=model_bits)
     params = replace(params, group=group, window=max(window, 1), history=history)
     if causal and bits == 6 and params.window > 1:
         coded = replace(history, recent_bits=RECENT_BITS)
-        saves = replace(params, history=coded).coded_bytes < row_bytes(params)
+        saves = replace(params, history=coded).coded_bytes < params.row_bytes
         history = coded if saves else history
         params = replace(params, history=history)
     size = atom_bytes(params.dim, params.value_dim, history.bits)
     if atoms is None:
-        atoms = (rows * row_bytes(params) - spec_bytes(params.state_spec())) // size
+        atoms = (rows * params.row_bytes - spec_bytes(params.state_spec())) // size
     few = max(
-        2 * group, -(-group * row_bytes(params) // size)
+        2 * group, -(-group * params.row_bytes // size)
     )  # the first group is held as rows, which show what is usual
     if atoms < few:
         least = spec_bytes(params.state_spec()) + few * size
         raise UsageError(
             f"{max(atoms, 0)} atoms are left of --resident-rows {rows} beside {params.sinks} sinks, a window of "
             f"{params.window}, a buffer of {group} and the query statistics; give --resident-rows "
-            f"{-(-least // row_bytes(params))} or more, or a smaller --window or --buffer"
+            f"{-(-least // params.row_bytes)} or more, or a smaller --window or --buffer"
         )
     turns = min(TURNS[effort], 2 if atoms < MANY else 4) if rope else 0
     if rope and effort == "default" and atoms < FEW:
@@ -105,6 +105,7 @@ def nystrom_params(
 
 
 def settings(head: HeadParams, options: MethodOptions, causal: bool, stream: int | None) -> HeadParams:
+    """The `settings` of the method (see method.py): a budget laid out by `nystrom_params`."""
     rows, by_hand = options.resident_rows or DEFAULT_ROWS, (options.window, options.buffer, options.atoms)
     params, rope = with_sinks(head, options), options.rope or ""
     return nystrom_params(params, rows, options.effort, *by_hand, causal=causal, stream=stream, rope=rope)

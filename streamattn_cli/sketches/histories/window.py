@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from streamattn_cli.errors import UsageError
-from streamattn_cli.sketches.budget import DEFAULT_ROWS, row_bytes, with_sinks
+from streamattn_cli.sketches.budget import DEFAULT_ROWS, with_sinks
 from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.method import Load, Method, MethodOptions
 
@@ -16,8 +16,8 @@ def window_params(params: HeadParams, rows: int) -> HeadParams:
     """The `window` method within `rows` rows: sinks, and as wide a window as fits beside one group under way."""
     # small groups, because the one under way counts, too: a thirty-second of the budget
     params = replace(params, group=1 << int(np.clip(np.log2(max(rows, 1) / 32), 3, 5)), window=1)
-    free = rows * row_bytes(params) - spec_bytes(params.state_spec())
-    window = 1 + free // row_bytes(params) // params.group * params.group
+    free = rows * params.row_bytes - spec_bytes(params.state_spec())
+    window = 1 + free // params.row_bytes // params.group * params.group
     if free < 0:
         raise UsageError(f"--resident-rows {rows}: too few for {params.sinks} sinks and a group of {params.group}")
     return replace(params, window=window)
