@@ -7,8 +7,11 @@ length, the largest first.
 import math
 
 import numpy as np
+from llvmlite import ir
+from numba.extending import overload
 
 from streamattn_cli.kernels.jit import kernel
+from streamattn_cli.kernels.lanes import WIDE, contiguous, emitted
 
 PERIOD = 1024  # numbers after which the signs begin again
 
@@ -31,10 +34,9 @@ SIGNS = _signs(PERIOD)
 def turn_rows(x, width, back):
     """Turn the first `width` numbers of every row of x (n, >= width) in place, or back."""
     for i in range(x.shape[0]):
-        row, first = x[i], 0
+        row, first = x[i, :width], 0
         if not back:
-            for j in range(width):
-                row[j] *= SIGNS[j % PERIOD]
+            _sign(row)
         while first < width:
             size = 1
             while 2 * size <= width - first:
@@ -42,8 +44,18 @@ def turn_rows(x, width, back):
             _mix(row[first : first + size])
             first += size
         if back:
-            for j in range(width):
-                row[j] *= SIGNS[j % PERIOD]
+            _sign(row)
+
+
+@kernel()
+def _sign(row):
+    for first in range(0, row.shape[0], PERIOD):
+        some = row[first : first + PERIOD]
+        whole = some.shape[0] - some.shape[0] % WIDE
+        for j in range(0, whole, WIDE):
+            _sign_some(some, j, SIGNS)
+        for j in range(whole, some.shape[0]):
+            some[j] *= SIGNS[j]
 
 
 @kernel()
@@ -51,19 +63,96 @@ def _mix(row):
     """The orthonormal Hadamard transform of row (a power of two,), in place."""
     size, half = row.shape[0], 1
     root = row.dtype.type(1 / math.sqrt(size))
-    for j in range(size):
-        row[j] *= root
-    while 4 * half <= size:
-        for first in range(0, size, 4 * half):
+    if size >= WIDE:
+        for first in range(0, size, WIDE):
+            _mix_within(row, first, root)
+        half = WIDE
+    else:
+        for j in range(size):
+            row[j] *= root
+    while 2 * half <= size:
+        for first in range(0, size, 2 * half):
+            if half >= WIDE:
+                for j in range(first, first + half, WIDE):
+                    _mix_across(row, j, half)
+                continue
             for j in range(first, first + half):
-                a, b, c, d = row[j], row[j + half], row[j + 2 * half], row[j + 3 * half]
-                e, f, g, h = a + b, a - b, c + d, c - d
-                row[j], row[j + half], row[j + 2 * half], row[j + 3 * half] = e + g, f + h, e - g, f - h
-        half *= 4
-    if half < size:
-        for j in range(half):
-            a, b = row[j], row[j + half]
-            row[j], row[j + half] = a + b, a - b
+                a, b = row[j], row[j + half]
+                row[j], row[j + half] = a + b, a - b
+        half *= 2
+
+
+def _sign_some(row, first, signs):
+    """WIDE numbers from `first` on, times the signs. This body, and those of the two below, are for rows that are not known to be
+    contiguous, and run when the JIT is disabled."""
+    for j in range(first, first + WIDE):
+        row[j] *= signs[j]
+
+
+def _mix_within(row, first, root):
+    """The transform of WIDE numbers from `first` on, times root."""
+    half = 1
+    for j in range(first, first + WIDE):
+        row[j] *= root
+    while half < WIDE:
+        for start in range(first, first + WIDE, 2 * half):
+            for j in range(start, start + half):
+                a, b = row[j], row[j + half]
+                row[j], row[j + half] = a + b, a - b
+        half *= 2
+
+
+def _mix_across(row, first, half):
+    """Sums and differences of WIDE numbers from `first` on with those `half` further on."""
+    for j in range(first, first + WIDE):
+        a, b = row[j], row[j + half]
+        row[j], row[j + half] = a + b, a - b
+
+
+@emitted
+def _sign_lanes(lanes, row, first, signs):
+    x = lanes.load(row, first)
+    lanes.store(lanes.builder.fmul(x, lanes.wide(lanes.load(signs, first), x.type)), row, first)
+
+
+@emitted
+def _within_lanes(lanes, row, first, root):
+    x, half = lanes.load(row, first), 1
+    x = lanes.builder.fmul(x, lanes.same(root))
+    while half < WIDE:
+        signs = ir.Constant(x.type, [-1.0 if i & half else 1.0 for i in range(WIDE)])
+        others = lanes.shuffled(x, [i ^ half for i in range(WIDE)])
+        x = lanes.builder.fadd(others, lanes.builder.fmul(x, signs))
+        half *= 2
+    lanes.store(x, row, first)
+
+
+@emitted
+def _across_lanes(lanes, row, first, half):
+    a, b = lanes.load(row, first), lanes.load(row, first, half)
+    lanes.store(lanes.builder.fadd(a, b), row, first)
+    lanes.store(lanes.builder.fsub(a, b), row, first, half)
+
+
+@overload(_sign_some, inline="always")
+def _signer(row, first, signs):
+    if not contiguous(row):
+        return _sign_some
+    return lambda row, first, signs: _sign_lanes(row, first, signs)
+
+
+@overload(_mix_within, inline="always")
+def _mixer_within(row, first, root):
+    if not contiguous(row):
+        return _mix_within
+    return lambda row, first, root: _within_lanes(row, first, root)
+
+
+@overload(_mix_across, inline="always")
+def _mixer_across(row, first, half):
+    if not contiguous(row):
+        return _mix_across
+    return lambda row, first, half: _across_lanes(row, first, half)
 
 
 @kernel(cache=True)

@@ -5,7 +5,6 @@ import math
 import numpy as np
 
 from streamattn_cli.kernels.atoms import gather, load, store
-from streamattn_cli.kernels.blas import LEFT, PLAIN, product
 from streamattn_cli.kernels.compress import compress
 from streamattn_cli.kernels.dense import (
     NONE,
@@ -16,8 +15,6 @@ from streamattn_cli.kernels.dense import (
     finish,
     place,
     relate,
-    softmax_tile,
-    tile_rows,
 )
 from streamattn_cli.kernels.hadamard import turn_columns, turn_rows
 from streamattn_cli.kernels.jit import kernel
@@ -25,6 +22,7 @@ from streamattn_cli.kernels.queries import factor, learn, typical
 from streamattn_cli.kernels.rotary import turn
 from streamattn_cli.kernels.rowstore import load as load_rows
 from streamattn_cli.kernels.rowstore import store as store_rows
+from streamattn_cli.kernels.signed import attend_signed
 from streamattn_cli.kernels.twelvebits import decode, encode
 
 ONE, ALL = np.int64(1), np.int64(1 << 62)
@@ -63,10 +61,10 @@ def insert(gemm, k, c, active, scale, temper, rope, held, centre, bank, model, s
 
 
 @kernel(cache=True, inline="always")
-def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, gathered, m, y, doubt):
+def answer(gemm, q, held, centre, bank, rows, kind, k, c, logits, gathered, m, y, doubt):
     """The partial answers m (r,), y (r, dv + 1) of all atoms to queries q (d, r), already scaled, and their doubt (r,).
 
-    rows (., d + dv), stored as KIND `kind`, is what the bank holds as long as held[1] is 0. everything (2, r) int64, k
+    rows (., d + dv), stored as KIND `kind`, is what the bank holds as long as held[1] is 0. k
     (tile, d), c (tile, dv + 1), logits and gathered are scratch (see dense.attend). Atoms of six bits answer queries turned as they
     are (METHODS.md (N20), (N22)); q is turned back afterwards.
 
@@ -74,8 +72,6 @@ def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, ga
     bring nearly all of it, and weights that cancel, are doubtful. METHODS.md (N15)
     """
     m[:], y[:], doubt[:] = -math.inf, 0, 0
-    low, high = everything[0, : m.shape[0]], everything[1, : m.shape[0]]
-    low[:], high[:] = 0, ALL
     count, tile, mean = held[0], k.shape[0], bank[4]
     turned = held[1] and mean.shape[0]
     if turned:
@@ -88,7 +84,7 @@ def answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, ga
                 move(k[:n], centre)
         else:
             load_rows(rows[first : first + n], kind, k, c)
-        attend_signed(gemm, q, k[:n], c[:n], low, high, logits, gathered, m, y, doubt)
+        attend_signed(gemm, q, k[:n], c[:n], logits, gathered, m, y, doubt)
     if turned:
         turn_columns(q, True)
         turn_rows(y, mean.shape[0], True)
@@ -122,32 +118,6 @@ def shift(m, y, q, centre, mean):
         row, z = y[i], y[i, weight]
         for j in range(mean.shape[0]):
             row[j] += z * mean[j]
-
-
-@kernel(cache=True)
-def attend_signed(gemm, q, k, c, low, high, logits, gathered, m, y, squares):
-    """As dense.attend, and adds the squares of what the weights bring to squares (r,), which is rescaled as y is."""
-    count, r, weight = k.shape[0], q.shape[1], c.shape[1] - 1
-    step = tile_rows(r, max(k.shape[1], c.shape[1]), count)
-    top = logits[:r]
-    for first in range(0, count, step):
-        n = min(step, count - first)
-        tile, rows = logits[r : r + n * r].reshape(n, r), c[first : first + n]
-        product(gemm, PLAIN, k[first : first + n], q, tile)
-        for i in range(r):
-            gathered[i, 0] = m[i]
-        softmax_tile(tile, rows, NONE, NONE, low, high, top, m, y)
-        for i in range(r):
-            if gathered[i, 0] < m[i]:
-                squares[i] *= math.exp(2 * (gathered[i, 0] - m[i]))
-        for j in range(n):
-            part, f = tile[j], rows[j, weight]
-            for i in range(r):
-                squares[i] += f * part[i] * (f * part[i])
-        product(gemm, LEFT, tile, rows, gathered)
-        for i in range(r):
-            for j in range(y.shape[1]):
-                y[i, j] += gathered[i, j]
 
 
 @kernel()
@@ -239,7 +209,7 @@ def look_near(gemm, q, near, base, end, low, high, k, c, logits, gathered, ours)
 
 @kernel()
 def look_back(
-    gemm, q, absorbed, span, held, centre, bank, rows, kind, everything, k, c, logits, gathered, past, ours, seen, share,
+    gemm, q, absorbed, span, held, centre, bank, rows, kind, k, c, logits, gathered, past, ours, seen, share,
     doubt,
 ):  # fmt: skip
     """Add what the history answers to queries q (d, r), with the scratch `past`, to the exact part `ours`; returns how many had z <= 0.
@@ -249,7 +219,7 @@ def look_back(
     share[:], doubt[:] = 0, 0
     if not absorbed:
         return 0
-    answer(gemm, q, held, centre, bank, rows, kind, everything, k, c, logits, gathered, past[0], past[1], doubt)
+    answer(gemm, q, held, centre, bank, rows, kind, k, c, logits, gathered, past[0], past[1], doubt)
     bad = add_history(ours[0], ours[1], past[0], past[1], span[0], span[1], seen, share, doubt)
     relate(ours[1], span[0], span[1], doubt)
     return bad
@@ -282,7 +252,7 @@ def step(
 
     gemm, narrow: `blas.address` of the rows' dtype and of float32. sizes: rows of a group, window as long as the bank holds rows
     and later, query heads of a tile, active atoms, KIND of the stored rows. numbers: scale, temper, forget of one row, lookback. rope: see rotary.turn. nan: what a dropped row is
-    stored as. sink_logits (heads,), or empty: see add_sinks. head: the head's counters, sinks, recent rows, the same coded (or none), and range. tile: the scratch of tiles.tile_spec, and `everything`.
+    stored as. sink_logits (heads,), or empty: see add_sinks. head: the head's counters, sinks, recent rows, the same coded (or none), and range. tile: the scratch of tiles.tile_spec.
     fit, alive: that of `insert`. counts (3,): how many queries had z <= 0 is added to counts[1], how many saw nothing to
     counts[2]. The rest as in `answer`.
     """
@@ -290,7 +260,7 @@ def step(
     counters, sinks, recent, codes, span = head
     near = held[1] and codes.shape[0], kind, sinks, recent, codes, centre, bank[4]
     window = late if near[0] else early
-    raw, scaled, logits, gathered, bounds, share, m, y, doubt, tile_k, tile_c, everything = tile
+    raw, scaled, logits, gathered, bounds, share, m, y, doubt, tile_k, tile_c = tile
     heads, _, d = q.shape
     for a in range(start, k.shape[0], group):
         if held[1] == 0 and held[0] + group > rows.shape[0]:
@@ -317,7 +287,7 @@ def step(
             if sink_logits.shape[0]:
                 add_sinks(ours[0], ours[1], high, sink_logits[h : h + some], group)
             counts[1] += look_back(
-                gemm, columns, counters[2], span, held, centre, bank, rows, kind, everything, tile_k, tile_c, logits,
+                gemm, columns, counters[2], span, held, centre, bank, rows, kind, tile_k, tile_c, logits,
                 part, past, ours, high, share[:r], doubt[:r],
             )  # fmt: skip
             teach(narrow, raw[:r], share, group, b - a, rope, fading * (b - a) * some / heads, lookback, model, fit)

@@ -7,6 +7,7 @@ from numba.extending import overload
 from streamattn_cli.kernels.atoms import nearest_levels, widened
 from streamattn_cli.kernels.hadamard import turn_rows
 from streamattn_cli.kernels.jit import kernel
+from streamattn_cli.kernels.lanes import WIDE, contiguous, emitted
 from streamattn_cli.kernels.rowstore import load
 
 LIMIT = 2047  # levels are -LIMIT .. LIMIT
@@ -36,12 +37,43 @@ def unpack(packed, scale, out):
     n = out.shape[0]
     half = (n + 1) // 2
     high, second, rest = packed[n:], packed[half:n], out[half:]
+    wide = n == 2 * half and half >= WIDE
+    for at in range(0, half if wide else 0, WIDE):
+        _unpack_some(packed, min(at, half - WIDE), half, scale, out)
+    if wide:
+        return
     for j in range(half):
         code = np.int32(packed[j]) | (np.int32(high[j]) & _HIGH) << _EIGHT
         out[j] = np.float32(code - _MIDDLE) * scale
     for j in range(n - half):
         code = np.int32(second[j]) | np.int32(high[j]) >> _FOUR << _EIGHT
         rest[j] = np.float32(code - _MIDDLE) * scale
+
+
+def _unpack_some(packed, at, half, scale, out):
+    """WIDE numbers of each half, from `at` on: for rows that are not known to be contiguous, and when the JIT is disabled."""
+    for j in range(at, at + WIDE):
+        high = np.int32(packed[2 * half + j])
+        for part in range(2):
+            code = np.int32(packed[part * half + j]) | (high >> np.int32(4 * part) & _HIGH) << _EIGHT
+            out[part * half + j] = np.float32(code - _MIDDLE) * scale
+
+
+@emitted
+def _unpack_lanes(lanes, packed, at, half, scale, out):
+    b, same = lanes.builder, lanes.same
+    high = lanes.load(packed, at, half, half)
+    for part in range(2):
+        four = b.and_(b.lshr(high, same(4 * part)), same(15))
+        code = b.or_(lanes.load(packed, at, *[half] * part), b.shl(four, same(8)))
+        lanes.store(lanes.times(b.sub(code, same(LIMIT + 1)), scale), out, at, *[half] * part)
+
+
+@overload(_unpack_some, inline="always")
+def _unpacker(packed, at, half, scale, out):
+    if not contiguous(packed, out):
+        return _unpack_some
+    return lambda packed, at, half, scale, out: _unpack_lanes(packed, at, half, scale, out)
 
 
 @kernel(cache=True)

@@ -44,7 +44,6 @@ SCRATCH = (
     "doubt",
     "tile_k",
     "tile_c",
-    "everything",
 )
 
 
@@ -100,7 +99,7 @@ class NystromHistory(History):
         """Name -> (shape, dtype) of the scratch arrays of one thread."""
         atoms = params.active + group
         size = max(insert_size(atoms, dim, value_dim + 1, group, params.rope), QueryModel.scratch_size(dim, queries))
-        return {"everything": ((2, queries), "i8"), "fit": ((size,), "f4"), "alive": ((atoms,), "?")}
+        return {"fit": ((size,), "f4"), "alive": ((atoms,), "?")}
 
     @staticmethod
     def transient_bytes(params: NystromParams, dim: int, value_dim: int, group: int, queries: int) -> int:
@@ -210,7 +209,7 @@ class NystromHistory(History):
     def partial(self, q: np.ndarray, work: dict, out: Partial) -> int:
         """Answer a tile of queries (their scaled form is work["scaled"]) into `out`. No query is clipped: 0."""
         gemm, stored = blas.address(work["scaled"].dtype.str[1:]), kind(self.params.storage)
-        scratch = (work[name] for name in ("everything", "tile_k", "tile_c", "logits", "product"))
+        scratch = (work[name] for name in ("tile_k", "tile_c", "logits", "product"))
         kernel.answer(gemm, work["scaled"], *self._arrays(), stored, *scratch, out.m, out.y, out.doubt)
         return 0
 
