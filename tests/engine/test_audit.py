@@ -138,6 +138,16 @@ def test_a_piece_without_rows_is_empty():
     assert edges == [0, 50, 100] and found == [[1.0, None]]
 
 
+def test_errors_that_are_told_as_the_same_are_in_the_order_of_rows():
+    """Which of two is larger in the twelfth digit depends on how a run was cut."""
+    wrong = np.full((30, 2), 1e-6)
+    wrong[:12] *= 4 * (1 + 1e-9 * np.arange(24).reshape(12, 2))
+    worst = worst_rows(wrong, np.ones((30, 2)), np.arange(100, 130))
+    assert [(w.row, w.head) for w in worst] == [(100 + i // 2, i % 2) for i in range(10)]
+    assert {w.error for w in worst} == {0.002}
+    assert worst_rows(wrong[:0], wrong[:0], np.arange(0)) == ()
+
+
 def test_an_outcome_tells_heads_positions_and_worst_rows(tmp_path):
     words = ("attend", SAMPLE / "heads.h5", "--rows", "0:1500", "--method", "window", "--window", "32", "--audit", "80")
     done = run(*words, "--json", "-o", tmp_path / "out.npy")

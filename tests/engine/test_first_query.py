@@ -69,7 +69,10 @@ def test_every_method_is_audited_repaired_and_doubted(tmp_path, name, first):
     expected, found = _expected(whole, first, count), np.load(tmp_path / "o.npy")
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert outcome.audit.method.error == pytest.approx(error, rel=1e-3, abs=1e-6)
-    exact = np.linalg.norm(found - expected, axis=2) <= 1e-5 * np.linalg.norm(expected, axis=2)
+    sizes = np.linalg.norm(
+        expected, axis=2
+    )  # small answers are sums that cancel: single precision rounds what is summed
+    exact = np.linalg.norm(found - expected, axis=2) <= 1e-5 * sizes.mean()
     assert exact.sum() >= 20 * HEADS and outcome.counts["repaired_answers"] == 20 * HEADS
     assert (np.load(tmp_path / "d.npy")[exact] == 0).mean() > 0.5
     assert any("the last query sees the last key" in note for note in outcome.notes)

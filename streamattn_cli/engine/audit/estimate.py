@@ -9,6 +9,7 @@ percentile interval covers too seldom. Resampled multiplicities have mean 1 and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,18 +128,23 @@ def by_position(wrong: np.ndarray, size: np.ndarray, design: Design) -> tuple[li
 def worst_rows(
     wrong: np.ndarray, size: np.ndarray, rows: np.ndarray, sequences: Sequences | None = None
 ) -> tuple[WorstRow, ...]:
-    """The rows and heads with the largest error relative to their own exact answer, worst first."""
-    errors = _ratio(wrong, size)
-    order = np.argsort(-errors, axis=None, kind="stable")[:WORST]
-    places = zip(*np.unravel_index(order, errors.shape), strict=True)
-    found = []
-    for i, head in places:
+    """The rows and heads with the largest error relative to their own exact answer: see `worst_first`."""
+    errors, found = _ratio(wrong, size), []
+    if not errors.size:
+        return ()
+    least = np.sort(errors, axis=None)[-WORST:][0] * (1 - 1e-3)  # some of these are told as the same number
+    for i, head in zip(*np.nonzero(errors >= least), strict=True):
         number, row = None, int(rows[i])
         if sequences:
             number, row = sequences.local(row)
             number += sequences.before
         found.append(WorstRow(row, int(head), _short(errors[i, head]), number))
-    return tuple(found)
+    return worst_first(found)
+
+
+def worst_first(rows: Iterable[WorstRow]) -> tuple[WorstRow, ...]:
+    """The WORST of them; those whose errors are told as the same number in the order of rows, or rounding would decide."""
+    return tuple(sorted(rows, key=lambda row: (-row.error, row.sequence or 0, row.row, row.head))[:WORST])
 
 
 def by_sequence(

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from streamattn_cli.engine.audit.estimate import DOMINATED, WORST
-from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, SequenceError, WorstRow
+from streamattn_cli.engine.audit.estimate import DOMINATED, worst_first
+from streamattn_cli.engine.watch.events import Audit, ErrorEstimate, Flagged, SequenceError
 
 FIGURES = ("error", "low", "high", "median_row", "p95_row")
 
@@ -58,7 +58,7 @@ def of_heads(audits: Sequence[Audit]) -> Audit:
         history_mass=_joined(audits, "history_mass"),
         edges=audits[0].edges if same else (),
         by_position=_joined(audits, "by_position") if same else (),
-        worst=_worst(worst),
+        worst=worst_first(worst),
         sequences=_sequences_of_heads(audits),
     )
 
@@ -97,7 +97,7 @@ def of_sequences(audits: Sequence[Audit], edges: Sequence[int]) -> Audit:
         history_mass=tuple(sum(n * m for n, m in zip(rows, head, strict=True)) / sum(rows) for head in mass),
         edges=tuple(edges),
         by_position=tuple(tuple(audit.heads[head].error for audit in audits) for head in range(len(heads))),
-        worst=_worst([row for audit in audits for row in audit.worst]),
+        worst=worst_first([row for audit in audits for row in audit.worst]),
         sequences=_joined(audits, "sequences"),
     )
 
@@ -132,7 +132,3 @@ def _flagged(parts: Sequence[Flagged]) -> Flagged | None:
 
 def _joined(audits: Sequence[Audit], name: str) -> tuple:
     return tuple(each for audit in audits for each in getattr(audit, name))
-
-
-def _worst(rows: Sequence[WorstRow]) -> tuple[WorstRow, ...]:
-    return tuple(sorted(rows, key=lambda row: -row.error)[:WORST])

@@ -284,17 +284,17 @@ class NystromHistory(History):
 
 def _micros(load: Load) -> float:
     p, history = load.params, load.params.history
-    group = history.atoms * (0.031 + 1.7e-4 * load.width) + 87 * (not load.causal)  # reads them
+    group = history.atoms * (0.012 + 0.8e-4 * load.width) + 87 * (not load.causal)  # reads them
     n, dim = history.active + p.group, load.dim
     full = (
-        n * (1.2e-3 * load.width + 4.6e-5 * dim * dim)
+        n * (0.7e-3 * load.width + 4.6e-5 * dim * dim)
         + n * n * (1.9e-3 + 2.05e-5 * dim)
         + 8.4e-6 * n**3
         + 3e-5 * dim**3
     )
     learning = 7.1e-5 * dim * dim * load.queries * load.group
     groups = load.rows / p.group * group + load.full_groups(history.atoms) * full
-    return float(load.answering(history.atoms) + groups + learning)
+    return float(0.93 * load.answering(history.atoms) + groups + learning)
 
 
 def _miniature(params: HeadParams) -> HeadParams:
