@@ -1,6 +1,7 @@
 """The audit: stratified samples, estimates by head and position, and intervals that hold what they promise."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import naive
@@ -146,6 +147,19 @@ def test_errors_that_are_told_as_the_same_are_in_the_order_of_rows():
     assert [(w.row, w.head) for w in worst] == [(100 + i // 2, i % 2) for i in range(10)]
     assert {w.error for w in worst} == {0.002}
     assert worst_rows(wrong[:0], wrong[:0], np.arange(0)) == ()
+    exact = worst_rows(np.zeros((30, 2)), np.ones((30, 2)), np.arange(30))
+    assert [(w.row, w.head, w.error) for w in exact] == [(i // 2, i % 2, 0) for i in range(10)]
+
+
+def test_many_rows_that_are_equally_wrong_cost_no_memory():
+    """All rows of a method that is exact are: none but the worst become objects."""
+    wrong = np.zeros((100_000, 4))
+    tracemalloc.start()
+    try:
+        assert len(worst_rows(wrong, np.ones_like(wrong), np.arange(100_000))) == 10
+        assert tracemalloc.get_traced_memory()[1] < 12 * wrong.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_outcome_tells_heads_positions_and_worst_rows(tmp_path):

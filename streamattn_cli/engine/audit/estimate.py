@@ -130,10 +130,11 @@ def worst_rows(
 ) -> tuple[WorstRow, ...]:
     """The rows and heads with the largest error relative to their own exact answer: see `worst_first`."""
     errors, found = _ratio(wrong, size), []
-    if not errors.size:
-        return ()
-    least = np.sort(errors, axis=None)[-WORST:][0] * (1 - 1e-3)  # some of these are told as the same number
-    for i, head in zip(*np.nonzero(errors >= least), strict=True):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unit = 10 ** (np.floor(np.log10(errors)) - 3)  # of what is told
+        told = np.where((0 < errors) & (errors < np.inf), np.rint(errors / unit) * unit, errors)
+    order = np.argsort(-told, axis=None, kind="stable")[:WORST]
+    for i, head in zip(*np.unravel_index(order, errors.shape), strict=True):
         number, row = None, int(rows[i])
         if sequences:
             number, row = sequences.local(row)
