@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import threading
 from functools import partial
 
 import h5py
@@ -84,8 +85,9 @@ def test_a_file_that_takes_the_place_of_an_input_is_9(files, tmp_path, monkeypat
     def states(real, *asked):
         """What is known when reading begins; then the other file comes."""
         found = real(*asked)
-        shutil.copy2(target, "other")
-        os.replace("other", target)
+        other = f"other-{threading.get_ident()}"  # pieces are begun side by side
+        shutil.copy2(target, other)
+        os.replace(other, target)
         return found
 
     for module in [m for name, m in sys.modules.items() if name.startswith("streamattn_cli.engine.jobs")]:
