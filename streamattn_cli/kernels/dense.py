@@ -216,7 +216,7 @@ def add_history(m, y, past_m, past_y, low, high, seen, share, doubt):
     return bad
 
 
-@kernel(cache=True)
+@kernel(cache=True, fastmath=FAST)
 def relate(y, low, high, doubt):
     """Make of how far sums of weights may be off, doubt (r,), how far answers y (r, dv + 1) may be, relative to their norm.
 
@@ -229,9 +229,10 @@ def relate(y, low, high, doubt):
     for i in range(y.shape[0]):
         if not 0 < doubt[i] < 1:
             continue
-        size, z = 0.0, y[i, width]
+        row, size = y[i], 0.0
         for j in range(width):
-            size += (y[i, j] / z) ** 2
+            size += np.float64(row[j]) * np.float64(row[j])
+        size /= np.float64(row[width]) ** 2
         away = doubt[i] * (1 + math.sqrt(spread / size)) if size > 0 else (doubt[i] if spread == 0 else np.inf)
         doubt[i] = away / (1 + away) if away < 1e6 else 1 - 1e-6
 

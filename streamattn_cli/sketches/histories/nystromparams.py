@@ -9,16 +9,16 @@ from streamattn_cli.sketches.budget import DEFAULT_ROWS, check_buffer, group_row
 from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.method import MethodOptions
 
-WINDOW_SHARE = 0.15  # of the rows, exact recent ones
+LARGE = 512  # resident rows from which on a compression takes more new rows in, and the window is the larger share
+WINDOW_SHARES = 0.15, 0.3  # of the rows, exact recent ones
 RECENT_BITS = 12  # of a number of a recent row, where atoms have six
 SHORT = 6  # rows of a stream per resident row up to which eight bits serve better than six: there an atom is few rows
 MODEL_SHARE = 0.05  # of the budget: where correlations of the queries in 16 bits would take more, they get 8 (N26)
 TEMPER = 0.8  # of a model of the queries that was learnt on the way
 ACTIVE = {"fast": 64, "default": 160, "best": 512}  # atoms that take part in one compression
-ACTIVE_TURNED = {**ACTIVE, "default": 120}  # the same with rotary positions, whose turns take the time of the others
 TURNS = {"fast": 1, "default": 2, "best": 4}  # positions of the future that one compression looks at
 MANY = 600  # atoms; with fewer, more than two positions ask more of them than they can give
-FEW = 800  # atoms; with fewer, answers leave time for slices as without turns, and for a third position
+FEW = 800  # atoms; with fewer, answers leave time for a third position
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,16 @@ def nystrom_params(
     """The `nystrom` method within `rows` rows: sinks, window and buffer exact, atoms and statistics in the rest.
 
     `stream` is the number of rows that will come, None if nobody knows (see SHORT). With `fast` a causal stream gets a larger
-    buffer: half as many compressions cost up to an eighth more error. `best` compresses at most half of the atoms at once, or as
-    many as the default: a slice of all of them was up to 7% worse.
+    buffer, small slices and eight bits, which need not be taken apart: fewer atoms, which is what takes its time. `best`
+    compresses at most half of the atoms at once, or as many as the default: a slice of all of them was up to 7% worse.
     """
-    rope = rope if causal else ""
-    slices = ACTIVE_TURNED if rope else ACTIVE
-    active, group = slices[effort], buffer or group_rows(rows)
-    if effort == "fast" and causal:
-        active, group = min(8 * (3 + rows // 128), ACTIVE["default"]), buffer or group_rows(rows, 8, 64)
+    rope, fast, large = rope if causal else "", causal and effort == "fast", causal and rows >= LARGE
+    active = min(8 * (4 + rows // 128), ACTIVE["default"]) if fast else ACTIVE[effort]
+    group = buffer or (group_rows(rows, 8, 64) if fast or large else group_rows(rows))
     check_buffer(group)
     if window is None:
-        window = 1 + max(1, round(WINDOW_SHARE * rows / group)) * group if causal else 1
-    bits = 8 if stream is not None and stream <= SHORT * rows else 6
+        window = 1 + max(1, round(WINDOW_SHARES[large] * rows / group)) * group if causal else 1
+    bits = 8 if fast or stream is not None and stream <= SHORT * rows else 6
     model_bits = 8 if params.dim * (params.dim - 1) > MODEL_SHARE * rows * params.row_bytes else 16
     history = NystromParams(0, active, bits, TEMPER if causal else 1.0, params.stored, rope, model_bits=model_bits)
     params = replace(params, group=group, window=max(window, 1), history=history)
@@ -98,9 +96,8 @@ def nystrom_params(
             f"{-(-least // params.row_bytes)} or more, or a smaller --window or --buffer"
         )
     turns = min(TURNS[effort], 2 if atoms < MANY else 4) if rope else 0
-    if rope and effort == "default" and atoms < FEW:
-        active, turns = ACTIVE["default"], turns + (atoms >= MANY)
-    active = min(active, max(slices["default"], atoms // 2), atoms)
+    turns += bool(rope) and effort == "default" and MANY <= atoms < FEW
+    active = min(active, max(ACTIVE["default"], atoms // 2), atoms)
     return replace(params, history=replace(history, atoms=int(atoms), active=int(active), turns=turns))
 
 
