@@ -284,17 +284,16 @@ class NystromHistory(History):
 
 def _micros(load: Load) -> float:
     p, history = load.params, load.params.history
-    group = history.atoms * (0.012 + 0.8e-4 * load.width) + 87 * (not load.causal)  # reads them
+    reads = history.atoms * (0.03 + 2e-4 * load.width) * (history.bits == 6) + 87 * (not load.causal)
     n, dim = history.active + p.group, load.dim
-    full = (
-        n * (0.7e-3 * load.width + 4.6e-5 * dim * dim)
-        + n * n * (1.9e-3 + 2.05e-5 * dim)
-        + 8.4e-6 * n**3
-        + 3e-5 * dim**3
-    )
+    fits = (
+        n * (4.5e-4 * load.width + 2.9e-5 * dim * dim) + n * n * 1.3e-5 * dim + 1.9e-5 * dim**3
+    )  # for each position ahead
+    full = max(history.turns, 1) * fits + 2e-3 * n * n + 8.9e-6 * n**3
     learning = 7.1e-5 * dim * dim * load.queries * load.group
-    groups = load.rows / p.group * group + load.full_groups(history.atoms) * full
-    return float(0.93 * load.answering(history.atoms) + groups + learning)
+    answers = 0.94 * load.answering(history.atoms) - 1.4 * load.queries * load.group * load.causal
+    groups = load.rows / p.group * reads + load.full_groups(history.atoms) * full
+    return float(answers + groups + learning)
 
 
 def _miniature(params: HeadParams) -> HeadParams:

@@ -9,7 +9,7 @@ from streamattn_cli.sketches.budget import DEFAULT_ROWS, check_buffer, group_row
 from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.method import MethodOptions
 
-LARGE = 512  # resident rows from which on a compression takes more new rows in, and the window is the larger share
+LARGE = 512  # resident rows from which on long streams have larger groups and the larger share of
 WINDOW_SHARES = 0.15, 0.3  # of the rows, exact recent ones
 RECENT_BITS = 12  # of a number of a recent row, where atoms have six
 SHORT = 6  # rows of a stream per resident row up to which eight bits serve better than six: there an atom is few rows
@@ -67,13 +67,15 @@ def nystrom_params(
     buffer, small slices and eight bits, which need not be taken apart: fewer atoms, which is what takes its time. `best`
     compresses at most half of the atoms at once, or as many as the default: a slice of all of them was up to 7% worse.
     """
-    rope, fast, large = rope if causal else "", causal and effort == "fast", causal and rows >= LARGE
+    rope, fast = rope if causal else "", causal and effort == "fast"
+    short = stream is not None and stream <= SHORT * rows
+    large = causal and rows >= LARGE and not short
     active = min(8 * (4 + rows // 128), ACTIVE["default"]) if fast else ACTIVE[effort]
     group = buffer or (group_rows(rows, 8, 64) if fast or large else group_rows(rows))
     check_buffer(group)
     if window is None:
         window = 1 + max(1, round(WINDOW_SHARES[large] * rows / group)) * group if causal else 1
-    bits = 8 if fast or stream is not None and stream <= SHORT * rows else 6
+    bits = 8 if fast or short else 6
     model_bits = 8 if params.dim * (params.dim - 1) > MODEL_SHARE * rows * params.row_bytes else 16
     history = NystromParams(0, active, bits, TEMPER if causal else 1.0, params.stored, rope, model_bits=model_bits)
     params = replace(params, group=group, window=max(window, 1), history=history)
