@@ -130,7 +130,7 @@ def rows_figure(results: list, path: Path, budgets: tuple[str, ...] = ("R=256", 
         return
     plot = Figure("Causal attention: error at fixed memory, " + ", ".join(heads), "rows", "relative error")
     for budget in budgets:
-        for method in ("window", "evict", "evict bits=6", "nystrom"):
+        for method in ("window", "evict bits=6", "evict bits=6 score=last", "nystrom"):
             mine = [r for r in fixed if (r.budget, r.method) == (budget, method) and r.head in heads]
             points = [(n, mean_error({r.head: r for r in mine if r.rows == n})) for n in sorted({r.rows for r in mine})]
             plot.line(f"{method}, {budget}", points, dashed=method != "nystrom")
