@@ -1,10 +1,13 @@
 """`plan` and `--method auto`: projections that hold, commands that run, decisions that are the same every time."""
 
 import shlex
+import tracemalloc
 
 import numpy as np
 import pytest
 from clirun import FILES, SAMPLE, refused, run, save_heads
+
+from streamattn_cli.engine.planning.speed import calibrate
 
 HEADS = SAMPLE / "heads.h5"
 NUMBERS = ("--rows", "1e9", "--dim", "128", "--heads", "32", "--kv-heads", "8")
@@ -25,6 +28,19 @@ def test_numbers_are_enough(from_numbers):
     exact = next(o for o in fitting if o["method"] == "exact")
     assert exact["error"] == "none" and exact["seconds"] > 1000 * min(o["seconds"] for o in fitting)
     assert found["recommended"]["method"] == "nystrom" and "--memory 512MiB" in found["recommended"]["command"]
+
+
+def test_the_measure_of_a_machine_allocates_nothing_as_it_goes():
+    """What each round allocated was given back to the system and came again, page by page: a plan was 1.4 times too long."""
+    calibrate()  # imports
+    tracemalloc.start()
+    try:
+        assert calibrate() > 0
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    operands = 4 * (256 * 64 + 512 * 64 + 256 * 512)
+    assert peak < operands + 200_000
 
 
 def test_a_larger_setting_than_the_one_named_would_not_fit(from_numbers):
