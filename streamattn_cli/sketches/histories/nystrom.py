@@ -286,10 +286,8 @@ def _micros(load: Load) -> float:
     p, history = load.params, load.params.history
     reads = history.atoms * (0.03 + 2e-4 * load.width) * (history.bits == 6) + 87 * (not load.causal)
     n, dim = history.active + p.group, load.dim
-    fits = (
-        n * (4.5e-4 * load.width + 2.9e-5 * dim * dim) + n * n * 1.3e-5 * dim + 1.9e-5 * dim**3
-    )  # for each position ahead
-    full = max(history.turns, 1) * fits + 2e-3 * n * n + 8.9e-6 * n**3
+    one_position = n * (4.5e-4 * load.width + 2.9e-5 * dim * dim) + n * n * 1.3e-5 * dim + 1.9e-5 * dim**3
+    full = max(history.turns, 1) * one_position + 2e-3 * n * n + 8.9e-6 * n**3
     learning = 7.1e-5 * dim * dim * load.queries * load.group
     answers = 0.94 * load.answering(history.atoms) - 1.4 * load.queries * load.group * load.causal
     groups = load.rows / p.group * reads + load.full_groups(history.atoms) * full

@@ -9,7 +9,7 @@ from streamattn_cli.sketches.budget import DEFAULT_ROWS, check_buffer, group_row
 from streamattn_cli.sketches.headparams import HeadParams, spec_bytes
 from streamattn_cli.sketches.method import MethodOptions
 
-LARGE = 512  # resident rows from which on long streams have larger groups and the larger share of
+LARGE = 512  # resident rows from which on long causal streams have groups of 64 and the larger window
 WINDOW_SHARES = 0.15, 0.3  # of the rows, exact recent ones
 RECENT_BITS = 12  # of a number of a recent row, where atoms have six
 SHORT = 6  # rows of a stream per resident row up to which eight bits serve better than six: there an atom is few rows
